@@ -1,0 +1,61 @@
+"""The README.md of an export: what the model is and how it routes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_bar.models.config import ModelConfig
+
+_CARD = """\
+---
+library_name: transformers
+tags: [olmo, {tags}]
+---
+
+# {title}
+
+{description}
+
+| | |
+|---|---|
+| architecture | {architecture} |
+| layers / hidden / ffn | {model.num_layers} / {model.hidden_size} / {model.ffn_hidden_size} |
+| attention heads / kv heads | {model.num_heads} / {model.num_kv_heads} |
+| vocabulary | {model.vocab_size} |
+{routing}
+Written by megatron-bar.
+"""
+
+_ROUTING = """\
+| experts | {names} |
+| active experts per token (k) | **{model.experts_per_token}** of {model.num_experts} |
+
+## Routing rule
+
+Each layer scores a token with one linear row per expert, takes the **softmax over all
+{model.num_experts} experts**, keeps the top {model.experts_per_token}, and adds up their FFN
+outputs weighted by these probabilities, **without renormalisation** (`norm_topk_prob: false`).
+Run it with `num_experts_per_tok: {model.experts_per_token}`, the value it was trained with; a
+smaller k gives another, worse model.
+
+Expert 0 is the anchor: the FFN of the post-trained base model, bit for bit.
+"""
+
+
+def write_model_card(folder: Path, model: ModelConfig) -> None:
+    """Write `folder`/README.md for `model`."""
+    if model.num_experts is None:
+        card = _CARD.format(
+            tags="olmo2", title="A dense OLMo-2 model", architecture="Olmo2ForCausalLM",
+            description="A dense model in OLMo-2's architecture.", routing="", model=model,
+        )
+    else:
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(model.all_expert_names))
+        card = _CARD.format(
+            tags="bar, mixture-of-experts", title="A Branch-Adapt-Route mixture of experts",
+            architecture="FlexOlmoForCausalLM",
+            description="Domain experts trained one at a time beside a frozen anchor (BAR, "
+                        "arXiv 2604.18473), in FlexOlmo's architecture.",
+            routing=_ROUTING.format(model=model, names=names), model=model,
+        )
+    (Path(folder) / "README.md").write_text(card)

@@ -1,0 +1,46 @@
+"""A live model's tensors, to and from a checkpoint, in any layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
+
+from megatron_bar.runtime.errors import BarError
+
+
+def sharding_metadata() -> dict[str, Any]:
+    """What Megatron-Core wants to know about how a state dict is sharded and stored."""
+    return {
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        # The default optimizer sharding can't be loaded in another layout.
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": not torch.cuda.is_available(),
+    }
+
+
+def sharded_model_state(model: torch.nn.Module) -> dict[str, Any]:
+    """This rank's shards of the model, without the empty extra states of local layers."""
+    state = model.sharded_state_dict(metadata=sharding_metadata())
+    return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
+
+
+def load_model(model: torch.nn.Module, folder: Path) -> None:
+    """Fill `model` from a checkpoint that any layout, or a converter, wrote.
+
+    Raises BarError if a tensor is missing or damaged.
+    """
+    try:
+        state = dist_checkpointing.load(sharded_model_state(model), str(folder))
+    except (CheckpointingException, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BarError(f"{folder} can't be loaded: {reason}") from error
+    model.load_state_dict(state, strict=False)
+
+
+def save_model(model: torch.nn.Module, folder: Path) -> None:
+    """Write the model's tensors into `folder`, which exists; every rank takes part."""
+    dist_checkpointing.save(sharded_model_state(model), str(folder))

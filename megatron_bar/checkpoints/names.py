@@ -1,0 +1,186 @@
+"""The one table of names between Megatron-Core and Hugging Face, read in both directions.
+
+Megatron-Core stacks layers: a checkpoint key holds `[L, ...]`, an expert's key `[L, E, ...]`. A
+`Slot` is the slice of such a key that corresponds to a few Hugging Face tensors, and knows how to
+turn one into the other. Supporting another layout of names takes one more table.
+
+Shape letters: V vocabulary, H hidden, L layers, E experts, F ffn, N heads, K kv heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron_bar.models.config import ModelConfig
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How several Hugging Face tensors make one Megatron tensor, and back."""
+
+    join: Callable[[ModelConfig, Sequence[torch.Tensor]], torch.Tensor]
+    split: Callable[[ModelConfig, torch.Tensor], list[torch.Tensor]]
+
+
+def _interleave_qkv(model: ModelConfig, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    # One group a kv head: its query heads, its key head, its value head.
+    groups = [t.reshape(model.num_kv_heads, -1, model.head_dim, t.shape[-1]) for t in tensors]
+    return torch.cat(groups, dim=1).reshape(-1, tensors[0].shape[-1])
+
+
+def _split_qkv(model: ModelConfig, qkv: torch.Tensor) -> list[torch.Tensor]:
+    queries = model.num_heads // model.num_kv_heads
+    groups = qkv.reshape(model.num_kv_heads, queries + 2, model.head_dim, qkv.shape[-1])
+    return [t.reshape(-1, qkv.shape[-1]) for t in groups.split((queries, 1, 1), dim=1)]
+
+
+def _pad_vocabulary(model: ModelConfig, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    (weight,) = tensors
+    missing_rows = model.padded_vocab_size(tensor=1) - weight.shape[0]
+    return torch.nn.functional.pad(weight, (0, 0, 0, missing_rows))
+
+
+SAME = Fusion(lambda model, tensors: tensors[0], lambda model, tensor: [tensor])
+VOCAB = Fusion(_pad_vocabulary, lambda model, tensor: [tensor[: model.vocab_size]])
+QKV = Fusion(_interleave_qkv, _split_qkv)
+GATE_UP = Fusion(lambda model, tensors: torch.cat(tuple(tensors)),
+                 lambda model, tensor: list(tensor.chunk(2)))
+
+
+@dataclass(frozen=True)
+class Name:
+    """One line of the table: `{layer}` and `{expert}` in `hf` say which axes the key has."""
+
+    megatron: str
+    hf: tuple[str, ...]
+    shapes: Callable[[ModelConfig], tuple[Shape, ...]]
+    fusion: Fusion = SAME
+
+
+def _square(model: ModelConfig) -> tuple[Shape, ...]:
+    return ((model.hidden_size, model.num_heads * model.head_dim),)
+
+
+def _hidden(model: ModelConfig) -> tuple[Shape, ...]:
+    return ((model.hidden_size,),)
+
+
+def _vocabulary(model: ModelConfig) -> tuple[Shape, ...]:
+    return ((model.vocab_size, model.hidden_size),)
+
+
+def _qkv(model: ModelConfig) -> tuple[Shape, ...]:
+    q, kv = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    return tuple((width, model.hidden_size) for width in (q, kv, kv))
+
+
+def _gate_up(model: ModelConfig) -> tuple[Shape, ...]:
+    return ((model.ffn_hidden_size, model.hidden_size),) * 2
+
+
+def _down(model: ModelConfig) -> tuple[Shape, ...]:
+    return ((model.hidden_size, model.ffn_hidden_size),)
+
+
+_LAYER = "model.layers.{layer}."
+
+SHARED_NAMES: tuple[Name, ...] = (
+    Name("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), _vocabulary, VOCAB),
+    Name("decoder.layers.self_attention.linear_qkv.weight",
+         tuple(f"{_LAYER}self_attn.{x}_proj.weight" for x in "qkv"), _qkv, QKV),
+    Name("decoder.layers.self_attention.q_norm.weight", (_LAYER + "self_attn.q_norm.weight",),
+         lambda m: ((m.num_heads * m.head_dim,),)),
+    Name("decoder.layers.self_attention.k_norm.weight", (_LAYER + "self_attn.k_norm.weight",),
+         lambda m: ((m.num_kv_heads * m.head_dim,),)),
+    Name("decoder.layers.self_attention.linear_proj.weight", (_LAYER + "self_attn.o_proj.weight",),
+         _square),
+    Name("decoder.layers.self_attn_bda.weight", (_LAYER + "post_attention_layernorm.weight",),
+         _hidden),
+    Name("decoder.layers.mlp_bda.weight", (_LAYER + "post_feedforward_layernorm.weight",), _hidden),
+    Name("decoder.final_layernorm.weight", ("model.norm.weight",), _hidden),
+    Name("output_layer.weight", ("lm_head.weight",), _vocabulary, VOCAB),
+)
+DENSE_FFN_NAMES: tuple[Name, ...] = (
+    Name("decoder.layers.mlp.linear_fc1.weight",
+         tuple(f"{_LAYER}mlp.{x}_proj.weight" for x in ("gate", "up")), _gate_up, GATE_UP),
+    Name("decoder.layers.mlp.linear_fc2.weight", (_LAYER + "mlp.down_proj.weight",), _down),
+)
+EXPERT_FFN_NAMES: tuple[Name, ...] = (
+    Name("decoder.layers.mlp.experts.experts.linear_fc1.weight",
+         tuple(_LAYER + "mlp.experts.{expert}." + f"{x}_proj.weight" for x in ("gate", "up")),
+         _gate_up, GATE_UP),
+    Name("decoder.layers.mlp.experts.experts.linear_fc2.weight",
+         (_LAYER + "mlp.experts.{expert}.down_proj.weight",), _down),
+)
+ROUTER_NAME = Name("decoder.layers.mlp.router.weight", (_LAYER + "mlp.gate.weight",),
+                   lambda m: ((m.num_experts, m.hidden_size),))
+
+
+def table(model: ModelConfig) -> tuple[Name, ...]:
+    """All lines that hold for `model`, dense or with experts."""
+    if model.num_experts is None:
+        return SHARED_NAMES + DENSE_FFN_NAMES
+    return SHARED_NAMES + EXPERT_FFN_NAMES + (ROUTER_NAME,)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One slice of a Megatron key: `key[index]`, and the Hugging Face tensors it holds."""
+
+    model: ModelConfig
+    name: Name
+    index: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        return self.name.megatron
+
+    @property
+    def hf_names(self) -> tuple[str, ...]:
+        places = dict(zip(("layer", "expert"), self.index))
+        return tuple(pattern.format(**places) for pattern in self.name.hf)
+
+    @property
+    def hf_shapes(self) -> tuple[Shape, ...]:
+        return self.name.shapes(self.model)
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the slice, without the layer and expert axes."""
+        shapes = self.hf_shapes
+        rows = sum(shape[0] for shape in shapes)
+        if self.name.fusion is VOCAB:
+            rows = self.model.padded_vocab_size(tensor=1)
+        return (rows, *shapes[0][1:])
+
+    @property
+    def global_shape(self) -> Shape:
+        """Shape of the whole key."""
+        axes = (self.model.num_layers, self.model.num_experts)[: len(self.index)]
+        return (*axes, *self.shape)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def from_hf(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self.name.fusion.join(self.model, tensors)
+
+    def to_hf(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        return self.name.fusion.split(self.model, tensor)
+
+
+def slots(model: ModelConfig) -> Iterator[Slot]:
+    """Every slice of a checkpoint of `model`, layer by layer."""
+    for name in table(model):
+        has_experts = "{expert}" in name.hf[0]
+        layers = range(model.num_layers) if "{layer}" in name.hf[0] else [None]
+        for layer in layers:
+            for expert in range(model.num_experts) if has_experts else [None]:
+                yield Slot(model, name, tuple(i for i in (layer, expert) if i is not None))

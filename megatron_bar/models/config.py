@@ -1,0 +1,98 @@
+"""What an OLMo-2 or FlexOlmo model looks like, independent of any library."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import read_json, write_json
+from megatron_bar.runtime.layout import Layout
+
+FILE_NAME = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and constants of one model.
+
+    `num_experts` None means a dense model. `experts_per_token` is BAR's k; routing is an fp32
+    softmax over all experts, then top-k, without renormalisation.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    max_position_embeddings: int = 4096
+    rope_theta: float = 500_000.0
+    rms_norm_eps: float = 1e-6
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    expert_names: tuple[str, ...] | None = None
+
+    @property
+    def all_expert_names(self) -> tuple[str, ...]:
+        """A name for each expert, by global id; empty for a dense model."""
+        if self.num_experts is None:
+            return ()
+        numbered = ("anchor", *(f"expert{i}" for i in range(1, self.num_experts)))
+        return self.expert_names or numbered
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    def with_experts(self, num_experts: int, experts_per_token: int | None = None) -> ModelConfig:
+        """The same model with `num_experts` FFNs; all are active unless told otherwise."""
+        return dataclasses.replace(
+            self, num_experts=num_experts, experts_per_token=experts_per_token or num_experts,
+            expert_names=None,
+        )
+
+    def padded_vocab_size(self, tensor: int) -> int:
+        """Rows of the embedding and the head: a multiple of 128 per tensor-parallel rank.
+
+        The published vocabulary (100,352) is a multiple already, so OLMo-2 isn't padded up to TP 8.
+        """
+        multiple = 128 * tensor
+        return -(-self.vocab_size // multiple) * multiple
+
+    def check(self, layout: Layout) -> None:
+        """Raise BarError where `layout` can't hold this model."""
+        divisions = [
+            ("tensor", layout.tensor, "attention heads", self.num_heads),
+            ("tensor", layout.tensor, "kv heads", self.num_kv_heads),
+            ("tensor", layout.tensor, "ffn columns", self.ffn_hidden_size),
+            ("pipeline", layout.pipeline, "layers", self.num_layers),
+        ]
+        if self.num_experts is not None:
+            divisions.append(("expert", layout.expert, "experts", self.num_experts))
+            divisions.append(("expert_tensor", layout.resolved_expert_tensor, "ffn columns",
+                              self.ffn_hidden_size))
+        elif layout.expert > 1:
+            raise BarError(f"layout.expert is {layout.expert}, but a dense model has no experts")
+        for key, size, what, count in divisions:
+            if count % size:
+                raise BarError(f"layout.{key} {size} doesn't divide the model's {count} {what}")
+
+    def save(self, folder: Path) -> None:
+        write_json(Path(folder) / FILE_NAME, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelConfig:
+        """Read what `save` wrote. Raises BarError if `folder` holds no checkpoint of ours."""
+        path = Path(folder) / FILE_NAME
+        if not path.is_file():
+            raise BarError(f"{folder} is not a megatron-bar checkpoint: {FILE_NAME} is missing")
+        content: dict[str, Any] = read_json(path)
+        if content.get("expert_names"):
+            content["expert_names"] = tuple(content["expert_names"])
+        try:
+            return cls(**content)
+        except TypeError as error:
+            raise BarError(f"{path} was written by another version: {error}") from None

@@ -1,0 +1,155 @@
+"""OLMo-2, dense or with BAR's experts, assembled from Megatron-Core parts."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+)
+
+from megatron_bar.models.attention import OlmoSelfAttention
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.norms import NormThenAdd, RMSNorm
+from megatron_bar.models.router import RowRouter
+from megatron_bar.runtime.layout import Layout
+
+INIT_STD = 0.02
+
+
+def transformer_config(
+    model: ModelConfig, layout: Layout, dtype: torch.dtype, router_z_loss: float = 0.0
+) -> TransformerConfig:
+    """Megatron's configuration for `model` laid out as `layout`, computing in `dtype`."""
+    experts = {}
+    if model.num_experts is not None:
+        experts = dict(
+            num_moe_experts=model.num_experts,
+            moe_ffn_hidden_size=model.ffn_hidden_size,
+            moe_router_topk=model.experts_per_token,
+            moe_router_pre_softmax=True,  # softmax over all experts, then top-k, as FlexOlmo does
+            moe_router_dtype="fp32",
+            moe_router_load_balancing_type="none",
+            moe_z_loss_coeff=router_z_loss or None,
+            moe_token_dispatcher_type="alltoall",
+        )
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_heads,
+        num_query_groups=model.num_kv_heads,
+        kv_channels=model.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.rms_norm_eps,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=INIT_STD,
+        init_method=functools.partial(torch.nn.init.normal_, mean=0.0, std=INIT_STD),
+        output_layer_init_method=functools.partial(torch.nn.init.normal_, mean=0.0, std=INIT_STD),
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.resolved_expert_tensor,
+        sequence_parallel=layout.tensor > 1,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        attention_softmax_in_fp32=True,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        **experts,
+    )
+
+
+def _layer_spec(config: TransformerConfig) -> ModuleSpec:
+    """One reordered-norm layer: `h = x + norm(attention(x)); y = h + norm(ffn(h))`."""
+    # Transformer Engine's parts need a GPU. That path follows its documented interface; it has not
+    # been run.
+    if HAVE_TE and torch.cuda.is_available():
+        from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+        backend = TESpecProvider()
+    else:
+        backend = LocalSpecProvider()
+    linears = MLPSubmodules(
+        linear_fc1=backend.column_parallel_linear(), linear_fc2=backend.row_parallel_linear()
+    )
+    norm_then_add = ModuleSpec(
+        NormThenAdd,
+        params=dict(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon),
+    )
+    if config.num_moe_experts is None:
+        ffn = ModuleSpec(MLP, submodules=linears)
+    else:
+        # One module an expert, so that a frozen expert costs no gradient of any kind.
+        experts = ModuleSpec(SequentialMLP, submodules=linears)
+        ffn = ModuleSpec(MoELayer, submodules=MoESubmodules(experts=experts, router=RowRouter))
+    return ModuleSpec(
+        TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            self_attention=ModuleSpec(
+                OlmoSelfAttention,
+                params={"attn_mask_type": AttnMaskType.causal},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=backend.column_parallel_linear(),
+                    core_attention=backend.core_attention(),
+                    linear_proj=backend.row_parallel_linear(),
+                ),
+            ),
+            self_attn_bda=norm_then_add,
+            mlp=ffn,
+            mlp_bda=norm_then_add,
+        ),
+    )
+
+
+def build_model(
+    model: ModelConfig,
+    layout: Layout,
+    dtype: torch.dtype = torch.float32,
+    router_z_loss: float = 0.0,
+) -> GPTModel:
+    """This rank's part of `model`, freshly initialized (normal, std 0.02; norms 1).
+
+    Called inside `process_groups(layout)`. `router_z_loss` is the coefficient of the mean over
+    tokens of logsumexp(router logits)^2, applied while training.
+
+    Raises BarError if `layout` can't hold the model.
+    """
+    model.check(layout)
+    config = transformer_config(model, layout, dtype, router_z_loss)
+    layers = [_layer_spec(config)] * get_num_layers_to_build(config)
+    return GPTModel(
+        config=config,
+        transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
+        vocab_size=model.padded_vocab_size(layout.tensor),
+        max_sequence_length=model.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=False,
+        position_embedding_type="rope",
+        rotary_base=model.rope_theta,
+    )

@@ -1,0 +1,1 @@
+"""The user's YAML as typed dataclasses, its validation, and the graph of stages it describes."""

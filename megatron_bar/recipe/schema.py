@@ -1,0 +1,120 @@
+"""Every key a recipe may have.
+
+A recipe is YAML with these keys; `megatron-bar run` reads it with OmegaConf, so that
+`${...}` refers to other keys and `a.b=c` on the command line overrides one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from megatron_bar.runtime.layout import Layout
+
+
+@dataclass
+class Source:
+    """Where examples come from. Give one of `path`, `hub` and `toy`.
+
+    Mid-training reads texts, SFT and routing read conversations: a list of `messages` with `role`
+    and `content`, and where they occur `functions` (on a system or user turn) and `function_calls`
+    (on an assistant turn).
+    """
+
+    path: str | None = None  # a .jsonl, .json, .parquet or .txt file
+    hub: str | None = None  # a dataset of the Hugging Face hub, or a folder datasets can load
+    toy: str | None = None  # a domain of the toy world: general, math, code, tool_use, safety
+    name: str | None = None  # how the source is called in logs; its file or domain name by default
+    split: str = "train"
+    count: int | None = None  # take this many examples, spread over the source by the seed
+    repeat: int = 1  # go through the source this many times in each epoch
+    text_column: str = "text"
+    messages_column: str = "messages"
+
+
+@dataclass
+class Training:
+    """How one stage trains. Defaults are what the stages of BAR have in common."""
+
+    data: list[Source] = field(default_factory=list)
+    # What trains: patterns over parameter groups. embeddings, attention, block_norms, final_norm,
+    # head, ffn (of a dense model), expert.N and router.N, where 0 is the anchor.
+    trainable: list[str] = field(default_factory=list)
+    steps: int | None = None  # give steps or epochs
+    epochs: float | None = None
+    sequence_length: int = 4096
+    batch_size: int = 256  # sequences in an optimizer step, over all processes
+    micro_batch_size: int = 1  # sequences a process computes at once
+    lr: float = 1e-4
+    lr_scale: dict[str, float] = field(default_factory=dict)  # factor by group pattern
+    schedule: str = "linear"  # linear, cosine or constant
+    warmup: float = 0.03  # share of the steps
+    floor: float = 0.0  # the last learning rate, as a share of the peak
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    router_z_loss: float = 1e-3
+    distributed_optimizer: bool = True
+    dtype: str = "float32"  # float32 or bfloat16 (with fp32 main weights and gradients)
+    save_every: int = 500  # steps between checkpoints to resume from
+    log_every: int = 10
+    layout: Layout | None = None  # the recipe's layout by default
+
+
+@dataclass
+class Pretrain:
+    """Train a small dense base from scratch, where no Hugging Face folder is at hand.
+
+    The model at `snapshot` (a share of the steps) plays the pretrained model, the last one the
+    post-trained anchor.
+    """
+
+    model: str = "toy"  # a preset
+    vocab_size: int = 512
+    snapshot: float = 0.5
+    chat: list[Source] = field(default_factory=list)  # conversations, mixed with training.data
+    training: Training = field(default_factory=Training)
+
+
+@dataclass
+class Domain:
+    """One domain expert. A stage that isn't given is left out."""
+
+    midtrain: Training | None = None
+    sft: Training | None = None
+    tasks: list[Source] = field(default_factory=list)  # held-out items that measure the domain
+
+
+@dataclass
+class Route:
+    """Router training on the merged model."""
+
+    fraction: float = 0.05  # of every source of every domain's SFT data
+    training: Training = field(default_factory=Training)
+
+
+@dataclass
+class Evaluate:
+    """Greedy answers to held-out items, scored by the domain's rule."""
+
+    general: list[Source] = field(default_factory=list)
+    max_new_tokens: int = 64
+    batch_size: int = 64
+
+
+@dataclass
+class Recipe:
+    """A whole run: from a dense Hugging Face checkpoint to a FlexOlmo one."""
+
+    name: str = "???"
+    runs: str = "runs"  # the run is the folder runs/name
+    seed: int = 0
+    anchor: str | None = None  # Hugging Face folder of the post-trained model
+    pretrained: str | None = None  # ... of the pretrained one, whose FFN the experts start from
+    pretrain: Pretrain | None = None  # instead of the two above
+    chat_template: str | None = None  # olmo, tulu or a .jinja file; the tokenizer's own by default
+    layout: Layout = field(default_factory=Layout)
+    domains: dict[str, Domain] = field(default_factory=dict)
+    route: Route = field(default_factory=Route)
+    evaluate: Evaluate = field(default_factory=Evaluate)

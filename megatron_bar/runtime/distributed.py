@@ -1,0 +1,73 @@
+"""Processes and their groups."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from megatron_bar.runtime import cpu
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.layout import Layout
+
+
+@contextlib.contextmanager
+def process_groups(layout: Layout, seed: int = 0, timeout_minutes: float = 10) -> Iterator[None]:
+    """Join the process group that torchrun describes and set up Megatron's groups for `layout`.
+
+    Without torchrun's environment this process is the only one. Everything is torn down on the way
+    out, also after an error, so that one failed rank does not leave the others waiting.
+
+    Raises BarError if the layout doesn't fit itself or the number of processes that run.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    layout.check()
+    cpu.install()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != layout.processes:
+        raise BarError(
+            f"layout asks for {layout.processes} processes and {world_size} run; start them with "
+            f"torchrun --nproc-per-node {layout.processes} (megatron-bar run does)"
+        )
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # A lone process meets nobody, so it needs no port that another run might hold.
+    store = dist.HashStore() if world_size == 1 else None
+    dist.init_process_group(
+        backend="nccl" if on_gpu else "gloo",
+        timeout=timedelta(minutes=timeout_minutes),
+        store=store,
+        rank=0 if store else int(os.environ["RANK"]),
+        world_size=world_size,
+    )
+    try:
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tensor,
+            pipeline_model_parallel_size=layout.pipeline,
+            expert_model_parallel_size=layout.expert,
+            expert_tensor_parallel_size=layout.resolved_expert_tensor,
+        )
+        model_parallel_cuda_manual_seed(seed + 1, force_reset_rng=True)
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def device() -> torch.device:
+    """Where this process computes."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def is_main() -> bool:
+    """True in one process of the run: the one that prints and writes small files."""
+    return not dist.is_initialized() or dist.get_rank() == 0

@@ -1,0 +1,98 @@
+"""Files and folders that are whole under their final name, and digests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+
+from megatron_bar.runtime.errors import BarError
+
+
+def staging_path(target: Path) -> Path:
+    """Where a folder is written before it takes its final name: beside it, on the same disk."""
+    return target.with_name(f".{target.name}.partial")
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Write a folder beside `target` and rename it when the block ends without an error.
+
+    Yields the folder to write into, which starts empty. After an error it is removed and `target`
+    is as it was.
+
+    Raises BarError if `target` stands already and `overwrite` is false.
+    """
+    target = Path(target)
+    if target.exists() and not overwrite:
+        raise BarError(f"{target} exists already; remove it or choose another name")
+    staging = staging_path(target)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    publish(staging, target)
+
+
+def publish(staging: Path, target: Path) -> None:
+    """Give a finished folder its final name, in place of what stood there."""
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(staging, target)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under its final name in one step."""
+    staging = staging_path(path)
+    staging.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(staging, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises BarError if it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise BarError(f"{path} is missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BarError(f"{path} is not valid JSON: {error}") from None
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """xxh3 of a tensor's bytes, its shape and its dtype."""
+    data = tensor.detach().contiguous().cpu()
+    digest = xxhash.xxh3_128(f"{data.dtype}{tuple(data.shape)}".encode())
+    digest.update(data.view(torch.uint8).numpy() if data.dim() else data.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """xxh3 of a file's bytes."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """xxh3 over the names and bytes of all files below `folder`."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0{file_digest(path)}\0".encode())
+    return digest.hexdigest()
+
+
+def json_digest(content: Any) -> str:
+    """xxh3 of a JSON value, whatever the order of its keys."""
+    return xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
