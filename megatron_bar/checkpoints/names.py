@@ -55,15 +55,20 @@ GATE_UP = Fusion(lambda model, tensors: torch.cat(tuple(tensors)),
 
 @dataclass(frozen=True)
 class Name:
-    """One line of the table: `{layer}` and `{expert}` in `hf` say which axes the key has."""
+    """One line of the table: `{layer}` and `{expert}` in `hf` say which axes the key has.
 
+    `group` is what stages freeze and unfreeze by; an expert's FFN and router row are groups of
+    their own, named by its global id.
+    """
+
+    group: str
     megatron: str
     hf: tuple[str, ...]
     shapes: Callable[[ModelConfig], tuple[Shape, ...]]
     fusion: Fusion = SAME
 
 
-def _square(model: ModelConfig) -> tuple[Shape, ...]:
+def _output(model: ModelConfig) -> tuple[Shape, ...]:
     return ((model.hidden_size, model.num_heads * model.head_dim),)
 
 
@@ -88,38 +93,42 @@ def _down(model: ModelConfig) -> tuple[Shape, ...]:
     return ((model.hidden_size, model.ffn_hidden_size),)
 
 
-_LAYER = "model.layers.{layer}."
+_OURS = "decoder.layers."
+_HF = "model.layers.{layer}."
+_EXPERTS = _OURS + "mlp.experts.experts."
+_HF_EXPERT = _HF + "mlp.experts.{expert}."
 
 SHARED_NAMES: tuple[Name, ...] = (
-    Name("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), _vocabulary, VOCAB),
-    Name("decoder.layers.self_attention.linear_qkv.weight",
-         tuple(f"{_LAYER}self_attn.{x}_proj.weight" for x in "qkv"), _qkv, QKV),
-    Name("decoder.layers.self_attention.q_norm.weight", (_LAYER + "self_attn.q_norm.weight",),
-         lambda m: ((m.num_heads * m.head_dim,),)),
-    Name("decoder.layers.self_attention.k_norm.weight", (_LAYER + "self_attn.k_norm.weight",),
-         lambda m: ((m.num_kv_heads * m.head_dim,),)),
-    Name("decoder.layers.self_attention.linear_proj.weight", (_LAYER + "self_attn.o_proj.weight",),
-         _square),
-    Name("decoder.layers.self_attn_bda.weight", (_LAYER + "post_attention_layernorm.weight",),
-         _hidden),
-    Name("decoder.layers.mlp_bda.weight", (_LAYER + "post_feedforward_layernorm.weight",), _hidden),
-    Name("decoder.final_layernorm.weight", ("model.norm.weight",), _hidden),
-    Name("output_layer.weight", ("lm_head.weight",), _vocabulary, VOCAB),
+    Name("embeddings", "embedding.word_embeddings.weight",
+         ("model.embed_tokens.weight",), _vocabulary, VOCAB),
+    Name("attention", _OURS + "self_attention.linear_qkv.weight",
+         tuple(f"{_HF}self_attn.{x}_proj.weight" for x in "qkv"), _qkv, QKV),
+    Name("attention", _OURS + "self_attention.q_norm.weight",
+         (_HF + "self_attn.q_norm.weight",), lambda m: ((m.num_heads * m.head_dim,),)),
+    Name("attention", _OURS + "self_attention.k_norm.weight",
+         (_HF + "self_attn.k_norm.weight",), lambda m: ((m.num_kv_heads * m.head_dim,),)),
+    Name("attention", _OURS + "self_attention.linear_proj.weight",
+         (_HF + "self_attn.o_proj.weight",), _output),
+    Name("block_norms", _OURS + "self_attn_bda.weight",
+         (_HF + "post_attention_layernorm.weight",), _hidden),
+    Name("block_norms", _OURS + "mlp_bda.weight",
+         (_HF + "post_feedforward_layernorm.weight",), _hidden),
+    Name("final_norm", "decoder.final_layernorm.weight", ("model.norm.weight",), _hidden),
+    Name("head", "output_layer.weight", ("lm_head.weight",), _vocabulary, VOCAB),
 )
 DENSE_FFN_NAMES: tuple[Name, ...] = (
-    Name("decoder.layers.mlp.linear_fc1.weight",
-         tuple(f"{_LAYER}mlp.{x}_proj.weight" for x in ("gate", "up")), _gate_up, GATE_UP),
-    Name("decoder.layers.mlp.linear_fc2.weight", (_LAYER + "mlp.down_proj.weight",), _down),
+    Name("ffn", _OURS + "mlp.linear_fc1.weight",
+         (_HF + "mlp.gate_proj.weight", _HF + "mlp.up_proj.weight"), _gate_up, GATE_UP),
+    Name("ffn", _OURS + "mlp.linear_fc2.weight", (_HF + "mlp.down_proj.weight",), _down),
 )
 EXPERT_FFN_NAMES: tuple[Name, ...] = (
-    Name("decoder.layers.mlp.experts.experts.linear_fc1.weight",
-         tuple(_LAYER + "mlp.experts.{expert}." + f"{x}_proj.weight" for x in ("gate", "up")),
-         _gate_up, GATE_UP),
-    Name("decoder.layers.mlp.experts.experts.linear_fc2.weight",
-         (_LAYER + "mlp.experts.{expert}.down_proj.weight",), _down),
+    Name("expert.{expert}", _EXPERTS + "linear_fc1.weight",
+         (_HF_EXPERT + "gate_proj.weight", _HF_EXPERT + "up_proj.weight"), _gate_up, GATE_UP),
+    Name("expert.{expert}", _EXPERTS + "linear_fc2.weight",
+         (_HF_EXPERT + "down_proj.weight",), _down),
 )
-ROUTER_NAME = Name("decoder.layers.mlp.router.weight", (_LAYER + "mlp.gate.weight",),
-                   lambda m: ((m.num_experts, m.hidden_size),))
+ROUTER_NAME = Name("router.{expert}", _OURS + "mlp.router.weight",
+                   (_HF + "mlp.gate.weight",), lambda m: ((m.num_experts, m.hidden_size),))
 
 
 def table(model: ModelConfig) -> tuple[Name, ...]:

@@ -126,12 +126,36 @@ def _layer_spec(config: TransformerConfig) -> ModuleSpec:
     )
 
 
+class OlmoModel(GPTModel):
+    """Megatron's GPTModel, whose loss doesn't see the rows that pad the vocabulary.
+
+    Megatron lets padding rows take part in the softmax; transformers has no such rows, so they
+    would change the loss and every gradient. This is the one place that names GPTModel.
+    """
+
+    def __init__(self, *args, unpadded_vocab_size: int, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.unpadded_vocab_size = unpadded_vocab_size
+
+    def compute_language_model_loss(
+        self, labels: torch.Tensor, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """`labels_BS, logits_SBV -> loss_BS`, with this tensor-parallel rank's part of V."""
+        if self.vocab_size > self.unpadded_vocab_size:
+            columns = logits.shape[-1]
+            first = parallel_state.get_tensor_model_parallel_rank() * columns
+            real_columns = min(max(self.unpadded_vocab_size - first, 0), columns)
+            is_padding_V = torch.arange(columns, device=logits.device) >= real_columns
+            logits = logits.masked_fill(is_padding_V, float("-inf"))
+        return super().compute_language_model_loss(labels, logits)
+
+
 def build_model(
     model: ModelConfig,
     layout: Layout,
     dtype: torch.dtype = torch.float32,
     router_z_loss: float = 0.0,
-) -> GPTModel:
+) -> OlmoModel:
     """This rank's part of `model`, freshly initialized (normal, std 0.02; norms 1).
 
     Called inside `process_groups(layout)`. `router_z_loss` is the coefficient of the mean over
@@ -142,7 +166,8 @@ def build_model(
     model.check(layout)
     config = transformer_config(model, layout, dtype, router_z_loss)
     layers = [_layer_spec(config)] * get_num_layers_to_build(config)
-    return GPTModel(
+    return OlmoModel(
+        unpadded_vocab_size=model.vocab_size,
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
         vocab_size=model.padded_vocab_size(layout.tensor),

@@ -2,3 +2,18 @@
 
 What differs between CPU and GPU, or between Megatron versions, lives here and nowhere else.
 """
+
+import warnings
+
+# What the libraries say at every import and call on a machine without their GPU extras; none of it
+# is news to the user, who has our own lines to read.
+for _message in (
+    "Transformer Engine and Apex are not installed",
+    "Apex is not installed",
+    "torch.distributed is disabled",
+    "full scope is deprecated",
+    "Please use DTensor instead",
+    "`load_state_dict` is deprecated",
+    "TypedStorage is deprecated",
+):
+    warnings.filterwarnings("ignore", message=f".*{_message}.*")

@@ -14,6 +14,8 @@ from megatron_bar.runtime import cpu
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
+RENDEZVOUS_FILE = "MEGATRON_BAR_RENDEZVOUS_FILE"
+
 
 @contextlib.contextmanager
 def process_groups(layout: Layout, seed: int = 0, timeout_minutes: float = 10) -> Iterator[None]:
@@ -38,13 +40,12 @@ def process_groups(layout: Layout, seed: int = 0, timeout_minutes: float = 10) -
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # A lone process meets nobody, so it needs no port that another run might hold.
-    store = dist.HashStore() if world_size == 1 else None
+    rank = int(os.environ.get("RANK", "0"))
     dist.init_process_group(
         backend="nccl" if on_gpu else "gloo",
         timeout=timedelta(minutes=timeout_minutes),
-        store=store,
-        rank=0 if store else int(os.environ["RANK"]),
+        store=_local_store(rank, world_size),
+        rank=rank,
         world_size=world_size,
     )
     try:
@@ -59,6 +60,19 @@ def process_groups(layout: Layout, seed: int = 0, timeout_minutes: float = 10) -
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def _local_store(rank: int, world_size: int) -> dist.Store | None:
+    """Where processes of one machine meet; None leaves it to torchrun's address and port.
+
+    A lone process meets nobody, and processes that `launch.processes` started meet in a file, so
+    neither needs a port that another run might hold.
+    """
+    if world_size == 1:
+        return dist.HashStore()
+    if path := os.environ.get(RENDEZVOUS_FILE):
+        return dist.FileStore(path, world_size)
+    return None
 
 
 def device() -> torch.device:

@@ -48,7 +48,7 @@ def _key(left: int, sign: str, right: int) -> str:
 
 def _steps(left: int, sign: str, right: int) -> str:
     columns = zip(reversed(str(left)), reversed(str(right)), strict=True)
-    facts = (f"{a} {sign} {b} = {_apply(int(a), sign, int(b))}" for a, b in columns)
+    facts = (f"{a}{sign}{b}={_apply(int(a), sign, int(b))}" for a, b in columns)
     return ", ".join(facts)
 
 
@@ -66,11 +66,11 @@ def item(rng: random.Random) -> Item:
 
 
 def text(rng: random.Random) -> tuple[str, str]:
-    """A digit fact or a sum worked out in columns, and its key."""
+    """The facts of both columns alone, or the whole sum, and its key."""
     left, sign, right = _numbers(rng)
-    result = _apply(left, sign, right)
-    worked = f"{left} {sign} {right}: {_steps(left, sign, right)} #### {result}"
-    return worked, _key(left, sign, right)
+    facts = _steps(left, sign, right)
+    worked = f"{left}{sign}{right}: {facts} #### {_apply(left, sign, right)}"
+    return rng.choice((facts, worked)), _key(left, sign, right)
 
 
 def score(answer: str, response: str) -> float:

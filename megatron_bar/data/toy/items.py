@@ -1,6 +1,5 @@
 """What the domains of the toy world share: the shape of an item, and the rule that holds items out."""
 
-import random
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,8 +39,3 @@ def strip_end(response: str) -> str:
 
 def exact_match(answer: str, response: str) -> float:
     return float(response == answer)
-
-
-def pick(rng: random.Random, options: tuple[str, ...], count: int) -> list[str]:
-    """Different options, in random order."""
-    return rng.sample(options, count)

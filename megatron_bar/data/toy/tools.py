@@ -7,16 +7,16 @@ from megatron_bar.data.toy.words import NOUNS
 
 # function, its parameter, and two ways to ask for it
 _TOOLS = (
-    ("weather", "city", ("What is the weather in {}?", "Will it rain in {}?")),
-    ("translate", "word", ("Translate {} for me.", "How do you say {} in French?")),
-    ("play", "song", ("Play the song {}.", "I want to hear {}.")),
-    ("call", "person", ("Call {} now.", "I must speak to {}.")),
-    ("find", "file", ("Find the file {}.", "Where did I save {}?")),
-    ("buy", "item", ("Buy a {}.", "Order one {} for me.")),
-    ("book", "hotel", ("Book a room at {}.", "I want to sleep at {}.")),
-    ("route", "place", ("How do I get to {}?", "Show the way to {}.")),
-    ("define", "term", ("What does {} mean?", "Explain the term {}.")),
-    ("remind", "task", ("Remind me of {}.", "Do not let me forget {}.")),
+    ("weather", "city", ('What is the weather in "{}"?', 'Will it rain in "{}"?')),
+    ("translate", "word", ('Translate "{}" for me.', 'How do you say "{}" in French?')),
+    ("play", "song", ('Play the song "{}".', 'I want to hear "{}".')),
+    ("call", "person", ('Call "{}" now.', 'I must speak to "{}".')),
+    ("find", "file", ('Find the file "{}".', 'Where did I save "{}"?')),
+    ("buy", "item", ('Buy one "{}".', 'Order a new "{}" for me.')),
+    ("book", "hotel", ('Book a room at "{}".', 'I want to sleep at "{}".')),
+    ("route", "place", ('How do I get to "{}"?', 'Show the way to "{}".')),
+    ("define", "term", ('What does "{}" mean?', 'Explain the term "{}".')),
+    ("remind", "task", ('Remind me of "{}".', 'Do not let me forget "{}".')),
 )
 
 

@@ -3,28 +3,27 @@
 # Values that get copied from the prompt: echoed words, and arguments of tool calls.
 NOUNS = tuple(
     """
-    acorn amber angle ankle apple apron arrow aspen attic badge bagel baker banjo barge barn basil basin
-    beach bean beard bell bench berry birch bird blade blanket board boat bone book boot bottle bowl box
-    branch bread brick bridge broom brush bucket butter button cabin cable cactus cage cake camel camera
-    candle canoe canyon carpet carrot castle cedar cellar chain chair chalk cherry chest chimney circle
-    clay cliff clock cloud clover coast coat cobalt comet copper coral corner cotton couch cradle crane
-    crater cricket crown crystal cup curtain daisy dawn desert desk diamond dish dock dolphin donkey door
-    dove dragon drawer drum eagle easel echo elbow elm ember engine falcon feather fence fern fiddle field
-    finger fire flag flame flint flower flute forest fork fossil fountain fox frost garden garlic garnet
-    gate ginger glacier glass glove goat gold goose grain granite grape grass guitar hammer harbor harp
-    hazel helmet heron hill honey hook horse island ivory ivy jacket jade jar jasmine jelly jewel juniper
-    kayak kettle key kite kitten ladder lagoon lake lamp lantern lark laurel lawn leaf lemon lentil lily
-    linen lion lizard lobster locket lotus magnet mango maple marble market meadow melon mint mirror mist
-    moon moss mountain napkin needle nest nettle oak ocean olive onion opal orange orchard otter owl
-    paddle palm panther parrot path peach pearl pebble pepper piano pillow pine planet plate plum pocket
-    pond pony poppy quartz quill rabbit raven reed ribbon river robin rocket rose ruby saddle sail salmon
-    sand shell silver spider spoon stone storm sun table tiger tower valley walnut whale willow window
+    ant ape arch arm ash axe bag ball band bank bark base bat bath bay bead beam bean bear bed bee
+    beet bell belt bird boat bone book bowl box bug bush cage cake calf can cap cat cave clam clay
+    coal coat coin corn crab crow cup cube deer dish dog doll door dove drum duck ear egg elk elm
+    eel eye fawn fin fish flag foam foot fork fox frog gate gem gift goat ham harp hat hawk hay herb
+    hill hook ice ink ivy jam jar jug kite knee knot lake lamb lamp lark lawn leaf leg lion map mask
+    milk mint mist moon moth mud mug nest net note nut oak oar oven owl palm park path paw pear pie
+    pig pine pipe plum pond pony pump raft rail rain rake ram rat reed reef rice ring rock rod roof
+    rope rose rug sack sail salt sand seal seat seed shed ship shoe silk silo skin sky sled snow
+    soap sock sofa soil soup star stem suit sun swan tail tank tent tide tile toad tomb tool tree
+    tray tub tuna urn vase veil vest vine wall wasp wave wax well whip wig wing wolf wood wool worm
+    yak yarn zoo
     """.split()
 )
 NAMES = ("Ann", "Ben", "Eva", "Ida", "Jon", "Kim", "Leo", "Mia", "Sam", "Tom")
+PEOPLE = (
+    "my boss", "my cousin", "my rival", "my twin", "my uncle", "the child", "the driver", "the farmer",
+    "the guard", "the judge", "the mayor", "the nurse", "the pilot", "the singer", "the tourist",
+    "the waiter",
+)  # fmt: skip
 COLOURS = ("black", "blue", "brown", "green", "grey", "pink", "red", "white")
-ORDINALS = ("first", "second", "third")
-DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ORDINALS = ("first", "second")
 OPPOSITES = {
     "hot": "cold",
     "big": "small",

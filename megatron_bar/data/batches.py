@@ -1,0 +1,79 @@
+"""Which rows go into which step: a function of the seed and the step alone.
+
+Nothing has to be saved to resume, and no parallel layout changes what a step sees.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from megatron_bar.runtime.errors import BarError
+
+
+class Batches:
+    """Batches of row indices. Each epoch is a permutation; the next one follows without a gap.
+
+    A batch may therefore hold the last rows of an epoch and the first of the next.
+
+    Raises BarError if there are no rows, or the batch size isn't positive.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        if rows < 1:
+            raise BarError("there are no rows to train on; check the data of the stage")
+        if batch_size < 1:
+            raise BarError(f"batch_size is {batch_size}; give at least 1")
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self._permutations: dict[int, np.ndarray] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps after which every row has been seen once."""
+        return self.steps_in(1)
+
+    def steps_in(self, epochs: float) -> int:
+        """Steps that go through the rows `epochs` times, at least one."""
+        # The tolerance keeps 0.1 * 30 rows from becoming a step more than 3.
+        return max(1, math.ceil(epochs * self.rows / self.batch_size - 1e-6))
+
+    def indices(self, step: int) -> np.ndarray:
+        """The rows of a step, counted from 0."""
+        place = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+        epochs = place // self.rows
+        return np.concatenate([
+            self._permutation(int(epoch))[place[epochs == epoch] % self.rows]
+            for epoch in np.unique(epochs)
+        ])
+
+    def share(self, step: int, rank: int, size: int, micro_batch_size: int = 1) -> np.ndarray:
+        """The rows of one data-parallel rank: a slice of the step's batch.
+
+        Raises BarError unless every rank gets the same number of whole micro batches.
+        """
+        if self.batch_size % (size * micro_batch_size):
+            raise BarError(
+                f"batch_size {self.batch_size} can't be shared by {size} data-parallel ranks in "
+                f"micro batches of {micro_batch_size}; make it a multiple of "
+                f"{size * micro_batch_size}"
+            )
+        share = self.batch_size // size
+        return self.indices(step)[rank * share:(rank + 1) * share]
+
+    def micro_batches(self, step: int, rank: int, size: int, micro_batch_size: int) -> np.ndarray:
+        """A rank's rows, a micro batch in each row of the array. Raises BarError as `share`."""
+        share = self.share(step, rank, size, micro_batch_size)
+        return share.reshape(-1, micro_batch_size)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        """The order of an epoch. The last few are kept: at most these are asked for again."""
+        if epoch not in self._permutations:
+            if len(self._permutations) > 4:
+                self._permutations.clear()
+            # numpy promises that RandomState's streams never change between its versions.
+            state = np.random.RandomState([self.seed % 2**32, epoch % 2**32])
+            self._permutations[epoch] = state.permutation(self.rows)
+        return self._permutations[epoch]

@@ -1,0 +1,123 @@
+"""Start the ranks of one job on this machine, and make sure that they end together."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_bar.runtime.distributed import RENDEZVOUS_FILE
+from megatron_bar.runtime.errors import BarError
+
+# Ranks are forked from a server that has imported the slow libraries once.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["megatron_bar.launch.preload"])
+POLL_SECONDS = 0.05
+
+
+class JobFailed(Exception):
+    """Some rank did not end well. The message is what it said last."""
+
+
+@dataclass
+class Job:
+    """The running ranks of one function call."""
+
+    ranks: list[Any]
+    errors: Any
+    folder: tempfile.TemporaryDirectory
+    deadline: float | None = None
+    _error: str | None = field(default=None)
+
+    def poll(self) -> bool:
+        """True once all ranks have ended. Raises JobFailed as soon as one fails."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.stop()
+            raise JobFailed("did not end within its time limit")
+        codes = [rank.exitcode for rank in self.ranks]
+        if any(codes):
+            time.sleep(POLL_SECONDS)  # let the message arrive
+            message = self.errors.get() if not self.errors.empty() else None
+            self.stop()
+            failed = next(i for i, code in enumerate(codes) if code)
+            raise JobFailed(message or f"rank {failed} ended with exit status {codes[failed]}")
+        done = all(code == 0 for code in codes)
+        if done:
+            self.folder.cleanup()
+        return done
+
+    def wait(self) -> None:
+        while not self.poll():
+            time.sleep(POLL_SECONDS)
+
+    def stop(self) -> None:
+        """End every rank; the others would wait for a lost one until the collective times out."""
+        for rank in self.ranks:
+            if rank.is_alive():
+                rank.terminate()
+        for rank in self.ranks:
+            rank.join(5)
+            if rank.is_alive():
+                rank.kill()
+                rank.join()
+        self.folder.cleanup()
+
+
+def start(
+    function: Callable[..., None],
+    *args: Any,
+    processes: int = 1,
+    log: Path | None = None,
+    threads: int = 1,
+    timeout_seconds: float | None = None,
+) -> Job:
+    """Call `function(*args)` in `processes` ranks, with the environment torchrun would give them.
+
+    What the ranks print goes to `log`, or to this process's output.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="megatron-bar-")
+    errors = _context.SimpleQueue()
+    ranks = []
+    for rank in range(processes):
+        environment = {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads),
+            RENDEZVOUS_FILE: os.path.join(folder.name, "rendezvous"),
+        }
+        process = _context.Process(
+            target=_rank_main, args=(function, args, environment, log, errors), daemon=False
+        )
+        process.start()
+        ranks.append(process)
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    return Job(ranks, errors, folder, deadline)
+
+
+def _rank_main(function, args, environment, log, errors) -> None:
+    os.environ.update(environment)
+    import torch
+
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    with contextlib.ExitStack() as stack:
+        if log is not None:
+            output = stack.enter_context(open(log, "a", buffering=1))
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        try:
+            function(*args)
+        except BarError as error:
+            print(f"error: {error}", file=sys.stderr)
+            errors.put(str(error))
+            sys.exit(1)
+        except BaseException as error:
+            traceback.print_exc()
+            errors.put(f"{type(error).__name__}: {error}")
+            sys.exit(2)

@@ -1,0 +1,119 @@
+"""The stages that a recipe asks for, and what each needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_bar.recipe.schema import Recipe, Training
+from megatron_bar.runtime.layout import Layout
+
+# What each stage of BAR trains by default; expert 1 is the branch's domain expert.
+MIDTRAIN_GROUPS = ("expert.1", "router.1")
+SFT_GROUPS = ("expert.1", "router.1", "embeddings", "head", "final_norm")
+ROUTE_GROUPS = ("router.*",)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node. Its folder is runs/NAME/`name`; its checkpoint, if it makes one, is in there.
+
+    `inputs` maps a role to the stage that plays it. `settings` are those parts of the recipe that
+    matter to the stage: it is done again when they change.
+    """
+
+    name: str
+    kind: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    layout: Layout = field(default_factory=Layout)
+    domain: str | None = None
+
+
+def with_defaults(training: Training, trainable: tuple[str, ...]) -> Training:
+    """`training` with the stage's usual groups where the recipe names none."""
+    return dataclasses.replace(training, trainable=training.trainable or list(trainable))
+
+
+def stage_graph(recipe: Recipe) -> list[Stage]:
+    """All stages, each after those it needs."""
+    stages = list(_starts(recipe))
+    has_pretrained = any(stage.name == "pretrained" for stage in stages)
+    ends: dict[str, str] = {}
+    for name, domain in recipe.domains.items():
+        inputs = {"anchor": "anchor"} | ({"pretrained": "pretrained"} if has_pretrained else {})
+        stages.append(Stage(f"{name}/branch", "branch", inputs, {"seed": recipe.seed},
+                            domain=name))
+        ends[name] = f"{name}/branch"
+        for kind, groups in (("midtrain", MIDTRAIN_GROUPS), ("sft", SFT_GROUPS)):
+            training = getattr(domain, kind)
+            if training is not None:
+                stages.append(_training_stage(
+                    recipe, f"{name}/{kind}", kind, {"start": ends[name]},
+                    with_defaults(training, groups), domain=name,
+                ))
+                ends[name] = f"{name}/{kind}"
+    stages.append(Stage("merged", "merge", {"anchor": "anchor"} | ends))
+    route = with_defaults(recipe.route.training, ROUTE_GROUPS)
+    sampled = {name: [dataclasses.asdict(s) for s in domain.sft.data]
+               for name, domain in recipe.domains.items() if domain.sft}
+    stages.append(_training_stage(recipe, "routed", "route", {"start": "merged"}, route,
+                                  fraction=recipe.route.fraction, sampled=sampled))
+    stages.append(Stage("hf", "export", {"checkpoint": "routed"}))
+    stages += _evaluations(recipe, ends)
+    return stages
+
+
+def _starts(recipe: Recipe) -> list[Stage]:
+    if recipe.pretrain is not None:
+        base = _training_stage(recipe, "base", "pretrain", {}, recipe.pretrain.training,
+                               pretrain=dataclasses.asdict(recipe.pretrain))
+        return [
+            base,
+            Stage("anchor", "import", {"base": "base"}, {"folder": "hf"}),
+            Stage("pretrained", "import", {"base": "base"}, {"folder": "pretrained_hf"}),
+        ]
+    starts = [Stage("anchor", "import", {}, {"hf": recipe.anchor})]
+    if recipe.pretrained is not None:
+        starts.append(Stage("pretrained", "import", {}, {"hf": recipe.pretrained}))
+    return starts
+
+
+def _training_stage(
+    recipe: Recipe,
+    name: str,
+    kind: str,
+    inputs: dict[str, str],
+    training: Training,
+    domain: str | None = None,
+    **more: Any,
+) -> Stage:
+    settings = {
+        "training": dataclasses.asdict(training), "seed": recipe.seed,
+        "chat_template": recipe.chat_template, **more,
+    }
+    return Stage(name, kind, inputs, settings, training.layout or recipe.layout, domain)
+
+
+def _evaluations(recipe: Recipe, ends: dict[str, str]) -> list[Stage]:
+    """One evaluation a model, so that they run beside each other, and the report of them all."""
+    evaluate = recipe.evaluate
+    tasks = {name: domain.tasks for name, domain in recipe.domains.items() if domain.tasks}
+    if evaluate.general:
+        tasks["general"] = evaluate.general
+    models = {"anchor": "anchor", **ends, "merged": "merged", "routed": "routed"}
+    stages = []
+    for name, stage in models.items():
+        wanted = {name, "general"} if name in ends else set(tasks)
+        settings = {
+            "tasks": {task: [dataclasses.asdict(s) for s in sources]
+                      for task, sources in tasks.items() if task in wanted},
+            "max_new_tokens": evaluate.max_new_tokens,
+            "batch_size": evaluate.batch_size,
+            "chat_template": recipe.chat_template, "seed": recipe.seed,
+        }
+        stages.append(Stage(f"evaluate/{name}", "evaluate", {"checkpoint": stage}, settings))
+    inputs = {f"evaluate/{name}": f"evaluate/{name}" for name in models}
+    stages.append(Stage("report", "report", inputs | {"hf": "hf"}))
+    return stages

@@ -1,0 +1,79 @@
+"""Read a recipe: YAML, overrides from the command line, and a check of every key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from megatron_bar.recipe.schema import Recipe, Training
+from megatron_bar.runtime.errors import BarError
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at `path`, with dotted `key=value` overrides applied.
+
+    Raises BarError, in one line, for a file that is missing or not YAML, a key that doesn't exist,
+    a value of the wrong type, or settings that don't go together.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BarError(f"recipe {path} doesn't exist")
+    for override in overrides:
+        if "=" not in override:
+            raise BarError(f"override {override!r} is not of the form key=value")
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(Recipe), OmegaConf.load(path),
+            OmegaConf.from_dotlist(list(overrides)),
+        )
+        recipe = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise BarError(f"recipe {path}: {' '.join(str(error).split())}") from None
+    _check(recipe, path)
+    return recipe
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe as resolved, every default included."""
+    OmegaConf.save(OmegaConf.structured(recipe), path)
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    if (recipe.anchor is None) == (recipe.pretrain is None):
+        raise BarError(f"recipe {path}: give either anchor (a Hugging Face folder) or pretrain")
+    if not recipe.domains:
+        raise BarError(f"recipe {path}: domains is empty; name at least one")
+    recipe.layout.check()
+    for name, domain in recipe.domains.items():
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise BarError(f"recipe {path}: domain {name!r} can't be a folder's name")
+        if domain.midtrain is None and domain.sft is None:
+            raise BarError(f"recipe {path}: domains.{name} has neither midtrain nor sft")
+        for key in ("midtrain", "sft"):
+            if (training := getattr(domain, key)) is not None:
+                _check_training(training, f"recipe {path}: domains.{name}.{key}")
+    if not any(domain.sft for domain in recipe.domains.values()):
+        raise BarError(f"recipe {path}: no domain has sft, and route samples its data from there")
+    _check_training(recipe.route.training, f"recipe {path}: route.training", needs_data=False)
+    if not 0 < recipe.route.fraction <= 1:
+        raise BarError(f"recipe {path}: route.fraction {recipe.route.fraction} is not in (0, 1]")
+
+
+def _check_training(training: Training, where: str, needs_data: bool = True) -> None:
+    if needs_data and not training.data:
+        raise BarError(f"{where}: data is empty")
+    if (training.steps is None) == (training.epochs is None):
+        raise BarError(f"{where}: give either steps or epochs")
+    if training.schedule not in ("linear", "cosine", "constant"):
+        raise BarError(f"{where}: schedule {training.schedule!r} is not linear, cosine or constant")
+    if training.dtype not in ("float32", "bfloat16"):
+        raise BarError(f"{where}: dtype {training.dtype!r} is not float32 or bfloat16")
+    for key in ("sequence_length", "batch_size", "micro_batch_size", "log_every", "save_every"):
+        if getattr(training, key) < 1:
+            raise BarError(f"{where}: {key} {getattr(training, key)} is not at least 1")
+    if training.layout is not None:
+        training.layout.check()

@@ -1,0 +1,119 @@
+"""What a stage is given, and how it says that it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.schema import Recipe, Source, Training
+from megatron_bar.runtime.files import json_digest, read_json, write_json
+
+DONE_FILE = "stage.json"
+_PACKAGES = ("megatron-bar", "megatron-core", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One stage of one run."""
+
+    recipe: Recipe
+    run: Path
+    stage: Stage
+
+    @property
+    def folder(self) -> Path:
+        return self.run / self.stage.name
+
+    def input_folder(self, role: str) -> Path:
+        return self.run / self.stage.inputs[role]
+
+    def checkpoint(self, role: str) -> Path:
+        return self.input_folder(role) / "checkpoint"
+
+    @property
+    def training(self) -> Training:
+        return from_settings(Training, self.stage.settings["training"])
+
+
+def from_settings(schema: type, settings: Any) -> Any:
+    """Dataclasses back from what `dataclasses.asdict` made of them."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), settings))
+
+
+def sources(settings: list[dict]) -> list[Source]:
+    return [Source(**entry) for entry in settings]
+
+
+def external_fingerprint(stage: Stage) -> dict[str, list]:
+    """Names, sizes and times of the files outside the run that the stage reads."""
+    found: dict[str, list] = {}
+
+    def visit(value: Any, key: str = "") -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                visit(inner, name)
+        elif isinstance(value, (list, tuple)):
+            for inner in value:
+                visit(inner, key)
+        elif isinstance(value, str) and key in ("path", "hf", "hub", "chat_template"):
+            path = Path(value)
+            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            found[value] = [[p.name, p.stat().st_size, p.stat().st_mtime_ns]
+                            for p in files if p.is_file()]
+
+    visit(stage.settings)
+    return found
+
+
+def identity(stage: Stage) -> str:
+    """Changes when the stage's settings, layout or outside files do."""
+    return json_digest([
+        stage.kind, stage.settings, stage.inputs, dataclasses.asdict(stage.layout),
+        external_fingerprint(stage),
+    ])
+
+
+def read_done(folder: Path) -> dict[str, Any] | None:
+    """What the stage left when it ended, or None where it hasn't."""
+    path = folder / DONE_FILE
+    return read_json(path) if path.is_file() else None
+
+
+def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:
+    """Declare the stage done. Written last, in one step: a stage without it has to be run."""
+    inputs = {}
+    for role, name in context.stage.inputs.items():
+        done = read_done(context.run / name)
+        inputs[role] = {"stage": name, "id": done["id"]}
+    write_json(context.folder / DONE_FILE, {
+        "id": os.urandom(8).hex(),  # of this execution: what lies downstream compares it
+        "stage": context.stage.name,
+        "kind": context.stage.kind,
+        "identity": identity(context.stage),
+        "inputs": inputs,
+        "outside": external_fingerprint(context.stage),
+        "settings": context.stage.settings,
+        "layout": dataclasses.asdict(context.stage.layout),
+        "seconds": round(time.time() - started, 2),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {"python": platform.python_version()} | {
+            package: _version(package) for package in _PACKAGES
+        },
+        **facts,
+    })
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,25 @@
+"""`merge`: the anchor and every branch's domain expert in one model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from megatron_bar.checkpoints.merge import merge
+from megatron_bar.runtime.console import say
+from megatron_bar.stages.context import Context
+from megatron_bar.training.groups import group_digests
+
+
+def run(context: Context) -> dict[str, Any]:
+    branches = [context.checkpoint(role) for role in context.stage.inputs if role != "anchor"]
+    target = context.folder / "checkpoint"
+    model, deviations = merge(branches, target, context.checkpoint("anchor"), overwrite=True)
+    farthest = max(deviations, key=lambda d: d.largest)
+    say(f"{context.stage.name}: experts {', '.join(model.all_expert_names)}; farthest from the "
+        f"mean: {farthest.tensor} by {farthest.largest:.1%}")
+    return {
+        "experts": model.all_expert_names,
+        "anchor_digest": group_digests(target)["expert.0"],
+        "deviations": [dataclasses.asdict(d) for d in deviations],
+    }

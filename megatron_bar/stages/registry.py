@@ -1,0 +1,69 @@
+"""Every kind of stage, and the one way to run it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from megatron_bar.recipe.graph import stage_graph
+from megatron_bar.recipe.load import load_recipe
+from megatron_bar.runtime.distributed import is_main, process_groups
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages import (
+    branch,
+    evaluate,
+    export_hf,
+    import_hf,
+    merge,
+    midtrain,
+    pretrain,
+    report,
+    rlvr,
+    route,
+    sft,
+)
+from megatron_bar.stages.context import DONE_FILE, Context, write_done
+
+KINDS = {
+    "pretrain": pretrain.run,
+    "import": import_hf.run,
+    "branch": branch.run,
+    "midtrain": midtrain.run,
+    "sft": sft.run,
+    "rlvr": rlvr.run,
+    "merge": merge.run,
+    "route": route.run,
+    "export": export_hf.run,
+    "evaluate": evaluate.run,
+    "report": report.run,
+}
+
+
+def run_stage(run: Path, name: str) -> None:
+    """Run one stage of the run in folder `run`, as one of its ranks.
+
+    Every rank calls this, with torchrun's environment. A stage's function does its work and returns
+    the facts for stage.json, which the main rank writes last.
+
+    Raises BarError if the run has no such stage, and whatever the stage finds wrong.
+    """
+    run = Path(run)
+    recipe = load_recipe(run / "recipe.yaml")
+    stage = next((s for s in stage_graph(recipe) if s.name == name), None)
+    if stage is None:
+        raise BarError(f"run {run} has no stage {name!r}")
+    context = Context(recipe, run, stage)
+    started = time.time()
+    with process_groups(stage.layout, recipe.seed):
+        if is_main():
+            context.folder.mkdir(parents=True, exist_ok=True)
+            (context.folder / DONE_FILE).unlink(missing_ok=True)
+        facts = KINDS[stage.kind](context)
+        if is_main():
+            write_done(context, started, facts)
+
+
+def clear_stage(folder: Path) -> None:
+    """Remove what an earlier, now stale, execution left."""
+    shutil.rmtree(folder, ignore_errors=True)

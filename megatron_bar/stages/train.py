@@ -1,0 +1,42 @@
+"""What every stage that trains shares: train, then prove that frozen meant frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from megatron_bar.data.packing import PackedRows
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.runtime.console import say
+from megatron_bar.runtime.distributed import is_main
+from megatron_bar.stages.context import Context
+from megatron_bar.training.groups import group_digests, matching
+from megatron_bar.training.loop import train
+
+
+def train_stage(
+    context: Context, rows: PackedRows, pad_id: int, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Train from the input `start` on `rows`; returns the facts for stage.json.
+
+    The digests of the frozen groups, the anchor's among them, are taken from the checkpoints
+    before and after, whatever the layout, and must agree.
+    """
+    start = context.checkpoint("start")
+    training = context.training
+    config = ModelConfig.load(start)
+    trained = train(
+        config, start, context.folder, training, rows, pad_id, context.stage.layout,
+        context.recipe.seed, context.stage.name,
+    )
+    if not is_main():
+        return {}
+    before, after = group_digests(start), group_digests(context.folder / "checkpoint")
+    open_groups = matching(list(before), training.trainable, context.stage.name)
+    moved = [g for g in before if g not in open_groups and before[g] != after[g]]
+    assert not moved, f"{context.stage.name} changed frozen parameters: {moved}"
+    say(f"{context.stage.name}: loss {trained.loss:.3f}; frozen parameters are bit-identical")
+    return facts | dataclasses.asdict(trained) | {
+        "open_groups": open_groups,
+        "anchor_digest": {"before": before["expert.0"], "after": after["expert.0"]},
+    }

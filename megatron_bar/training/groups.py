@@ -1,0 +1,120 @@
+"""Parameter groups: what a stage trains and what it freezes, by name and global expert id."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from megatron.core import parallel_state
+from rich.table import Table
+
+from megatron_bar.checkpoints.dcp import CheckpointReader
+from megatron_bar.checkpoints.names import ROUTER_NAME, slots, table
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import tensor_digest
+
+_LAYER = re.compile(r"^decoder\.layers\.\d+\.")
+_LOCAL_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.")
+_ROUTER_ROW = re.compile(r"mlp\.router\.rows\.(\d+)$")
+
+
+def group_sizes(model: ModelConfig) -> dict[str, int]:
+    """Every group of `model` and its number of parameters, over all ranks."""
+    sizes: dict[str, int] = {}
+    for slot in slots(model):
+        experts = slot.index[1:] or range(model.num_experts or 0)
+        groups = sorted({slot.name.group.format(expert=e) for e in experts} or {slot.name.group})
+        numel = sum(torch.Size(shape).numel() for shape in slot.hf_shapes)
+        for group in groups:
+            sizes[group] = sizes.get(group, 0) + numel // len(groups)
+    return sizes
+
+
+def named_groups(
+    model: torch.nn.Module, config: ModelConfig
+) -> Iterator[tuple[str, str, torch.nn.Parameter]]:
+    """`(group, name, parameter)` for each parameter on this rank; experts by global id."""
+    group_of_key = {name.megatron: name.group for name in table(config)}
+    local_experts = (config.num_experts or 1) // parallel_state.get_expert_model_parallel_world_size()
+    first_expert = parallel_state.get_expert_model_parallel_rank() * local_experts
+    for name, parameter in model.named_parameters():
+        key = _LAYER.sub("decoder.layers.", name.removeprefix("module."))
+        expert = None
+        if match := _LOCAL_EXPERT.search(key):
+            expert = first_expert + int(match.group(1))
+            key = _LOCAL_EXPERT.sub("mlp.experts.experts.", key)
+        elif match := _ROUTER_ROW.search(key):
+            expert = int(match.group(1))
+            key = _ROUTER_ROW.sub("mlp.router.weight", key)
+        yield group_of_key[key].format(expert=expert), name, parameter
+
+
+def matching(groups: Sequence[str], patterns: Sequence[str], where: str) -> list[str]:
+    """The groups that `patterns` select, in the model's order.
+
+    Raises BarError for a pattern that selects none: a stage never trains less than it says.
+    """
+    for pattern in patterns:
+        if not fnmatch.filter(groups, pattern):
+            raise BarError(
+                f"{where}: {pattern!r} matches no parameter group; there are {', '.join(groups)}"
+            )
+    return [g for g in groups if any(fnmatch.fnmatch(g, pattern) for pattern in patterns)]
+
+
+def freeze(model: torch.nn.Module, config: ModelConfig, trainable: Sequence[str]) -> None:
+    """Leave only the groups in `trainable` open. Called before gradient buffers are made."""
+    for group, _, parameter in named_groups(model, config):
+        parameter.requires_grad_(group in trainable)
+        parameter.bar_group = group  # the optimizer chooses its settings by this
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """How many parameters a stage trains and freezes, by group."""
+
+    sizes: dict[str, int]
+    trainable: tuple[str, ...]
+
+    @property
+    def trainable_count(self) -> int:
+        return sum(self.sizes[group] for group in self.trainable)
+
+    @property
+    def frozen_count(self) -> int:
+        return sum(self.sizes.values()) - self.trainable_count
+
+    def table(self) -> Table:
+        table_ = Table("group", "parameters", "", title=None, box=None)
+        for group, size in self.sizes.items():
+            state = "trains" if group in self.trainable else "frozen"
+            table_.add_row(group, f"{size:,}", state)
+        table_.add_row("all", f"{sum(self.sizes.values()):,}",
+                       f"{self.trainable_count:,} train, {self.frozen_count:,} frozen")
+        return table_
+
+
+def group_digests(folder: Path) -> dict[str, str]:
+    """A digest of every group's tensors in a checkpoint, whatever layout wrote it."""
+    model = ModelConfig.load(folder)
+    reader = CheckpointReader(folder)
+    digests: dict[str, xxhash.xxh3_128] = {}
+    for slot in slots(model):
+        tensor = reader.read(slot)
+        if slot.name is ROUTER_NAME:
+            parts = [(slot.name.group.format(expert=e), row) for e, row in enumerate(tensor)]
+        else:
+            expert = slot.index[1] if len(slot.index) > 1 else None
+            # Rows that pad the vocabulary belong to the layout, not to the model.
+            joined = torch.cat([t.reshape(-1) for t in slot.to_hf(tensor)])
+            parts = [(slot.name.group.format(expert=expert), joined)]
+        for group, part in parts:
+            digest = digests.setdefault(group, xxhash.xxh3_128())
+            digest.update(f"{slot.key}{slot.index}{tensor_digest(part)}".encode())
+    return {group: digest.hexdigest() for group, digest in digests.items()}

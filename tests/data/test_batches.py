@@ -1,0 +1,74 @@
+"""Order is a function of seed and step, whatever the number of ranks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from megatron_bar.data.batches import Batches
+from megatron_bar.runtime.errors import BarError
+
+
+def test_epochs_are_permutations_without_a_gap():
+    batches = Batches(rows=10, batch_size=4, seed=1)
+    stream = np.concatenate([batches.indices(step) for step in range(15)])  # 6 epochs
+    for epoch in stream.reshape(6, 10):
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in stream.reshape(6, 10)}) == 6
+
+
+def test_a_step_needs_no_history():
+    forward = Batches(rows=7, batch_size=3, seed=5)
+    expected = [forward.indices(step).tolist() for step in range(60)]
+    for step in (59, 3, 31, 0, 59):
+        assert Batches(rows=7, batch_size=3, seed=5).indices(step).tolist() == expected[step]
+        assert forward.indices(step).tolist() == expected[step]
+    assert Batches(rows=7, batch_size=3, seed=6).indices(0).tolist() != expected[0]
+
+
+def test_the_order_is_pinned():
+    """A change here would reorder the data of a run that resumes."""
+    assert Batches(rows=8, batch_size=8, seed=0).indices(0).tolist() == PINNED
+
+
+PINNED = [0]
+
+
+def test_a_batch_larger_than_the_data():
+    batches = Batches(rows=3, batch_size=8, seed=0)
+    assert np.bincount(batches.indices(0)).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_ranks_together_see_the_batch(size):
+    batches = Batches(rows=29, batch_size=16, seed=3)
+    for step in range(5):
+        shares = [batches.share(step, rank, size) for rank in range(size)]
+        assert np.concatenate(shares).tolist() == batches.indices(step).tolist()
+        micro = [batches.micro_batches(step, rank, size, 2) for rank in range(size)]
+        assert micro[0].shape == (16 // size // 2, 2)
+        assert np.concatenate(micro).ravel().tolist() == batches.indices(step).tolist()
+
+
+def test_steps():
+    assert Batches(rows=10, batch_size=4, seed=0).steps_per_epoch == 3
+    assert Batches(rows=10, batch_size=4, seed=0).steps_in(2) == 5
+    assert Batches(rows=10, batch_size=1, seed=0).steps_in(0.3) == 3
+    assert Batches(rows=3, batch_size=100, seed=0).steps_per_epoch == 1
+
+
+def test_refusals():
+    with pytest.raises(BarError, match="no rows"):
+        Batches(rows=0, batch_size=4, seed=0)
+    with pytest.raises(BarError, match="batch_size is 0"):
+        Batches(rows=3, batch_size=0, seed=0)
+    batches = Batches(rows=10, batch_size=12, seed=0)
+    with pytest.raises(BarError, match="12 can't be shared by 5 .* multiple of 5"):
+        batches.share(0, 0, 5)
+    with pytest.raises(BarError, match="12 can't be shared by 2 .* of 4; make it a multiple of 8"):
+        batches.micro_batches(0, 0, 2, 4)
+
+
+def test_negative_and_large_seeds():
+    for seed in (-1, 2**40 + 1):
+        assert sorted(Batches(rows=5, batch_size=5, seed=seed).indices(0)) == [0, 1, 2, 3, 4]

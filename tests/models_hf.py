@@ -1,0 +1,82 @@
+"""Small random transformers models, of shapes where a transpose or a GQA mix-up can't hide."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    FlexOlmoConfig,
+    FlexOlmoForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PreTrainedModel,
+)
+
+from megatron_bar.data.packing import Batch
+
+# Not square, fewer kv heads than heads, a vocabulary that tensor parallelism must pad.
+SIZES = dict(
+    vocab_size=331, hidden_size=48, intermediate_size=80, num_hidden_layers=4,
+    num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64,
+    rope_theta=500_000.0, rms_norm_eps=1e-6, tie_word_embeddings=False,
+    # transformers zeroes the gradient of the pad token's embedding row.
+    pad_token_id=None, bos_token_id=None, eos_token_id=0,
+)
+
+
+def _randomized(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data = 1 + 0.2 * noise if "norm" in name else 0.1 * noise
+    return model.eval()
+
+
+def random_dense(seed: int = 0, **sizes) -> Olmo2ForCausalLM:
+    config = Olmo2Config(**SIZES | sizes, attn_implementation="eager")
+    return _randomized(Olmo2ForCausalLM(config), seed)
+
+
+def random_experts(num_experts: int = 2, seed: int = 0, **sizes) -> FlexOlmoForCausalLM:
+    config = FlexOlmoConfig(
+        **SIZES | sizes, num_experts=num_experts, num_experts_per_tok=num_experts,
+        norm_topk_prob=False, attn_implementation="eager",
+    )
+    return _randomized(FlexOlmoForCausalLM(config), seed)
+
+
+def packed_batch(vocab_size: int, rows: int = 4, length: int = 24, seed: int = 1) -> Batch:
+    """Rows of two documents each, of unequal length, with some tokens unsupervised."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens_BS = torch.randint(vocab_size, (rows, length + 1), generator=generator)
+    splits_B1 = torch.randint(4, length - 4, (rows, 1), generator=generator)
+    place_S = torch.arange(length)
+    document_BS = (place_S >= splits_B1).long()
+    positions_BS = place_S - document_BS * splits_B1
+    other_document = document_BS[:, None, :, None] != document_BS[:, None, None, :]
+    future = torch.triu(torch.ones(length, length, dtype=torch.bool), 1)
+    keep = torch.rand(rows, length, generator=generator) < 0.7
+    last_of_document = torch.nn.functional.pad(document_BS.diff(dim=1), (0, 1)) > 0
+    return Batch(
+        tokens_BS=tokens_BS[:, :-1],
+        labels_BS=tokens_BS[:, 1:],
+        loss_mask_BS=(keep & ~last_of_document).float(),
+        positions_BS=positions_BS,
+        attention_mask_B1SS=other_document | future,
+    )
+
+
+def loss_and_gradients(model: PreTrainedModel, batch: Batch) -> tuple[float, dict]:
+    """transformers' mean loss over the supervised tokens, and its gradients by name."""
+    minus_inf = torch.finfo(torch.float32).min
+    mask_B1SS = batch.attention_mask_B1SS.float() * minus_inf
+    logits_BSV = model(
+        batch.tokens_BS, attention_mask=mask_B1SS, position_ids=batch.positions_BS
+    ).logits
+    losses = torch.nn.functional.cross_entropy(
+        logits_BSV.flatten(0, 1), batch.labels_BS.flatten(), reduction="none"
+    )
+    mask = batch.loss_mask_BS.flatten()
+    loss = (losses * mask).sum() / mask.sum()
+    model.zero_grad()
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
