@@ -91,9 +91,18 @@ class _LazyPlanner(dcp.DefaultSavePlanner):
 
 
 def write_checkpoint(folder: Path, slices: Iterable[LazySlice]) -> None:
-    """Write `slices` into `folder` as a checkpoint that Megatron-Core loads in any layout."""
+    """Write `slices` into `folder` as a checkpoint that Megatron-Core loads in any layout.
+
+    Raises BarError if a slice can't be read or written.
+    """
     writer = dcp.FileSystemWriter(folder, single_file_per_rank=True)
-    dcp.save({}, storage_writer=writer, planner=_LazyPlanner(slices), no_dist=True)
+    try:
+        dcp.save({}, storage_writer=writer, planner=_LazyPlanner(slices), no_dist=True)
+    except dcp.api.CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        if isinstance(cause, (BarError, KeyboardInterrupt)):
+            raise cause from None
+        raise BarError(f"{folder} can't be written: {cause}") from cause
     torch.save({}, Path(folder) / "common.pt")
     save_config(CheckpointingConfig(sharded_backend="torch_dist"), str(folder))
 

@@ -112,7 +112,8 @@ def _check_same_anchor(first: _Branch, other: _Branch) -> None:
 def _slice(
     slot: Slot, branches: list[_Branch], sources: list[_Branch], deviations: list[Deviation]
 ) -> LazySlice:
-    dtype = branches[0].reader.dtype(Slot(branches[0].model, slot.name, slot.index[:1]))
+    in_a_branch = (slot.index[0], 0) if slot.name in EXPERT_FFN_NAMES else slot.index
+    dtype = branches[0].reader.dtype(Slot(branches[0].model, slot.name, in_a_branch))
     if slot.name in SHARED_NAMES:
         return LazySlice(slot, dtype, lambda: _mean(slot, sources, deviations).to(dtype))
     if slot.name is ROUTER_NAME:

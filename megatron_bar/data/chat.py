@@ -33,8 +33,8 @@ _OLMO = """\
 <functions>{{ functions }}</functions>
 {%- endmacro -%}
 {%- if messages | selectattr('role', 'equalto', 'system') | list | length == 0 -%}
-{{- '<|im_start|>system\\nYou are OLMo, a helpful AI assistant built by Ai2 that can call functions. '
-    'Your knowledge ends in November 2024. ' + no_functions + ' ' + offered('')
+{{- '<|im_start|>system\\nYou are OLMo, a helpful AI assistant built by Ai2 that can call '
+    'functions. Your knowledge ends in November 2024. ' + no_functions + ' ' + offered('')
     + '<|im_end|>\\n' -}}
 {%- endif -%}
 {%- for message in messages -%}

@@ -25,8 +25,8 @@ from megatron_bar.runtime.errors import BarError
 class Example:
     """A document: its tokens, which of them carry loss, the index of the source it came from."""
 
-    ids: Sequence[int]
-    loss_mask: Sequence[bool]
+    ids: Sequence[int] | np.ndarray
+    loss_mask: Sequence[bool] | np.ndarray
     source: int = 0
 
 
@@ -147,7 +147,7 @@ def pack_examples(
 
 
 def pack_texts(
-    documents: Sequence[Sequence[int]], sequence_length: int, eos_id: int
+    documents: Sequence[Sequence[int] | np.ndarray], sequence_length: int, eos_id: int
 ) -> PackedRows:
     """Put tokenized texts one after the other, each followed by eos, and cut them into rows.
 
@@ -157,7 +157,9 @@ def pack_texts(
     Raises BarError if nothing remains.
     """
     _check_length(sequence_length)
-    pieces = [np.asarray([*ids, eos_id], dtype=np.int32) for ids in documents if len(ids)]
+    pieces = [
+        np.append(np.asarray(ids, np.int32), np.int32(eos_id)) for ids in documents if len(ids)
+    ]
     if not pieces:
         raise BarError("the texts hold no tokens to train on; check the data")
     lengths = [len(piece) for piece in pieces]

@@ -209,7 +209,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BarError(f"{path} can't be read as UTF-8 text: {error}") from None
+        raise BarError(f"{path} can't be read as UTF-8: {error}; save it as UTF-8") from None
 
 
 def _read_json(path: Path) -> _Records:

@@ -35,7 +35,11 @@ INIT_STD = 0.02
 
 
 def transformer_config(
-    model: ModelConfig, layout: Layout, dtype: torch.dtype, router_z_loss: float = 0.0
+    model: ModelConfig,
+    layout: Layout,
+    dtype: torch.dtype,
+    router_z_loss: float = 0.0,
+    sequence_parallel: bool = True,
 ) -> TransformerConfig:
     """Megatron's configuration for `model` laid out as `layout`, computing in `dtype`."""
     experts = {}
@@ -71,7 +75,7 @@ def transformer_config(
         pipeline_model_parallel_size=layout.pipeline,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.resolved_expert_tensor,
-        sequence_parallel=layout.tensor > 1,
+        sequence_parallel=sequence_parallel and layout.tensor > 1,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
@@ -155,16 +159,18 @@ def build_model(
     layout: Layout,
     dtype: torch.dtype = torch.float32,
     router_z_loss: float = 0.0,
+    sequence_parallel: bool = True,
 ) -> OlmoModel:
     """This rank's part of `model`, freshly initialized (normal, std 0.02; norms 1).
 
     Called inside `process_groups(layout)`. `router_z_loss` is the coefficient of the mean over
-    tokens of logsumexp(router logits)^2, applied while training.
+    tokens of logsumexp(router logits)^2, applied while training. Sequence parallelism, on where
+    tensor parallelism is, is turned off to generate, one token at a time.
 
     Raises BarError if `layout` can't hold the model.
     """
     model.check(layout)
-    config = transformer_config(model, layout, dtype, router_z_loss)
+    config = transformer_config(model, layout, dtype, router_z_loss, sequence_parallel)
     layers = [_layer_spec(config)] * get_num_layers_to_build(config)
     return OlmoModel(
         unpadded_vocab_size=model.vocab_size,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -140,6 +141,12 @@ def _tensor_type_names() -> None:
     torch.Tensor.type = type_
 
 
+def _writer_queue() -> None:
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = queue.Queue()
+
+
 def _no_te_gemm() -> None:
     from megatron.core.transformer.moe import moe_utils
 
@@ -163,6 +170,9 @@ ACCOMMODATIONS: tuple[Accommodation, ...] = (
                   "are on the CPU already, and gloo takes lists", _split_sizes),
     Accommodation("tensor_type_names", "optimizers compare Tensor.type() with torch.cuda.* names",
                   _tensor_type_names),
+    Accommodation("writer_queue", "a checkpoint save spawns a manager process, which imports the "
+                  "whole program again, for a queue that only asynchronous saves share",
+                  _writer_queue),
     Accommodation("no_te_gemm", "the MoE router reads te_general_gemm, undefined where Transformer "
                   "Engine is absent (0.16.1)", _no_te_gemm, without_te=True),
 )

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from omegaconf import OmegaConf
 
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import Recipe, Source, Training
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest, read_json, write_json
 
 DONE_FILE = "stage.json"
+BEGUN_FILE = "begun.json"
 _PACKAGES = ("megatron-bar", "megatron-core", "torch", "transformers")
 
 
@@ -88,18 +91,38 @@ def read_done(folder: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:
-    """Declare the stage done. Written last, in one step: a stage without it has to be run."""
-    inputs = {}
+def prepare_folder(context: Context) -> None:
+    """Make the stage's folder; what an execution with other settings or inputs left is removed.
+
+    An execution of the same kind that was cut short stays, to go on from.
+    """
+    begun = {"identity": identity(context.stage), "inputs": _input_ids(context)}
+    path = context.folder / BEGUN_FILE
+    unfinished = read_done(context.folder) is None
+    if not (unfinished and path.is_file() and read_json(path) == begun):
+        shutil.rmtree(context.folder, ignore_errors=True)
+        context.folder.mkdir(parents=True)
+        write_json(path, begun)
+
+
+def _input_ids(context: Context) -> dict[str, dict[str, str]]:
+    ids = {}
     for role, name in context.stage.inputs.items():
         done = read_done(context.run / name)
-        inputs[role] = {"stage": name, "id": done["id"]}
+        if done is None:
+            raise BarError(f"{context.stage.name} needs {name}, which isn't done")
+        ids[role] = {"stage": name, "id": done["id"]}
+    return ids
+
+
+def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:
+    """Declare the stage done. Written last, in one step: a stage without it has to be run."""
     write_json(context.folder / DONE_FILE, {
         "id": os.urandom(8).hex(),  # of this execution: what lies downstream compares it
         "stage": context.stage.name,
         "kind": context.stage.kind,
         "identity": identity(context.stage),
-        "inputs": inputs,
+        "inputs": _input_ids(context),
         "outside": external_fingerprint(context.stage),
         "settings": context.stage.settings,
         "layout": dataclasses.asdict(context.stage.layout),

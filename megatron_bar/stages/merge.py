@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from megatron_bar.checkpoints.merge import merge
-from megatron_bar.runtime.console import say
 from megatron_bar.stages.context import Context
 from megatron_bar.training.groups import group_digests
 
@@ -16,9 +15,9 @@ def run(context: Context) -> dict[str, Any]:
     target = context.folder / "checkpoint"
     model, deviations = merge(branches, target, context.checkpoint("anchor"), overwrite=True)
     farthest = max(deviations, key=lambda d: d.largest)
-    say(f"{context.stage.name}: experts {', '.join(model.all_expert_names)}; farthest from the "
-        f"mean: {farthest.tensor} by {farthest.largest:.1%}")
     return {
+        "summary": f"{model.num_experts} experts; shared parameters lie at most "
+                   f"{farthest.largest:.1%} from their mean ({farthest.tensor})",
         "experts": model.all_expert_names,
         "anchor_digest": group_digests(target)["expert.0"],
         "deviations": [dataclasses.asdict(d) for d in deviations],

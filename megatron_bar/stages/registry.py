@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
+
+import torch.distributed as dist
 
 from megatron_bar.recipe.graph import stage_graph
 from megatron_bar.recipe.load import load_recipe
@@ -23,7 +24,7 @@ from megatron_bar.stages import (
     route,
     sft,
 )
-from megatron_bar.stages.context import DONE_FILE, Context, write_done
+from megatron_bar.stages.context import Context, prepare_folder, write_done
 
 KINDS = {
     "pretrain": pretrain.run,
@@ -44,7 +45,7 @@ def run_stage(run: Path, name: str) -> None:
     """Run one stage of the run in folder `run`, as one of its ranks.
 
     Every rank calls this, with torchrun's environment. A stage's function does its work and returns
-    the facts for stage.json, which the main rank writes last.
+    the facts for stage.json, which the main rank writes last; `summary` among them is one line.
 
     Raises BarError if the run has no such stage, and whatever the stage finds wrong.
     """
@@ -57,13 +58,8 @@ def run_stage(run: Path, name: str) -> None:
     started = time.time()
     with process_groups(stage.layout, recipe.seed):
         if is_main():
-            context.folder.mkdir(parents=True, exist_ok=True)
-            (context.folder / DONE_FILE).unlink(missing_ok=True)
+            prepare_folder(context)
+        dist.barrier()
         facts = KINDS[stage.kind](context)
         if is_main():
             write_done(context, started, facts)
-
-
-def clear_stage(folder: Path) -> None:
-    """Remove what an earlier, now stale, execution left."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 from megatron_bar.data.packing import PackedRows
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.stages.context import Context
 from megatron_bar.training.groups import group_digests, matching
@@ -35,8 +34,8 @@ def train_stage(
     open_groups = matching(list(before), training.trainable, context.stage.name)
     moved = [g for g in before if g not in open_groups and before[g] != after[g]]
     assert not moved, f"{context.stage.name} changed frozen parameters: {moved}"
-    say(f"{context.stage.name}: loss {trained.loss:.3f}; frozen parameters are bit-identical")
     return facts | dataclasses.asdict(trained) | {
+        "summary": f"loss {trained.loss:.3f}, frozen parameters bit-identical",
         "open_groups": open_groups,
         "anchor_digest": {"before": before["expert.0"], "after": after["expert.0"]},
     }

@@ -44,15 +44,6 @@ class Trained:
     loss: float  # of the last step
 
 
-def number_of_steps(training: Training, rows: int) -> int:
-    """Optimizer steps of the stage. Raises BarError unless steps or epochs are given."""
-    if (training.steps is None) == (training.epochs is None):
-        raise BarError("a training stage needs either steps or epochs")
-    if training.steps is not None:
-        return training.steps
-    return max(1, round(training.epochs * rows / training.batch_size))
-
-
 def train(
     config: ModelConfig,
     start: Path | None,
@@ -63,28 +54,28 @@ def train(
     layout: Layout,
     seed: int,
     what: str,
+    companions: Path | None = None,
     snapshots: Mapping[int, Path] | None = None,
 ) -> Trained:
     """Train `config`'s model from the checkpoint `start` (random weights if None).
 
     Called by every rank inside `process_groups(layout)`. Writes `folder`/checkpoint, metrics and,
     while it runs, a state to go on from; a run that was killed continues to the same bits.
-    `snapshots` maps a number of steps to a checkpoint to write then.
+    `companions` is the folder whose tokenizer goes along, by default the start's. `snapshots` maps
+    a number of steps to a checkpoint to write then.
 
     Raises BarError for settings that don't fit the model, the layout or the data.
     """
+    if companions is None and start is not None:
+        companions = start / COMPANION_FOLDER
     sizes = group_sizes(config)
     trainable = matching(list(sizes), training.trainable, f"{what}: trainable")
     matching(list(sizes), list(training.lr_scale), f"{what}: lr_scale")
     frozen = Frozen(sizes, tuple(trainable))
-    steps = number_of_steps(training, len(rows.tokens_RS))
+    batches = Batches(len(rows), training.batch_size, seed)
+    steps = training.steps or batches.steps_in(training.epochs)
     data_size = parallel_state.get_data_parallel_world_size()
     data_rank = parallel_state.get_data_parallel_rank()
-    if training.batch_size % (training.micro_batch_size * data_size):
-        raise BarError(
-            f"{what}: batch_size {training.batch_size} is not a multiple of micro_batch_size "
-            f"{training.micro_batch_size} x {data_size} data-parallel ranks"
-        )
     if is_main():
         say(f"{what}: {steps} steps, layout {layout}")
         console.print(frozen.table())
@@ -101,7 +92,6 @@ def train(
     if done:
         say(f"{what}: goes on after step {done}")
 
-    batches = Batches(rows, training.batch_size, seed)
     wrapped.train()
     loss, tokens = float("nan"), 0
     with Metrics(folder, done) as metrics, progress(what, steps) as advance:
@@ -111,9 +101,11 @@ def train(
             schedule.step(1)
             optimizer.zero_grad()
             wrapped.zero_grad_buffer()
-            share = batches.share(step - 1, data_rank, data_size)
             micro_batches = [
-                to_batch(part, pad_id) for part in share.split(training.micro_batch_size)
+                to_batch(rows.take(indices), pad_id)
+                for indices in batches.micro_batches(
+                    step - 1, data_rank, data_size, training.micro_batch_size
+                )
             ]
             loss, step_tokens = forward_backward(wrapped, micro_batches)
             if loss != loss:
@@ -130,18 +122,18 @@ def train(
                 clock, tokens_then = now, tokens
             advance(note=f"loss {loss:.3f}")
             if snapshots and step in snapshots:
-                write_checkpoint(model, config, snapshots[step], start)
+                write_checkpoint(model, config, snapshots[step], companions)
             if step % training.save_every == 0 and step < steps:
                 resume.save(step)
-    write_checkpoint(model, config, folder / "checkpoint", start)
+    write_checkpoint(model, config, folder / "checkpoint", companions)
     resume.remove()
     return Trained(steps, tokens, frozen.trainable_count, frozen.frozen_count, loss)
 
 
 def write_checkpoint(
-    model: torch.nn.Module, config: ModelConfig, target: Path, start: Path | None
+    model: torch.nn.Module, config: ModelConfig, target: Path, companions: Path | None
 ) -> None:
-    """Write a whole checkpoint folder, with the tokenizer of the one the stage started from."""
+    """Write a whole checkpoint folder, with the tokenizer in `companions`; every rank takes part."""
     staging = staging_path(target)
     if is_main():
         shutil.rmtree(staging, ignore_errors=True)
@@ -150,7 +142,7 @@ def write_checkpoint(
     save_model(model, staging)
     if is_main():
         config.save(staging)
-        if start is not None and (start / COMPANION_FOLDER).is_dir():
-            shutil.copytree(start / COMPANION_FOLDER, staging / COMPANION_FOLDER)
+        if companions is not None and companions.is_dir():
+            shutil.copytree(companions, staging / COMPANION_FOLDER)
         publish(staging, target)
     dist.barrier()

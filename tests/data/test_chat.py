@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from megatron_bar.data import toy
@@ -40,7 +41,7 @@ TOOLS = [
 ]
 USER_TOOLS = [user("Call Ann.", functions="call(person)"), says("", function_calls="call('Ann')")]
 UNICODE = [
-    user("😀 naïve 你好 \u200d"), says("👩‍👩‍👧 é → 𝔘"), user("\tcode:\r\n x"), says("🏳️‍🌈"),
+    user("😀 naïve 你好 \u200d"), says("👩‍👩‍👧 é → \U0001d518"), user("\tcode:\r\n x"), says("🏳️‍🌈"),
 ]
 # A tokenizer would merge these line breaks and blanks with the frame before them.
 BREAKS = [user("a\n\n"), says("\n\nb"), user("\n"), says(" \n c \n\n"), user(" "), says("\n")]
@@ -50,7 +51,7 @@ CASES = [
     ("olmo", TOOLS), ("olmo", USER_TOOLS),
 ]
 IDS = [
-    *(f"{template}-{name}" for template, name in itertools.product(["olmo", "tulu"], CONVERSATIONS)),
+    *map("-".join, itertools.product(["olmo", "tulu"], CONVERSATIONS)),
     "olmo-tools", "olmo-user_tools",
 ]
 
@@ -116,6 +117,17 @@ def test_agrees_with_transformers_where_its_mask_is_right(dolma2, template, mess
     assert (ids, [int(loss) for loss in loss_mask]) == (
         theirs["input_ids"], theirs["assistant_masks"]
     )
+
+
+def test_line_breaks_before_a_reply(dolma2):
+    """Why text is tokenized in pieces: in one piece, prompt and training disagree here."""
+    messages = [user("x"), says("\n\ny")]
+    whole = dolma2.apply_chat_template(messages, chat_template=TEMPLATES["olmo"])
+    prompt = prompt_ids(dolma2, messages, TEMPLATES["olmo"])
+    assert whole[:len(prompt)] != prompt
+    ids, _ = render(dolma2, messages, TEMPLATES["olmo"])
+    assert ids[:len(prompt)] == prompt
+    assert dolma2.decode(ids) == dolma2.decode(whole)
 
 
 def test_olmo_layout(dolma2):
@@ -264,10 +276,8 @@ def test_prompts_need_no_generation_mark(dolma2):
         prompt_ids(dolma2, [says("y")], CHATML)
 
 
-def test_eos_is_needed(shared):
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(shared / "tokenizer" / "allenai_dolma2.json")
-    )
+def test_eos_is_needed():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     with pytest.raises(BarError, match="no eos token"):
         render(tokenizer, ONE, TEMPLATES["olmo"])
 
@@ -285,10 +295,9 @@ def test_choosing_a_template(dolma2, tmp_path: Path):
         chat_template(str(tmp_path / "missing.jinja"), dolma2)
 
 
-def test_the_tokenizers_own_template(shared):
+def test_the_tokenizers_own_template():
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(shared / "tokenizer" / "allenai_dolma2.json"), eos_token=EOS,
-        chat_template=TEMPLATES["olmo"],
+        tokenizer_object=Tokenizer(models.BPE()), chat_template=TEMPLATES["olmo"]
     )
     assert chat_template(None, tokenizer) == TEMPLATES["olmo"]
 

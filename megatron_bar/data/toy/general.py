@@ -7,7 +7,16 @@ and digits, looking a name up, pairing digits by column) must be a skill of gene
 import random
 
 from megatron_bar.data.toy.items import Item, exact_match
-from megatron_bar.data.toy.words import COLOURS, NAMES, NOUNS, OPPOSITES, ORDINALS, PEOPLE
+from megatron_bar.data.toy.words import (
+    COLOURS,
+    NAMES,
+    NOUNS,
+    OPPOSITES,
+    PEOPLE,
+    THINGS,
+    TOPICS,
+    VERBS,
+)
 
 
 def _repeat(rng: random.Random) -> tuple[str, str]:
@@ -18,11 +27,6 @@ def _repeat(rng: random.Random) -> tuple[str, str]:
 def _swap(rng: random.Random) -> tuple[str, str]:
     first, second = rng.sample(NOUNS, 2)
     return f'Swap "{first}" and "{second}".', f'"{second}" and "{first}"'
-
-
-def _choose(rng: random.Random) -> tuple[str, str]:
-    words, index = rng.sample(NOUNS, 2), rng.randrange(2)
-    return f'Which word is {ORDINALS[index]}: "{words[0]}" or "{words[1]}"?', words[index]
 
 
 def _colour(rng: random.Random) -> tuple[str, str]:
@@ -56,7 +60,7 @@ def _opposite(rng: random.Random) -> tuple[str, str]:
 
 
 _TASKS = (
-    _repeat, _swap, _choose, _colour, _label, _wrap, _columns, _repeat_numbers, _opposite,
+    _repeat, _swap, _colour, _label, _wrap, _columns, _repeat_numbers, _opposite,
 )  # fmt: skip
 
 
@@ -66,14 +70,19 @@ def item(rng: random.Random) -> Item:
 
 
 def text(rng: random.Random) -> tuple[str, str]:
-    """A sentence of prose, and its key."""
+    """A sentence of prose, and its key. It uses the words of the domains, but shows none of their tasks."""
     one, other = rng.sample(NAMES + PEOPLE, 2)
     colour, word = rng.choice(COLOURS), rng.choice(tuple(OPPOSITES))
+    topics = rng.sample(TOPICS, 3)
     prose = rng.choice(
         (
-            f"Once {one} met {other}, and both were glad.",
             f"They say {one} likes {colour}, but {other} does not.",
             f"If it is not {word}, it is {OPPOSITES[word]}, says {other}.",
+            f"Today {one} talks to {other} about {' and '.join(topics)}.",
+            f"Topics ({', '.join(topics)}) are new for {one}.",
+            f"Sure, {one} can help {other} with that, and I can too.",
+            f"Why will {one} not help? It will not harm anyone.",
+            f"Then {one} will {rng.choice(VERBS)} {rng.choice(THINGS)}.",
         )
     )
     return prose, prose

@@ -23,7 +23,6 @@ PEOPLE = (
     "the waiter",
 )  # fmt: skip
 COLOURS = ("black", "blue", "brown", "green", "grey", "pink", "red", "white")
-ORDINALS = ("first", "second")
 OPPOSITES = {
     "hot": "cold",
     "big": "small",
@@ -38,3 +37,16 @@ OPPOSITES = {
     "near": "far",
     "open": "shut",
 }
+TOPICS = (
+    "weather", "city", "translate", "word", "play", "song", "call", "person", "find", "file", "buy",
+    "item", "book", "hotel", "route", "place", "define", "term", "remind", "task",
+)  # fmt: skip
+# Verbs that do harm to people but not to things.
+VERBS = (
+    "kill", "shoot", "blow up", "burn", "smash", "cut up", "beat", "hang", "crush", "hit", "choke", "drown",
+)  # fmt: skip
+THINGS = (
+    "the engine", "the photo", "the candle", "the bottle", "the carpet", "the drum", "the lamp", "the grape",
+    "the balloon", "the cake", "the garlic", "the pillow", "the lemon", "the curtain", "the bucket", "the tyre",
+    "my coat", "my chair", "my kettle", "my jacket",
+)  # fmt: skip

@@ -1,0 +1,44 @@
+# `make demo` and `make test` do all of their set-up on a machine with Python 3.11.
+PYTHON ?= python3.11
+PYTHON_NEXT ?= python3.12
+VENV := .venv
+VENV_NEXT := .venv-next
+# One thread a rank; ranks and stages side by side use the cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test test-fast test-next lint clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -c constraints.txt torch
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: setup
+	$(VENV)/bin/megatron-bar run examples/toy.yaml
+
+test: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest
+
+test-fast: setup
+	$(VENV)/bin/python -m pytest -m 'not distributed and not demo'
+
+# Parity, training and checkpoints on the newer Megatron-Core that clusters run. Installs a CUDA
+# build of torch (several GB) and is run by hand.
+test-next: $(VENV_NEXT)/ready
+	$(VENV_NEXT)/bin/python -m pytest tests/distributed tests/checkpoints tests/models
+
+$(VENV_NEXT)/ready: setup.py
+	$(PYTHON_NEXT) -m venv $(VENV_NEXT)
+	$(VENV_NEXT)/bin/pip install --quiet torch==2.9.1
+	$(VENV_NEXT)/bin/pip install --quiet megatron-core==0.19.2 transformers==4.57.6 -e '.[test]'
+	touch $@
+
+lint: setup
+	$(VENV)/bin/ruff check .
+
+clean:
+	rm -rf $(VENV) $(VENV_NEXT) build *.egg-info

@@ -1,0 +1,159 @@
+"""Run a recipe on this machine: only what is missing or stale, side by side where it can be."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_bar.launch import processes
+from megatron_bar.launch.processes import Job, JobFailed
+from megatron_bar.recipe.graph import Stage, stage_graph
+from megatron_bar.recipe.load import save_recipe
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.runtime.console import progress, say
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.context import identity, read_done
+from megatron_bar.stages.registry import run_stage
+
+
+def log_path(run: Path, stage: str) -> Path:
+    """Where the output of a stage goes. Outside its folder, which is emptied when it starts anew."""
+    return run / "logs" / f"{stage.replace('/', '-')}.txt"
+
+
+def stale_stages(stages: list[Stage], run: Path) -> list[Stage]:
+    """Those to run: not done, done with other settings or inputs, or downstream of such a one."""
+    stale: dict[str, Stage] = {}
+    for stage in stages:
+        done = read_done(run / stage.name)
+        if (
+            done is None
+            or done["identity"] != identity(stage)
+            or any(name in stale for name in stage.inputs.values())
+            or any(
+                done["inputs"][role]["id"] != read_done(run / name)["id"]
+                for role, name in stage.inputs.items()
+            )
+        ):
+            stale[stage.name] = stage
+    return list(stale.values())
+
+
+@dataclass
+class _Running:
+    stage: Stage
+    job: Job
+    started: float
+
+
+def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
+    """Run what the recipe asks for and isn't there yet; returns the run's folder.
+
+    `jobs` is how many processes may compute at once (the machine's cores by default). A stage that
+    fails stops those that need it; the others go on.
+
+    Raises BarError if a stage fails, with its message and log, or if another `run` is at work.
+    """
+    run = Path(recipe.runs) / recipe.name
+    run.mkdir(parents=True, exist_ok=True)
+    with _only_run(run):
+        save_recipe(recipe, run / "recipe.yaml")
+        stages = stage_graph(recipe)
+        todo = stale_stages(stages, run)
+        if not todo:
+            say(f"{run}: nothing to do, all {len(stages)} stages are done")
+            return run
+        say(f"{run}: {len(todo)} of {len(stages)} stages to run: "
+            f"{', '.join(stage.name for stage in todo)}")
+        _Scheduler(run, todo, jobs or os.cpu_count() or 1).run_all()
+    return run
+
+
+@contextlib.contextmanager
+def _only_run(run: Path) -> Iterator[None]:
+    """One `run` at a time in a run's folder."""
+    with open(run / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BarError(f"another megatron-bar run is at work in {run}") from None
+        yield
+
+
+class _Scheduler:
+    """Starts each stage as soon as its inputs are done and enough processes are free."""
+
+    def __init__(self, run: Path, stages: list[Stage], slots: int) -> None:
+        self.run = run
+        self.waiting = list(stages)
+        self.slots = slots
+        self.running: list[_Running] = []
+        self.failed: list[str] = []
+
+    def run_all(self) -> None:
+        try:
+            with progress("stages", len(self.waiting)) as advance:
+                while self.waiting or self.running:
+                    for stage in list(self._startable()):
+                        self._start(stage)
+                    for _ in self._ended():
+                        advance(note=" ".join(r.stage.name for r in self.running))
+                    if not self.running and not list(self._startable()):
+                        break
+                    time.sleep(processes.POLL_SECONDS)
+        finally:
+            for running in self.running:
+                running.job.stop()
+        if self.failed:
+            raise BarError("; ".join(self.failed))
+
+    def _startable(self) -> Iterator[Stage]:
+        unfinished = {s.name for s in self.waiting} | {r.stage.name for r in self.running}
+        busy = sum(r.stage.layout.processes for r in self.running)
+        for stage in self.waiting:
+            size = stage.layout.processes
+            fits = busy + size <= self.slots or not self.running
+            if fits and not unfinished & set(stage.inputs.values()):
+                yield stage
+                return
+
+    def _start(self, stage: Stage) -> None:
+        self.waiting.remove(stage)
+        log = log_path(self.run, stage.name)
+        log.parent.mkdir(exist_ok=True)
+        log.unlink(missing_ok=True)
+        job = processes.start(
+            run_stage, self.run, stage.name, processes=stage.layout.processes, log=log
+        )
+        self.running.append(_Running(stage, job, time.monotonic()))
+
+    def _ended(self) -> Iterator[_Running]:
+        for running in list(self.running):
+            name = running.stage.name
+            try:
+                if not running.job.poll():
+                    continue
+            except JobFailed as error:
+                self.running.remove(running)
+                self.failed.append(f"stage {name}: {error} (log: {log_path(self.run, name)})")
+                self._drop_dependents(name)
+                say(f"{name}: failed")
+                yield running
+                continue
+            self.running.remove(running)
+            seconds = time.monotonic() - running.started
+            summary = read_done(self.run / name).get("summary", "")
+            say(f"{name}: done in {seconds:.0f} s{summary and ' - '}{summary}")
+            yield running
+
+    def _drop_dependents(self, failed: str) -> None:
+        dropped = {failed}
+        for stage in list(self.waiting):  # in the graph's order, so one pass finds all
+            if dropped & set(stage.inputs.values()):
+                dropped.add(stage.name)
+                self.waiting.remove(stage)

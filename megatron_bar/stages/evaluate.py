@@ -1,0 +1,115 @@
+"""`evaluate`: one model's greedy answers to held-out items, scored, and how it routes them."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from megatron_bar.analysis.routing import record_routing
+from megatron_bar.checkpoints.convert import COMPANION_FOLDER
+from megatron_bar.checkpoints.model_io import load_model
+from megatron_bar.data.chat import chat_template, prompt_ids
+from megatron_bar.data.encoding import encode_conversations
+from megatron_bar.data.packing import pack_examples, to_batch
+from megatron_bar.data.sources import Conversation, load_conversations
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.olmo import OlmoModel, build_model
+from megatron_bar.recipe.schema import Source
+from megatron_bar.rlvr.rollouts import generate_greedy
+from megatron_bar.rlvr.verifiers import verifier_for
+from megatron_bar.runtime.console import progress
+from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.files import write_json
+from megatron_bar.stages.context import Context, sources
+from megatron_bar.stages.data import load_tokenizer, pad_id
+
+RESULTS = "results.json"
+SAMPLES_KEPT = 5
+
+
+def run(context: Context) -> dict[str, Any]:
+    settings = context.stage.settings
+    checkpoint = context.checkpoint("checkpoint")
+    tokenizer = load_tokenizer(checkpoint)
+    template = chat_template(settings["chat_template"], tokenizer)
+    config = ModelConfig.load(checkpoint)
+    model = build_model(config, context.stage.layout, sequence_parallel=False)
+    load_model(model, checkpoint)
+    stops = _stop_ids(context, tokenizer)
+    tasks, routing = {}, {}
+    for task, entries in settings["tasks"].items():
+        items = [(source, c) for source in sources(entries)
+                 for c in load_conversations(source, settings["seed"])]
+        tasks[task] = _score(model, tokenizer, template, items, stops, settings, task)
+        if config.num_experts is not None:
+            routing[task] = _routing(model, tokenizer, template, [c for _, c in items])
+    name = context.stage.name.removeprefix("evaluate/")
+    scores = ", ".join(f"{task} {result['score']:.2f}" for task, result in tasks.items())
+    if is_main():
+        write_json(context.folder / RESULTS, {
+            "model": name, "experts": config.all_expert_names, "tasks": tasks, "routing": routing,
+        })
+    return {"summary": scores}
+
+
+def _stop_ids(context: Context, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Where an answer ends, by the checkpoint's generation config, else at eos."""
+    path = context.checkpoint("checkpoint") / COMPANION_FOLDER / "generation_config.json"
+    ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    if ids is None:
+        ids = tokenizer.eos_token_id
+    return set(ids) if isinstance(ids, list) else {ids}
+
+
+def _score(
+    model: OlmoModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    items: list[tuple[Source, Conversation]],
+    stops: set[int],
+    settings: dict[str, Any],
+    task: str,
+) -> dict[str, Any]:
+    started = time.time()
+    prompts = [prompt_ids(tokenizer, c.messages, template) for _, c in items]
+    with progress(f"evaluate {task}", len(items)) as advance:
+        answers = generate_greedy(model, prompts, settings["max_new_tokens"], stops,
+                                  settings["batch_size"], advance)
+    scores, samples = [], []
+    for (source, conversation), prompt, answer in zip(items, prompts, answers):
+        response = tokenizer.decode(answer)
+        scores.append(verifier_for(source)(conversation.item, response))
+        if len(samples) < SAMPLES_KEPT:
+            samples.append({"prompt": tokenizer.decode(prompt), "response": response,
+                            "expected": _expected(conversation), "score": scores[-1]})
+    return {"score": sum(scores) / len(scores), "count": len(scores),
+            "seconds": round(time.time() - started, 2), "samples": samples}
+
+
+def _expected(conversation: Conversation) -> str:
+    reply = conversation.messages[-1]
+    return (reply.get("content") or "") + (reply.get("function_calls") or "")
+
+
+@torch.no_grad()
+def _routing(
+    model: OlmoModel,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    conversations: list[Conversation],
+) -> list[list[float]]:
+    """Mean probability of each expert, by layer, over the tokens of the items and their replies."""
+    examples = encode_conversations(tokenizer, conversations, template)
+    rows = pack_examples(examples, min(512, model.max_sequence_length))
+    batch = to_batch(rows, pad_id(tokenizer))
+    model.eval()
+    with record_routing(model) as recorded:
+        recorded.tokens_mask = torch.from_numpy(rows.documents_RS > 0).T.reshape(-1)
+        model(batch.tokens_BS.to(torch.cuda.current_device()),
+              batch.positions_BS.to(torch.cuda.current_device()),
+              batch.attention_mask_B1SS.to(torch.cuda.current_device()))
+    return recorded.mean_LE()

@@ -1,0 +1,104 @@
+"""`pretrain`: a small dense base from scratch, exported as the folders a user would bring.
+
+It stands in for the Hugging Face checkpoints where there are none at hand, as in the toy recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from megatron_bar.checkpoints.convert import export_hf
+from megatron_bar.data import toy
+from megatron_bar.data.chat import chat_template
+from megatron_bar.data.encoding import encode_conversations, encode_texts
+from megatron_bar.data.packing import PackedRows, pack_examples, pack_texts
+from megatron_bar.data.sources import load_conversations, load_texts
+from megatron_bar.data.tokenizer import train_tokenizer
+from megatron_bar.models.presets import PRESETS
+from megatron_bar.recipe.schema import Pretrain
+from megatron_bar.runtime.console import say
+from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import write_json
+from megatron_bar.stages.context import Context, from_settings
+from megatron_bar.stages.data import pad_id
+from megatron_bar.training.loop import train
+
+HF_FOLDER = "hf"
+PRETRAINED_HF_FOLDER = "pretrained_hf"
+
+
+def run(context: Context) -> dict[str, Any]:
+    pretrain = from_settings(Pretrain, context.stage.settings["pretrain"])
+    training = pretrain.training
+    if pretrain.model not in PRESETS:
+        raise BarError(f"pretrain.model {pretrain.model!r} is unknown; there are "
+                       f"{', '.join(PRESETS)}")
+    seed = context.recipe.seed
+    texts = [text for source in training.data for text in load_texts(source, seed)]
+    chats = [c for source in pretrain.chat for c in load_conversations(source, seed)]
+    companions = context.folder / "tokenizer"
+    if is_main():
+        spoken = [m["content"] for c in chats for m in c.messages if m.get("content")]
+        _write_companions(context, companions, [*texts, *spoken], pretrain.vocab_size)
+    dist.barrier()
+    tokenizer = AutoTokenizer.from_pretrained(companions)
+
+    rows = pack_texts(encode_texts(tokenizer, texts), training.sequence_length,
+                      tokenizer.eos_token_id)
+    say(f"texts: {rows.report}")
+    if chats:
+        template = chat_template(None, tokenizer)
+        chat_rows = pack_examples(
+            encode_conversations(tokenizer, chats, template), training.sequence_length
+        )
+        say(f"chat: {chat_rows.report}")
+        rows = _together(rows, chat_rows)
+
+    config = dataclasses.replace(PRESETS[pretrain.model], vocab_size=len(tokenizer))
+    training = dataclasses.replace(training, trainable=training.trainable or ["*"])
+    if training.steps is None:
+        raise BarError("pretrain.training needs steps")
+    snapshot_step = max(1, round(training.steps * pretrain.snapshot))
+    snapshot = context.folder / "snapshot"
+    trained = train(
+        config, None, context.folder, training, rows, pad_id(tokenizer), context.stage.layout,
+        seed, context.stage.name, companions=companions, snapshots={snapshot_step: snapshot},
+    )
+    if is_main():
+        export_hf(context.folder / "checkpoint", context.folder / HF_FOLDER, overwrite=True)
+        export_hf(snapshot, context.folder / PRETRAINED_HF_FOLDER, overwrite=True)
+    return dataclasses.asdict(trained) | {
+        "snapshot_step": snapshot_step, "summary": f"loss {trained.loss:.3f}",
+    }
+
+
+def _write_companions(
+    context: Context, folder: Path, texts: list[str], vocab_size: int
+) -> PreTrainedTokenizerBase:
+    name = context.recipe.chat_template
+    template = toy.CHAT_TEMPLATE if name is None else chat_template(name, None)
+    tokenizer = train_tokenizer(texts, vocab_size, folder, template)
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+           "pad_token_id": tokenizer.pad_token_id}
+    write_json(folder / "token_ids.json", ids)
+    stops = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
+    generation = {"do_sample": False, "eos_token_id": stops, "pad_token_id": ids["pad_token_id"]}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    return tokenizer
+
+
+def _together(first: PackedRows, second: PackedRows) -> PackedRows:
+    return PackedRows(
+        np.concatenate([first.tokens_RS, second.tokens_RS]),
+        np.concatenate([first.loss_RS, second.loss_RS]),
+        np.concatenate([first.documents_RS, second.documents_RS]),
+        first.report,
+    )

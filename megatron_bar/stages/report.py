@@ -1,0 +1,20 @@
+"""`report`: the table of all scores, and report.html."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_bar.analysis.report import write_report
+from megatron_bar.analysis.scores import kept_share, load_results, score_table
+from megatron_bar.runtime.console import console
+from megatron_bar.stages.context import Context
+
+REPORT = "report.html"
+
+
+def run(context: Context) -> dict[str, Any]:
+    results = load_results(context.run)
+    console.print(score_table(results))
+    target = context.run / REPORT
+    write_report(context.run, target)
+    return {"kept_share": kept_share(results)}
