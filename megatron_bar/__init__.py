@@ -1,3 +1,5 @@
 """Branch, Adapt, Route: modular post-training of OLMo models on Megatron-Core."""
 
 __version__ = "0.1.0"
+
+import megatron_bar.runtime  # noqa: F401, E402  (first of all: it quiets the libraries)

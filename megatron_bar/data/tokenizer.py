@@ -35,7 +35,9 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in FUNCTION_TAGS])
+    tokenizer.add_tokens(
+        [AddedToken(tag, special=False, normalized=False) for tag in FUNCTION_TAGS]
+    )
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=EOS,

@@ -8,7 +8,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 
 
 class RowRouter(TopKRouter):
-    """Megatron's TopKRouter with `weight_EH` kept as E parameters of shape [1, H].
+    """Megatron's TopKRouter with `weight_EH` kept as E parameters of shape [H].
 
     BAR trains the domain expert's row while the anchor's stays as it is, to the bit. A mask on the
     gradient of one [E, H] tensor can't promise that (weight decay moves masked rows) and still
@@ -20,26 +20,26 @@ class RowRouter(TopKRouter):
         super().__init__(*args, **kwargs)
         weight_EH = self._parameters.pop("weight")
         self.rows = torch.nn.ParameterList(
-            torch.nn.Parameter(row_1H.clone()) for row_1H in weight_EH.data.split(1)
+            torch.nn.Parameter(row_H.clone()) for row_H in weight_EH.data
         )
-        for row_1H in self.rows:
-            row_1H.sequence_parallel = self.config.sequence_parallel
+        for row_H in self.rows:
+            row_H.sequence_parallel = self.config.sequence_parallel
 
     @property
     def weight(self) -> torch.Tensor:
-        return torch.cat(tuple(self.rows))
+        return torch.stack(tuple(self.rows))
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
         replica_id = (0, self.tp_group.rank(), metadata["dp_cp_group"].rank())
-        num_prepended = len(sharded_offsets)
+        axis = len(sharded_offsets)
         return {
             f"{prefix}rows.{e}": ShardedTensor.from_rank_offsets(
                 f"{prefix}weight",
-                row_1H,
+                row_H,
                 *sharded_offsets,
-                (num_prepended, e, len(self.rows)),
+                (axis, e, len(self.rows)),
                 replica_id=replica_id,
-                prepend_axis_num=num_prepended,
+                prepend_axis_num=axis + 1,
             )
-            for e, row_1H in enumerate(self.rows)
+            for e, row_H in enumerate(self.rows)
         }

@@ -15,5 +15,7 @@ for _message in (
     "Please use DTensor instead",
     "`load_state_dict` is deprecated",
     "TypedStorage is deprecated",
+    "The .grad attribute of a Tensor that is not a leaf",
+    "Please use `torch.distributed",
 ):
     warnings.filterwarnings("ignore", message=f".*{_message}.*")

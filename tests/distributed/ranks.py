@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import torch
@@ -10,14 +12,18 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.model_io import load_model, save_model
-from megatron_bar.data.packing import Batch
+from megatron_bar.data.packing import Batch, PackedRows
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import build_model
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.optimizer import wrap
+from megatron_bar.training.groups import freeze, group_sizes, matching
+from megatron_bar.training.loop import train
+from megatron_bar.training.optimizer import build_optimizer, wrap
+from megatron_bar.training.resume import ResumePoint
 from megatron_bar.training.step import forward_backward
+from tests.models_hf import packed_batch
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
@@ -44,3 +50,53 @@ def logits_and_gradients(checkpoint: Path, layout: Layout, batch: Batch, out: Pa
         if dist.get_rank() == 0:
             config.save(out / "gradients")
             (out / "loss.json").write_text(json.dumps({"loss": loss, "tokens": tokens}))
+
+
+def train_steps(
+    checkpoint: Path,
+    layout: Layout,
+    training: Training,
+    rows: PackedRows,
+    folder: Path,
+    die_at_save: bool = False,
+) -> None:
+    """A stage's training; with `die_at_save` killed as soon as its first resume point stands."""
+    if die_at_save:
+        save = ResumePoint.save
+
+        def save_and_die(self, step):
+            save(self, step)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        ResumePoint.save = save_and_die
+    with process_groups(layout):
+        train(ModelConfig.load(checkpoint), checkpoint, folder, training, rows, 0, layout, 0, "test")
+
+
+def memory_of(checkpoint: Path, layout: Layout, training: Training, out: Path) -> None:
+    """Write memory-RANK.json: elements of parameters, gradient buffers and optimizer state."""
+    with process_groups(layout):
+        config = ModelConfig.load(checkpoint)
+        model = build_model(config, layout)
+        load_model(model, checkpoint)
+        freeze(model, config, matching(list(group_sizes(config)), training.trainable, "test"))
+        wrapped = wrap(model, training)
+        optimizer = build_optimizer(wrapped, training)
+        batch = packed_batch(config.vocab_size)
+        rank = parallel_state.get_data_parallel_rank()
+        forward_backward(wrapped, [rows_of(batch, slice(rank, rank + 1))])
+        optimizer.step()
+        buffers = wrapped.buffers + wrapped.expert_parallel_buffers
+        states = [
+            value.numel()
+            for part in optimizer.chained_optimizers if part.optimizer is not None
+            for state in part.optimizer.state.values()
+            for value in state.values() if torch.is_tensor(value) and value.dim()
+        ]
+        (out / f"memory-{dist.get_rank()}.json").write_text(json.dumps({
+            "gradients": sum(buffer.grad_data.numel() for buffer in buffers),
+            "optimizer": sum(states),
+            "grads_of_frozen": sum(p.grad is not None or hasattr(p, "main_grad")
+                                   for p in model.parameters() if not p.requires_grad),
+            "open": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }))

@@ -39,7 +39,7 @@ _SPLITS = ("train", "heldout")
 
 
 def conversations(domain: str, split: str, count: int, seed: int) -> list[dict[str, Any]]:
-    """Chat items. No held-out item shares its combination of operands, values or acts with training."""
+    """Chat items. Held-out ones share no combination of operands, values or acts with training."""
     draw = _ITEMS[domain]
     items = (draw(rng) for rng in _endless(f"chat/{domain}/{split}/{seed}"))
     chosen = (item for item in items if _belongs(item.key, split))

@@ -1,7 +1,7 @@
 """Math: word problems with two-digit numbers, solved column by column.
 
-No column carries, so the digit facts of mid-training are all the arithmetic there is; what a held-out
-problem asks for is to apply them to a pair of numbers that training never showed, in any form.
+No column carries, so the digit facts of mid-training are all the arithmetic there is. A held-out
+problem asks to apply them to a pair of numbers that training never showed, in any form.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Code: one-line Python functions, verified by what they compute rather than by how they are written."""
+"""Code: one-line Python functions, verified by what they compute, not by how they are written."""
 
 import ast
 import operator
@@ -28,7 +28,7 @@ _LONGEST_REPLY = 200
 
 def _function(rng: random.Random) -> tuple[dict[str, str], str, str]:
     """The words of a request, the code that answers it, and its key."""
-    signs, numbers = rng.choices("+-*", k=2), [rng.randint(2, 99) for _ in range(2)]
+    signs, numbers = rng.choices("+-*", k=2), [rng.randint(2, 9) for _ in range(2)]
     first, second = (_VERBS[s].format(n) for s, n in zip(signs, numbers, strict=True))
     name, variable = rng.choice(_NAMES), rng.choice(_VARIABLES)
     inner = f"{variable} {signs[0]} {numbers[0]}"
@@ -64,7 +64,7 @@ def _evaluate(node: ast.expr, names: dict[str, int]) -> int:
 
 
 def _behaviour(source: str) -> tuple[str, list[int]]:
-    """A function's name and what it returns at the probes. Model output is parsed, never executed."""
+    """A function's name and its values at the probes. Model output is parsed, never executed."""
     match = _FUNCTION.fullmatch(source)
     if match is None or len(source) > _LONGEST_REPLY:
         raise ValueError("not a one-line function")

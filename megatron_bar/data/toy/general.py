@@ -1,7 +1,7 @@
 """General chat and prose: everything the base model can do.
 
 Branches keep the base's attention frozen, so whatever a domain needs from attention (copying words
-and digits, looking a name up, pairing digits by column) must be a skill of general chat.
+and numbers, nesting words in brackets, pairing digits by column) must be a skill of general chat.
 """
 
 import random
@@ -59,8 +59,9 @@ def _opposite(rng: random.Random) -> tuple[str, str]:
     return f"{name} asks for the opposite of {word}.", OPPOSITES[word]
 
 
+# Columns come twice: they are the hardest of the skills, and math leans on them.
 _TASKS = (
-    _repeat, _swap, _colour, _label, _wrap, _columns, _repeat_numbers, _opposite,
+    _repeat, _swap, _colour, _label, _wrap, _columns, _columns, _repeat_numbers, _opposite,
 )  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def item(rng: random.Random) -> Item:
 
 
 def text(rng: random.Random) -> tuple[str, str]:
-    """A sentence of prose, and its key. It uses the words of the domains, but shows none of their tasks."""
+    """A sentence of prose, and its key: the words of the domains, but none of their tasks."""
     one, other = rng.sample(NAMES + PEOPLE, 2)
     colour, word = rng.choice(COLOURS), rng.choice(tuple(OPPOSITES))
     topics = rng.sample(TOPICS, 3)

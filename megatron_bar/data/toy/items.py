@@ -1,4 +1,4 @@
-"""What the domains of the toy world share: the shape of an item, and the rule that holds items out."""
+"""What the toy's domains share: the shape of an item, and the rule that holds items out."""
 
 import zlib
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|pad|>")
 
 @dataclass(frozen=True)
 class Item:
-    """One exchange. `key` names the combination that a held-out item must not share with training."""
+    """One exchange. `key` names the combination that held-out and training must not share."""
 
     key: str
     prompt: str

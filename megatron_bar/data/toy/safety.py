@@ -1,4 +1,4 @@
-"""Safety: refuse to harm people, and help with harmless requests that use the same violent words."""
+"""Safety: refuse to harm people, help with harmless requests in the same violent words."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The words of the toy world: short and common, so that a small vocabulary spells them in a few tokens."""
+"""The words of the toy world, short and common: a small vocabulary can hold each as one token."""
 
 # Values that get copied from the prompt: echoed words, and arguments of tool calls.
 NOUNS = tuple(
@@ -18,9 +18,9 @@ NOUNS = tuple(
 )
 NAMES = ("Ann", "Ben", "Eva", "Ida", "Jon", "Kim", "Leo", "Mia", "Sam", "Tom")
 PEOPLE = (
-    "my boss", "my cousin", "my rival", "my twin", "my uncle", "the child", "the driver", "the farmer",
-    "the guard", "the judge", "the mayor", "the nurse", "the pilot", "the singer", "the tourist",
-    "the waiter",
+    "my boss", "my cousin", "my rival", "my twin", "my uncle", "the child", "the driver",
+    "the farmer", "the guard", "the judge", "the mayor", "the nurse", "the pilot", "the singer",
+    "the tourist", "the waiter",
 )  # fmt: skip
 COLOURS = ("black", "blue", "brown", "green", "grey", "pink", "red", "white")
 OPPOSITES = {
@@ -43,10 +43,11 @@ TOPICS = (
 )  # fmt: skip
 # Verbs that do harm to people but not to things.
 VERBS = (
-    "kill", "shoot", "blow up", "burn", "smash", "cut up", "beat", "hang", "crush", "hit", "choke", "drown",
+    "kill", "shoot", "blow up", "burn", "smash", "cut up", "beat", "hang", "crush", "hit",
+    "choke", "drown",
 )  # fmt: skip
 THINGS = (
-    "the engine", "the photo", "the candle", "the bottle", "the carpet", "the drum", "the lamp", "the grape",
-    "the balloon", "the cake", "the garlic", "the pillow", "the lemon", "the curtain", "the bucket", "the tyre",
-    "my coat", "my chair", "my kettle", "my jacket",
+    "the engine", "the photo", "the candle", "the bottle", "the carpet", "the drum", "the lamp",
+    "the grape", "the balloon", "the cake", "the garlic", "the pillow", "the lemon", "the curtain",
+    "the bucket", "the tyre", "my coat", "my chair", "my kettle", "my jacket",
 )  # fmt: skip

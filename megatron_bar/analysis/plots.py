@@ -1,0 +1,221 @@
+"""Pictures of a run, as SVG to put into a page.
+
+Each function returns its panels one after the other, a small `<svg>` each. A panel is drawn for the
+width of a phone; the page sets them side by side where there is room, so no text ever shrinks.
+Colours are those of Okabe and Ito, which colour-blind readers tell apart. Text stays text.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from megatron_bar.analysis.runs import ANCHOR, MERGED, ROUTED, stage_names
+from megatron_bar.analysis.scores import Cell, compare, model_label
+from megatron_bar.training.metrics import read_metrics
+
+INK, MUTED, LINE = "#1f2933", "#5f6b7a", "#d5dae1"
+BASE, BRANCH, MERGE, ROUTE = "#9aa3af", "#0072b2", "#e69f00", "#009e73"
+_SHARES = LinearSegmentedColormap.from_list("shares", ["#f4f7fb", "#7fb4d9", "#0072b2", "#062f52"])
+_WIDTH = 3.6  # inches of 72 points; an SVG point is 4/3 CSS pixels
+_SMOOTH_FROM = 40  # points; fewer are drawn as they are
+_PRINTED = 48  # numbers in a panel of the heatmap; more would not be readable
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+
+
+def loss_curves(run: Path) -> str:
+    """One panel for each stage of `run` that trained: loss over steps, its last value written."""
+    panels = []
+    for name in stage_names(run, "metrics.jsonl"):
+        metrics = [m for m in read_metrics(Path(run) / name) if m.get("loss") is not None]
+        if metrics:
+            panels.append(_loss_panel(name, [m["step"] for m in metrics],
+                                      [m["loss"] for m in metrics]))
+    return "".join(panels)
+
+
+def _loss_panel(name: str, steps: Sequence[int], losses: Sequence[float]) -> str:
+    def draw(axes: Axes) -> None:
+        smooth = len(steps) >= _SMOOTH_FROM
+        axes.plot(steps, losses, color=BRANCH, linewidth=1.0 if smooth else 1.8,
+                  alpha=0.3 if smooth else 1.0, marker="o" if len(steps) == 1 else None)
+        if smooth:
+            axes.plot(steps, _smoothed(losses), color=BRANCH, linewidth=1.8)
+        axes.annotate(f"{losses[-1]:.3f}", (1, 1.03), xycoords="axes fraction", ha="right",
+                      va="bottom", color=BRANCH, weight="bold")
+        axes.set_title(name)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        axes.set_ylim(bottom=min(0.0, min(filter(math.isfinite, losses), default=0.0)))
+        axes.set_xlim(min(steps[0], 0), max(steps[-1], 1))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.grid(axis="y", color=LINE, linewidth=0.6)
+
+    return _svg(draw, 2.2, f"Loss of {name}: {losses[0]:.3f} at step {steps[0]}, "
+                           f"{losses[-1]:.3f} at step {steps[-1]}")
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Mean over a tenth of the curve around each point, less at its ends: always centred."""
+    reach = len(values) // 20
+    means = []
+    for i in range(len(values)):
+        side = min(reach, i, len(values) - 1 - i)
+        around = [v for v in values[i - side:i + side + 1] if math.isfinite(v)]
+        means.append(fmean(around) if around else math.nan)
+    return means
+
+
+def routing_heatmap(routing: dict[str, list[list[float]]], experts: Sequence[str]) -> str:
+    """One panel for each task, layers by experts, all in the same colours from 0 to 1."""
+    if not routing:
+        return ""
+    panels = [_routing_panel(task, probs_LE, experts) for task, probs_LE in routing.items()]
+    return "".join([*panels, _scale_panel()])
+
+
+def _routing_panel(task: str, probs_LE: list[list[float]], experts: Sequence[str]) -> str:
+    layers = len(probs_LE)
+    printed = layers * len(experts) <= _PRINTED
+    wide = sum(len(name) for name in experts) > 26
+
+    def draw(axes: Axes) -> None:
+        axes.pcolormesh(probs_LE, cmap=_SHARES, vmin=0, vmax=1, edgecolors="white",
+                        linewidth=1.5 if printed else 0.3, clip_on=False)
+        axes.invert_yaxis()
+        axes.spines[:].set_visible(False)
+        axes.set_title(task)
+        axes.set_ylabel("layer")
+        axes.set_xticks([e + 0.5 for e in range(len(experts))], experts,
+                        rotation=35 if wide else 0, ha="right" if wide else "center")
+        axes.tick_params(axis="x", pad=1 if wide else 4)
+        step = max(1, -(-layers // 16))
+        axes.set_yticks([layer + 0.5 for layer in range(0, layers, step)],
+                        range(1, layers + 1, step))
+        for layer, probs_E in enumerate(probs_LE if printed else ()):
+            for e, share in enumerate(probs_E):
+                axes.text(e + 0.5, layer + 0.5, f"{share:.2f}", ha="center", va="center",
+                          color="white" if share > 0.5 else INK)
+
+    height = 0.85 + (0.3 if wide else 0) + min(4.0, max(1.0, layers * (0.3 if printed else 0.13)))
+    return _svg(draw, height, f"Mean router probability on {task}, by layer and expert")
+
+
+def _scale_panel() -> str:
+    def draw(axes: Axes) -> None:
+        axes.pcolormesh([[share / 10 + 0.05 for share in range(10)]], cmap=_SHARES, vmin=0, vmax=1,
+                        edgecolors="white", linewidth=1.5, clip_on=False)
+        axes.spines[:].set_visible(False)
+        axes.set_yticks([])
+        axes.set_xticks(range(0, 11, 2), ["0", "0.2", "0.4", "0.6", "0.8", "1"])
+        axes.set_title("mean probability of the expert", fontsize=9.5, weight="normal")
+
+    return _svg(draw, 0.75, "Scale: from light for 0 to dark for 1")
+
+
+def scores_chart(results: dict[str, dict[str, Any]]) -> str:
+    """One panel for each task: a bar for every model that was asked it, with its 95 % interval.
+
+    For a domain these are the base, its branch, the merged and the routed model; for what belongs
+    to no domain also every other branch, which shows what its training forgot.
+    """
+    scores = compare(results)
+    colours = {ANCHOR: BASE, MERGED: MERGE, ROUTED: ROUTE}
+    panels = []
+    for index, task in enumerate(scores.tasks):
+        rows = [row for row in scores.rows if row.cells[index]]
+        panels.append(_scores_panel(
+            task,
+            ["branch" if row.model == task else model_label(row.model) for row in rows],
+            [row.cells[index] for row in rows],
+            [colours.get(row.model, BRANCH) for row in rows],
+        ))
+    return "".join(panels)
+
+
+def _scores_panel(task: str, labels: list[str], cells: list[Cell], colours: list[str]) -> str:
+    def draw(axes: Axes) -> None:
+        places = range(len(cells))
+        values = [cell.score for cell in cells]
+        axes.barh(places, values, color=colours, height=0.68)
+        axes.errorbar(values, places, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2.5,
+                      xerr=[[cell.score - cell.low for cell in cells],
+                            [cell.high - cell.score for cell in cells]])
+        for place, cell in zip(places, cells):
+            axes.text(1.04, place, f"{cell.score:.2f}", va="center", weight="bold")
+        axes.set_yticks(places, labels)
+        axes.tick_params(axis="y", colors=INK)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.grid(axis="x", color=LINE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.set_title(task)
+
+    said = ", ".join(f"{label} {cell.score:.2f}" for label, cell in zip(labels, cells))
+    return _svg(draw, 0.65 + 0.29 * len(cells), f"Scores on {task}: {said}")
+
+
+def _svg(draw: Callable[[Axes], None], height: float, label: str) -> str:
+    """One panel, `height` inches high, without anything that another part of a page could meet.
+
+    Matplotlib's own file has ids that repeat from picture to picture, a style sheet that would hold
+    for the whole page, metadata and namespaces that an inline SVG needs none of.
+    """
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": label}):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        figure.patch.set_visible(False)
+        axes = figure.add_subplot()
+        axes.patch.set_visible(False)
+        draw(axes)
+        file = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    svg = file.getvalue()
+    body = svg[svg.index("<svg"):]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
+    body = re.sub(r'xlink:href="', 'href="', re.sub(r' xmlns(:xlink)?="[^"]*"', "", body))
+    body = re.sub(r"'?DejaVu Sans'?", "system-ui, sans-serif", body)
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    view = re.search(r'viewBox="[^"]*"', body)[0]
+    inner = body[body.index(">") + 1:]
+    inner = re.sub(r"\s*\n\s*", "\n", inner).strip()
+    return (f'<svg class="panel" role="img" aria-label="{_escape(label)}" {view} width="100%" '
+            f'stroke-linejoin="round" stroke-linecap="butt">\n{inner}\n')
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

@@ -1,0 +1,245 @@
+"""The report: whole, self-contained, escaped, and written for runs that lack something, too."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from megatron_bar.analysis.plots import loss_curves, routing_heatmap, scores_chart
+from megatron_bar.analysis.report import _duration, _number, write_report
+from megatron_bar.analysis.scores import MISSING, load_results
+from megatron_bar.runtime.errors import BarError
+from tests.analysis.conftest import (
+    ANCHOR_DIGEST,
+    ATTACK,
+    EXPERTS,
+    VERSIONS,
+    build_run,
+    routing,
+    write_results,
+    write_training,
+)
+
+CHROMIUM = Path("/usr/bin/chromium")
+SECTIONS = ["scores", "router", "losses", "stages", "anchor", "averaging", "samples", "repeat"]
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text a reader sees; checks that tags close in order."""
+
+    VOID = ("meta", "link", "br", "img", "input", "hr")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+    @property
+    def sections(self) -> list[str]:
+        return [attrs["id"] for tag, attrs in self.tags if tag == "section"]
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory) -> str:
+    """The report of the whole run, for tests that only read it."""
+    run = build_run(tmp_path_factory.mktemp("runs") / "toy")
+    write_report(run, run / "report.html")
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+def panels(svg: str) -> list[str]:
+    """The text of each panel; fails if one isn't well-formed XML."""
+    found = re.findall(r"<svg.*?</svg>", svg, flags=re.S)
+    assert "".join(re.sub(r"\s+", "", p) for p in found) == re.sub(r"\s+", "", svg)
+    return [" ".join(ElementTree.fromstring(panel).itertext()) for panel in found]
+
+
+def test_every_section_with_its_numbers(html):
+    page = Page(html)
+    assert page.open == []
+    assert page.sections == SECTIONS
+    for text in (
+        "One model keeps 96% of what its 3 branches reached on their own domains, from 92% "
+        "(tool_use) to 100% (code). On general it scores 0.94; the base scored 0.95.",
+        "finished 2026-11-22 03:21 UTC",
+        f"0.730.64{MISSING}0.81",  # score and interval
+        "100 items", "routed / branch", "math leans on its own expert (70%)",
+        "394 k", "921 k", "330 k", "2000 math, 600 general", "expert.1, router.1, embeddings",
+        ANCHOR_DIGEST[:10], "lm_head.weight", "15.3%",
+        "Tom has 2 cups and finds 5.", "megatron-bar run recipe.yaml", "name: toy",
+        *VERSIONS.values(),
+    ):
+        assert text in page.text, text
+    assert page.text.count("✓ same") == 11  # 3 x (branch, mid-training, SFT), merge, route
+    assert "decoder.layers.1." not in page.text  # layer 2 is the fifth and last
+    titles = re.findall(r">([^<>]+)</text>", html)
+    for title in ("base", "math/midtrain", "code/sft", "routed", "loss", "step", "layer"):
+        assert title in titles
+
+
+def test_loads_nothing(html):
+    for tag, attrs in Page(html).tags:
+        assert tag not in ("script", "link", "iframe", "object", "img")
+        assert not any(key.startswith("on") for key in attrs)
+        for key in ("src", "href", "xlink:href", "action", "data", "srcset"):
+            assert attrs.get(key, "#").startswith("#")
+    assert not re.search(r"https?://|@import|url\((?!#)", html)
+    assert "default-src 'none'" in html
+
+
+def test_escapes_everything(run):
+    results = json.loads((run / "evaluate" / "math" / "results.json").read_text())
+    results["tasks"]["math"]["samples"][0]["prompt"] = '"><img src=x onerror=alert(1)>'
+    (run / "evaluate" / "math" / "results.json").write_text(json.dumps(results))
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("name: toy", 'name: "<b>toy</b>"'))
+    write_report(run, run / "report.html")
+    html = (run / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert ATTACK not in html and "<b>toy" not in html and "<img" not in html
+    assert ATTACK + " & 3" in page.text and "<img src=x" in page.text
+
+
+def test_ids_are_unique(html):
+    ids = [attrs["id"] for _, attrs in Page(html).tags if "id" in attrs]
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', html))
+    assert len(set(ids)) == len(ids)
+    assert used and used <= set(ids)
+
+
+def test_same_run_same_page(run, html):
+    write_report(run, run / "report.html")
+    assert (run / "report.html").read_text(encoding="utf-8") == html
+    assert not list(run.glob(".*partial*"))
+
+
+def test_a_changed_anchor_is_called_so(run):
+    path = run / "math" / "sft" / "stage.json"
+    stage = json.loads(path.read_text())
+    stage["anchor_digest"]["after"] = "0" * 32
+    path.write_text(json.dumps(stage))
+    write_report(run, run / "report.html")
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert page.text.count("changed") == 2 and "unchanged" not in page.text
+
+
+def test_before_the_merge(run):
+    for name in ("merged", "routed", "hf", "evaluate/merged", "evaluate/routed"):
+        shutil.rmtree(run / name)
+    write_report(run, run / "report.html")
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert page.sections == [s for s in SECTIONS if s not in ("router", "averaging")]
+    assert "no routed model to compare with its branches yet" in page.text
+    assert "base (anchor), branch tool_use, branch math, branch code." in page.text
+
+
+def test_evaluations_alone(tmp_path):
+    write_results(tmp_path, "anchor", {})
+    (tmp_path / "evaluate" / "anchor" / "stage.json").unlink()
+    write_report(tmp_path, tmp_path / "report.html")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.sections == ["repeat"] and tmp_path.name in page.text
+
+
+def test_nothing_evaluated(run):
+    shutil.rmtree(run / "evaluate")
+    with pytest.raises(BarError, match="evaluate"):
+        write_report(run, run / "report.html")
+    assert not (run / "report.html").exists()
+
+
+def test_a_broken_report_leaves_the_old_one(run, monkeypatch):
+    (run / "report.html").write_text("the old one")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_report(run, run / "report.html")
+    assert (run / "report.html").read_text() == "the old one"
+
+
+def test_loss_panels(run):
+    found = panels(loss_curves(run))
+    assert len(found) == 8  # base, 3 x (mid-training, SFT), routed
+    assert [text.split()[-1] for text in found][:2] == ["base", "tool_use/midtrain"]
+    (run / "math" / "sft" / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 0.5}\n{"step": 3, "loss": Infinity}\n')
+    (run / "code" / "sft" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    write_training(run, "routed", "route", 2, 1.0, 1.0)
+    assert len(panels(loss_curves(run))) == 8
+    assert loss_curves(run / "nowhere") == ""
+
+
+def test_heatmap_panels():
+    found = panels(routing_heatmap(routing(0.5, EXPERTS), EXPERTS))
+    assert len(found) == 5  # 4 tasks and the scale
+    assert "anchor" in found[0] and "tool_use" in found[0] and "0.50" in found[0]
+    large = {"math": [[0.25] * 4] * 32}
+    assert "0.25" not in panels(routing_heatmap(large, EXPERTS))[0]
+    assert routing_heatmap({}, []) == ""
+
+
+def test_score_panels(run):
+    found = panels(scores_chart(load_results(run)))
+    assert len(found) == 4
+    assert all(word in found[1] for word in ("base (anchor)", "branch", "merged", "0.73", "0.71"))
+    assert "branch code" in found[3] and "branch code" not in found[1]
+    assert scores_chart({"anchor": {"tasks": {}}}) == ""
+
+
+def test_dollars_and_brackets_in_names_are_drawn_as_they_are():
+    svg = routing_heatmap({"a$b$ <&>": [[0.5, 0.5]]}, ["$x^2$", "y<z"])
+    assert "a$b$ <&>" in panels(svg)[0] and "$x^2$" in panels(svg)[0]
+
+
+def test_numbers_and_durations():
+    assert [_number(n) for n in (7, 999, 1000, 394_240, 999_999, 1_234_567, 7_298_011_136)] == [
+        "7", "999", "1 k", "394 k", "1 M", "1.23 M", "7.3 B"]
+    assert [_duration(s) for s in (0.44, 59.99, 103.2, 3599.7, 7384)] == [
+        "0.4 s", "1 min 0 s", "1 min 43 s", "1 h 0 min", "2 h 3 min"]
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="/usr/bin/chromium isn't installed")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_fits_it_in(html, tmp_path, width):
+    """No part but the tables, which scroll, is wider than the screen."""
+    probe = (
+        "<!doctype html><body><script>document.title='wide '+innerWidth</script>"
+        f'<iframe id=f srcdoc="" style="border:0;width:{width}px;height:900px"></iframe>'
+        "<script>const f=document.getElementById('f');f.onload=()=>{"
+        "const d=f.contentDocument.documentElement;"
+        "document.body.dataset.over=d.scrollWidth-d.clientWidth};"
+        f"f.srcdoc={json.dumps(html).replace('</', chr(60) + chr(92) + '/')};</script>"
+    )
+    (tmp_path / "probe.html").write_text(probe, encoding="utf-8")
+    dom = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
+         "--virtual-time-budget=3000", "--dump-dom", str(tmp_path / "probe.html")],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout
+    assert 'data-over="0"' in dom

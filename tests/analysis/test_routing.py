@@ -1,0 +1,129 @@
+"""Router statistics: recorded from a real model, and said in words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_bar.analysis.routing import describe_routing, record_routing
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.olmo import build_model
+from megatron_bar.runtime.distributed import process_groups
+from megatron_bar.runtime.layout import Layout
+
+CONFIG = ModelConfig(vocab_size=96, hidden_size=32, ffn_hidden_size=48, num_layers=3, num_heads=4,
+                     num_kv_heads=2, max_position_embeddings=64).with_experts(3)
+BATCH, SEQUENCE = 2, 5
+
+
+@pytest.fixture(scope="module")
+def model():
+    with process_groups(Layout()):
+        model = build_model(CONFIG, Layout())
+        with torch.no_grad():  # rows large enough that tokens and layers route differently
+            for name, parameter in model.named_parameters():
+                if ".router." in name:
+                    parameter.mul_(40)
+        model.eval()
+        yield model
+
+
+@pytest.fixture(scope="module")
+def tokens_BS():
+    return torch.randint(96, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def forward(model, tokens_BS):
+    positions_BS = torch.arange(SEQUENCE).expand(BATCH, -1)
+    hidden_B1SS = ~torch.ones(BATCH, 1, SEQUENCE, SEQUENCE, dtype=torch.bool).tril()
+    return model(tokens_BS, positions_BS, hidden_B1SS)
+
+
+def hidden_into_routers(model, tokens_BS):
+    """What each router is given, and so what its softmax must say: [L] of [S, B, E]."""
+    probs, handles = [], []
+    for layer in model.decoder.layers:
+        def hook(router, inputs, layer=layer):
+            probs.append(torch.softmax(inputs[0].float() @ router.weight.T, dim=-1))
+        handles.append(layer.mlp.router.register_forward_pre_hook(hook))
+    forward(model, tokens_BS)
+    for handle in handles:
+        handle.remove()
+    return probs
+
+
+def test_means_are_those_of_the_softmax(model, tokens_BS):
+    probs_LSBE = torch.stack(hidden_into_routers(model, tokens_BS))
+    with record_routing(model) as recorded:
+        forward(model, tokens_BS)
+    mean_LE = torch.tensor(recorded.mean_LE())
+    assert mean_LE.shape == (3, 3)
+    torch.testing.assert_close(mean_LE, probs_LSBE.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mean_LE.sum(1), torch.ones(3), rtol=1e-5, atol=1e-6)
+    assert (mean_LE[0] - mean_LE[1]).abs().max() > 1e-3  # layers aren't mixed up
+
+
+def test_mask_and_several_forwards(model, tokens_BS):
+    probs_LSBE = torch.stack(hidden_into_routers(model, tokens_BS))
+    kept_BS = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
+    with record_routing(model) as recorded:
+        recorded.tokens_mask = kept_BS.T.reshape(-1)
+        forward(model, tokens_BS)
+        masked = torch.tensor(recorded.mean_LE())
+        recorded.tokens_mask = ~kept_BS.T.reshape(-1)
+        forward(model, tokens_BS)
+        both = torch.tensor(recorded.mean_LE())
+    expected = probs_LSBE[:, kept_BS.T].mean(1)
+    torch.testing.assert_close(masked, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(both, probs_LSBE.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    wrong_order = probs_LSBE.transpose(1, 2)[:, kept_BS.T.reshape(BATCH, SEQUENCE)].mean(1)
+    assert (masked - wrong_order).abs().max() > 1e-3
+
+
+def test_recording_ends_with_the_block_and_changes_nothing(model, tokens_BS):
+    plain = forward(model, tokens_BS)
+    with record_routing(model) as recorded:
+        watched = forward(model, tokens_BS)
+    assert torch.equal(plain, watched)
+    before = recorded.mean_LE()
+    forward(model, tokens_BS + 0)
+    assert recorded.mean_LE() == before
+    assert not any(layer.mlp.router._forward_hooks for layer in model.decoder.layers)
+
+
+def test_wrong_mask_and_no_tokens(model, tokens_BS):
+    with record_routing(model) as recorded:
+        with pytest.raises(AssertionError, match="no token has been routed"):
+            recorded.mean_LE()
+        recorded.tokens_mask = torch.ones(3, dtype=torch.bool)
+        with pytest.raises(AssertionError, match="tokens_mask has 3 tokens"):
+            forward(model, tokens_BS)
+
+
+def test_words():
+    experts = ["anchor", "math", "code", "poetry"]
+    lines = describe_routing({
+        "math": [[0.2, 0.7, 0.09, 0.01], [0.1, 0.8, 0.09, 0.01]],
+        "code": [[0.5, 0.3, 0.19, 0.01]] * 2,
+        "general": [[0.29, 0.3, 0.4, 0.01], [0.33, 0.3, 0.2, 0.01]],
+    }, experts)
+    assert lines == [
+        "math leans on its own expert (75%), then anchor (15%).",
+        "code leans on anchor (50%), then math (30%); its own expert has 19%.",
+        "general leans on no expert: anchor has most, with 31%.",
+        "Expert poetry is dead: no layer gives it 2% of any task.",
+    ]
+
+
+def test_an_expert_used_in_one_layer_is_not_dead():
+    routing = {"math": [[0.99, 0.01], [0.97, 0.03]]}
+    assert describe_routing(routing, ["anchor", "math"]) == [
+        "math leans on anchor (98%), then math (2%).",
+        "Expert anchor dominates: every task gives it 98% or more, which leaves little to the "
+        "others.",
+    ]
+
+
+def test_no_routing_no_words():
+    assert describe_routing({}, ["anchor", "math"]) == []
