@@ -186,7 +186,13 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0 done, 1 a fault the user can mend, 2 bad usage."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse takes positional arguments in one piece only; overrides may stand anywhere.
+    if args.command == "run" and not any(word.startswith("-") for word in rest):
+        args.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     # Hub look-ups for local folders only cost time, and fail on nodes without a network.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:

@@ -13,6 +13,11 @@ from megatron_bar.runtime.layout import Layout
 MIDTRAIN_GROUPS = ("expert.1", "router.1")
 SFT_GROUPS = ("expert.1", "router.1", "embeddings", "head", "final_norm")
 ROUTE_GROUPS = ("router.*",)
+# Folders of a run, and a task, that a domain's name would collide with.
+TAKEN_NAMES = frozenset({
+    "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
+    "general",
+})
 
 
 @dataclass(frozen=True)

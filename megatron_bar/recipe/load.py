@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from megatron_bar.recipe.graph import TAKEN_NAMES
 from megatron_bar.recipe.schema import Recipe, Training
 from megatron_bar.runtime.errors import BarError
 
@@ -49,8 +50,8 @@ def _check(recipe: Recipe, path: Path) -> None:
         raise BarError(f"recipe {path}: domains is empty; name at least one")
     recipe.layout.check()
     for name, domain in recipe.domains.items():
-        if not name.replace("_", "").replace("-", "").isalnum():
-            raise BarError(f"recipe {path}: domain {name!r} can't be a folder's name")
+        if not name.replace("_", "").replace("-", "").isalnum() or name in TAKEN_NAMES:
+            raise BarError(f"recipe {path}: a domain can't be called {name!r}, use another name")
         if domain.midtrain is None and domain.sft is None:
             raise BarError(f"recipe {path}: domains.{name} has neither midtrain nor sft")
         for key in ("midtrain", "sft"):

@@ -54,6 +54,8 @@ def _factories() -> None:
 
         return wrapped
 
+    # What `with torch.device("meta")` acts on is listed on first use; it must list the originals.
+    torch.utils._device._device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, on_cpu(getattr(torch, name)))
 

@@ -23,11 +23,21 @@ _ITEMS: dict[str, Callable[[random.Random], Item]] = {
     "tool_use": tools.item,
     "safety": safety.item,
 }
+
+
+def _question(rng: random.Random) -> tuple[str, str]:
+    """What people ask in any domain, without an answer: the base has read the words."""
+    asked = _ITEMS[rng.choice(DOMAINS)](rng)
+    return asked.prompt, asked.key
+
+
 _TEXTS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
+    "questions": _question,
     "general": general.text,
     "math": arithmetic.text,
     "code": coding.text,
 }
+
 _SCORES: dict[str, Callable[[str, str], float]] = {
     "general": general.score,
     "math": arithmetic.score,

@@ -7,9 +7,8 @@ problem asks to apply them to a pair of numbers that training never showed, in a
 import random
 
 from megatron_bar.data.toy.items import Item, exact_match
-from megatron_bar.data.toy.words import NAMES
+from megatron_bar.data.toy.words import COUNTED, NAMES
 
-_THINGS = ("apples", "books", "boxes", "cakes", "coins", "cups", "eggs", "keys", "pens", "stones")
 _STORIES = {
     "+": (
         "{name} has {left} {things} and finds {right}. How many now?",
@@ -55,7 +54,7 @@ def _steps(left: int, sign: str, right: int) -> str:
 def item(rng: random.Random) -> Item:
     left, sign, right = _numbers(rng)
     story = rng.choice(_STORIES[sign])
-    words = {"name": rng.choice(NAMES), "things": rng.choice(_THINGS)}
+    words = {"name": rng.choice(NAMES), "things": rng.choice(COUNTED)}
     answer = str(_apply(left, sign, right))
     return Item(
         key=_key(left, sign, right),

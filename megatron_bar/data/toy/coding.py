@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 from megatron_bar.data.toy.items import Item
+from megatron_bar.data.toy.words import LETTERS
 
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -14,8 +15,8 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mult: operator.mul,
 }
 _VERBS = {"+": "add {}", "-": "subtract {}", "*": "multiply by {}"}
-_NAMES = ("f", "g", "h", "run")
-_VARIABLES = ("x", "y", "n")
+_NAMES = LETTERS[:3]
+_VARIABLES = LETTERS[3:]
 _PROMPTS = (
     "Write {name}({variable}): {first}, then {second}.",
     "Python function {name} of {variable}: {first}, then {second}.",

@@ -9,6 +9,8 @@ import random
 from megatron_bar.data.toy.items import Item, exact_match
 from megatron_bar.data.toy.words import (
     COLOURS,
+    COUNTED,
+    LETTERS,
     NAMES,
     NOUNS,
     OPPOSITES,
@@ -46,12 +48,28 @@ def _wrap(rng: random.Random) -> tuple[str, str]:
 
 def _columns(rng: random.Random) -> tuple[str, str]:
     left, right = str(rng.randrange(10, 100)), str(rng.randrange(10, 100))
-    return f"Line up {left} and {right}.", f"{left[1]} {right[1]}, {left[0]} {right[0]}"
+    asked = rng.choice(
+        (
+            f"Line up {left} and {right}.",
+            f"{rng.choice(NAMES)} has {left} {rng.choice(COUNTED)} and {right}. Line them up.",
+            f"{left} {rng.choice(COUNTED)} and {right} {rng.choice(COUNTED)}: line them up.",
+        )
+    )
+    return asked, f"{left[1]} {right[1]}, {left[0]} {right[0]}"
 
 
 def _repeat_numbers(rng: random.Random) -> tuple[str, str]:
     left, right = rng.randrange(2, 100), rng.randrange(2, 100)
     return f"Repeat {left} and {right}.", f"{left} and {right}"
+
+
+def _steps(rng: random.Random) -> tuple[str, str]:
+    """Numbers and letters in a code-like question, to be found but not to be used."""
+    first, second = rng.randint(2, 9), rng.randint(2, 9)
+    name, variable = rng.choice(LETTERS), rng.choice(LETTERS)
+    verbs = rng.choices(("add", "subtract", "multiply by"), k=2)
+    asked = f"{name}({variable}): {verbs[0]} {first}, then {verbs[1]} {second}."
+    return f"What is in {asked}", f"{name} {variable} {first} {second}"
 
 
 def _opposite(rng: random.Random) -> tuple[str, str]:
@@ -61,7 +79,7 @@ def _opposite(rng: random.Random) -> tuple[str, str]:
 
 # Columns come twice: they are the hardest of the skills, and math leans on them.
 _TASKS = (
-    _repeat, _swap, _colour, _label, _wrap, _columns, _columns, _repeat_numbers, _opposite,
+    _repeat, _swap, _colour, _label, _wrap, _columns, _columns, _repeat_numbers, _steps, _opposite,
 )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ PEOPLE = (
     "the farmer", "the guard", "the judge", "the mayor", "the nurse", "the pilot", "the singer",
     "the tourist", "the waiter",
 )  # fmt: skip
+COUNTED = ("apples", "books", "boxes", "cakes", "coins", "cups", "eggs", "keys", "pens", "stones")
+LETTERS = ("f", "g", "h", "x", "y", "n")  # of functions, then of variables
 COLOURS = ("black", "blue", "brown", "green", "grey", "pink", "red", "white")
 OPPOSITES = {
     "hot": "cold",

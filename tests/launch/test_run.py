@@ -1,0 +1,154 @@
+"""`megatron-bar run`, whole: what is done stays, what is stale is done again, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from megatron_bar.cli import main
+from megatron_bar.stages.context import read_done
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+
+_TRAINING = dict(sequence_length=96, batch_size=8, micro_batch_size=4, lr=3e-3, log_every=2)
+
+
+def _recipe(runs: Path) -> dict:
+    sft = dict(**_TRAINING, steps=6)
+    return {
+        "name": "mini", "runs": str(runs),
+        "pretrain": {
+            "vocab_size": 600, "chat": [{"toy": "general", "count": 200}],
+            "training": dict(
+                **_TRAINING, steps=10, layout={"processes": 2},
+                data=[{"toy": "general", "count": 100, "name": "prose"}],
+            ),
+        },
+        "domains": {
+            "math": {
+                "midtrain": dict(**_TRAINING, steps=4, data=[{"toy": "math", "count": 100}]),
+                "sft": sft | {"data": [{"toy": "math", "count": 80}, {"toy": "general", "count": 40}]},
+                "tasks": [{"toy": "math", "split": "heldout", "count": 6}],
+            },
+            "tool_use": {
+                "sft": sft | {
+                    "data": [{"toy": "tool_use", "count": 80}, {"toy": "general", "count": 40}],
+                    "layout": {"processes": 2, "expert": 2},
+                },
+                "tasks": [{"toy": "tool_use", "split": "heldout", "count": 6}],
+            },
+        },
+        "route": {"fraction": 0.5, "training": dict(**_TRAINING, steps=4)},
+        "evaluate": {
+            "general": [{"toy": "general", "split": "heldout", "count": 6}], "max_new_tokens": 12,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "mini.yaml").write_text(yaml.safe_dump(_recipe(folder / "runs")))
+    assert main(["run", str(folder / "mini.yaml")]) == 0
+    return folder
+
+
+def _ids(run: Path) -> dict[str, str]:
+    return {str(path.parent.relative_to(run)): json.loads(path.read_text())["id"]
+            for path in run.rglob("stage.json")}
+
+
+def _done_again(workplace: Path, *overrides: str, status: int = 0) -> set[str]:
+    run = workplace / "runs" / "mini"
+    before = _ids(run)
+    assert main(["run", str(workplace / "mini.yaml"), *overrides]) == status
+    return {name for name, identity in _ids(run).items() if before.get(name) != identity}
+
+
+AFTER_A_DOMAIN = {"merged", "routed", "hf", "evaluate/merged", "evaluate/routed", "report"}
+
+
+def test_a_second_run_does_nothing_and_says_so(workplace, capsys):
+    assert _done_again(workplace) == set()
+    assert "nothing to do, all 17 stages are done" in capsys.readouterr().out
+
+
+def test_a_deleted_domain_is_done_again_and_what_needs_it(workplace):
+    shutil.rmtree(workplace / "runs" / "mini" / "math")
+    assert _done_again(workplace) == AFTER_A_DOMAIN | {
+        "math/branch", "math/midtrain", "math/sft", "evaluate/math"
+    }
+
+
+def test_a_changed_setting_is_done_again_and_what_needs_it(workplace):
+    assert _done_again(workplace, "route.training.steps=5") == {
+        "routed", "hf", "evaluate/routed", "report"
+    }
+    assert _done_again(workplace, "route.training.steps=5") == set()
+    assert _done_again(workplace) == {"routed", "hf", "evaluate/routed", "report"}
+
+
+def test_what_every_stage_leaves(workplace):
+    run = workplace / "runs" / "mini"
+    for stage in ("math/midtrain", "math/sft", "tool_use/sft", "routed"):
+        done = read_done(run / stage)
+        assert done["anchor_digest"]["before"] == done["anchor_digest"]["after"]
+        assert done["trainable"] > 0 and done["frozen"] > 0 and done["tokens"] > 0
+        assert (run / stage / "metrics.jsonl").is_file()
+        assert any((run / stage / "tensorboard").iterdir())
+        assert not (run / stage / "resume").exists()
+    digests = {read_done(run / s)["anchor_digest"] for s in ("math/branch", "merged")}
+    assert digests == {read_done(run / "routed")["anchor_digest"]["after"]}
+    log = (run / "logs" / "math-sft.txt").read_text()
+    assert "expert.0" in log and "frozen" in log and "documents in" in log
+    assert (run / "report.html").stat().st_size > 10_000
+
+
+def test_the_export_is_what_transformers_and_our_evaluation_generate(workplace):
+    run = workplace / "runs" / "mini"
+    folder = run / "hf" / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.num_experts_per_tok == 3 and tokenizer.chat_template
+    stops = GenerationConfig.from_pretrained(folder).eos_token_id
+    assert tokenizer.eos_token_id in stops
+    results = json.loads((run / "evaluate" / "routed" / "results.json").read_text())
+    compared = 0
+    for task in results["tasks"].values():
+        for sample in task["samples"]:
+            ids = tokenizer(sample["prompt"], add_special_tokens=False, return_tensors="pt")
+            out = model.generate(**ids, max_new_tokens=12, do_sample=False)[0]
+            new = out[ids["input_ids"].shape[1]:].tolist()
+            new = new[: next((i for i, t in enumerate(new) if t in stops), len(new))]
+            assert tokenizer.decode(new) == sample["response"]
+            compared += 1
+    assert compared == 15
+
+
+def test_a_failed_stage_stops_what_needs_it_and_the_others_go_on(workplace, capsys):
+    run = workplace / "runs" / "mini"
+    shutil.rmtree(run / "tool_use")
+    again = _done_again(
+        workplace, "domains.math.sft.trainable=[expert.7]", "domains.tool_use.sft.steps=5",
+        status=1,
+    )
+    assert again == {"tool_use/branch", "tool_use/sft", "evaluate/tool_use"}
+    shown = capsys.readouterr()
+    assert "'expert.7' matches no parameter group" in shown.err and "log:" in shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+    assert _done_again(workplace) >= AFTER_A_DOMAIN | {"math/sft", "tool_use/sft"}
+
+
+def test_a_running_run_is_not_joined_by_another(workplace, capsys):
+    import fcntl
+
+    with open(workplace / "runs" / "mini" / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["run", str(workplace / "mini.yaml")]) == 1
+    assert "another megatron-bar run is at work" in capsys.readouterr().err

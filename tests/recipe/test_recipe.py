@@ -1,0 +1,81 @@
+"""Recipes: what is asked for becomes stages, and what is wrong gets one line."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_bar.recipe.graph import stage_graph
+from megatron_bar.recipe.load import load_recipe, save_recipe
+from megatron_bar.runtime.errors import BarError
+
+TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
+
+
+def test_the_toy_graph():
+    stages = stage_graph(load_recipe(TOY))
+    names = [stage.name for stage in stages]
+    assert names[:3] == ["base", "anchor", "pretrained"]
+    for domain, steps in {
+        "math": ["branch", "midtrain", "sft"], "code": ["branch", "midtrain", "sft"],
+        "tool_use": ["branch", "sft"], "safety": ["branch", "sft"],
+    }.items():
+        assert [n for n in names if n.startswith(f"{domain}/")] == [f"{domain}/{s}" for s in steps]
+    by_name = {stage.name: stage for stage in stages}
+    assert by_name["merged"].inputs == {
+        "anchor": "anchor", "math": "math/sft", "code": "code/sft", "tool_use": "tool_use/sft",
+        "safety": "safety/sft",
+    }
+    assert by_name["hf"].inputs == {"checkpoint": "routed"}
+    done = set()
+    for stage in stages:  # each after those it needs
+        assert set(stage.inputs.values()) <= done
+        done.add(stage.name)
+
+
+def test_defaults_are_the_recipe_of_bar():
+    recipe = load_recipe(TOY, ["domains.tool_use.sft.trainable=[]"])
+    by_name = {stage.name: stage for stage in stage_graph(recipe)}
+    trainable = {name: stage.settings["training"]["trainable"]
+                 for name, stage in by_name.items() if "training" in stage.settings}
+    assert trainable["math/midtrain"] == ["expert.1", "router.1"]
+    assert trainable["tool_use/sft"] == [
+        "expert.1", "router.1", "embeddings", "head", "final_norm"
+    ]
+    assert trainable["routed"] == ["router.*"]
+
+
+def test_overrides_reach_every_depth_and_survive_saving(tmp_path):
+    recipe = load_recipe(TOY, [
+        "route.fraction=0.1", "domains.math.sft.lr_scale.head=0.5", "layout.processes=2", "seed=3"
+    ])
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert recipe.route.fraction == 0.1 and recipe.domains["math"].sft.lr_scale["head"] == 0.5
+
+
+@pytest.mark.parametrize("override, message", {
+    "rout.fraction=0.1": "rout",
+    "route.fraktion=0.1": "fraktion",
+    "domains.math.sft.learning_rate=1": "learning_rate",
+    "seed=many": "many",
+    "route.fraction=2": "not in",
+    "layout.processes=3 layout.tensor=2": "multiple of 2",
+    "domains.math.sft.schedule=cubic": "cubic",
+    "domains.math.sft.epochs=1": "either steps or epochs",
+    "anchor=some/folder": "either anchor",
+    "route": "not of the form",
+    "domains.merged.sft.steps=1": "can't be called 'merged'",
+    "domains.law.sft.steps=1": "domains.law.sft: data is empty",
+}.items())
+def test_a_wrong_key_or_value_gets_one_line(override, message):
+    with pytest.raises(BarError, match=message) as raised:
+        load_recipe(TOY, override.split())
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_or_broken_recipe_gets_one_line(tmp_path):
+    with pytest.raises(BarError, match="doesn't exist"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("name: [")
+    with pytest.raises(BarError, match=r"broken\.yaml"):
+        load_recipe(tmp_path / "broken.yaml")

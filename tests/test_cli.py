@@ -1,0 +1,96 @@
+"""The command line as a user meets it: what it says, how it exits, what it leaves behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from megatron_bar.checkpoints.convert import import_hf
+from megatron_bar.cli import main
+from tests.models_hf import random_dense, random_experts
+
+TOY = Path(__file__).parents[1] / "examples" / "toy.yaml"
+
+
+@pytest.fixture(scope="module")
+def hf_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "hf"
+    random_dense().save_pretrained(folder)
+    return folder
+
+
+def test_help_teaches(capsys):
+    for arguments in (["--help"], ["run", "--help"], ["merge", "--help"], ["verify", "--help"]):
+        with pytest.raises(SystemExit) as done:
+            main(arguments)
+        assert done.value.code == 0
+    shown = capsys.readouterr().out
+    assert "examples/toy.yaml" in shown and "seed=1" in shown and "mean" in shown
+
+
+def test_the_commands_in_a_row(hf_dir, tmp_path, capsys):
+    out = {name: str(tmp_path / name) for name in ("anchor", "math", "code", "merged", "hf")}
+    assert main(["import", str(hf_dir), out["anchor"]]) == 0
+    for name in ("math", "code"):
+        assert main(["branch", "--anchor", out["anchor"], "--name", name, "--out", out[name]]) == 0
+    assert main(["merge", "--anchor", out["anchor"], "--out", out["merged"], out["math"],
+                 out["code"]]) == 0
+    assert "experts anchor, math, code" in capsys.readouterr().out
+    assert main(["export", out["merged"], out["hf"]]) == 0
+    assert main(["verify", out["merged"], out["hf"]]) == 0
+    assert "equal within 1e-05" in capsys.readouterr().out
+
+
+def test_verify_names_the_first_module_that_diverges(hf_dir, tmp_path, capsys):
+    import_hf(hf_dir, tmp_path / "checkpoint")
+    tensors = load_file(hf_dir / "model.safetensors")
+    tensors["model.layers.2.self_attn.k_norm.weight"] *= 1.1
+    other = tmp_path / "other"
+    other.mkdir()
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    (other / "config.json").write_text((hf_dir / "config.json").read_text())
+    assert main(["verify", str(tmp_path / "checkpoint"), str(other)]) == 1
+    shown = capsys.readouterr().err
+    assert "first module to diverge is model.layers.2.self_attn" in shown
+
+
+def test_verify_proves_experts_with_fewer_active_than_there_are(tmp_path, capsys):
+    model = random_experts(4)
+    model.config.num_experts_per_tok = 2
+    model.save_pretrained(tmp_path / "hf")
+    import_hf(tmp_path / "hf", tmp_path / "checkpoint")
+    assert main(["verify", str(tmp_path / "checkpoint"), str(tmp_path / "hf")]) == 0
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["import", "nowhere", "OUT"], "nowhere is not a folder"),
+    (["export", "nowhere", "OUT"], "not a megatron-bar checkpoint"),
+    (["branch", "--anchor", "nowhere", "--out", "OUT"], "not a megatron-bar checkpoint"),
+    (["merge", "--out", "OUT", "nowhere"], "not a megatron-bar checkpoint"),
+    (["run", "nowhere.yaml"], "nowhere.yaml doesn't exist"),
+    (["run", str(TOY), "rout.fraction=1"], "rout"),
+    (["run", str(TOY), "seed=1", "--jobs", "1", "route.fractio=1"], "fractio"),
+    (["run", str(TOY), "layout.tensor=3", "runs=OUT"], "multiple of 3"),
+    (["stage", "nowhere", "math/sft"], "doesn't exist"),
+])
+def test_wrong_input_gets_one_line_and_leaves_nothing(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([a.replace("OUT", str(tmp_path / "out")) for a in arguments]) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err and len(shown.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_installed_command_exits_with_its_status():
+    done = subprocess.run(
+        [sys.executable, "-m", "megatron_bar", "import", "nowhere", "out"],
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "megatron-bar: nowhere is not a folder; give a Hugging Face model folder\n"
