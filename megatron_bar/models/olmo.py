@@ -25,7 +25,7 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayerSubmodules,
 )
 
-from megatron_bar.models.attention import OlmoSelfAttention
+from megatron_bar.models.attention import FusedAttention, OlmoSelfAttention
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.norms import NormThenAdd, RMSNorm
 from megatron_bar.models.router import RowRouter
@@ -96,8 +96,10 @@ def _layer_spec(config: TransformerConfig) -> ModuleSpec:
         from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
         backend = TESpecProvider()
+        core_attention = backend.core_attention()
     else:
         backend = LocalSpecProvider()
+        core_attention = FusedAttention
     linears = MLPSubmodules(
         linear_fc1=backend.column_parallel_linear(), linear_fc2=backend.row_parallel_linear()
     )
@@ -119,7 +121,7 @@ def _layer_spec(config: TransformerConfig) -> ModuleSpec:
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=backend.column_parallel_linear(),
-                    core_attention=backend.core_attention(),
+                    core_attention=core_attention,
                     linear_proj=backend.row_parallel_linear(),
                 ),
             ),

@@ -48,14 +48,16 @@ def _wrap(rng: random.Random) -> tuple[str, str]:
 
 def _columns(rng: random.Random) -> tuple[str, str]:
     left, right = str(rng.randrange(10, 100)), str(rng.randrange(10, 100))
+    name, one, other = rng.choice(NAMES), rng.choice(COUNTED), rng.choice(COUNTED)
+    sign = rng.choice("+-")
     asked = rng.choice(
         (
-            f"Line up {left} and {right}.",
-            f"{rng.choice(NAMES)} has {left} {rng.choice(COUNTED)} and {right}. Line them up.",
-            f"{left} {rng.choice(COUNTED)} and {right} {rng.choice(COUNTED)}: line them up.",
+            f"Line up {left} {sign} {right}.",
+            f"{name} has {left} {one} and {right}. Line them up with {sign}.",
+            f"{left} {one} and {right} {other}: line them up with {sign}.",
         )
     )
-    return asked, f"{left[1]} {right[1]}, {left[0]} {right[0]}"
+    return asked, f"{left[1]}{sign}{right[1]}, {left[0]}{sign}{right[0]}"
 
 
 def _repeat_numbers(rng: random.Random) -> tuple[str, str]:
