@@ -2,4 +2,4 @@
 
 __version__ = "0.1.0"
 
-import megatron_bar.runtime  # noqa: F401, E402  (first of all: it quiets the libraries)
+import megatron_bar.runtime  # noqa: F401  (first of all: it quiets the libraries)

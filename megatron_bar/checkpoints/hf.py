@@ -140,7 +140,7 @@ class HfReader:
             raise BarError(f"{self.folder}: tensor {name} is missing")
         path = self.folder / self._file_of[name]
         with self._open(self._file_of[name]) as file:
-            if name not in file.keys():
+            if name not in set(file.keys()):
                 raise BarError(f"{path}: tensor {name} is missing, but {INDEX} says it is here")
             view = file.get_slice(name)
             if tuple(view.get_shape()) != tuple(shape):

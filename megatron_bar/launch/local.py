@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.launch import processes
+from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.processes import Job, JobFailed
 from megatron_bar.recipe.graph import Stage, stage_graph
 from megatron_bar.recipe.load import save_recipe
@@ -22,7 +23,7 @@ from megatron_bar.stages.registry import run_stage
 
 
 def log_path(run: Path, stage: str) -> Path:
-    """Where the output of a stage goes. Outside its folder, which is emptied when it starts anew."""
+    """Where a stage's output goes: outside its folder, which is emptied when it starts anew."""
     return run / "logs" / f"{stage.replace('/', '-')}.txt"
 
 
@@ -57,8 +58,10 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
     `jobs` is how many processes may compute at once (the machine's cores by default). A stage that
     fails stops those that need it; the others go on.
 
-    Raises BarError if a stage fails, with its message and log, or if another `run` is at work.
+    Raises BarError before anything is written for a recipe that can't work, and if a stage fails
+    (with its message and log) or another `run` is at work.
     """
+    check_recipe(recipe)
     run = Path(recipe.runs) / recipe.name
     run.mkdir(parents=True, exist_ok=True)
     with _only_run(run):

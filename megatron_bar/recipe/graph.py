@@ -13,6 +13,7 @@ from megatron_bar.runtime.layout import Layout
 MIDTRAIN_GROUPS = ("expert.1", "router.1")
 SFT_GROUPS = ("expert.1", "router.1", "embeddings", "head", "final_norm")
 ROUTE_GROUPS = ("router.*",)
+PRETRAIN_GROUPS = ("*",)
 # Folders of a run, and a task, that a domain's name would collide with.
 TAKEN_NAMES = frozenset({
     "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
@@ -72,7 +73,8 @@ def stage_graph(recipe: Recipe) -> list[Stage]:
 
 def _starts(recipe: Recipe) -> list[Stage]:
     if recipe.pretrain is not None:
-        base = _training_stage(recipe, "base", "pretrain", {}, recipe.pretrain.training,
+        training = with_defaults(recipe.pretrain.training, PRETRAIN_GROUPS)
+        base = _training_stage(recipe, "base", "pretrain", {}, training,
                                pretrain=dataclasses.asdict(recipe.pretrain))
         return [
             base,

@@ -49,6 +49,11 @@ def _check(recipe: Recipe, path: Path) -> None:
     if not recipe.domains:
         raise BarError(f"recipe {path}: domains is empty; name at least one")
     recipe.layout.check()
+    if recipe.pretrain is not None:
+        where = f"recipe {path}: pretrain.training"
+        _check_training(recipe.pretrain.training, where)
+        if recipe.pretrain.training.steps is None:
+            raise BarError(f"{where}: give steps, not epochs")
     for name, domain in recipe.domains.items():
         if not name.replace("_", "").replace("-", "").isalnum() or name in TAKEN_NAMES:
             raise BarError(f"recipe {path}: a domain can't be called {name!r}, use another name")

@@ -181,29 +181,45 @@ def _torch_adam() -> None:
 
 
 ACCOMMODATIONS: tuple[Accommodation, ...] = (
-    Accommodation("current_device", "buffers are made on torch.cuda.current_device()",
-                  _current_device),
-    Accommodation("factories", "optimizer, schedules and clipping ask for device='cuda' literally",
-                  _factories),
-    Accommodation("moves", "batches and optimizer states are moved by .cuda() and .to('cuda')",
-                  _moves),
-    Accommodation("streams", "dispatcher, pipeline and data-parallel buffers use streams and events",
-                  _streams),
-    Accommodation("random_state", "the RNG tracker keeps CUDA generator states: keep the CPU's, so "
-                  "that dropout and initialization stay reproducible over tensor-parallel ranks",
-                  _random_state),
-    Accommodation("split_sizes", "the all-to-all dispatcher leaves split sizes as tensors when they "
-                  "are on the CPU already, and gloo takes lists", _split_sizes),
-    Accommodation("tensor_type_names", "optimizers compare Tensor.type() with torch.cuda.* names",
-                  _tensor_type_names),
-    Accommodation("writer_queue", "a checkpoint save spawns a manager process, which imports the "
-                  "whole program again, for a queue that only asynchronous saves share",
-                  _writer_queue),
-    Accommodation("no_te_gemm", "the MoE router reads te_general_gemm, undefined where Transformer "
-                  "Engine is absent (0.16.1)", _no_te_gemm, without_te=True),
-    Accommodation("torch_adam", "the distributed optimizer saves and restores Transformer Engine's "
-                  "Adam; torch's keeps a step count with each parameter, and none on a rank that "
-                  "trains nothing, such as the anchor's", _torch_adam, without_te=True),
+    Accommodation(
+        "current_device", "buffers are made on torch.cuda.current_device()", _current_device,
+    ),
+    Accommodation(
+        "factories", "optimizer, schedules and clipping ask for device='cuda' literally",
+        _factories,
+    ),
+    Accommodation(
+        "moves", "batches and optimizer states are moved by .cuda() and .to('cuda')", _moves,
+    ),
+    Accommodation(
+        "streams", "dispatcher, pipeline and data-parallel buffers use streams and events",
+        _streams,
+    ),
+    Accommodation(
+        "random_state", "the RNG tracker keeps CUDA generator states: keep the CPU's, so that "
+        "dropout and initialization stay reproducible over tensor-parallel ranks", _random_state,
+    ),
+    Accommodation(
+        "split_sizes", "the all-to-all dispatcher leaves split sizes as tensors when they are on "
+        "the CPU already, and gloo takes lists", _split_sizes,
+    ),
+    Accommodation(
+        "tensor_type_names", "optimizers compare Tensor.type() with torch.cuda.* names",
+        _tensor_type_names,
+    ),
+    Accommodation(
+        "writer_queue", "a checkpoint save spawns a manager process, which imports the whole "
+        "program again, for a queue that only asynchronous saves share", _writer_queue,
+    ),
+    Accommodation(
+        "no_te_gemm", "the MoE router reads te_general_gemm, undefined where Transformer Engine is "
+        "absent (0.16.1)", _no_te_gemm, without_te=True,
+    ),
+    Accommodation(
+        "torch_adam", "the distributed optimizer saves and restores Transformer Engine's Adam; "
+        "torch's keeps a step count with each parameter, and none on a rank that trains nothing, "
+        "such as the anchor's", _torch_adam, without_te=True,
+    ),
 )
 
 _installed: list[str] = []

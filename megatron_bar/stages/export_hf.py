@@ -14,5 +14,7 @@ MODEL_FOLDER = "model"
 def run(context: Context) -> dict[str, Any]:
     target = context.folder / MODEL_FOLDER
     model = export_hf(context.checkpoint("checkpoint"), target, overwrite=True)
-    return {"summary": f"{target}", "experts": model.all_expert_names, "active": model.experts_per_token,
-            "digest": folder_digest(target)}
+    return {
+        "summary": str(target), "experts": model.all_expert_names,
+        "active": model.experts_per_token, "digest": folder_digest(target),
+    }

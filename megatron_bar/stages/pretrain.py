@@ -25,7 +25,6 @@ from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.schema import Pretrain
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
-from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import Context, from_settings
 from megatron_bar.stages.data import pad_id
@@ -37,10 +36,7 @@ PRETRAINED_HF_FOLDER = "pretrained_hf"
 
 def run(context: Context) -> dict[str, Any]:
     pretrain = from_settings(Pretrain, context.stage.settings["pretrain"])
-    training = pretrain.training
-    if pretrain.model not in PRESETS:
-        raise BarError(f"pretrain.model {pretrain.model!r} is unknown; there are "
-                       f"{', '.join(PRESETS)}")
+    training = context.training
     seed = context.recipe.seed
     texts = [text for source in training.data for text in load_texts(source, seed)]
     chats = [c for source in pretrain.chat for c in load_conversations(source, seed)]
@@ -63,9 +59,6 @@ def run(context: Context) -> dict[str, Any]:
         rows = _together(rows, chat_rows)
 
     config = dataclasses.replace(PRESETS[pretrain.model], vocab_size=len(tokenizer))
-    training = dataclasses.replace(training, trainable=training.trainable or ["*"])
-    if training.steps is None:
-        raise BarError("pretrain.training needs steps")
     snapshot_step = max(1, round(training.steps * pretrain.snapshot))
     snapshot = context.folder / "snapshot"
     trained = train(

@@ -41,7 +41,8 @@ def named_groups(
 ) -> Iterator[tuple[str, str, torch.nn.Parameter]]:
     """`(group, name, parameter)` for each parameter on this rank; experts by global id."""
     group_of_key = {name.megatron: name.group for name in table(config)}
-    local_experts = (config.num_experts or 1) // parallel_state.get_expert_model_parallel_world_size()
+    expert_ranks = parallel_state.get_expert_model_parallel_world_size()
+    local_experts = (config.num_experts or 1) // expert_ranks
     first_expert = parallel_state.get_expert_model_parallel_rank() * local_experts
     for name, parameter in model.named_parameters():
         key = _LAYER.sub("decoder.layers.", name.removeprefix("module."))

@@ -133,7 +133,7 @@ def train(
 def write_checkpoint(
     model: torch.nn.Module, config: ModelConfig, target: Path, companions: Path | None
 ) -> None:
-    """Write a whole checkpoint folder, with the tokenizer in `companions`; every rank takes part."""
+    """Write a whole checkpoint, with the tokenizer in `companions`; every rank takes part."""
     staging = staging_path(target)
     if is_main():
         shutil.rmtree(staging, ignore_errors=True)

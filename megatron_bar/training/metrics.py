@@ -24,7 +24,7 @@ class Metrics:
 
         path = Path(folder) / "metrics.jsonl"
         kept = [m for m in read_metrics(folder) if m["step"] <= first_step]
-        self._file = open(path, "w", buffering=1)
+        self._file = open(path, "w", buffering=1)  # noqa: SIM115  (closed in __exit__)
         for line in kept:
             self._write(line)
         self._board = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=first_step)

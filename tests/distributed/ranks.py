@@ -70,7 +70,8 @@ def train_steps(
 
         ResumePoint.save = save_and_die
     with process_groups(layout):
-        train(ModelConfig.load(checkpoint), checkpoint, folder, training, rows, 0, layout, 0, "test")
+        config = ModelConfig.load(checkpoint)
+        train(config, checkpoint, folder, training, rows, 0, layout, 0, "test")
 
 
 def memory_of(checkpoint: Path, layout: Layout, training: Training, out: Path) -> None:

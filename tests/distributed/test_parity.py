@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.dcp import CheckpointReader

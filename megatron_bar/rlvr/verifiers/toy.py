@@ -10,5 +10,5 @@ from megatron_bar.data import toy
 
 
 def verifier(domain: str) -> Callable[[dict[str, Any], str], float]:
-    """Scores answers to items of a toy domain: exact match, or for code the function it computes."""
+    """Scores answers of a toy domain: exact match, or for code the function it computes."""
     return functools.partial(toy.score, domain)

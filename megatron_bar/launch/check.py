@@ -1,0 +1,50 @@
+"""What can be known to be wrong before anything is run or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_bar.checkpoints import hf
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.presets import PRESETS
+from megatron_bar.recipe.graph import stage_graph
+from megatron_bar.recipe.schema import Recipe, Training
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.context import from_settings
+from megatron_bar.training.groups import group_sizes, matching
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise BarError if a stage's layout can't hold its model, or it names groups it hasn't."""
+    dense = _dense_model(recipe)
+    experts = {"pretrain": None, "midtrain": 2, "sft": 2, "route": len(recipe.domains) + 1}
+    for stage in stage_graph(recipe):
+        if stage.kind not in experts:
+            continue
+        count = experts[stage.kind]
+        model = dense if count is None else dense.with_experts(count)
+        try:
+            model.check(stage.layout)
+        except BarError as error:
+            raise BarError(f"{stage.name}: {error}") from None
+        training: Training = from_settings(Training, stage.settings["training"])
+        groups = list(group_sizes(model))
+        matching(groups, training.trainable, f"{stage.name}: trainable")
+        matching(groups, list(training.lr_scale), f"{stage.name}: lr_scale")
+
+
+def _dense_model(recipe: Recipe) -> ModelConfig:
+    if recipe.pretrain is not None:
+        if recipe.pretrain.model not in PRESETS:
+            raise BarError(f"pretrain.model {recipe.pretrain.model!r} is unknown; there are "
+                           f"{', '.join(PRESETS)}")
+        return PRESETS[recipe.pretrain.model]
+    model = hf.model_config_from_hf(Path(recipe.anchor))
+    if model.num_experts is not None:
+        raise BarError(f"{recipe.anchor} has {model.num_experts} experts; BAR starts from a dense "
+                       "model")
+    if recipe.pretrained is not None:
+        other = hf.model_config_from_hf(Path(recipe.pretrained))
+        if other != model:
+            raise BarError(f"{recipe.pretrained} and {recipe.anchor} are models of different shape")
+    return model
