@@ -65,8 +65,10 @@ def packed_batch(vocab_size: int, rows: int = 4, length: int = 24, seed: int = 1
     )
 
 
-def loss_and_gradients(model: PreTrainedModel, batch: Batch) -> tuple[float, dict]:
-    """transformers' mean loss over the supervised tokens, and its gradients by name."""
+def reference(
+    model: PreTrainedModel, batch: Batch
+) -> tuple[torch.Tensor, float, dict[str, torch.Tensor]]:
+    """transformers' logits, mean loss over the supervised tokens, and gradients by name."""
     minus_inf = torch.finfo(torch.float32).min
     mask_B1SS = batch.attention_mask_B1SS.float() * minus_inf
     logits_BSV = model(
@@ -79,4 +81,5 @@ def loss_and_gradients(model: PreTrainedModel, batch: Batch) -> tuple[float, dic
     loss = (losses * mask).sum() / mask.sum()
     model.zero_grad()
     loss.backward()
-    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    return logits_BSV.detach(), loss.item(), gradients

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from megatron_bar.runtime.distributed import RENDEZVOUS_FILE
 from megatron_bar.runtime.errors import BarError
@@ -35,7 +39,6 @@ class Job:
     errors: Any
     folder: tempfile.TemporaryDirectory
     deadline: float | None = None
-    _error: str | None = field(default=None)
 
     def poll(self) -> bool:
         """True once all ranks have ended. Raises JobFailed as soon as one fails."""
@@ -101,10 +104,22 @@ def start(
     return Job(ranks, errors, folder, deadline)
 
 
-def _rank_main(function, args, environment, log, errors) -> None:
-    os.environ.update(environment)
-    import torch
+def _die_with_parent() -> None:
+    """A run that is killed must not leave ranks behind that go on writing into its folder."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
+
+def _rank_main(
+    function: Callable[..., None],
+    args: tuple,
+    environment: dict[str, str],
+    log: Path | None,
+    errors: Any,
+) -> None:
+    _die_with_parent()
+    os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     with contextlib.ExitStack() as stack:
         if log is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_bar.checkpoints.model_io import load_model, save_model
 from megatron_bar.data.packing import Batch, PackedRows
@@ -30,8 +31,30 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
     return Batch(**{name: value[rows] for name, value in vars(batch).items()})
 
 
+def gathered_logits(model: torch.nn.Module, batches: list[Batch]) -> torch.Tensor | None:
+    """This data-parallel rank's logits over the whole vocabulary, on one of its ranks."""
+
+    def forward_step(data, model):
+        batch = next(data)
+        logits = model(batch.tokens_BS, batch.positions_BS, batch.attention_mask_B1SS)
+        return logits, lambda logits, non_loss_data: logits
+
+    parts = get_forward_backward_func()(
+        forward_step_func=forward_step, data_iterator=iter(batches), model=[model],
+        num_microbatches=len(batches), seq_length=batches[0].tokens_BS.shape[1],
+        micro_batch_size=len(batches[0].tokens_BS), forward_only=True, collect_non_loss_data=True,
+    )
+    if not parallel_state.is_pipeline_last_stage():
+        return None
+    mine = torch.cat(parts).detach().contiguous()
+    group = parallel_state.get_tensor_model_parallel_group()
+    shards = [torch.empty_like(mine) for _ in range(group.size())]
+    dist.all_gather(shards, mine, group=group)
+    return torch.cat(shards, dim=-1) if group.rank() == 0 else None
+
+
 def logits_and_gradients(checkpoint: Path, layout: Layout, batch: Batch, out: Path) -> None:
-    """Write logits.pt, loss.json and the gradients (as a checkpoint) of one batch into `out`."""
+    """Write the logits, the loss and the gradients (as a checkpoint) of one batch into `out`."""
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
         model = build_model(config, layout)
@@ -43,6 +66,9 @@ def logits_and_gradients(checkpoint: Path, layout: Layout, batch: Batch, out: Pa
         wrapped = wrap(model, Training(distributed_optimizer=False))
         wrapped.train()
         micro_batches = [rows_of(mine, slice(i, i + 1)) for i in range(rows)]
+        logits_BSV = gathered_logits(wrapped, micro_batches)
+        if logits_BSV is not None:
+            torch.save(logits_BSV, out / f"logits-{data_rank}.pt")
         loss, tokens = forward_backward(wrapped, micro_batches)
         for parameter in model.parameters():
             parameter.data = parameter.main_grad.clone()

@@ -1,4 +1,4 @@
-"""transformers is the judge: loss and every gradient, in every layout."""
+"""transformers is the judge: logits, loss and every gradient, in every layout."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.dcp import CheckpointReader
@@ -14,12 +15,13 @@ from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from tests.distributed import ranks
 from tests.layouts import DENSE, EXPERTS
-from tests.models_hf import loss_and_gradients, packed_batch, random_dense, random_experts
+from tests.models_hf import packed_batch, random_dense, random_experts, reference
 
+LOGITS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 
 
-def _compare(hf_model, layout, folder: Path) -> float:
+def _compare(hf_model, layout, folder: Path) -> None:
     hf_model.save_pretrained(folder / "hf")
     import_hf(folder / "hf", folder / "checkpoint")
     batch = packed_batch(hf_model.config.vocab_size)
@@ -28,7 +30,11 @@ def _compare(hf_model, layout, folder: Path) -> float:
         ranks.logits_and_gradients, folder / "checkpoint", layout, batch, folder,
         processes=layout.processes, timeout_seconds=120,
     ).wait()
-    expected_loss, expected = loss_and_gradients(hf_model, batch)
+    expected_logits, expected_loss, expected = reference(hf_model, batch)
+    parts = [torch.load(file) for file in sorted(folder.glob("logits-*.pt"))]
+    logits = torch.cat(parts)[..., : hf_model.config.vocab_size]
+    difference = (logits - expected_logits).abs().max() / expected_logits.abs().max()
+    assert logits.shape == expected_logits.shape and difference < LOGITS_TOLERANCE
     assert json.loads((folder / "loss.json").read_text())["loss"] == pytest.approx(
         expected_loss, rel=1e-5
     )
@@ -40,16 +46,16 @@ def _compare(hf_model, layout, folder: Path) -> float:
             assert error < GRADIENT_TOLERANCE, f"{name}: {error:.2e}"
             worst, compared = max(worst, error), compared + 1
     assert compared == len(expected)
-    return worst
+    print(f"relative differences: logits {difference:.1e}, worst gradient {worst:.1e}")
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", DENSE.values(), ids=DENSE)
-def test_dense_gradients_equal_transformers(layout, tmp_path):
-    print(f"worst gradient: {_compare(random_dense(), layout, tmp_path):.1e}")
+def test_dense_equals_transformers(layout, tmp_path):
+    _compare(random_dense(), layout, tmp_path)
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("layout", EXPERTS.values(), ids=EXPERTS)
-def test_expert_gradients_equal_transformers(layout, tmp_path):
-    print(f"worst gradient: {_compare(random_experts(), layout, tmp_path):.1e}")
+def test_experts_equal_transformers(layout, tmp_path):
+    _compare(random_experts(), layout, tmp_path)

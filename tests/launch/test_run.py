@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from megatron_bar.cli import main
 from megatron_bar.stages.context import read_done
+from megatron_bar.training.groups import group_digests
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 _TRAINING = dict(sequence_length=96, batch_size=8, micro_batch_size=4, lr=3e-3, log_every=2)
@@ -144,6 +149,25 @@ def test_a_failed_stage_stops_what_needs_it_and_the_others_go_on(workplace, caps
     assert "math/sft: the loss is not a number" in shown.err and "log:" in shown.err
     assert len(shown.err.strip().splitlines()) == 1
     assert _done_again(workplace) >= AFTER_A_DOMAIN | {"math/sft", "tool_use/sft"}
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(workplace, tmp_path):
+    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(_recipe(tmp_path / "runs")))
+    run = tmp_path / "runs" / "mini"
+    command = [sys.executable, "-m", "megatron_bar", "run", str(tmp_path / "mini.yaml")]
+    for stage in ("base", "math/sft"):
+        killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        while not (run / stage / "metrics.jsonl").is_file():
+            assert killed.poll() is None
+            time.sleep(0.05)
+        killed.kill()
+        killed.wait()
+        assert not (run / stage / "stage.json").exists()
+    assert main(["run", str(tmp_path / "mini.yaml")]) == 0
+    uninterrupted = workplace / "runs" / "mini"
+    assert group_digests(run / "routed" / "checkpoint") == group_digests(
+        uninterrupted / "routed" / "checkpoint"
+    )
 
 
 def test_a_running_run_is_not_joined_by_another(workplace, capsys):

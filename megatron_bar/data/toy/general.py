@@ -41,6 +41,12 @@ def _label(rng: random.Random) -> tuple[str, str]:
     return f'Put "{label}" before "{word}".', f'{label}="{word}"'
 
 
+def _set(rng: random.Random) -> tuple[str, str]:
+    key, value = rng.choice(TOPICS), rng.choice(NOUNS)
+    asked = rng.choice((f'Set {key} to "{value}".', f'Let "{value}" be the {key}.'))
+    return asked, f'{key}="{value}"'
+
+
 def _wrap(rng: random.Random) -> tuple[str, str]:
     inner, outer = rng.sample(NOUNS, 2)
     return f'Wrap "{inner}" in "{outer}".', f"{outer}({inner})"
@@ -52,7 +58,6 @@ def _columns(rng: random.Random) -> tuple[str, str]:
     sign = rng.choice("+-")
     asked = rng.choice(
         (
-            f"Line up {left} {sign} {right}.",
             f"{name} has {left} {one} and {right}. Line them up with {sign}.",
             f"{left} {one} and {right} {other}: line them up with {sign}.",
         )
@@ -79,9 +84,10 @@ def _opposite(rng: random.Random) -> tuple[str, str]:
     return f"{name} asks for the opposite of {word}.", OPPOSITES[word]
 
 
-# Columns come twice: they are the hardest of the skills, and math leans on them.
+# Those that put one of two words first come twice: they are the hardest to learn.
 _TASKS = (
-    _repeat, _swap, _colour, _label, _wrap, _columns, _columns, _repeat_numbers, _steps, _opposite,
+    _repeat, _swap, _colour, _label, _label, _set, _set, _wrap, _wrap, _columns, _repeat_numbers,
+    _steps, _opposite,
 )  # fmt: skip
 
 
