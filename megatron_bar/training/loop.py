@@ -88,15 +88,15 @@ def train(
     optimizer = build_optimizer(wrapped, training)
     schedule = build_schedule(optimizer, training, steps)
     resume = ResumePoint(folder, model, optimizer, schedule)
-    done = resume.load()
+    done, tokens = resume.load()
     if done:
         say(f"{what}: goes on after step {done}")
 
     wrapped.train()
-    loss, tokens = float("nan"), 0
+    loss = float("nan")
     with Metrics(folder, done) as metrics, progress(what, steps) as advance:
         advance(done)
-        clock, tokens_then = time.monotonic(), 0
+        clock, tokens_then = time.monotonic(), tokens
         for step in range(done + 1, steps + 1):
             schedule.step(1)
             optimizer.zero_grad()
@@ -124,7 +124,7 @@ def train(
             if snapshots and step in snapshots:
                 write_checkpoint(model, config, snapshots[step], companions)
             if step % training.save_every == 0 and step < steps:
-                resume.save(step)
+                resume.save(step, tokens)
     write_checkpoint(model, config, folder / "checkpoint", companions)
     resume.remove()
     return Trained(steps, tokens, frozen.trainable_count, frozen.frozen_count, loss)

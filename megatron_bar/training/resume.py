@@ -89,8 +89,11 @@ class ResumePoint:
         )
         return {"model": model, "optimizer": _one_key_a_slice(optimizer)}
 
-    def save(self, step: int) -> None:
-        """Every rank takes part; the folder takes its name when all have written."""
+    def save(self, step: int, tokens: int) -> None:
+        """Save after `step` steps and `tokens` supervised tokens.
+
+        Every rank takes part; the folder takes its name when all have written.
+        """
         staging = staging_path(self.path)
         if is_main():
             shutil.rmtree(staging, ignore_errors=True)
@@ -98,24 +101,24 @@ class ResumePoint:
         dist.barrier()
         state = self._state(loading=False)
         _tell_step(state["optimizer"], step)
-        state |= {"schedule": self.schedule.state_dict(), "step": step}
+        state |= {"schedule": self.schedule.state_dict(), "step": step, "tokens": tokens}
         dist_checkpointing.save(state, str(staging))
         dist.barrier()
         if is_main():
             publish(staging, self.path)
         dist.barrier()
 
-    def load(self) -> int:
-        """Restore the state; returns the number of steps that are done, 0 where none is saved."""
+    def load(self) -> tuple[int, int]:
+        """Restore the state; returns the steps and tokens that are done, 0 where none is saved."""
         if not self.path.is_dir():
-            return 0
+            return 0, 0
         self._allocate(step=0)
         state = dist_checkpointing.load(self._state(loading=True), str(self.path))
         self.model.load_state_dict(state["model"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self._allocate(state["step"])
-        return state["step"]
+        return state["step"], state["tokens"]
 
     def _allocate(self, step: int) -> None:
         """Give torch's AdamW its state before there was a step, and each parameter its own count.

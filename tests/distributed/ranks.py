@@ -90,8 +90,8 @@ def train_steps(
     if die_at_save:
         save = ResumePoint.save
 
-        def save_and_die(self, step):
-            save(self, step)
+        def save_and_die(self, step, tokens):
+            save(self, step, tokens)
             os.kill(os.getpid(), signal.SIGKILL)
 
         ResumePoint.save = save_and_die
