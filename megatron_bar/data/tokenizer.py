@@ -44,6 +44,7 @@ def train_tokenizer(
         pad_token=PAD,
         additional_special_tokens=list(FRAMES),
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],  # OLMo has no token types
         chat_template=chat_template,
     )
     wrapped.save_pretrained(out_dir)
