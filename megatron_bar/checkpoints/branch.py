@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_bar.checkpoints.convert import COMPANION_FOLDER, write_converted
+from megatron_bar.checkpoints.convert import companions_of, write_converted
 from megatron_bar.checkpoints.dcp import CheckpointReader, LazySlice
 from megatron_bar.checkpoints.names import (
     DENSE_FFN_NAMES,
@@ -49,7 +49,7 @@ def branch(
         experts[1] = CheckpointReader(pretrained)
     model = dataclasses.replace(dense.with_experts(2), expert_names=("anchor", expert_name))
     slices = [_source(slot, dense, experts, seed) for slot in slots(model)]
-    write_converted(target, model, slices, Path(anchor) / COMPANION_FOLDER, "branch", overwrite)
+    write_converted(target, model, slices, companions_of(anchor), "branch", overwrite)
     return model
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, whole_folder, write_json
 
+Lazy = TypeVar("Lazy", LazySlice, hf.LazyTensors)
+
 COMPANION_FOLDER = "hf"
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -26,21 +29,33 @@ def write_converted(
     target: Path,
     model: ModelConfig,
     slices: Iterable[LazySlice],
-    companions: Path,
+    carry: Callable[[Path], None],
     what: str,
     overwrite: bool = False,
 ) -> None:
-    """Write a whole checkpoint folder: tensors, model.json and the files in `companions`."""
+    """Write a whole checkpoint folder: tensors, model.json and what `carry` puts into `hf/`."""
     slices = list(slices)
     with whole_folder(target, overwrite) as staging, progress(what, len(slices)) as advance:
         model.save(staging)
-        if companions.is_dir():
-            shutil.copytree(companions, staging / COMPANION_FOLDER)
+        carry(staging / COMPANION_FOLDER)
         write_checkpoint(staging, [_reported(s, advance) for s in slices])
 
 
-def _reported(lazy: LazySlice, advance) -> LazySlice:
-    def make() -> torch.Tensor:
+def companions_of(checkpoint: Path) -> Callable[[Path], None]:
+    """Carries along what another checkpoint has: tokenizer, chat template, token ids."""
+    source = Path(checkpoint) / COMPANION_FOLDER
+
+    def carry(target: Path) -> None:
+        if source.is_dir():
+            shutil.copytree(source, target)
+
+    return carry
+
+
+def _reported(lazy: Lazy, advance: Callable[[], None]) -> Lazy:
+    """`lazy`, which advances the progress when it is made."""
+
+    def make():
         advance()
         return lazy.make()
 
@@ -64,13 +79,14 @@ def import_hf(source: Path, target: Path, overwrite: bool = False) -> ModelConfi
         slices.append(LazySlice(slot, dtypes.pop(), _join(reader, slot)))
     if unknown := sorted(reader.names - known):
         raise BarError(f"{source}: tensor {unknown[0]} is not part of this model")
-    with whole_folder(target, overwrite) as staging, progress("import", len(slices)) as advance:
-        model.save(staging)
-        hf.copy_companions(source, staging / COMPANION_FOLDER)
+
+    def carry(folder: Path) -> None:
+        hf.copy_companions(source, folder)
         config = read_json(source / "config.json")
         ids = {key: config[key] for key in _TOKEN_IDS if key in config}
-        write_json(staging / COMPANION_FOLDER / "token_ids.json", ids)
-        write_checkpoint(staging, [_reported(s, advance) for s in slices])
+        write_json(folder / "token_ids.json", ids)
+
+    write_converted(target, model, slices, carry, "import", overwrite)
     return model
 
 
@@ -105,7 +121,7 @@ def export_hf(
         write_json(staging / "config.json", config)
         write_model_card(staging, model)
         with progress("export", len(groups)) as advance:
-            hf.write_safetensors(staging, [_reported_group(g, advance) for g in groups],
+            hf.write_safetensors(staging, [_reported(g, advance) for g in groups],
                                  shard_bytes)
     return model
 
@@ -116,11 +132,3 @@ def _split(reader: CheckpointReader, slot: Slot, dtype: torch.dtype | None) -> h
         slot.hf_names, slot.hf_shapes, dtype,
         lambda: [tensor.to(dtype) for tensor in slot.to_hf(reader.read(slot))],
     )
-
-
-def _reported_group(group: hf.LazyTensors, advance) -> hf.LazyTensors:
-    def make() -> list[torch.Tensor]:
-        advance()
-        return group.make()
-
-    return dataclasses.replace(group, make=make)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_bar.checkpoints.convert import COMPANION_FOLDER, write_converted
+from megatron_bar.checkpoints.convert import companions_of, write_converted
 from megatron_bar.checkpoints.dcp import CheckpointReader, LazySlice
 from megatron_bar.checkpoints.names import (
     EXPERT_FFN_NAMES,
@@ -75,7 +75,7 @@ def merge(
     )
     deviations: list[Deviation] = []
     slices = [_slice(slot, opened, sources, deviations) for slot in slots(model)]
-    companions = first.folder / COMPANION_FOLDER
+    companions = companions_of(first.folder)
     write_converted(target, model, slices, companions, "merge", overwrite)
     return model, deviations
 

@@ -9,7 +9,6 @@ Shape letters: V vocabulary, H hidden, L layers, E experts, F ffn, N heads, K kv
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -173,10 +172,6 @@ class Slot:
         """Shape of the whole key."""
         axes = (self.model.num_layers, self.model.num_experts)[: len(self.index)]
         return (*axes, *self.shape)
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
 
     def from_hf(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         return self.name.fusion.join(self.model, tensors)

@@ -75,13 +75,6 @@ def _local_store(rank: int, world_size: int) -> dist.Store | None:
     return None
 
 
-def device() -> torch.device:
-    """Where this process computes."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
 def is_main() -> bool:
     """True in one process of the run: the one that prints and writes small files."""
     return not dist.is_initialized() or dist.get_rank() == 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.data import toy
@@ -75,7 +75,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def _write_companions(
     context: Context, folder: Path, texts: list[str], vocab_size: int
-) -> PreTrainedTokenizerBase:
+) -> None:
     name = context.recipe.chat_template
     template = toy.CHAT_TEMPLATE if name is None else chat_template(name, None)
     tokenizer = train_tokenizer(texts, vocab_size, folder, template)
@@ -85,7 +85,6 @@ def _write_companions(
     stops = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
     generation = {"do_sample": False, "eos_token_id": stops, "pad_token_id": ids["pad_token_id"]}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    return tokenizer
 
 
 def _together(first: PackedRows, second: PackedRows) -> PackedRows:
