@@ -1,1 +1,1 @@
-"""One module a stage. A new stage is one file here and one line in `registry`."""
+"""One module a stage, but one for all that train on rows of tokens. `registry` lists them."""

@@ -19,12 +19,10 @@ from megatron_bar.stages import (
     export_hf,
     import_hf,
     merge,
-    midtrain,
     pretrain,
     report,
     rlvr,
-    route,
-    sft,
+    train,
 )
 from megatron_bar.stages.context import Context, prepare_folder, write_done
 
@@ -32,11 +30,11 @@ KINDS = {
     "pretrain": pretrain.run,
     "import": import_hf.run,
     "branch": branch.run,
-    "midtrain": midtrain.run,
-    "sft": sft.run,
+    "midtrain": train.run,
+    "sft": train.run,
     "rlvr": rlvr.run,
     "merge": merge.run,
-    "route": route.run,
+    "route": train.run,
     "export": export_hf.run,
     "evaluate": evaluate.run,
     "report": report.run,

@@ -19,7 +19,7 @@ from megatron_bar.rlvr.verifiers import prompt_text, reference_of, verifier_for,
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import Context, from_settings
+from megatron_bar.stages.context import Context
 from megatron_bar.stages.data import load_tokenizer, pad_id, stop_ids
 from megatron_bar.stages.train import proof_of_freezing
 
@@ -32,7 +32,7 @@ def prepare() -> None:
 def run(context: Context) -> dict[str, Any]:
     from megatron_bar.rlvr.nemo.backend import NemoAlignerBackend  # needs `prepare`
 
-    settings: Rlvr = from_settings(Rlvr, context.stage.settings["training"])
+    settings: Rlvr = context.training
     start = context.checkpoint("start")
     tokenizer = load_tokenizer(start)
     template = chat_template(context.stage.settings["chat_template"], tokenizer)

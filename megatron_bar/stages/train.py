@@ -1,4 +1,4 @@
-"""What every stage that trains shares: train, then prove that frozen meant frozen."""
+"""`midtrain`, `sft` and `route`: train on rows of tokens, then prove that frozen meant frozen."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_bar.data.rows import Rows
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.stages.context import Context
+from megatron_bar.stages.data import load_tokenizer, pad_id, stage_rows, validation_rows
 from megatron_bar.training.groups import group_digests, matching
 from megatron_bar.training.loop import train
 
 
-def train_stage(
-    context: Context,
-    rows: Rows,
-    validation: Rows | None,
-    pad_id: int,
-    facts: dict[str, Any],
-) -> dict[str, Any]:
-    """Train from the input `start` on `rows`; returns the facts for stage.json.
+def run(context: Context) -> dict[str, Any]:
+    """Mid-training, SFT or routing: train from the input `start` on the stage's rows.
 
-    What was frozen must have stayed as it was, whatever the layout.
+    They differ in what the recipe gives each: its data, what trains, and how long.
     """
     start = context.checkpoint("start")
+    tokenizer = load_tokenizer(start)
+    rows, facts = stage_rows(context, tokenizer)
+    validation = validation_rows(context, tokenizer)
     training = context.training
-    config = ModelConfig.load(start)
     trained = train(
-        config, start, context.folder, training, rows, pad_id, context.stage.layout,
-        context.recipe.seed, context.stage.name, validation=validation,
+        ModelConfig.load(start), start, context.folder, training, rows, pad_id(tokenizer),
+        context.stage.layout, context.recipe.seed, context.stage.name, validation=validation,
     )
     if not is_main():
         return {}
