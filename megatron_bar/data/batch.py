@@ -11,10 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.utils import get_batch_on_this_cp_rank
 
+from megatron_bar.data.batches import check_length
 from megatron_bar.data.rows import PackedRows
-from megatron_bar.runtime.devices import transformer_engine_runs
+from megatron_bar.runtime.devices import attention_by_boundaries
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Batch:
     loss_mask_BS: torch.Tensor  # float32: 1 where the label counts
     positions_BS: torch.Tensor  # int64: place within the document, 0 in padding
     sources_BS: torch.Tensor  # int64: index of the label's source, -1 where there is no label
-    attention_mask_B1SS: torch.Tensor | None = None  # bool, True = hidden, as Megatron has it
+    # bool, True = hidden, as Megatron has it: queries, then keys
+    attention_mask_B1SS: torch.Tensor | None = None
     boundaries_D: torch.Tensor | None = None  # int32: where documents and paddings begin, and S
     longest: int = 0  # tokens between two boundaries, at most
     row_length: int = 0  # of each of the rows that lie in the long sequence
@@ -48,6 +52,23 @@ class Batch:
         """`x_BS` with each row by itself, also where all lie in one sequence."""
         return x_BS if self.boundaries_D is None else x_BS.reshape(-1, self.row_length)
 
+    def context_part(self) -> Batch:
+        """The positions that this context-parallel rank computes, with whole rows of keys.
+
+        Of 2 C slices of each row the ranks take two each, one from either end, so that causal
+        attention costs them the same. Raises BarError where S is no multiple of 2 C.
+        """
+        ranks = parallel_state.get_context_parallel_world_size()
+        if ranks == 1:
+            return self
+        check_length(self.tokens_BS.shape[1], ranks)
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        mask = {"attention_mask": tensors.pop("attention_mask_B1SS")}
+        mask_B1sS = get_batch_on_this_cp_rank(mask)["attention_mask"]
+        return dataclasses.replace(
+            self, **get_batch_on_this_cp_rank(tensors), attention_mask_B1SS=mask_B1sS
+        )
+
     def to(self, device: torch.device) -> Batch:
         tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         return dataclasses.replace(self, **tensors)
@@ -58,7 +79,7 @@ def to_batch(rows: PackedRows, pad_id: int, boundaries: bool | None = None) -> B
 
     A position sees the earlier ones of its own document. Padding sees padding, so that no softmax
     runs over nothing. `boundaries` takes the place of the mask of S x S a row; by default where
-    Transformer Engine runs, whose fused attention ignores a mask.
+    attention goes by them.
     """
     documents_BS = torch.from_numpy(np.asarray(rows.documents_RS))
     tokens_BS = torch.from_numpy(rows.tokens_RS.astype(np.int64))
@@ -79,7 +100,8 @@ def to_batch(rows: PackedRows, pad_id: int, boundaries: bool | None = None) -> B
         sources_BS=sources_BS.masked_fill_(~continues_BS, -1),
     )
     if boundaries is None:
-        boundaries = transformer_engine_runs()
+        context = parallel_state.get_context_parallel_world_size() or 1  # 0: no groups, no model
+        boundaries = attention_by_boundaries(context)
     if not boundaries:
         return dataclasses.replace(batch, attention_mask_B1SS=_attention_mask(documents_BS))
     flat = {k: v.reshape(1, -1) for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}

@@ -35,6 +35,15 @@ def check_shares(batch_size: int, ranks: int, micro_batch_size: int) -> None:
         )
 
 
+def check_length(sequence_length: int, context: int) -> None:
+    """Raise BarError unless `context` ranks can share a row, two equal slices each."""
+    if context > 1 and sequence_length % (2 * context):
+        raise BarError(
+            f"rows of {sequence_length} tokens can't be shared by layout.context {context}; make "
+            f"sequence_length a multiple of {2 * context}"
+        )
+
+
 class Batches:
     """Batches of row indices. Each epoch is a permutation; the next one follows without a gap.
 

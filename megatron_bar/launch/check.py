@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from megatron_bar.checkpoints import hf
-from megatron_bar.data.batches import check_shares
+from megatron_bar.data.batches import check_length, check_shares
 from megatron_bar.data.mixture import check_mixture
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
@@ -52,6 +52,7 @@ def check_recipe(recipe: Recipe) -> None:
             check_mixture(training.data)
             check_mixture(training.validation)
             check_shares(training.batch_size, stage.layout.data, training.micro_batch_size)
+            check_length(training.sequence_length, stage.layout.context)
             if isinstance(training, Rlvr):
                 _check_rlvr(training, stage.layout)
         except BarError as error:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -72,7 +75,9 @@ class FusedAttention(MegatronModule):
     """torch's fused attention, where Transformer Engine isn't at hand.
 
     Megatron's own DotProductAttention writes the scores of all heads to memory several times. Takes
-    its place in the layer spec, and its arguments; softmax in fp32, scale D ** -0.5.
+    its place in the layer spec, and its arguments; softmax in fp32, scale D ** -0.5. Under context
+    parallelism each rank gathers the keys and values of whole rows for its own queries, as Llama 3
+    was trained (arXiv 2407.21783).
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class FusedAttention(MegatronModule):
         super().__init__(config)
         self.scale = softmax_scale
         self.window = config.window_size[0] + 1 if _slides(config, layer_number) else None
+        self.context_group = parallel_state.get_context_parallel_group()
 
     def forward(
         self,
@@ -101,16 +107,22 @@ class FusedAttention(MegatronModule):
         """`q_SBND, k_TBKD, v_TBKD -> x_SBW`; `attention_mask_B1ST` is True where hidden.
 
         Without a mask a position sees itself and all before it; a single one sees all T. In a
-        sliding layer either sees no further than the window, whatever the mask.
+        sliding layer either sees no further than the window, whatever the mask. Under context
+        parallelism keys and values are this rank's, too, and the mask, which has to be there, is
+        one over the keys of whole rows.
         """
         assert attention_bias is None and packed_seq_params is None
         visible_B1ST = None if attention_mask is None else ~attention_mask
+        if self.context_group.size() > 1:
+            assert attention_mask is not None
+            key, value = (_whole_rows(x, self.context_group) for x in (key, value))
         if self.window is not None and key.shape[0] > self.window:
             if query.shape[0] == 1:  # decoding: what lies before the window isn't even read
                 key, value = key[-self.window :], value[-self.window :]
                 visible_B1ST = None if visible_B1ST is None else visible_B1ST[..., -self.window :]
             else:
-                near_ST = _in_window(query.shape[0], key.shape[0], self.window, query.device)
+                places_S = _places(len(query), len(key), self.context_group).to(query.device)
+                near_ST = _in_window(places_S, len(key), self.window)
                 visible_B1ST = near_ST if visible_B1ST is None else visible_B1ST & near_ST
         q_BNSD, k_BKTD, v_BKTD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         x_BNSD = torch.nn.functional.scaled_dot_product_attention(
@@ -123,11 +135,29 @@ class FusedAttention(MegatronModule):
         return x_BNSD.permute(2, 0, 1, 3).flatten(2)
 
 
-def _in_window(queries: int, keys: int, window: int, device: torch.device) -> torch.Tensor:
-    """True where the key is the query's own position or one of the `window - 1` before it.
+def _whole_rows(x_sBKD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """`x_sBKD -> x_TBKD`: what all context-parallel ranks have, in the order of the rows."""
+    gathered_TBKD = gather_from_sequence_parallel_region(x_sBKD, group=group)
+    places_T = torch.cat([
+        _slices(len(gathered_TBKD), rank, group.size()) for rank in range(group.size())
+    ])
+    return gathered_TBKD[places_T.argsort().to(x_sBKD.device)]
 
-    The queries are the last of the keys' positions.
-    """
-    own = keys - queries
-    seen_ST = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return seen_ST.tril(own).triu(own - window + 1)
+
+def _places(queries: int, keys: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """The place of each query in its row: the last ones of the keys', or this rank's share."""
+    if group.size() > 1:
+        return _slices(keys, group.rank(), group.size())
+    return torch.arange(keys - queries, keys)
+
+
+def _slices(length: int, rank: int, ranks: int) -> torch.Tensor:
+    """The places of a row that a context-parallel rank has, as Megatron-Core shares them out."""
+    slices = torch.arange(length).chunk(2 * ranks)
+    return torch.cat((slices[rank], slices[-1 - rank]))
+
+
+def _in_window(places_S: torch.Tensor, keys: int, window: int) -> torch.Tensor:
+    """True where the key is the query's own position or one of the `window - 1` before it."""
+    distance_ST = places_S[:, None] - torch.arange(keys, device=places_S.device)
+    return (distance_ST >= 0) & (distance_ST < window)

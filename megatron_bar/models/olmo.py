@@ -33,7 +33,7 @@ from megatron_bar.models.loss import vocabulary_loss
 from megatron_bar.models.norms import NormThenAdd, RMSNorm
 from megatron_bar.models.rope import RotaryByLayerType
 from megatron_bar.models.router import RowRouter
-from megatron_bar.runtime.devices import transformer_engine_runs
+from megatron_bar.runtime.devices import attention_by_boundaries, transformer_engine_runs
 from megatron_bar.runtime.layout import Layout
 
 INIT_STD = 0.02
@@ -90,6 +90,7 @@ def transformer_config(
         init_method=functools.partial(torch.nn.init.normal_, mean=0.0, std=INIT_STD),
         output_layer_init_method=functools.partial(torch.nn.init.normal_, mean=0.0, std=INIT_STD),
         tensor_model_parallel_size=layout.tensor,
+        context_parallel_size=layout.context,
         pipeline_model_parallel_size=layout.pipeline,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.resolved_expert_tensor,
@@ -116,10 +117,11 @@ def _layer_spec(config: TransformerConfig, yarn: Yarn | None) -> ModuleSpec:
         from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
         backend = TESpecProvider()
-        core_attention = backend.core_attention()
     else:
         backend = LocalSpecProvider()
-        core_attention = FusedAttention
+    core_attention = FusedAttention
+    if attention_by_boundaries(config.context_parallel_size):
+        core_attention = backend.core_attention()
     linears = MLPSubmodules(
         linear_fc1=backend.column_parallel_linear(), linear_fc2=backend.row_parallel_linear()
     )

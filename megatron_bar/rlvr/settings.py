@@ -27,6 +27,9 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
     if settings.temperature <= 0:
         raise BarError(f"temperature is {settings.temperature}; greedy samples are all "
                        "the same, so give more than 0")
+    if layout.context > 1:
+        raise BarError(f"layout.context is {layout.context}; rollouts generate token by token, so "
+                       "leave it out of this stage's layout")
     responses = settings.prompts_per_step * settings.samples_per_prompt
     unit = settings.samples_per_prompt * layout.data
     if settings.batch_size % unit or responses % settings.batch_size:

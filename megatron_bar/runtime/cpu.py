@@ -52,6 +52,7 @@ def _factories() -> None:
         def wrapped(*args, **kwargs):
             if "device" in kwargs and _is_cuda(kwargs["device"]):
                 kwargs["device"] = CPU
+            kwargs.pop("pin_memory", None)
             return factory(*args, **kwargs)
 
         return wrapped
@@ -170,8 +171,8 @@ ACCOMMODATIONS: tuple[Accommodation, ...] = (
         "current_device", "buffers are made on torch.cuda.current_device()", _current_device,
     ),
     Accommodation(
-        "factories", "optimizer, schedules and clipping ask for device='cuda' literally",
-        _factories,
+        "factories", "optimizer, schedules and clipping ask for device='cuda' literally, context "
+        "parallelism for pinned memory", _factories,
     ),
     Accommodation(
         "moves", "batches and optimizer states are moved by .cuda() and .to('cuda')", _moves,

@@ -58,6 +58,7 @@ def process_groups(layout: Layout, seed: int = 0) -> Iterator[None]:
     try:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor,
+            context_parallel_size=layout.context,
             pipeline_model_parallel_size=layout.pipeline,
             expert_model_parallel_size=layout.expert,
             expert_tensor_parallel_size=layout.resolved_expert_tensor,

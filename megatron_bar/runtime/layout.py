@@ -11,9 +11,10 @@ from megatron_bar.runtime.errors import BarError
 class Layout:
     """Sizes of the parallel dimensions, named as in Megatron-Core.
 
-    `data` is what remains: processes / (tensor * pipeline). Experts are spread over `expert` ranks,
-    taken from the data-parallel ones, and each is sharded over as many ranks as `tensor` says.
-    Sequence parallelism is on wherever `tensor` > 1.
+    `data` is what remains: processes / (tensor * context * pipeline). Experts are spread over
+    `expert` ranks, taken from the data- and context-parallel ones, and each is sharded over as many
+    ranks as `tensor` says. Sequence parallelism is on wherever `tensor` > 1. `context` ranks share
+    the positions of each row, in stages that train on rows.
     """
 
     processes: int = 1
@@ -21,17 +22,19 @@ class Layout:
     pipeline: int = 1
     expert: int = 1
     expert_tensor: int | None = None
+    context: int = 1
 
     def check(self) -> None:
         """Raise BarError where the sizes don't fit each other."""
-        for name in ("processes", "tensor", "pipeline", "expert"):
+        for name in ("processes", "tensor", "context", "pipeline", "expert"):
             if getattr(self, name) < 1:
                 raise BarError(f"layout.{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.processes % (self.tensor * self.pipeline):
+        ways = self.tensor * self.context * self.pipeline
+        if self.processes % ways:
+            context = f"context {self.context} x " if self.context > 1 else ""
             raise BarError(
                 f"layout: {self.processes} processes can't be split over tensor {self.tensor} x "
-                f"pipeline {self.pipeline}; make processes a multiple of "
-                f"{self.tensor * self.pipeline}"
+                f"{context}pipeline {self.pipeline}; make processes a multiple of {ways}"
             )
         expert_ways = self.expert * self.resolved_expert_tensor * self.pipeline
         if self.processes % expert_ways:
@@ -55,8 +58,10 @@ class Layout:
 
     @property
     def data(self) -> int:
-        return self.processes // (self.tensor * self.pipeline)
+        return self.processes // (self.tensor * self.context * self.pipeline)
 
     def __str__(self) -> str:
         sizes = {"tp": self.tensor, "pp": self.pipeline, "ep": self.expert, "dp": self.data}
+        if self.context > 1:
+            sizes["cp"] = self.context
         return " ".join(f"{name}{size}" for name, size in sizes.items())

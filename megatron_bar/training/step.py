@@ -36,32 +36,34 @@ def forward_backward(
     sources that `Batch.sources_BS` tells apart.
     """
     device = torch.cuda.current_device()
-    data_group = parallel_state.get_data_parallel_group()
+    ranks = parallel_state.get_data_parallel_world_size()
+    rows, length = len(batches[0].by_row(batches[0].tokens_BS)), batches[0].tokens_BS.shape[1]
+    batches = [batch.context_part() for batch in batches]
+    tokens_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     counts_4 = torch.tensor(
         [_counts(batch, model.config.window_size) for batch in batches], dtype=torch.float64
     ).sum(0).to(device)
-    dist.all_reduce(counts_4, group=data_group)
+    dist.all_reduce(counts_4, group=tokens_group)
     num_tokens = counts_4[0].clamp_min(1.0)
     # Megatron divides by the number of micro-batches, its buffers by the data-parallel ranks.
-    scale = (len(batches) * dist.get_world_size(data_group) / num_tokens).float()
-    sequences, length = batches[0].tokens_BS.shape
+    scale = (len(batches) * ranks / num_tokens).float()
     told = get_forward_backward_func()(
         forward_step_func=functools.partial(_forward_step, scale=scale, sources=sources),
         data_iterator=iter(batches),
         model=[model],
         num_microbatches=len(batches),
         seq_length=length,
-        micro_batch_size=sequences,
+        micro_batch_size=len(batches[0].tokens_BS),
         forward_only=not train,
     )
     sums_D2 = torch.zeros(sources, 2, dtype=torch.float64, device=device)
-    rows = len(batches[0].by_row(batches[0].tokens_BS))
     rows_MR = torch.zeros(len(batches), rows, device=device)
     for rows_R, (micro_sums_D2, micro_rows_R) in zip(rows_MR, told):
         sums_D2 += micro_sums_D2
         rows_R.copy_(micro_rows_R)
     # Only the last pipeline stage has them; tensor-parallel ranks hold the same numbers.
-    dist.all_reduce(sums_D2, group=data_group)
+    dist.all_reduce(sums_D2, group=tokens_group)
+    dist.all_reduce(rows_MR, group=parallel_state.get_context_parallel_group())
     for numbers in (sums_D2, rows_MR):
         dist.broadcast(numbers, parallel_state.get_pipeline_model_parallel_last_rank(),
                        group=parallel_state.get_pipeline_model_parallel_group())

@@ -46,7 +46,7 @@ def gathered_logits(model: torch.nn.Module, batches: list[Batch]) -> torch.Tenso
     """This data-parallel rank's logits over the whole vocabulary, on one of its ranks."""
 
     def forward_step(data, model):
-        batch = next(data)
+        batch = next(data).context_part()
         logits = model(batch.tokens_BS, batch.positions_BS, batch.attention_mask_B1SS)
         return logits, lambda logits, non_loss_data: logits
 
@@ -58,10 +58,20 @@ def gathered_logits(model: torch.nn.Module, batches: list[Batch]) -> torch.Tenso
     if not parallel_state.is_pipeline_last_stage():
         return None
     mine = torch.cat(parts).detach().contiguous()
-    group = parallel_state.get_tensor_model_parallel_group()
+    logits_BsV = _joined(mine, parallel_state.get_tensor_model_parallel_group(), dim=-1)
+    context_group = parallel_state.get_context_parallel_group()
+    logits_BSV = _joined(logits_BsV, context_group, dim=1)
+    place_BS = torch.arange(batches[0].tokens_BS.shape[1]).expand_as(batches[0].tokens_BS)
+    mine = dataclasses.replace(batches[0], tokens_BS=place_BS).context_part().tokens_BS
+    places_S = _joined(mine, context_group, dim=1)[0]
+    is_first = parallel_state.get_tensor_model_parallel_rank() == context_group.rank() == 0
+    return logits_BSV[:, places_S.argsort()] if is_first else None
+
+
+def _joined(mine: torch.Tensor, group: dist.ProcessGroup, dim: int) -> torch.Tensor:
     shards = [torch.empty_like(mine) for _ in range(group.size())]
-    dist.all_gather(shards, mine, group=group)
-    return torch.cat(shards, dim=-1) if group.rank() == 0 else None
+    dist.all_gather(shards, mine.contiguous(), group=group)
+    return torch.cat(shards, dim)
 
 
 def logits_and_gradients(checkpoint: Path, layout: Layout, batch: Batch, out: Path) -> None:
@@ -165,7 +175,7 @@ def _copies(parameter: torch.nn.Parameter, layout: Layout) -> int:
     """Over how many ranks the distributed optimizer shares a parameter's state."""
     if not getattr(parameter, "allreduce", True):
         return parallel_state.get_expert_data_parallel_world_size()
-    return parallel_state.get_data_parallel_world_size()
+    return parallel_state.get_data_parallel_world_size(with_context_parallel=True)
 
 
 def allocations(

@@ -25,7 +25,7 @@ PATTERNS = {"midtrain": MIDTRAIN_GROUPS, "sft": SFT_GROUPS, "all": ("*",)}
 MOMENTS, WITH_MAIN_WEIGHTS = 8, 12  # bytes an element
 
 
-@pytest.mark.parametrize("name", ["tp1", "tp2", "pp2", "ep2", "dp2", "tp2pp2ep2"])
+@pytest.mark.parametrize("name", ["tp1", "tp2", "pp2", "ep2", "dp2", "cp2ep2", "tp2pp2ep2"])
 def test_the_bytes_told_are_those_allocated_and_those_needed(name, checkpoint, tmp_path):
     layout = EXPERTS[name]
     trainings = {
@@ -89,7 +89,7 @@ def test_ranks_and_optimizer_parts_without_anything_to_train(
 @pytest.mark.parametrize("first, second, groups, distributed_optimizer", [
     ("tp2", "pp2", MIDTRAIN_GROUPS, True), ("ep2", "tp1", SFT_GROUPS, True),
     ("tp1", "tp2pp2ep2", SFT_GROUPS, True), ("tp2pp2", "dp2", ("*",), True),
-    ("dp2", "ep2", MIDTRAIN_GROUPS, True), ("tp2", "ep2", SFT_GROUPS, False),
+    ("dp2", "cp2ep2", MIDTRAIN_GROUPS, True), ("tp2", "ep2", SFT_GROUPS, False),
 ], ids=str)
 def test_a_stage_goes_on_in_another_layout(
     first, second, groups, distributed_optimizer, checkpoint, tmp_path

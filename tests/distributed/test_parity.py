@@ -62,7 +62,7 @@ def test_experts_equal_transformers(layout, tmp_path):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", ["tp1", "tp2", "pp2", "tp2pp2"])
+@pytest.mark.parametrize("layout", ["tp1", "tp2", "pp2", "tp2pp2", "tp2cp2"])
 def test_olmo3_equals_transformers(layout, tmp_path):
     """Documents and rows are longer than the window and than RoPE's original length."""
     _compare(random_olmo3(), DENSE[layout], tmp_path)

@@ -28,3 +28,14 @@ def test_validation_sources_are_told_apart():
     twice = 'domains.math.sft.validation=[{"toy":"math"},{"toy":"math"}]'
     with pytest.raises(BarError, match="math/sft: two data sources are called 'math'"):
         check_recipe(load_recipe(TOY, [twice]))
+
+
+@pytest.mark.parametrize("recipe, overrides, message", [
+    ("toy.yaml", ["layout.processes=3", "layout.context=3"],
+     "rows of 256 tokens can't be shared by layout.context 3; make sequence_length"),
+    ("toy-rl.yaml", ["domains.code.rlvr.layout={processes: 2, context: 2}"],
+     "code/rlvr: layout.context is 2; rollouts generate token by token"),
+])
+def test_context_ranks_share_rows_of_training_only(recipe, overrides, message):
+    with pytest.raises(BarError, match=message):
+        check_recipe(load_recipe(TOY.with_name(recipe), overrides))

@@ -15,6 +15,7 @@ MODEL = ModelConfig(331, 48, 80, 4, 6, 2)
     (Layout(4, tensor=2, expert=3), "multiple of 6"),
     (Layout(2, tensor=2, expert_tensor=1), "wrong expert gradients"),
     (Layout(0), "processes is 0"),
+    (Layout(6, tensor=2, context=2), "context 2 x pipeline 1; make processes a multiple of 4"),
 ])
 def test_sizes_that_do_not_fit_are_refused(layout, message):
     with pytest.raises(BarError, match=message):

@@ -124,7 +124,7 @@ def _copies(layout: Layout, group: str) -> int:
     if group.startswith("expert."):
         ways = layout.expert * layout.resolved_expert_tensor * layout.pipeline
         return layout.processes // ways
-    return layout.data
+    return layout.data * layout.context
 
 
 def training_memory(
@@ -157,7 +157,8 @@ def _activations(
     before the norms and after the rotation; Q for the attention's output; the FFN's. With experts
     in bf16 the router's input stands there in fp32 too. Tensor parallelism, with sequence
     parallelism, divides all of it. The first pipeline rank holds as many micro batches as there are
-    ranks. Not counted are masks, which fused attention on a GPU doesn't keep.
+    ranks. Under context parallelism a rank has its share of the tokens, but the keys and values
+    of all. Not counted are masks, which fused attention on a GPU doesn't keep.
     """
     width = WIDTH[training.dtype]
     hidden = model.hidden_size
@@ -166,6 +167,8 @@ def _activations(
     if model.num_experts is not None and width < 4:
         ffn += 4 * hidden // width
     attention = 4 * (hidden + queries + keys)
+    if layout.context > 1:
+        attention += 2 * keys * layout.context
     kept = {"none": attention + ffn, "moe": attention,
             "full": hidden}[training.recompute]
     once = attention + ffn if training.recompute == "full" else (
@@ -173,7 +176,7 @@ def _activations(
     share = training.batch_size // (layout.data * training.micro_batch_size)
     in_flight = min(layout.pipeline - pipeline_rank, max(share, 1))
     layers = model.num_layers // layout.pipeline
-    tokens = training.micro_batch_size * row_length(training)
+    tokens = training.micro_batch_size * row_length(training) // layout.context
     elements = tokens * (kept * layers * in_flight + once) / layout.tensor
     return round(elements * width) + _logits(model, layout, training, pipeline_rank)
 
@@ -202,7 +205,7 @@ def _logits(model: ModelConfig, layout: Layout, training: Training, pipeline_ran
     """
     if pipeline_rank < layout.pipeline - 1:
         return 0
-    tokens = training.micro_batch_size * row_length(training)
+    tokens = training.micro_batch_size * row_length(training) // layout.context
     copies = 4 if isinstance(training, Rlvr) else 1
     columns = model.padded_vocab_size(layout.tensor) // layout.tensor
     return tokens * columns * (WIDTH[training.dtype] + 4 * copies)
@@ -223,19 +226,21 @@ def nearest_fit(
         return sum(changes), changes[2]
 
     fitting = [
-        other for other in _layouts(model, layout.processes, training)
+        other for other in _layouts(model, layout, training)
         if training_memory(model, other, training, trainable).total <= limit
     ]
     return min(fitting, key=distance, default=None)
 
 
-def _layouts(model: ModelConfig, processes: int, training: Training) -> Iterator[Layout]:
+def _layouts(model: ModelConfig, given: Layout, training: Training) -> Iterator[Layout]:
     experts = model.num_experts or 1
     for tensor, pipeline, expert in itertools.product(
         _TENSOR_SIZES, _divisors(model.num_layers), _divisors(experts)
     ):
         for expert_tensor in {tensor, 1 if expert > 1 else tensor}:
-            layout = Layout(processes, tensor, pipeline, expert, expert_tensor)
+            layout = Layout(
+                given.processes, tensor, pipeline, expert, expert_tensor, given.context
+            )
             try:
                 layout.check()
                 model.check(layout)

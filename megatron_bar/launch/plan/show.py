@@ -129,6 +129,8 @@ def _keys(plan: StagePlan) -> str:
     keys = {"tensor": layout.tensor, "expert": layout.expert, "pipeline": layout.pipeline}
     if layout.resolved_expert_tensor != layout.tensor:
         keys["expert_tensor"] = layout.resolved_expert_tensor
+    if layout.context > 1:
+        keys["context"] = layout.context
     return ", ".join(f"{name} {size}" for name, size in keys.items())
 
 

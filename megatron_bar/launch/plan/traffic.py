@@ -1,7 +1,7 @@
 """Bytes that one GPU sends in a step, and over which wire. An estimate: rings, nothing overlapped.
 
 A group of ranks whose numbers lie within one node talks over NVLink, any other over the network.
-Megatron numbers ranks by tensor first, then expert and data, then pipeline.
+Megatron numbers ranks by tensor first, then context, expert and data, then pipeline.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def step_traffic(
 ) -> Traffic:
     """What the busiest GPU sends in one optimizer step.
 
-    Tensor parallel: four gathers or scatters of a layer's hidden states each way. Expert parallel:
+    Context parallel: keys and values of the other ranks' tokens, and their gradients back. Tensor
+    parallel: four gathers or scatters of a layer's hidden states each way. Expert parallel:
     every token's hidden state to and from each rank where all experts are active, else each active
     expert on another rank, each way. Pipeline: hidden states to the next rank and gradients back.
     Data parallel: fp32 gradients reduced, and with the distributed optimizer weights gathered.
@@ -45,10 +46,14 @@ def step_traffic(
     width = WIDTH[training.dtype]
     tensor, pipeline, expert = layout.tensor, layout.pipeline, layout.expert
     micro_batches = max(1, training.batch_size // (layout.data * training.micro_batch_size))
-    tokens = training.micro_batch_size * row_length(training) * micro_batches
+    row_tokens = training.micro_batch_size * row_length(training) * micro_batches
+    tokens = row_tokens // layout.context
     layers = model.num_layers // pipeline
     hidden = tokens * model.hidden_size * width
     traffic = Traffic()
+    keys_and_values = 2 * row_tokens * model.num_kv_heads * model.head_dim * width / tensor
+    traffic = traffic.plus(2 * layers * keys_and_values * (layout.context - 1) / layout.context,
+                           tensor * layout.context, gpus_per_node)
     traffic = traffic.plus(8 * layers * hidden * (tensor - 1) / tensor, tensor, gpus_per_node)
     routed = model.experts_per_token != model.num_experts
     targets = model.experts_per_token if routed else expert

@@ -55,6 +55,7 @@ def checkpoint(tmp_path_factory) -> Path:
     ("pp2", ("*",), Training(dtype="bfloat16", distributed_optimizer=False)),
     ("dp2", SFT_GROUPS, Training()),
     ("ep2", MIDTRAIN_GROUPS, Training(dtype="bfloat16")),
+    ("cp2ep2", SFT_GROUPS, Training()),
     ("tp2ep2", SFT_GROUPS, Training(dtype="bfloat16")),
     ("tp2pp2ep2", ("*",), Training()),
 ])
