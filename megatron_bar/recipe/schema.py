@@ -89,6 +89,7 @@ class Training:
     save_every: int = 500
     save_every_minutes: float | None = None
     keep: int = 1
+    save_async: bool = False  # write it while training goes on, from a copy in host memory
     stop_after_minutes: float | None = None
     log_every: int = 10
     peak_tflops: float | None = None  # of one device in this dtype; known for H100, H200, A100
@@ -99,7 +100,8 @@ class Training:
 # that is done stays done when they change, and one that was cut short goes on.
 HOW_NOT_WHAT = frozenset({
     "layout", "micro_batch_size", "recompute", "validation", "validate_every", "save_every",
-    "save_every_minutes", "keep", "stop_after_minutes", "log_every", "peak_tflops", "wandb",
+    "save_every_minutes", "keep", "save_async", "stop_after_minutes", "log_every", "peak_tflops",
+    "wandb",
 })
 
 

@@ -25,10 +25,7 @@ from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
 from megatron_bar.training.checkpoints import check_finite, write_checkpoint
 from megatron_bar.training.guards import Guard, describe_items
 from megatron_bar.training.metrics import Metrics
-from megatron_bar.training.optimizer import (
-    apply_gradients,
-    gradient_norm,
-)
+from megatron_bar.training.optimizer import apply_gradients, gradient_norm
 from megatron_bar.training.resume import ResumePoints
 from megatron_bar.training.setup import set_up
 from megatron_bar.training.step import forward_backward
@@ -139,15 +136,18 @@ class _Stage:
             for step in range(done + 1, self.steps + 1):
                 if reason := stop.agreed():
                     self._save()
+                    self.points.finish()
                     raise ContinueLater(f"{self.what}: {reason}, saved after step {step - 1}")
                 if numbers := self._step(step):
                     metrics.log(step, **numbers)
                 advance(note=f"loss {self.loss:.3f}")
                 with self.watch.paused():
+                    self.points.check()
                     if step in snapshots:
                         self._write(snapshots[step], companions)
                     if step < self.steps and self.points.due(step):
                         self._save()
+        self.points.finish()
         self._write(self.folder / "checkpoint", companions)
 
     def _step(self, step: int) -> dict[str, Any]:
@@ -189,11 +189,9 @@ class _Stage:
         return numbers
 
     def _save(self) -> None:
-        """A state to go on from, unless it is there or nothing has been done."""
-        step = self.progress.step
-        if step and step not in on_main(self.points.steps):
-            check_finite(self.model, f"{self.what}: after step {step}")
-            self.points.save(self.progress)
+        """A state to go on from."""
+        check_finite(self.model, f"{self.what}: after step {self.progress.step}")
+        self.points.save(self.progress)
 
     def _write(self, target: Path, companions: Path | None) -> None:
         check_finite(self.model, f"{self.what}: after step {self.progress.step}")

@@ -23,6 +23,7 @@ from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import agreed, is_main, on_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import publish, remove_folder, staging_path
+from megatron_bar.training.background import BackgroundSave
 from megatron_bar.training.optimizer_state import allocate, restore, sharded_optimizer_state
 from megatron_bar.training.saved import FOLDER, saved_steps
 
@@ -97,6 +98,7 @@ class ResumePoints:
         self.schedule = schedule
         self.training = training
         self._last_save = time.monotonic()
+        self._on_its_way: tuple[int, BackgroundSave] | None = None
 
     def steps(self) -> list[int]:
         """The steps after which a state is saved, in order; all of them are whole."""
@@ -120,12 +122,15 @@ class ResumePoints:
         return _one_key_a_slice({"model": trained, "optimizer": optimizer})
 
     def save(self, progress: Progress) -> None:
-        """Save the state after `progress.step`; every rank takes part.
+        """Save the state after `progress.step`, unless it is saved; every rank takes part.
 
-        The folder takes its name when all have written; only then the oldest one goes.
+        The folder takes its name when all have written; only then the oldest one goes. With
+        `save_async` this returns as soon as the state is copied: `check` and `finish` do the rest.
         """
-        target = self.folder / str(progress.step)
-        staging = staging_path(target)
+        self.finish()
+        if progress.step == 0 or progress.step in on_main(self.steps):
+            return
+        staging = staging_path(self.folder / str(progress.step))
         if is_main():
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
@@ -133,14 +138,34 @@ class ResumePoints:
         state = self._state(loading=False)
         state |= {"schedule": self.schedule.state_dict(),
                   "progress": dataclasses.asdict(progress)}
+        self._last_save = time.monotonic()
+        if self.training.save_async:
+            self._on_its_way = progress.step, BackgroundSave(state, staging)
+            return
         dist_checkpointing.save(state, str(staging))
+        self._publish(progress.step)
+
+    def check(self) -> None:
+        """Give a state that was being written its name, if it is written. All ranks call this."""
+        if self._on_its_way is not None and self._on_its_way[1].is_written():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the state that is being written, if one is, has its name."""
+        if self._on_its_way is not None:
+            step, saving = self._on_its_way
+            saving.finish()
+            self._on_its_way = None
+            self._publish(step)
+
+    def _publish(self, step: int) -> None:
         dist.barrier()
         if is_main():
-            publish(staging, target)
+            target = self.folder / str(step)
+            publish(staging_path(target), target)
             for old in self.steps()[:-self.training.keep]:
                 remove_folder(self.folder / str(old))
         dist.barrier()
-        self._last_save = time.monotonic()
 
     def load(self) -> Progress:
         """Restore the last state; returns its progress, or that of step 0 where none is saved.

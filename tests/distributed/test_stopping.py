@@ -21,7 +21,7 @@ from tests.layouts import EXPERTS
 
 pytestmark = pytest.mark.distributed
 
-KILLS = {"tp1": 16, "ep2": 5}
+KILLS = {("tp1", False): 11, ("tp1", True): 5, ("ep2", False): 3, ("ep2", True): 3}
 LONG = dict(steps=120, save_every=2, keep=2)
 DECIDED = ("step", "loss", "lr", "grad_norm", "tokens", "router_load")
 
@@ -50,20 +50,21 @@ def _kill_somewhere(job: Job, folder: Path, during_save: bool, chance: random.Ra
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", KILLS)
-def test_sigkill_at_random_points(name, checkpoint, tmp_path):
-    settings = training(MIDTRAIN_GROUPS, **LONG)
+@pytest.mark.parametrize("name, save_async", KILLS)
+def test_sigkill_at_random_points(name, save_async, checkpoint, tmp_path):
+    kills = KILLS[name, save_async]
+    settings = training(MIDTRAIN_GROUPS, save_async=save_async, **LONG)
     run(checkpoint, EXPERTS[name], settings, tmp_path / "whole")
-    chance = random.Random(name)
+    chance = random.Random(f"{name} {save_async}")
     in_saves = 0
-    for kill in range(KILLS[name]):
+    for kill in range(kills):
         job = start(checkpoint, EXPERTS[name], settings, tmp_path / "killed")
         in_saves += _kill_somewhere(job, tmp_path / "killed", kill % 2 == 0, chance)
         assert not (tmp_path / "killed" / "checkpoint").exists(), "the run was over too soon"
     run(checkpoint, EXPERTS[name], settings, tmp_path / "killed")
     _assert_same_run(tmp_path / "killed", tmp_path / "whole")
-    assert in_saves >= 2
-    print(f"{KILLS[name]} kills, {in_saves} of them during a save")
+    assert in_saves >= 1
+    print(f"{kills} kills, {in_saves} of them during a save")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=str)
@@ -85,8 +86,10 @@ def test_a_stop_signal_to_one_rank_saves_and_ends_all(number, checkpoint, tmp_pa
     _assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_the_clock_stops_a_stage_and_the_last_points_are_kept(checkpoint, tmp_path):
-    settings = training(MIDTRAIN_GROUPS, steps=2000, save_every=3, keep=2, stop_after_minutes=0.05)
+@pytest.mark.parametrize("save_async", [False, True])
+def test_the_clock_stops_a_stage_and_the_last_points_are_kept(save_async, checkpoint, tmp_path):
+    settings = training(MIDTRAIN_GROUPS, steps=2000, save_every=3, keep=2, stop_after_minutes=0.05,
+                        save_async=save_async)
     with pytest.raises(ContinueLater):
         run(checkpoint, Layout(), settings, tmp_path / "run")
     steps = sorted(int(path.name) for path in (tmp_path / "run" / "resume").iterdir())
