@@ -5,7 +5,8 @@
 Everybody has the same weights, batch and threads, in one process, and takes turns:
   ours         the training loop's step, frozen parameters without gradients
   masked       ours, but gradients of all experts and router rows are computed and those of the
-               frozen ones zeroed before the optimizer, as the published code does
+               frozen ones zeroed before the optimizer, as the published code does; `by operations`
+               is how much longer that has to take if operations were all there is
   transformers FlexOlmoForCausalLM with the same parameters frozen, torch's fused AdamW; the best
                of the attention and expert implementations that the installed version has
   floor        necessary operations (models/flops.py) over the best speed of a matrix product of
@@ -189,9 +190,10 @@ def measure(hidden: int, experts: int, repetitions: int, clock: Callable[[], flo
         for what, patterns in (("full", ["*"]), ("mid", [f"expert.{last}", f"router.{last}"])):
             gemms = products(config)
             steps = {"ours": our_step(folder / "checkpoint", patterns, batch)}
+            every = ["expert.*", "router.*"]
             if what == "mid":
                 steps["masked"] = our_step(
-                    folder / "checkpoint", ["expert.*", "router.*"], batch, frozen
+                    folder / "checkpoint", every, batch, frozen
                 )
             steps |= dict(their_steps(folder / "hf", experts, what == "mid", batch))
             losses = {name: step() for name, step in steps.items()}
@@ -199,8 +201,10 @@ def measure(hidden: int, experts: int, repetitions: int, clock: Callable[[], flo
             calls = steps | {name: call for name, (call, _) in gemms.items()}
             seconds = medians(calls, repetitions, clock)
             peak = max(flops / seconds[name] for name, (_, flops) in gemms.items())
-            trainable = matching(list(group_sizes(config)), patterns, "benchmark")
-            needed = step_flops(config, work, trainable).total
+            needed, if_masked = (
+                step_flops(config, work, matching(list(group_sizes(config)), p, "benchmark")).total
+                for p in (patterns, every)
+            )
             theirs = {n: s for n, s in seconds.items() if n.startswith("transformers")}
             best = min(theirs, key=theirs.get)
             ours = seconds["ours"]
@@ -209,6 +213,7 @@ def measure(hidden: int, experts: int, repetitions: int, clock: Callable[[], flo
                 f"{needed / peak / ours:.2f}", f"{theirs[best] / ours:.2f}",
                 best.removeprefix("transformers "),
                 f"{seconds['masked'] / ours:.2f}" if "masked" in seconds else "-",
+                f"{if_masked / needed:.2f}" if "masked" in seconds else "-",
                 f"{peak / 1e9:,.0f}",
             )
             console.print(f"{what} hidden {hidden}, {experts} experts: "
@@ -228,7 +233,7 @@ def main() -> None:
         parser.error("--clock cpu counts one thread")
     torch.set_num_threads(options.threads)
     table = Table("step", "hidden", "experts", "ours, tok/s", "of floor", "x transformers",
-                  "its best", "x masked", "peak GFLOP/s", box=None,
+                  "its best", "x masked", "by operations", "peak GFLOP/s", box=None,
                   title=machine(options.threads, options.clock))
     with process_groups(Layout()):
         for hidden in options.hidden:
