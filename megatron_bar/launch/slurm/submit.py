@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_bar.launch.check import check_recipe
+from megatron_bar.launch.check import check_installed, check_recipe
 from megatron_bar.launch.local import log_path, only_run, stale_stages
 from megatron_bar.launch.slurm import jobs as job_book
 from megatron_bar.launch.slurm.jobs import Job
@@ -51,6 +51,8 @@ def submit_recipe(
     refuses.
     """
     check_recipe(recipe)
+    if site.runs_here:
+        check_installed(recipe)
     if missing := secrets_missing(site):
         raise BarError(f"the site's secrets {', '.join(missing)} are not set; export them first")
     run = Path(recipe.runs) / recipe.name
