@@ -141,6 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value")
     show.add_argument("--step", type=int, default=1, help="default: 1")
     show.add_argument("--items", type=int, default=3, help="default: 3")
+
     plan = command("plan", "work out what a recipe needs and costs, before it is run")
     plan.add_argument("recipe", type=Path)
     plan.add_argument("overrides", nargs="*", metavar="key=value")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_bar.data.batches import planned_steps
 from megatron_bar.launch.check import dense_model
 from megatron_bar.launch.plan.compute import Machine, stage_flops, stage_seconds
 from megatron_bar.launch.plan.memory import (
@@ -179,8 +180,8 @@ def _items(stage: Stage) -> int | None:
 
 def _steps(stage: Stage, training: Training) -> int | None:
     """As the recipe says, or from the size of the data's files; None if they aren't here."""
-    if training.steps is not None:
-        return training.steps
+    if training.epochs is None:
+        return planned_steps(training, rows_per_epoch=0)
     if stage.kind == "route":
         sources = {(s["path"], s["hub"]): Source(**s)
                    for entries in stage.settings["sampled"].values() for s in entries}
@@ -190,7 +191,7 @@ def _steps(stage: Stage, training: Training) -> int | None:
         tokens = _tokens(training.data, stage.kind)
     if tokens is None:
         return None
-    return math.ceil(tokens * training.epochs / (training.batch_size * training.sequence_length))
+    return planned_steps(training, math.ceil(tokens / training.sequence_length))
 
 
 def _tokens(sources: Sequence[Source], kind: str) -> float | None:

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_bar.checkpoints import hf
-from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
 from megatron_bar.launch import processes
 from megatron_bar.launch.plan.compute import Machine, stage_flops, stage_seconds
@@ -33,18 +32,9 @@ from megatron_bar.recipe.schema import Rlvr, Training
 from megatron_bar.runtime.layout import Layout
 from tests.distributed import ranks
 from tests.layouts import EXPERTS
-from tests.models_hf import random_experts
 
 ROOT = Path(__file__).parents[3]
 GIB = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("plan")
-    random_experts(2).save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
-    return folder / "checkpoint"
 
 
 @pytest.mark.distributed
@@ -221,6 +211,14 @@ def test_steps_come_from_the_data_where_it_is_at_hand(seven_b, tmp_path, capsys,
     recipe = load_recipe(seven_b, epochs)
     plans = plan_stages(recipe, planned_model(recipe, None), Machine())
     assert next(p for p in plans if p.stage.name == "tools/sft").steps == 6
+
+
+def test_steps_told_in_tokens_need_no_data(seven_b):
+    tokens = ["domains.tools.sft.steps=null", "domains.tools.sft.tokens=50B"]
+    recipe = load_recipe(seven_b, tokens)
+    plans = plan_stages(recipe, planned_model(recipe, None), Machine())
+    # As the stage itself reckons: 50e9 / (256 x 4096), rounded up.
+    assert next(p for p in plans if p.stage.name == "tools/sft").steps == 47684
 
 
 @pytest.mark.parametrize("arguments, message", [
