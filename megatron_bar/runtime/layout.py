@@ -16,11 +16,11 @@ class Layout:
     Sequence parallelism is on wherever `tensor` > 1.
     """
 
-    processes: int = 1
-    tensor: int = 1
-    pipeline: int = 1
-    expert: int = 1
-    expert_tensor: int | None = None
+    processes: int = 1  # in all: GPUs on a cluster
+    tensor: int = 1  # ranks that share each matrix
+    pipeline: int = 1  # ranks that share the layers
+    expert: int = 1  # ranks that share the experts
+    expert_tensor: int | None = None  # ranks that share an expert's matrices; as tensor by default
 
     def check(self) -> None:
         """Raise BarError where the sizes don't fit each other."""
