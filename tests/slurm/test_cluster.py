@@ -130,10 +130,14 @@ def test_a_stage_survives_its_time_limit_a_preemption_and_the_loss_of_a_node(
     recipe = recipe_of(anchor, tmp_path / "runs", "survives")
     recipe["domains"]["math"]["sft"] |= {"steps": 200, "save_every": 5}
     run = tmp_path / "runs" / "survives"
-    _copy_stages(local, run, "anchor", "math/branch")
-    assert main(["submit", str(_write(tmp_path, recipe)), "--site", str(write_site(tmp_path)),
-                 "--only", "math/sft"]) == 0
-    assert "1 jobs are queued" in capsys.readouterr().out
+    _copy_stages(local, run, "anchor")
+    command = ["submit", str(_write(tmp_path, recipe)), "--site", str(write_site(tmp_path)),
+               "--only"]
+    assert main([*command, "math/branch", "--write"]) == 0
+    on_cluster.run("sbatch", str(run / "slurm" / "math-branch.sbatch"))
+    _all_ended(on_cluster)
+    assert main([*command, "math/sft"]) == 0
+    assert "1 jobs are queued, 0 were already" in capsys.readouterr().out
     job = _job(run, "math/sft")
 
     _begun(run, "math/sft", 1)

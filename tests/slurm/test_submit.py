@@ -188,6 +188,17 @@ def test_a_missing_secret_and_a_missing_slurm_are_told(workplace, capsys, monkey
     )
 
 
+def test_scripts_are_written_to_be_submitted_by_hand(workplace, capsys):
+    assert main(["submit", "recipe.yaml", "--write", "--only", "math"]) == 0
+    assert "4 scripts; submit each with sbatch" in capsys.readouterr().out
+    run = workplace / "runs" / "bar-7b"
+    printed = _scripts(capsys, "--only", "math")
+    written = {path.name: path.read_text() for path in (run / "slurm").iterdir()}
+    assert written == {f"{stage.replace('/', '-')}.sbatch": text.removesuffix("\n")
+                       for stage, text in printed.items()}
+    assert (run / "recipe.yaml").is_file() and (run / "logs").is_dir()
+
+
 def test_jobs_that_wait_for_one_that_is_gone_are_queued_again():
     stages = [Stage("a", "import"), Stage("b", "branch", {"anchor": "a"}),
               Stage("c", "sft", {"start": "b"}), Stage("d", "import")]
