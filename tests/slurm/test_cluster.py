@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -152,7 +153,10 @@ def test_a_stage_survives_its_time_limit_a_preemption_and_the_loss_of_a_node(
 
     _trained(run, "math/sft", 2)
     assert main(["status", str(run)]) == 0
-    assert "running, attempt 2" in capsys.readouterr().out
+    assert re.search(
+        rf"^ math/sft +{job} +running, attempt 2 +math/sft \d+/200 loss \d\.\d+ +0:0\d:\d\d"
+        r" +logs/math-sft.txt", capsys.readouterr().out, re.MULTILINE,
+    )
     on_cluster.preempt_all()
     _begun(run, "math/sft", 3)
     assert _log(run, "math/sft").count(f"saved; job {job} is queued again") == 2
