@@ -43,7 +43,7 @@ SlurmdTimeout=10
 KillWait=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=1
+SchedulerParameters=batch_sched_delay=1,sched_interval=1,bf_interval=1
 """
 
 

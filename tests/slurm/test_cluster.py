@@ -129,7 +129,7 @@ def test_a_stage_survives_its_time_limit_a_preemption_and_the_loss_of_a_node(
     on_cluster, paced, local, anchor, tmp_path, capsys
 ):
     recipe = recipe_of(anchor, tmp_path / "runs", "survives")
-    recipe["domains"]["math"]["sft"] |= {"steps": 200, "save_every": 5}
+    recipe["domains"]["math"]["sft"] |= {"steps": 80, "save_every": 5}
     run = tmp_path / "runs" / "survives"
     _copy_stages(local, run, "anchor")
     command = ["submit", str(_write(tmp_path, recipe)), "--site", str(write_site(tmp_path)),
@@ -154,7 +154,7 @@ def test_a_stage_survives_its_time_limit_a_preemption_and_the_loss_of_a_node(
     _trained(run, "math/sft", 2)
     assert main(["status", str(run)]) == 0
     assert re.search(
-        rf"^ math/sft +{job} +running, attempt 2 +math/sft \d+/200 loss \d\.\d+ +0:0\d:\d\d"
+        rf"^ math/sft +{job} +running, attempt 2 +math/sft \d+/80 loss \d\.\d+ +0:0\d:\d\d"
         r" +logs/math-sft.txt", capsys.readouterr().out, re.MULTILINE,
     )
     on_cluster.preempt_all()

@@ -16,6 +16,7 @@ from megatron_bar.launch.plan.memory import (
     Memory,
     inference_memory,
     nearest_fit,
+    saved_bytes,
     training_memory,
 )
 from megatron_bar.launch.plan.traffic import Traffic, step_traffic
@@ -136,15 +137,13 @@ def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StageP
         flops = stage_flops(model, training, trainable, steps)
         seconds = stage_seconds(model, layout, training, trainable, steps, machine)
     open_count = sum(groups[group] for group in trainable)
-    width = WIDTH[training.dtype]
     return StagePlan(
         stage, model, memory, open_count,
         fits=nearest_fit(model, layout, training, trainable, machine.memory) if too_big else None,
         too_big=too_big, steps=steps, flops=flops,
         traffic=step_traffic(model, layout, training, trainable, machine.per_node),
-        seconds=seconds, checkpoint=width * sum(groups.values()),
-        # What trains, AdamW's moments and for bf16 its fp32 weights; frozen weights aren't saved.
-        saved_state=open_count * (width + (12 if width == 2 else 8)),
+        seconds=seconds, checkpoint=WIDTH[training.dtype] * sum(groups.values()),
+        saved_state=saved_bytes(training, open_count),
     )
 
 

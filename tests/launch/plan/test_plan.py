@@ -19,10 +19,12 @@ from megatron_bar.launch.plan.memory import (
     nearest_fit,
     rank_memory,
     rank_parameters,
+    saved_bytes,
     training_memory,
 )
 from megatron_bar.launch.plan.stages import plan_stages, planned_model
 from megatron_bar.launch.plan.traffic import Traffic, step_traffic
+from megatron_bar.launch.processes import JobFailed
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.presets import PRESETS
@@ -30,7 +32,8 @@ from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, RLVR_GROUPS, SFT_GROUPS
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.schema import Rlvr, Training
 from megatron_bar.runtime.layout import Layout
-from tests.distributed import ranks
+from megatron_bar.training.groups import group_sizes
+from tests.distributed import ranks, stages
 from tests.layouts import EXPERTS
 
 ROOT = Path(__file__).parents[3]
@@ -66,6 +69,19 @@ def test_memory_is_what_megatron_allocates(name, groups, training, checkpoint, t
         optimizer += planned.optimizer - real["optimizer"]
     # The distributed optimizer cuts its buffers where it likes; nothing is lost or held twice.
     assert abs(optimizer) <= len(found)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_saved_states_are_as_large_as_planned(dtype, checkpoint, tmp_path):
+    settings = stages.training(SFT_GROUPS, steps=2, save_every=1, dtype=dtype)
+    with pytest.raises(JobFailed):
+        stages.run(checkpoint, Layout(), settings, tmp_path, die_at_save=True)
+    sizes = group_sizes(ModelConfig.load(checkpoint))
+    planned = saved_bytes(settings, sum(sizes[group] for group in SFT_GROUPS))
+    (saved,) = (tmp_path / "resume").iterdir()
+    found = sum(path.stat().st_size for path in saved.glob("*.distcp"))
+    assert planned <= found <= 1.2 * planned  # with 60 headers, and rows that pad the vocabulary
 
 
 # Deep and of a small vocabulary, so that the layers decide.
