@@ -91,7 +91,7 @@ class Cluster:
             "CPUs=4 State=UNKNOWN" for node in NODES
         ]
         nodes = f"Nodes={','.join(NODES)} MaxTime=60"
-        lines.append(f"PartitionName=all {nodes} Default=YES PriorityTier=1 GraceTime=30")
+        lines.append(f"PartitionName=all {nodes} Default=YES PriorityTier=1 GraceTime=60")
         lines.append(f"PartitionName=urgent {nodes} PriorityTier=2 PreemptMode=OFF")
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
         for name in ("state", *(f"spool-{node}" for node in NODES)):
