@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 # Two files of tests at a time; those of one file share what they set up.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
-.PHONY: setup demo test test-fast test-next test-transformers5 lint clean
+.PHONY: setup demo test test-fast test-next test-transformers5 docs lint clean
 
 setup: $(VENV)/ready
 
@@ -55,6 +55,10 @@ $(VENV_TRANSFORMERS5)/ready:
 	$(PYTHON) -m venv $(VENV_TRANSFORMERS5)
 	$(VENV_TRANSFORMERS5)/bin/pip install --quiet torch==2.13.0 'transformers>=5.13' safetensors
 	touch $@
+
+# The recipe's reference, from the dataclasses.
+docs: setup
+	$(VENV)/bin/python -m megatron_bar.recipe.reference > docs/recipe.md
 
 lint: setup
 	$(VENV)/bin/ruff check .

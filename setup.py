@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 CORE = [
     "megatron-core>=0.16.1,<0.20",
-    "torch>=2.6",
+    "torch>=2.9",  # whose launcher can leave SIGTERM to us
     "transformers>=4.57,<5",  # the newest line that NeMo-Aligner's stack accepts
     "tokenizers",
     "safetensors>=0.5",

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from megatron_bar.checkpoints.convert import import_hf
+from tests.models_hf import random_experts
 
-@pytest.fixture
-def rlvr_installed(tmp_path, monkeypatch) -> None:
-    """As if the extra `rlvr` were there, as far as check_recipe looks: whether it can be found."""
-    package = tmp_path / "packages" / "nemo_aligner"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    monkeypatch.syspath_prepend(package.parent)
+
+@pytest.fixture(scope="session")
+def two_experts(tmp_path_factory) -> Path:
+    """A small model of two experts, in transformers' format (`hf`) and in ours (`checkpoint`)."""
+    folder = tmp_path_factory.mktemp("experts")
+    random_experts(2).save_pretrained(folder / "hf")
+    import_hf(folder / "hf", folder / "checkpoint")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(two_experts) -> Path:
+    return two_experts / "checkpoint"

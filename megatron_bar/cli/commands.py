@@ -58,7 +58,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 def _submit(args: argparse.Namespace) -> None:
     from megatron_bar.launch.slurm.site import TEMPLATES, load_site, template_of
-    from megatron_bar.launch.slurm.submit import scripts_of, submit_recipe
+    from megatron_bar.launch.slurm.submit import scripts_of, submit_recipe, write_scripts
     from megatron_bar.recipe.load import load_recipe
 
     site_path = args.site or TEMPLATES / "site.yaml"
@@ -67,6 +67,8 @@ def _submit(args: argparse.Namespace) -> None:
     if args.dry_run:
         for name, script in scripts_of(*chosen).items():
             print(f"===== {name}\n{script}")
+    elif args.write:
+        write_scripts(*chosen)
     else:
         submit_recipe(*chosen)
 

@@ -54,6 +54,7 @@ Queues a job for each stage that isn't done, with dependencies; branches run sid
 submit goes on from what stands, and leaves alone what is queued.
 
   megatron-bar submit recipe.yaml --dry-run                   prints every script
+  megatron-bar submit recipe.yaml --write                     writes them, for sbatch by hand
   megatron-bar submit recipe.yaml --site mycluster/site.yaml
   megatron-bar submit recipe.yaml --only math                 a domain, a stage or a pattern
   megatron-bar submit recipe.yaml --from merged               that stage and all downstream
@@ -141,6 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value")
     show.add_argument("--step", type=int, default=1, help="default: 1")
     show.add_argument("--items", type=int, default=3, help="default: 3")
+
     plan = command("plan", "work out what a recipe needs and costs, before it is run")
     plan.add_argument("recipe", type=Path)
     plan.add_argument("overrides", nargs="*", metavar="key=value")
@@ -160,7 +162,10 @@ def build_parser() -> argparse.ArgumentParser:
                         help="a domain, a stage or a pattern; may be given several times")
     submit.add_argument("--from", dest="start", metavar="STAGE",
                         help="this stage and what lies downstream")
-    submit.add_argument("--dry-run", action="store_true", help="print the scripts, submit nothing")
+    instead = submit.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="print the scripts, submit nothing")
+    instead.add_argument("--write", action="store_true",
+                         help="write the scripts into the run's folder, submit nothing")
 
     status = command("status", "show where a submitted run stands")
     status.add_argument("run", type=Path, help="the run's folder")

@@ -15,7 +15,6 @@ from megatron_bar.recipe.schema import Recipe, Rlvr
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.rlvr.verifiers import verifier_for
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.context import training_of
 from megatron_bar.training.groups import group_sizes, matching
 from megatron_bar.training.overrides import check_overrides
@@ -54,25 +53,28 @@ def check_recipe(recipe: Recipe) -> None:
             check_shares(training.batch_size, stage.layout.data, training.micro_batch_size)
             check_length(training.sequence_length, stage.layout.context)
             if isinstance(training, Rlvr):
-                _check_rlvr(training, stage.layout)
+                check_settings(training, stage.layout)
+                for source in training.data:
+                    verifier_for(source)
         except BarError as error:
             raise BarError(f"{stage.name}: {error}") from None
         groups = list(group_sizes(model))
         matching(groups, training.trainable, f"{stage.name}: trainable")
         matching(groups, list(training.lr_scale), f"{stage.name}: lr_scale")
         check_overrides(training, stage.name)
-        if training.wandb is not None and importlib.util.find_spec("wandb") is None:
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Raise BarError if a stage needs a package that this Python, which will run it, hasn't."""
+    for stage in stage_graph(recipe):
+        if stage.kind == "rlvr" and importlib.util.find_spec("nemo_aligner") is None:
+            raise BarError(f"{stage.name}: NeMo-Aligner is missing; install it with: pip install "
+                           "'megatron-bar[rlvr]'")
+        if "training" not in stage.settings or training_of(stage).wandb is None:
+            continue
+        if importlib.util.find_spec("wandb") is None:
             raise BarError(f"{stage.name}: wandb is asked for and not installed; pip install "
                            "wandb, or leave it out")
-
-
-def _check_rlvr(settings: Rlvr, layout: Layout) -> None:
-    check_settings(settings, layout)
-    for source in settings.data:
-        verifier_for(source)
-    if importlib.util.find_spec("nemo_aligner") is None:
-        raise BarError("NeMo-Aligner is missing; install it with: pip install "
-                       "'megatron-bar[rlvr]'")
 
 
 def dense_model(recipe: Recipe) -> ModelConfig:

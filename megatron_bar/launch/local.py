@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.launch import processes
-from megatron_bar.launch.check import check_recipe
+from megatron_bar.launch.check import check_installed, check_recipe
 from megatron_bar.launch.processes import Job, JobFailed
 from megatron_bar.launch.slurm.jobs import active_jobs
 from megatron_bar.recipe.graph import Stage, stage_graph
@@ -66,6 +66,7 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
     stop signal came, which the stages that run were given too.
     """
     check_recipe(recipe)
+    check_installed(recipe)
     run = Path(recipe.runs) / recipe.name
     run.mkdir(parents=True, exist_ok=True)
     with only_run(run):

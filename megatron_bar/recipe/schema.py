@@ -25,15 +25,15 @@ class Source:
     hub: str | None = None  # a dataset of the Hugging Face hub, or a folder datasets can load
     toy: str | None = None  # a domain of the toy world: general, math, code, tool_use, safety
     name: str | None = None  # how the source is called in logs; its file or domain name by default
-    split: str = "train"
+    split: str = "train"  # of a hub dataset or the toy world
     count: int | None = None  # take this many examples, spread over the source by the seed
     repeat: int = 1  # go through the source this many times in each epoch
     # Instead of repeat: the source's share of the mixture, of its tokens in mid-training, of its
     # conversations in SFT. Weights are relative to each other; all sources of a stage have one or
     # none has. Without them sources are mixed as large as they are.
     weight: float | None = None
-    text_column: str = "text"
-    messages_column: str = "messages"
+    text_column: str = "text"  # of texts
+    messages_column: str = "messages"  # of conversations
     # How answers to it are scored: math, code, tool_calls, instructions, safety or exact; a toy
     # domain's own rule, else exact, by default. What a reference is, each verifier's file says.
     verifier: str | None = None
@@ -44,30 +44,30 @@ class Source:
 class Training:
     """How one stage trains. Defaults are what the stages of BAR have in common."""
 
-    data: list[Source] = field(default_factory=list)
+    data: list[Source] = field(default_factory=list)  # what it reads, mixed
     # What trains: patterns over parameter groups. embeddings, attention, block_norms, final_norm,
     # head, ffn (of a dense model), expert.N and router.N, where 0 is the anchor.
     trainable: list[str] = field(default_factory=list)
     steps: int | None = None  # give one of steps, epochs and tokens
-    epochs: float | None = None
+    epochs: float | None = None  # passes over the data
     tokens: str | None = None  # such as 50B: as many steps as read these, padding included
-    sequence_length: int = 4096
+    sequence_length: int = 4096  # tokens in a row, into which documents are packed
     overlong: str = "truncate"  # or drop: conversations that are longer than a sequence
     batch_size: int = 256  # sequences in an optimizer step, over all processes
     micro_batch_size: int = 1  # sequences a process computes at once
-    lr: float = 1e-4
+    lr: float = 1e-4  # at the peak
     lr_scale: dict[str, float] = field(default_factory=dict)  # factor by group pattern
     schedule: str = "linear"  # linear, cosine or constant
     warmup: float = 0.03  # share of the steps
     warmup_steps: int | None = None  # or their number, in place of the share
     floor: float = 0.0  # the last learning rate, as a share of the peak
-    beta1: float = 0.9
+    beta1: float = 0.9  # of AdamW, as beta2, eps and weight_decay
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.0
-    clip: float = 1.0
-    router_z_loss: float = 1e-3
-    distributed_optimizer: bool = True
+    clip: float = 1.0  # the largest norm of all gradients together
+    router_z_loss: float = 1e-3  # its coefficient
+    distributed_optimizer: bool = True  # its state spread over data-parallel ranks
     dtype: str = "float32"  # float32 or bfloat16 (with fp32 main weights and gradients)
     layout: Layout | None = None  # the recipe's layout by default
     # Activations to compute a second time in the backward pass: none, moe (the expert FFNs) or
@@ -83,7 +83,7 @@ class Training:
     spike: float | None = None
     max_skips: int = 10
     validation: list[Source] = field(default_factory=list)  # loss by source, at intervals
-    validate_every: int = 500
+    validate_every: int = 500  # steps
     # What a stage leaves to go on from when it is cut short, every so many steps or minutes. keep
     # is how many of them; stop_after_minutes makes it save and end with exit status 75.
     save_every: int = 500
@@ -91,7 +91,7 @@ class Training:
     keep: int = 1
     save_async: bool = False  # write it while training goes on, from a copy in host memory
     stop_after_minutes: float | None = None
-    log_every: int = 10
+    log_every: int = 10  # steps
     peak_tflops: float | None = None  # of one device in this dtype; known for H100, H200, A100
     wandb: str | None = None  # a Weights & Biases project that gets the metrics too
 
@@ -122,21 +122,21 @@ class Rlvr(Training):
     batch_size: int = 128  # responses in an optimizer step, over all processes
     save_every: int = 10
     log_every: int = 1
-    prompts_per_step: int = 64
-    samples_per_prompt: int = 8
+    prompts_per_step: int = 64  # in a rollout
+    samples_per_prompt: int = 8  # responses to each
     prompt_length: int = 2048  # longer prompts are left out
-    response_length: int = 4096
-    temperature: float = 1.0
+    response_length: int = 4096  # tokens at most
+    temperature: float = 1.0  # of sampling
     advantage: str = "centered"  # centered, grpo (over the deviation too) or rloo
-    clip_low: float = 0.2
-    clip_high: float = 0.272
+    clip_low: float = 0.2  # the ratio to the sampling policy stays above 1 - clip_low
+    clip_high: float = 0.272  # and below 1 + clip_high
     kl_coefficient: float = 0.0  # of the divergence from the stage's start, taken off the reward
-    reward_scale: float = 10.0
+    reward_scale: float = 10.0  # a right answer is worth so much
     drop_equal: bool = True  # leave out prompts whose samples all got the same reward
     rest_above: float = 0.875  # don't ask a prompt again that was solved in so many of its samples
     truncated: str = "keep"  # keep responses that were cut, mask them, or give them zero reward
     rollout_batch_size: int = 64  # responses a process generates at once
-    verifiers_at_once: int = 8
+    verifiers_at_once: int = 8  # answers a process has scored side by side
 
 
 @dataclass
@@ -148,8 +148,8 @@ class Pretrain:
     """
 
     model: str = "toy"  # a preset
-    vocab_size: int = 512
-    snapshot: float = 0.5
+    vocab_size: int = 512  # of the tokenizer that is trained
+    snapshot: float = 0.5  # a share of the steps
     chat: list[Source] = field(default_factory=list)  # conversations, mixed with training.data
     training: Training = field(default_factory=Training)
 
@@ -158,9 +158,9 @@ class Pretrain:
 class Domain:
     """One domain expert. A stage that isn't given is left out."""
 
-    midtrain: Training | None = None
-    sft: Training | None = None
-    rlvr: Rlvr | None = None
+    midtrain: Training | None = None  # on texts
+    sft: Training | None = None  # on conversations
+    rlvr: Rlvr | None = None  # on prompts with verifiable answers
     tasks: list[Source] = field(default_factory=list)  # held-out items that measure the domain
 
 
@@ -176,9 +176,9 @@ class Route:
 class Evaluate:
     """Greedy answers to held-out items, scored by the domain's rule."""
 
-    general: list[Source] = field(default_factory=list)
-    max_new_tokens: int = 64
-    batch_size: int = 64
+    general: list[Source] = field(default_factory=list)  # held-out items that every model gets
+    max_new_tokens: int = 64  # in an answer
+    batch_size: int = 64  # answers generated at once
 
 
 @dataclass
@@ -187,13 +187,13 @@ class Recipe:
 
     name: str = "???"
     runs: str = "runs"  # the run is the folder runs/name
-    seed: int = 0
+    seed: int = 0  # of data order, the new router rows, and sampling
     anchor: str | None = None  # Hugging Face folder of the post-trained model
     pretrained: str | None = None  # ... of the pretrained one, whose FFN the experts start from
     pretrain: Pretrain | None = None  # instead of the two above
     chat_template: str | None = None  # olmo, tulu or a .jinja file; the tokenizer's own by default
-    layout: Layout = field(default_factory=Layout)
-    domains: dict[str, Domain] = field(default_factory=dict)
+    layout: Layout = field(default_factory=Layout)  # of stages that train and name no other
+    domains: dict[str, Domain] = field(default_factory=dict)  # one expert each, by name
     route: Route = field(default_factory=Route)
     # false: the routed checkpoint is the end. Needed for OLMo-3, as no Hugging Face class has
     # both its layers and experts.

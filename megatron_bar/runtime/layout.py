@@ -17,12 +17,12 @@ class Layout:
     the positions of each row, in stages that train on rows.
     """
 
-    processes: int = 1
-    tensor: int = 1
-    pipeline: int = 1
-    expert: int = 1
-    expert_tensor: int | None = None
-    context: int = 1
+    processes: int = 1  # in all: GPUs on a cluster
+    tensor: int = 1  # ranks that share each matrix
+    pipeline: int = 1  # ranks that share the layers
+    expert: int = 1  # ranks that share the experts
+    expert_tensor: int | None = None  # ranks that share an expert's matrices; as tensor by default
+    context: int = 1  # ranks that share the positions of each row
 
     def check(self) -> None:
         """Raise BarError where the sizes don't fit each other."""

@@ -65,17 +65,18 @@ def test_the_ranks_exit_status_is_kept(program, status, said):
     assert said in shown
 
 
-@pytest.mark.parametrize("handler", [
-    "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))", ""
-], ids=["ready", "starting"])
-def test_the_warning_reaches_ranks_and_ends_in_going_on_later(handler, tmp_path):
+@pytest.mark.parametrize("number, ready", [
+    (signal.SIGUSR1, True), (signal.SIGTERM, True), (signal.SIGUSR1, False),
+], ids=["time limit", "preemption", "while starting"])
+def test_a_warning_reaches_ranks_and_ends_in_going_on_later(number, ready, tmp_path):
+    handler = f"signal.signal({int(number)}, lambda *_: sys.exit(75))" if ready else ""
     node = _start(
         f"import os, signal, sys, time; {handler}\n"
         f"open(r'{tmp_path}/' + os.environ['RANK'], 'w').close(); time.sleep(100)"
     )
     while len(list(tmp_path.iterdir())) < 2:
         time.sleep(0.1)
-    node.send_signal(signal.SIGUSR1)
+    node.send_signal(number)
     shown = node.communicate()[1]
     assert node.returncode == CONTINUE_LATER, shown
 

@@ -88,7 +88,7 @@ def test_the_optimizer_is_the_same_throughout(settings):
 
 
 @pytest.fixture
-def models(tmp_path, rlvr_installed) -> list[str]:
+def models(tmp_path) -> list[str]:
     """Overrides that put OLMo-2 7B's config.json where the recipe looks for the models."""
     return _models(tmp_path, "olmo2-7b")
 
@@ -107,7 +107,7 @@ def _models(folder: Path, preset: str) -> list[str]:
 
 
 @pytest.mark.parametrize("size, processes", [("7b", 64), ("13b", 256), ("32b", 1024)])
-def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path, rlvr_installed):
+def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
     path = BAR_7B.with_name(f"bar-{size}.yaml")
     check_recipe(load_recipe(path, _models(tmp_path, f"olmo2-{size}")))
     recipe = load_recipe(path)

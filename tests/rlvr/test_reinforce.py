@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
 from megatron_bar.recipe.graph import RLVR_GROUPS
@@ -17,19 +16,10 @@ from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
 from tests.layouts import EXPERTS
-from tests.models_hf import random_experts
 from tests.rlvr import ranks
 
 pytest.importorskip("nemo_aligner", reason="needs the extra rlvr")
 pytestmark = pytest.mark.distributed
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("experts")
-    random_experts(2).save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
-    return folder / "checkpoint"
 
 
 def _reinforce(checkpoint: Path, layout: Layout, settings: Rlvr, folder: Path, *more) -> Path:

@@ -9,12 +9,10 @@ import pytest
 import torch
 from transformers import FlexOlmoForCausalLM
 
-from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.launch import processes
 from megatron_bar.rlvr.engine import Sampling
 from megatron_bar.runtime.layout import Layout
 from tests.layouts import EXPERTS
-from tests.models_hf import random_experts
 from tests.rlvr import ranks
 
 pytestmark = pytest.mark.distributed
@@ -23,12 +21,9 @@ PROMPTS = [[(11 * i + 5 * j) % 330 + 1 for j in range(3 + 2 * i % 7)] for i in r
 LENGTH = 12
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("experts")
-    random_experts(2).save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
-    return folder
+@pytest.fixture
+def model(two_experts) -> Path:
+    return two_experts
 
 
 def _generated(model: Path, layout: Layout, sampling: Sampling, out: Path) -> list[dict]:

@@ -41,7 +41,9 @@ MpiDefault=none
 ReturnToService=2
 SlurmdTimeout=10
 KillWait=5
-SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=batch_sched_delay=1,sched_interval=1,bf_interval=1
 """
 
 
@@ -88,7 +90,9 @@ class Cluster:
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={_free_port()} "
             "CPUs=4 State=UNKNOWN" for node in NODES
         ]
-        lines.append(f"PartitionName=all Nodes={','.join(NODES)} Default=YES MaxTime=60")
+        nodes = f"Nodes={','.join(NODES)} MaxTime=60"
+        lines.append(f"PartitionName=all {nodes} Default=YES PriorityTier=1 GraceTime=60")
+        lines.append(f"PartitionName=urgent {nodes} PriorityTier=2 PreemptMode=OFF")
         (self.folder / "slurm.conf").write_text("\n".join(lines) + "\n")
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
@@ -118,6 +122,11 @@ class Cluster:
                 if victim > 1:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(victim, signal.SIGKILL)
+
+    def preempt_all(self) -> None:
+        """Have a job of the other partition take both nodes for a moment."""
+        self.run("sbatch", "--partition=urgent", f"--nodes={len(NODES)}", "--exclusive",
+                 "--output=/dev/null", "--wrap=sleep 1")
 
     def cancel_all(self) -> None:
         self.run("scancel", "--user=root")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -94,6 +95,12 @@ def test_a_submitted_recipe_over_two_nodes_equals_a_local_run(
     assert "nothing to do" in capsys.readouterr().out
 
 
+def _copy_stages(local: Path, run: Path, *stages: str) -> None:
+    """Stages that don't depend on what a test changes stand already."""
+    for stage in stages:
+        shutil.copytree(local / stage, run / stage)
+
+
 @pytest.fixture
 def paced(tmp_path, monkeypatch) -> Path:
     """While this file stands, training takes a second a step: time to disturb it."""
@@ -118,40 +125,52 @@ def _trained(run: Path, stage: str, steps: int) -> None:
     )
 
 
-def test_a_stage_survives_its_time_limit_and_the_loss_of_a_node(
-    on_cluster, paced, anchor, tmp_path, capsys
+def test_a_stage_survives_its_time_limit_a_preemption_and_the_loss_of_a_node(
+    on_cluster, paced, local, anchor, tmp_path, capsys
 ):
     recipe = recipe_of(anchor, tmp_path / "runs", "survives")
-    recipe["domains"]["math"]["sft"] |= {"steps": 200, "save_every": 5}
-    whole = _write(tmp_path, recipe)
+    recipe["domains"]["math"]["sft"] |= {"steps": 80, "save_every": 5}
     run = tmp_path / "runs" / "survives"
-    site = str(write_site(tmp_path))
-    assert main(["submit", str(whole), "--site", site, "--only", "anchor", "--only",
-                 "math/branch", "--only", "math/sft"]) == 0
+    _copy_stages(local, run, "anchor")
+    command = ["submit", str(_write(tmp_path, recipe)), "--site", str(write_site(tmp_path)),
+               "--only"]
+    assert main([*command, "math/branch", "--write"]) == 0
+    on_cluster.run("sbatch", str(run / "slurm" / "math-branch.sbatch"))
+    _all_ended(on_cluster)
+    assert main([*command, "math/sft"]) == 0
+    assert "1 jobs are queued, 0 were already" in capsys.readouterr().out
     job = _job(run, "math/sft")
 
     _begun(run, "math/sft", 1)
-    _trained(run, "math/sft", 6)
-    # SLURM looks every 30 s whether its warning is due, 30 s before the end.
-    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 66))
+    _trained(run, "math/sft", 2)
+    # SLURM looks every 30 s which warnings are due in the next 30, and this one is 30 s before the
+    # end: it comes at the next look, and the end no sooner than 20 s later.
+    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 50))
     on_cluster.run("scontrol", "update", f"JobId={job}", f"EndTime={end}")
     _begun(run, "math/sft", 2)
     assert "the time limit is near" in _log(run, "math/sft")
     on_cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
 
-    _trained(run, "math/sft", 6)
-    capsys.readouterr()
+    _trained(run, "math/sft", 2)
     assert main(["status", str(run)]) == 0
-    assert "running, attempt 2" in capsys.readouterr().out
+    assert re.search(
+        rf"^ math/sft +{job} +running, attempt 2 +math/sft \d+/80 loss \d\.\d+ +0:0\d:\d\d"
+        r" +logs/math-sft.txt", capsys.readouterr().out, re.MULTILINE,
+    )
+    on_cluster.preempt_all()
+    _begun(run, "math/sft", 3)
+    assert _log(run, "math/sft").count(f"saved; job {job} is queued again") == 2
+
+    _trained(run, "math/sft", 6)
     on_cluster.kill_node("n2")
     wait_until("the lost node is noticed", lambda: _state(on_cluster, job) != "RUNNING", 120)
     on_cluster.start_node("n2")
-    _begun(run, "math/sft", 3)
+    _begun(run, "math/sft", 4)
 
     paced.unlink()
     _all_ended(on_cluster)
     begun_at = [attempt["step"] for attempt in _attempts(run, "math/sft")]
-    assert 0 == begun_at[0] < begun_at[1] < begun_at[2], _log(run, "math/sft")
+    assert 0 == begun_at[0] < begun_at[1] < begun_at[2] < begun_at[3], _log(run, "math/sft")
 
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(run, undisturbed, ignore=shutil.ignore_patterns("sft"))
@@ -162,13 +181,14 @@ def test_a_stage_survives_its_time_limit_and_the_loss_of_a_node(
 
 
 def test_cancelled_and_vain_stages_stop_what_needs_them_and_nothing_else(
-    on_cluster, paced, anchor, tmp_path, capsys
+    on_cluster, paced, local, anchor, tmp_path, capsys
 ):
     recipe = recipe_of(anchor, tmp_path / "runs", "ends")
     recipe["domains"]["math"]["sft"] |= {"steps": 400}
-    recipe["domains"]["safety"]["sft"] |= {"steps": 20}
+    recipe["domains"]["safety"]["sft"] |= {"steps": 6}
     command = ["submit", str(_write(tmp_path, recipe)), "--site", str(write_site(tmp_path))]
     run = tmp_path / "runs" / "ends"
+    _copy_stages(local, run, "anchor", "math/branch", "safety/branch", "evaluate/anchor")
     assert main(command) == 0
     first = read_jobs(run)
     _begun(run, "math/sft", 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -60,32 +62,59 @@ def _scripts(capsys, *arguments: str, recipe: str = "recipe.yaml") -> dict[str, 
     return dict(part.split("\n", 1) for part in parts)
 
 
-def test_the_scripts_of_bar_7b_are_the_golden_ones(workplace, rlvr_installed, capsys):
+@pytest.mark.parametrize("folder, container, only", [
+    ("bar-7b", {}, []),
+    ("pyxis", {"runtime": "pyxis", "image": "nvcr.io#nvidia/pytorch:25.09-py3",
+               "mounts": ["/data:/data:ro", "/models"]}, ["merged", "math/sft"]),
+    ("apptainer", {"runtime": "apptainer", "image": "/images/bar.sif",
+                   "mounts": ["/data:/data:ro", "/models"]}, ["merged", "math/sft"]),
+])
+def test_the_scripts_of_bar_7b_are_the_golden_ones(folder, container, only, workplace, capsys):
     """Set MEGATRON_BAR_REGENERATE=1 to write them anew; the difference is yours to read."""
     models = [f"{role}=OLMo-2-1124-7B-Instruct" for role in ("anchor", "pretrained")]
-    scripts = _scripts(capsys, "--site", _site(workplace, account="my-project"), *models,
+    changes = {"account": "my-project"} | ({"container": container, "python": None}
+                                           if container else {})
+    chosen = [word for name in only for word in ("--only", name)]
+    scripts = _scripts(capsys, "--site", _site(workplace, **changes), *chosen, *models,
                        recipe=str(BAR_7B))
     assert not (workplace / "runs").exists()
     texts = {f"{stage.replace('/', '-')}.sbatch": text.replace(str(workplace), "/home/me")
              for stage, text in scripts.items()}
+    golden = GOLDEN / folder
     if os.environ.get(REGENERATE):
-        GOLDEN.mkdir(exist_ok=True)
-        for old in GOLDEN.iterdir():
-            old.unlink()
+        shutil.rmtree(golden, ignore_errors=True)
+        golden.mkdir(parents=True)
         for name, text in texts.items():
-            (GOLDEN / name).write_text(text)
-    assert texts == {path.name: path.read_text() for path in GOLDEN.iterdir()}
+            (golden / name).write_text(text)
+    assert texts == {path.name: path.read_text() for path in golden.iterdir()}
 
 
-def test_every_script_is_valid_shell(workplace, capsys):
+def test_every_script_is_valid_shell_however_things_are_called(workplace, capsys):
     for container in ({"runtime": "pyxis", "image": "nvcr.io#a/b c:1", "mounts": ["/data"]},
                       {"runtime": "apptainer", "image": "it's.sif", "mounts": ["/a:/b"]}):
         site = _site(workplace, container=container, modules=["cuda/12"], setup=["echo ${HOME}"])
         for script in _scripts(capsys, "--site", site).values():
             assert "\necho ${HOME}\n" in script
             subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-            words = ("--container-image=nvcr.io#a/b c:1", "apptainer exec --nv", "apptainer exec")
-            assert any(word in script for word in words)
+
+
+def test_a_dry_run_needs_nothing_that_only_the_jobs_need(workplace, capsys, monkeypatch):
+    rlvr = ("domains.math.rlvr={data: [{path: prompts.jsonl, verifier: math}], steps: 3, "
+            "layout: {processes: 8, expert: 2}}")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: (
+        None if name in ("nemo_aligner", "wandb") else find_spec(name, *more)))
+    recipe = [rlvr, "route.training.wandb=my-project"]
+    assert "math/rlvr" in _scripts(capsys, *recipe)
+    command = ["submit", "recipe.yaml", *recipe, "--site"]
+    assert main([*command, _site(workplace, python=None)]) == 1
+    assert "math/rlvr: NeMo-Aligner is missing" in capsys.readouterr().err
+    assert main([*command[:2], recipe[1], "--site", _site(workplace, python=None)]) == 1
+    assert "routed: wandb is asked for and not installed" in capsys.readouterr().err
+    # What another Python has can't be known here.
+    monkeypatch.setenv("PATH", str(workplace))
+    assert main([*command, _site(workplace, python="/shared/venv/bin/python")]) == 1
+    assert "sbatch isn't here" in capsys.readouterr().err
 
 
 def test_only_and_from_choose_stages(workplace, capsys):
@@ -157,6 +186,17 @@ def test_a_missing_secret_and_a_missing_slurm_are_told(workplace, capsys, monkey
     assert "hunter2" not in "".join(
         path.read_text() for path in (workplace / "runs").rglob("*") if path.is_file()
     )
+
+
+def test_scripts_are_written_to_be_submitted_by_hand(workplace, capsys):
+    assert main(["submit", "recipe.yaml", "--write", "--only", "math"]) == 0
+    assert "4 scripts; submit each with sbatch" in capsys.readouterr().out
+    run = workplace / "runs" / "bar-7b"
+    printed = _scripts(capsys, "--only", "math")
+    written = {path.name: path.read_text() for path in (run / "slurm").iterdir()}
+    assert written == {f"{stage.replace('/', '-')}.sbatch": text.removesuffix("\n")
+                       for stage, text in printed.items()}
+    assert (run / "recipe.yaml").is_file() and (run / "logs").is_dir()
 
 
 def test_jobs_that_wait_for_one_that_is_gone_are_queued_again():

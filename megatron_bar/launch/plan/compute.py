@@ -9,8 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from megatron_bar.launch.plan.memory import WIDTH, cache_bytes, rank_parameters, row_length
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
@@ -18,8 +16,8 @@ from megatron_bar.recipe.schema import Rlvr, Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.peak import PEAK_TFLOPS
+from megatron_bar.training.setup import DTYPES
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Bytes a second that a GPU reads from its memory, from NVIDIA's data sheets.
 _MEMORY_RATE = {"H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}
 
@@ -38,7 +36,7 @@ class Machine:
 
     def rate(self, dtype: str) -> float:
         """Operations a second that one GPU gets done."""
-        return 1e12 * PEAK_TFLOPS[self.name][_DTYPES[dtype]] * self.efficiency
+        return 1e12 * PEAK_TFLOPS[self.name][DTYPES[dtype]] * self.efficiency
 
     @property
     def read_rate(self) -> float:

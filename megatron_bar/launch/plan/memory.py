@@ -138,6 +138,14 @@ def training_memory(
     )
 
 
+def saved_bytes(training: Training, parameters: int) -> int:
+    """On disk, of a state to go on from: what trains, AdamW's moments and fp32 values of it.
+
+    The latter are there for fp32 weights too.
+    """
+    return parameters * (WIDTH[training.dtype] + 12)
+
+
 def inference_memory(model: ModelConfig, layout: Layout, width: int = 4) -> Memory:
     """Of a stage that only reads the model, such as evaluation; activations are neglected."""
     return Memory(width * sum(rank_parameters(model, layout).values()))

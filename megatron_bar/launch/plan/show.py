@@ -113,7 +113,8 @@ def assumptions(machine: Machine) -> str:
         f"generated, of its memory's rate; {machine.per_node} GPUs a node; full rows, prompts and "
         "responses. Weights, gradients and optimizer are counted; activations and buffers, traffic "
         "(rings, one step, the busiest GPU) and times are estimates. A KV cache takes the place of "
-        "activations. A step count of ? needs data that isn't here: set training.steps."
+        "activations. Conversions are reckoned in fp32. A step count of ? needs data that isn't "
+        "here: set training.steps."
     )
 
 

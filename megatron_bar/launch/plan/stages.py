@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_bar.data.batches import planned_steps
 from megatron_bar.launch.check import dense_model
 from megatron_bar.launch.plan.compute import Machine, stage_flops, stage_seconds
 from megatron_bar.launch.plan.memory import (
@@ -15,6 +16,7 @@ from megatron_bar.launch.plan.memory import (
     Memory,
     inference_memory,
     nearest_fit,
+    saved_bytes,
     training_memory,
 )
 from megatron_bar.launch.plan.traffic import Traffic, step_traffic
@@ -135,15 +137,13 @@ def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StageP
         flops = stage_flops(model, training, trainable, steps)
         seconds = stage_seconds(model, layout, training, trainable, steps, machine)
     open_count = sum(groups[group] for group in trainable)
-    width = WIDTH[training.dtype]
     return StagePlan(
         stage, model, memory, open_count,
         fits=nearest_fit(model, layout, training, trainable, machine.memory) if too_big else None,
         too_big=too_big, steps=steps, flops=flops,
         traffic=step_traffic(model, layout, training, trainable, machine.per_node),
-        seconds=seconds, checkpoint=width * sum(groups.values()),
-        # What trains, AdamW's moments and for bf16 its fp32 weights; frozen weights aren't saved.
-        saved_state=open_count * (width + (12 if width == 2 else 8)),
+        seconds=seconds, checkpoint=WIDTH[training.dtype] * sum(groups.values()),
+        saved_state=saved_bytes(training, open_count),
     )
 
 
@@ -179,8 +179,8 @@ def _items(stage: Stage) -> int | None:
 
 def _steps(stage: Stage, training: Training) -> int | None:
     """As the recipe says, or from the size of the data's files; None if they aren't here."""
-    if training.steps is not None:
-        return training.steps
+    if training.epochs is None:
+        return planned_steps(training, rows_per_epoch=0)
     if stage.kind == "route":
         sources = {(s["path"], s["hub"]): Source(**s)
                    for entries in stage.settings["sampled"].values() for s in entries}
@@ -190,7 +190,7 @@ def _steps(stage: Stage, training: Training) -> int | None:
         tokens = _tokens(training.data, stage.kind)
     if tokens is None:
         return None
-    return math.ceil(tokens * training.epochs / (training.batch_size * training.sequence_length))
+    return planned_steps(training, math.ceil(tokens / training.sequence_length))
 
 
 def _tokens(sources: Sequence[Source], kind: str) -> float | None:

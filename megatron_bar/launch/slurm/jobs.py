@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_bar.launch.slurm.scheduler import settled_states
+from megatron_bar.launch.slurm.scheduler import job_states, settled_states
 from megatron_bar.runtime.files import read_json, write_json
 
 
@@ -33,12 +33,13 @@ def write_jobs(run: Path, jobs: dict[str, Job]) -> None:
     write_json(_path(run), {name: dataclasses.asdict(job) for name, job in jobs.items()})
 
 
-def active_jobs(run: Path) -> dict[str, Job]:
+def active_jobs(run: Path, settled: bool = True) -> dict[str, Job]:
     """Those that are queued or running, by stage; jobs that are just ending are waited for.
 
-    Raises BarError if SLURM doesn't answer.
+    If not `settled` they aren't, and count as active. Raises BarError if SLURM doesn't answer.
     """
     jobs = read_jobs(run)
-    states = settled_states([job.id for job in jobs.values()])
+    ask = settled_states if settled else job_states
+    states = ask([job.id for job in jobs.values()])
     return {name: job for name, job in jobs.items()
             if (state := states.get(job.id)) is not None and state.active}

@@ -1,7 +1,7 @@
 """`python -m megatron_bar.launch.slurm.node`: one node's ranks of a stage, in a SLURM job.
 
 The job script runs one of these on each node. It is torchrun, by torchrun's own interface, and does
-what torchrun can't: it passes SLURM's warning on to the ranks, keeps their exit status 75 ("saved,
+what torchrun can't: it passes SLURM's warnings on to the ranks, keeps their exit status 75 ("saved,
 run me again"), and names stage, rank and host when one fails.
 """
 
@@ -26,7 +26,8 @@ from megatron_bar.runtime.stopping import CONTINUE_LATER
 
 # srun ends with the highest status of its tasks: what failed must outdo what was only stopped.
 FAILED = CONTINUE_LATER + 1
-WARNING = signal.SIGUSR1
+# Before the time limit, and before a preemption that grants some time.
+WARNINGS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 def run_ranks(command: list[str], what: str, ranks: int) -> int:
@@ -49,13 +50,15 @@ def run_ranks(command: list[str], what: str, ranks: int) -> int:
             rdzv_endpoint=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
             logs_specs=DefaultLogsSpecs(log_dir=logs, tee=Std.ERR),
             log_line_prefix_template=f"[{host} rank ${{rank}}] ",
+            # Without SIGTERM, which it would pass on too, and then wait only half a minute.
+            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
         )
         try:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             # Once one rank has ended, torchrun ends the others; some save, some just die of it.
             failed = {rank: failure.exitcode for rank, failure in error.failures.items()
-                      if failure.exitcode not in (CONTINUE_LATER, -WARNING, -signal.SIGTERM)}
+                      if failure.exitcode not in (CONTINUE_LATER, *(-n for n in WARNINGS))}
             for rank, code in failed.items():
                 ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else (
                     f"ended with exit status {code}")
@@ -66,7 +69,7 @@ def run_ranks(command: list[str], what: str, ranks: int) -> int:
 
 @contextlib.contextmanager
 def _warnings_passed_on() -> Iterator[None]:
-    """Give SLURM's warning to the ranks: on many clusters SLURM itself signals this process only.
+    """Give SLURM's warnings to the ranks: on many clusters SLURM itself signals this process only.
 
     Ranks that were given it already don't mind; one that is only starting dies of it.
     """
@@ -76,11 +79,12 @@ def _warnings_passed_on() -> Iterator[None]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 rank.send_signal(number)
 
-    before = signal.signal(WARNING, pass_on)
+    before = {number: signal.signal(number, pass_on) for number in WARNINGS}
     try:
         yield
     finally:
-        signal.signal(WARNING, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> int:

@@ -49,7 +49,6 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
             raise BarError(f"{str(path)!r}: SLURM can't take a backslash or a line break in a path")
     nodes, node_count, ranks = stage_nodes(stage, site)
     container_options, container_command = _container(site, nodes, run, workdir)
-    inside = site.container.runtime != "none"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent), undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -63,7 +62,7 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
             warning=site.warning, grace=site.warning * 3 // 4, hang_minutes=site.hang_minutes,
             modules=site.modules, setup=site.setup, environment=site.environment,
             container_options=container_options, container_command=container_command,
-            python=site.python or ("python" if inside else sys.executable),
+            python=sys.executable if site.runs_here else site.python or "python",
         )
     except jinja2.TemplateError as error:
         raise BarError(f"template {template}: {error}") from None
@@ -109,14 +108,17 @@ def _container(
     container = site.container
     if container.runtime == "none":
         return [], []
-    mounts = [*dict.fromkeys([str(workdir), str(run.parent)]), *container.mounts]
+    inside = run.parent.is_relative_to(workdir)
+    mounts = [str(workdir), *([] if inside else [str(run.parent)]), *container.mounts]
     for path in (workdir, run.parent):
         if re.search("[,:]", str(path)):
             raise BarError(f"{path}: a container can't mount a path with a comma or a colon")
     if container.runtime == "pyxis":
         pairs = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
+        # Otherwise a variable that the image sets as well would have the image's value.
+        names = [f"--container-env={','.join(site.environment)}"] if site.environment else []
         return [f"--container-image={container.image}", f"--container-mounts={pairs}",
-                f"--container-workdir={workdir}", *container.options], []
+                f"--container-workdir={workdir}", *names, *container.options], []
     binds = [word for mount in mounts for word in ("--bind", mount)]
     gpus = ["--nv"] if nodes.gpus else []
     return [], ["apptainer", "exec", *gpus, *binds, "--pwd", str(workdir), *container.options,

@@ -67,6 +67,11 @@ class Site:
     secrets: list[str] = field(default_factory=list)  # names that must be set in the environment
     container: Container = field(default_factory=Container)
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether jobs run by the Python that submits."""
+        return self.python is None and self.container.runtime == "none"
+
 
 def load_site(path: Path) -> Site:
     """The site that a YAML file describes.

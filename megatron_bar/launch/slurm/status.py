@@ -11,7 +11,7 @@ from rich.table import Table
 
 from megatron_bar.launch.local import log_path, stale_stages
 from megatron_bar.launch.slurm.attempts import read_attempts
-from megatron_bar.launch.slurm.jobs import Job, read_jobs
+from megatron_bar.launch.slurm.jobs import Job, active_jobs, read_jobs
 from megatron_bar.launch.slurm.scheduler import JobState, cancel_jobs, job_states
 from megatron_bar.launch.slurm.submit import matching_stages
 from megatron_bar.recipe.graph import Stage, stage_graph
@@ -67,12 +67,9 @@ def cancel(run: Path, only: Sequence[str] = ()) -> list[str]:
     """
     stages = _stages(run)
     names = matching_stages(stages, only) if only else {stage.name for stage in stages}
-    jobs = {name: job for name, job in read_jobs(run).items() if name in names}
-    states = job_states([job.id for job in jobs.values()])
-    active = {name: job for name, job in jobs.items()
-              if job.id in states and states[job.id].active}
-    cancel_jobs([job.id for job in active.values()])
-    return list(active)
+    ending = {name: job for name, job in active_jobs(run, settled=False).items() if name in names}
+    cancel_jobs([job.id for job in ending.values()])
+    return list(ending)
 
 
 def _stages(run: Path) -> list[Stage]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from megatron_bar.launch.check import check_recipe
+from megatron_bar.launch.check import check_installed, check_recipe
 from megatron_bar.launch.local import log_path, only_run, stale_stages
 from megatron_bar.launch.slurm import jobs as job_book
 from megatron_bar.launch.slurm.jobs import Job
@@ -37,6 +38,24 @@ def scripts_of(
             for stage in stale_stages(stages, run) if stage.name in chosen}
 
 
+def write_scripts(
+    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None
+) -> Path:
+    """Write those scripts into the run's folder, and the recipe they need; returns the folder.
+
+    Nothing is queued: they are there to be changed, and submitted by hand. Raises BarError as
+    `submit_recipe` does, but doesn't look for what a stage needs.
+    """
+    scripts = scripts_of(recipe, site, template, only, start)
+    run = Path(recipe.runs) / recipe.name
+    with _open_run(run):
+        _check_settings(stage_graph(recipe), job_book.active_jobs(run))
+        _write(recipe, run, scripts)
+    say(f"{run / 'slurm'}: {len(scripts)} scripts; submit each with sbatch once its inputs are "
+        "done")
+    return run
+
+
 def submit_recipe(
     recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None
 ) -> Path:
@@ -51,15 +70,15 @@ def submit_recipe(
     refuses.
     """
     check_recipe(recipe)
+    if site.runs_here:
+        check_installed(recipe)
     if missing := secrets_missing(site):
         raise BarError(f"the site's secrets {', '.join(missing)} are not set; export them first")
     run = Path(recipe.runs) / recipe.name
     stages = stage_graph(recipe)
     chosen = _chosen(stages, only, start)
     scripts = {stage.name: render(stage, run, site, template, Path.cwd()) for stage in stages}
-    (run / "slurm").mkdir(parents=True, exist_ok=True)
-    (run / "logs").mkdir(exist_ok=True)
-    with only_run(run):
+    with _open_run(run):
         # In this order: a stage that gets done in between is then still known as queued.
         active = job_book.active_jobs(run)
         stale = stale_stages(stages, run)
@@ -68,13 +87,26 @@ def submit_recipe(
         queued, orphans = still_good(stages, active, {stage.name for stage in todo})
         new = [stage for stage in todo if stage.name not in queued]
         _check_inputs(new, {stage.name for stage in stale}, queued)
-        save_recipe(recipe, run / "recipe.yaml")
         cancel_jobs([job.id for job in orphans])
-        for stage in new:
-            script_path(run, stage.name).write_text(scripts[stage.name])
+        _write(recipe, run, {stage.name: scripts[stage.name] for stage in new})
         submitted = _submit(run, new, queued)
     _tell(run, len(stages), submitted, queued)
     return run
+
+
+@contextlib.contextmanager
+def _open_run(run: Path) -> Iterator[None]:
+    """The run's folder with what jobs need in it, for this process alone."""
+    (run / "slurm").mkdir(parents=True, exist_ok=True)
+    (run / "logs").mkdir(exist_ok=True)
+    with only_run(run):
+        yield
+
+
+def _write(recipe: Recipe, run: Path, scripts: Mapping[str, str]) -> None:
+    save_recipe(recipe, run / "recipe.yaml")
+    for name, script in scripts.items():
+        script_path(run, name).write_text(script)
 
 
 def _chosen(stages: list[Stage], only: Sequence[str], start: str | None) -> set[str]:

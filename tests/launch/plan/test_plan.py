@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_bar.checkpoints import hf
-from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
 from megatron_bar.launch import processes
 from megatron_bar.launch.plan.compute import Machine, stage_flops, stage_seconds
@@ -20,10 +19,12 @@ from megatron_bar.launch.plan.memory import (
     nearest_fit,
     rank_memory,
     rank_parameters,
+    saved_bytes,
     training_memory,
 )
 from megatron_bar.launch.plan.stages import plan_stages, planned_model
 from megatron_bar.launch.plan.traffic import Traffic, step_traffic
+from megatron_bar.launch.processes import JobFailed
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.presets import PRESETS
@@ -31,20 +32,12 @@ from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, RLVR_GROUPS, SFT_GROUPS
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.schema import Rlvr, Training
 from megatron_bar.runtime.layout import Layout
-from tests.distributed import ranks
+from megatron_bar.training.groups import group_sizes
+from tests.distributed import ranks, stages
 from tests.layouts import EXPERTS
-from tests.models_hf import random_experts
 
 ROOT = Path(__file__).parents[3]
 GIB = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("plan")
-    random_experts(2).save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
-    return folder / "checkpoint"
 
 
 @pytest.mark.distributed
@@ -77,6 +70,19 @@ def test_memory_is_what_megatron_allocates(name, groups, training, checkpoint, t
         optimizer += planned.optimizer - real["optimizer"]
     # The distributed optimizer cuts its buffers where it likes; nothing is lost or held twice.
     assert abs(optimizer) <= len(found)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_saved_states_are_as_large_as_planned(dtype, checkpoint, tmp_path):
+    settings = stages.training(SFT_GROUPS, steps=2, save_every=1, dtype=dtype)
+    with pytest.raises(JobFailed):
+        stages.run(checkpoint, Layout(), settings, tmp_path, die_at_save=True)
+    sizes = group_sizes(ModelConfig.load(checkpoint))
+    planned = saved_bytes(settings, sum(sizes[group] for group in SFT_GROUPS))
+    (saved,) = (tmp_path / "resume").iterdir()
+    found = sum(path.stat().st_size for path in saved.glob("*.distcp"))
+    assert planned <= found <= 1.2 * planned  # with 60 headers, and rows that pad the vocabulary
 
 
 # Deep and of a small vocabulary, so that the layers decide.
@@ -222,6 +228,14 @@ def test_steps_come_from_the_data_where_it_is_at_hand(seven_b, tmp_path, capsys,
     recipe = load_recipe(seven_b, epochs)
     plans = plan_stages(recipe, planned_model(recipe, None), Machine())
     assert next(p for p in plans if p.stage.name == "tools/sft").steps == 6
+
+
+def test_steps_told_in_tokens_need_no_data(seven_b):
+    tokens = ["domains.tools.sft.steps=null", "domains.tools.sft.tokens=50B"]
+    recipe = load_recipe(seven_b, tokens)
+    plans = plan_stages(recipe, planned_model(recipe, None), Machine())
+    # As the stage itself reckons: 50e9 / (256 x 4096), rounded up.
+    assert next(p for p in plans if p.stage.name == "tools/sft").steps == 47684
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -1,0 +1,127 @@
+"""`docs/recipe.md`: every key of a recipe, from the dataclasses and the comments beside them.
+
+    python -m megatron_bar.recipe.reference > docs/recipe.md
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megatron_bar.recipe.schema import HOW_NOT_WHAT, Recipe
+
+_HEAD = """\
+# Recipe reference
+
+Every key a recipe may have, with its type and default. Written by `make docs` from
+[`recipe/schema.py`](../megatron_bar/recipe/schema.py); change the comments there.
+
+A recipe is YAML, read with OmegaConf: `${...}` refers to another key, and `a.b=c` on the command
+line overrides one. A key that isn't here is refused. A row without a text belongs to the one above
+it. Examples: [`examples/`](../examples).
+"""
+_HOW_NOT_WHAT = """\
+## Keys that leave finished stages alone
+
+A stage is done again when its settings change, but for these, which say how it is computed and not
+what comes out:
+
+"""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One field of a dataclass, as its source has it."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def reference() -> str:
+    """The whole page, in Markdown."""
+    sections = [_HEAD]
+    for schema in _schemas(Recipe):
+        rows = [f"| `{key.name}` | `{key.type}` | {key.default} | {key.meaning} |"
+                for key in _keys(schema)]
+        sections.append("\n".join([
+            f"## {schema.__name__}", "", _docstring(schema), "",
+            "| key | type | default | meaning |", "|---|---|---|---|", *rows, "",
+        ]).replace("  |", " |"))
+    names = ", ".join(f"`{name}`" for name in sorted(HOW_NOT_WHAT))
+    return "\n".join([*sections, _HOW_NOT_WHAT + names + ".\n"])
+
+
+def _schemas(top: type) -> list[type]:
+    """`top` and all dataclasses that its keys lead to, each before those it leads to."""
+    found = [top]
+    for schema in found:
+        for hint in typing.get_type_hints(schema).values():
+            for inner in _dataclasses_in(hint):
+                if inner not in found:
+                    found.append(inner)
+    return found
+
+
+def _dataclasses_in(hint: object) -> Iterator[type]:
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    for argument in typing.get_args(hint):
+        yield from _dataclasses_in(argument)
+
+
+def _docstring(schema: type) -> str:
+    text = inspect.getdoc(schema)
+    parents = [base for base in schema.__bases__ if dataclasses.is_dataclass(base)]
+    return text + "".join(
+        f"\n\nHas the keys of [{base.__name__}](#{base.__name__.lower()}) as well; below are those "
+        "that are new or have another default." for base in parents
+    )
+
+
+def _keys(schema: type) -> list[Key]:
+    """The fields that a class itself declares. A comment stands behind its field or above it."""
+    lines = inspect.getsource(schema).splitlines()
+    keys = []
+    for node in ast.parse("\n".join(lines)).body[0].body:
+        if not isinstance(node, ast.AnnAssign):
+            continue
+        first = node.lineno - 1
+        while lines[first - 1].lstrip().startswith("#"):
+            first -= 1
+        behind = lines[node.end_lineno - 1][node.end_col_offset:]
+        comments = [*lines[first : node.lineno - 1], behind]
+        meaning = " ".join(comment.strip().lstrip("# ") for comment in comments).strip()
+        keys.append(Key(
+            node.target.id, _cell(ast.unparse(node.annotation)),
+            _default(node.value, "\n".join(lines)), _cell(meaning),
+        ))
+    return keys
+
+
+def _default(value: ast.expr, source: str) -> str:
+    """As a recipe would write it."""
+    if isinstance(value, ast.Call):  # field(default_factory=...)
+        factory = next(word.value for word in value.keywords if word.arg == "default_factory")
+        return {"list": "`[]`", "dict": "`{}`"}.get(ast.unparse(factory), "its defaults")
+    default = ast.literal_eval(value)
+    if default is None:
+        return ""
+    if default == "???":
+        return "required"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{default if isinstance(default, str) else ast.get_source_segment(source, value)}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
