@@ -66,6 +66,7 @@ class System:
     before: dict[str, Numbers]  # the anchor's scores by task
     after: dict[str, Numbers]
     overall: Numbers  # the mean over the tasks
+    branches: dict[str, dict[str, Numbers]]  # of each domain's own model, scores by task
     tokens: Numbers
     seconds: Numbers  # of processes: a stage of two for a minute counts 120
     spent: tuple[Spent, ...]
@@ -80,6 +81,7 @@ class _Run:
     stages: list[tuple[Stage, dict[str, Any]]]  # the system's own, with their stage.json
     before: dict[str, float]
     after: dict[str, float]
+    branches: dict[str, dict[str, float]]
 
 
 def compare_runs(folders: Sequence[Path]) -> list[System]:
@@ -118,11 +120,13 @@ def _read(folder: Path) -> _Run:
         if not path.is_file():
             raise BarError(f"{folder}: {stage.name} isn't done; finish the run first")
         done[stage.name] = read_json(path)
-    evaluated = [stage.name for stage in graph if stage.kind == "evaluate"]
+    evaluated = {stage.name.removeprefix("evaluate/"): _scores(folder / stage.name)
+                 for stage in graph if stage.kind == "evaluate"}
     own = [stage for stage in graph if stage.kind not in _STARTS + _AFTERWARDS]
     return _Run(
         folder, recipe, [(stage, done[stage.name]) for stage in own],
-        _scores(folder / "evaluate" / ANCHOR), _scores(folder / evaluated[-1]),
+        evaluated[ANCHOR], list(evaluated.values())[-1],
+        {name: scores for name, scores in evaluated.items() if name in recipe.domains},
     )
 
 
@@ -148,8 +152,10 @@ def _system(runs: Sequence[_Run]) -> System:
     return System(
         label=runs[0].folder.name, method=runs[0].recipe.method,
         runs=tuple(str(run.folder) for run in runs), seeds=seeds,
-        before={task: Numbers(tuple(run.before[task] for run in runs)) for task in runs[0].before},
-        after={task: Numbers(tuple(run.after[task] for run in runs)) for task in runs[0].after},
+        before=_over_seeds([run.before for run in runs]),
+        after=_over_seeds([run.after for run in runs]),
+        branches={name: _over_seeds([run.branches[name] for run in runs])
+                  for name in runs[0].branches},
         overall=Numbers(tuple(fmean(run.after.values()) for run in runs)),
         tokens=Numbers(tuple(sum(s.tokens for s in kinds) for kinds in spent)),
         seconds=Numbers(tuple(
@@ -158,6 +164,10 @@ def _system(runs: Sequence[_Run]) -> System:
         )),
         spent=tuple(spent[0]),
     )
+
+
+def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Numbers]:
+    return {task: Numbers(tuple(seed[task] for seed in scores)) for task in scores[0]}
 
 
 def _spent(run: _Run) -> list[Spent]:
@@ -202,33 +212,60 @@ def _source(source: dict[str, Any]) -> str:
 
 
 def comparison_tables(systems: Sequence[System]) -> list[Table]:
-    """For the terminal: scores and costs, and what every system trained with."""
+    """For the terminal: scores and costs, the domains' own models, and what all trained with."""
     tasks = list(dict.fromkeys(task for system in systems for task in system.after))
+    tables = [_score_table(systems, tasks), _spent_table(systems)]
+    if any(system.branches for system in systems):
+        tables.insert(1, _branch_table(systems, tasks))
+    return tables
+
+
+def _score_table(systems: Sequence[System], tasks: Sequence[str]) -> Table:
     forgotten = [task for task in FORGOTTEN if task in tasks]
-    scores = Table(title="Systems: the last model's scores on held-out items, mean over seeds",
-                   title_justify="left")
+    table = Table(title="Systems: the last model's scores on held-out items, mean over seeds",
+                  title_justify="left")
     for name in ("system", "seeds"):
-        scores.add_column(name)
+        table.add_column(name)
     for name in (*tasks, "overall", *(f"{task}\nbefore > after" for task in forgotten),
                  "tokens", "process\nseconds"):
-        scores.add_column(name, justify="right")
+        table.add_column(name, justify="right")
     for system in systems:
-        scores.add_row(
+        table.add_row(
             system.label, " ".join(map(str, system.seeds)),
             *(_shown(system.after.get(task)) for task in tasks), _shown(system.overall),
             *(_before_after(system, task) for task in forgotten),
             f"{system.tokens.mean:,.0f}", f"{system.seconds.mean:,.0f}",
         )
-    trained = Table("system", "stages", "steps", "tokens", "learning rate", "open parameters",
-                    "data", title="What they trained with", title_justify="left")
+    return table
+
+
+def _branch_table(systems: Sequence[System], tasks: Sequence[str]) -> Table:
+    domains = [task for task in tasks if any(task in system.branches for system in systems)]
+    table = Table("system", title="Before they are merged: a domain's model on its own items, and "
+                  "on general ones", title_justify="left")
+    for domain in domains:
+        table.add_column(domain, justify="right")
+    for system in systems:
+        if system.branches:
+            table.add_row(system.label, *(
+                ", ".join(_shown(scores.get(task)) for task in (domain, "general")
+                          if task in scores)
+                for domain in domains for scores in (system.branches.get(domain, {}),)
+            ))
+    return table
+
+
+def _spent_table(systems: Sequence[System]) -> Table:
+    table = Table("system", "stages", "steps", "tokens", "learning rate", "open parameters",
+                  "data", title="What they trained with", title_justify="left")
     for system in systems:
         for index, spent in enumerate(system.spent):
-            trained.add_row(
+            table.add_row(
                 "" if index else system.label, f"{spent.stages} {spent.kind}", f"{spent.steps:,}",
                 f"{spent.tokens:,}", ", ".join(f"{lr:g}" for lr in spent.lr),
                 ", ".join(f"{count:,}" for count in spent.trained), ", ".join(spent.data),
             )
-    return [scores, trained]
+    return table
 
 
 def _shown(numbers: Numbers | None) -> str:
@@ -246,16 +283,15 @@ def _before_after(system: System, task: str) -> str:
 
 def comparison_data(systems: Sequence[System]) -> list[dict[str, Any]]:
     """The same as JSON values, each seed's numbers included."""
-    def numbers(of: Numbers) -> dict[str, Any]:
-        return {"values": of.values, "mean": of.mean, "spread": of.spread}
+    return [_plain(system) for system in systems]
 
-    return [
-        dataclasses.asdict(system) | {
-            "before": {task: numbers(found) for task, found in system.before.items()},
-            "after": {task: numbers(found) for task, found in system.after.items()},
-            "overall": numbers(system.overall),
-            "tokens": numbers(system.tokens),
-            "seconds": numbers(system.seconds),
-        }
-        for system in systems
-    ]
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Numbers):
+        return {"values": list(value.values), "mean": value.mean, "spread": value.spread}
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name))
+                for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value
