@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from megatron_bar.analysis.runs import ANCHOR
+from megatron_bar.analysis.runs import ALL, ANCHOR, MERGED, ROUTED
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import METHODS, stage_graph
@@ -22,6 +22,7 @@ from megatron_bar.runtime.files import read_json
 
 KINDS = ("midtrain", "sft", "rlvr", "route")
 _STARTS = ("pretrain", "import")  # what all systems of a comparison begin with
+_LAST = (ROUTED, ALL, MERGED)  # the first of these that a method has is what it makes
 _AFTERWARDS = ("evaluate", "export", "report")
 FORGOTTEN = ("general", "safety")  # tasks whose scores before and after tell what was lost
 
@@ -125,7 +126,7 @@ def _read(folder: Path) -> _Run:
     own = [stage for stage in graph if stage.kind not in _STARTS + _AFTERWARDS]
     return _Run(
         folder, recipe, [(stage, done[stage.name]) for stage in own],
-        evaluated[ANCHOR], list(evaluated.values())[-1],
+        evaluated[ANCHOR], next(evaluated[name] for name in _LAST if name in evaluated),
         {name: scores for name, scores in evaluated.items() if name in recipe.domains},
     )
 

@@ -44,15 +44,28 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     try:
         told = OmegaConf.from_dotlist(list(overrides))
         whole = OmegaConf.merge(OmegaConf.structured(Recipe), _read(path), told)
-        # A system's keys go before the recipe's, the command line's before both.
-        systems = {name: OmegaConf.to_object(OmegaConf.merge(whole, keys or {}, told))
-                   for name, keys in whole.systems.items()}
+        systems = {name: _system(whole, name, told) for name in whole.systems}
         recipes = _as_runs(systems) if systems else [OmegaConf.to_object(whole)]
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         raise BarError(f"recipe {path}: {' '.join(str(error).split())}") from None
     for recipe, system in zip(recipes, systems or [None]):
         _check(recipe, path if system is None else f"{path}, system {system}")
     return recipes
+
+
+def _system(whole: DictConfig, name: str, told: DictConfig) -> Recipe:
+    """A system's keys go before the recipe's, the command line's before both."""
+    keys = whole.systems[name]
+    if not _is_plain(name):
+        raise ValueError(f"a system can't be called {name!r}, use another name")
+    if keys is not None and not isinstance(keys, DictConfig):
+        raise ValueError(f"systems.{name} is {keys!r} and should be keys of the recipe")
+    return OmegaConf.to_object(OmegaConf.merge(whole, keys or {}, told))
+
+
+def _is_plain(name: str) -> bool:
+    """It can be the name of a folder, and one word of a command line."""
+    return name.replace("_", "").replace("-", "").isalnum()
 
 
 def _read(path: Path, beside: tuple[Path, ...] = ()) -> DictConfig:
@@ -62,7 +75,7 @@ def _read(path: Path, beside: tuple[Path, ...] = ()) -> DictConfig:
     content = OmegaConf.load(path)
     if not isinstance(content, DictConfig) or content.get("extends") is None:
         return content
-    below = path.parent / content.pop("extends")
+    below = path.parent / str(content.pop("extends"))
     if below.resolve() in (seen := (*beside, path.resolve())):
         raise BarError(f"recipe {path} extends {below}, which extends it")
     return OmegaConf.merge(_read(below, seen), content)
@@ -100,7 +113,7 @@ def _check(recipe: Recipe, path: Path | str) -> None:
         if recipe.pretrain.training.validation:
             raise BarError(f"{where}: pretrain has no validation, leave it out")
     for name, domain in recipe.domains.items():
-        if not name.replace("_", "").replace("-", "").isalnum() or name in TAKEN_NAMES:
+        if not _is_plain(name) or name in TAKEN_NAMES:
             raise BarError(f"recipe {path}: a domain can't be called {name!r}, use another name")
         stages = ("midtrain", "sft", "rlvr")
         if all(getattr(domain, key) is None for key in stages):

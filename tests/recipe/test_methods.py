@@ -199,3 +199,16 @@ def test_systems_and_what_a_recipe_extends(tmp_path):
     (tmp_path / "c.yaml").write_text("extends: none.yaml")
     with pytest.raises(BarError, match=r"none.yaml doesn't exist"):
         load_recipe(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("systems, message", [
+    ({"btx": 3}, "systems.btx is 3 and should be keys"),
+    ({"a/b": None}, "a system can't be called 'a/b'"),
+    ({"btx": {"methd": "btx"}}, "Key 'methd' not in 'Recipe'"),
+    ({"btx": {"method": "bts"}}, "system btx: there is no method 'bts'"),
+])
+def test_systems_that_make_no_sense_get_one_line(systems, message, tmp_path):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"extends": str(TOY), "systems": systems}))
+    with pytest.raises(BarError, match=message) as raised:
+        load_recipes(tmp_path / "r.yaml")
+    assert "\n" not in str(raised.value)
