@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_bar.launch import processes
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.processes import Job, JobFailed
-from megatron_bar.launch.reuse import take_over
+from megatron_bar.launch.reuse import reused_runs, take_over
 from megatron_bar.launch.slurm.jobs import active_jobs
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
@@ -24,6 +24,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import cores
 from megatron_bar.runtime.stopping import ContinueLater, StopSignals
 from megatron_bar.stages.context import is_done, read_done
+from megatron_bar.stages.export_hf import MODEL_FOLDER
 from megatron_bar.stages.registry import run_stage
 
 
@@ -59,13 +60,14 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
     stop signal came, which the stages that run were given too.
     """
     check_recipe(recipe)
+    reused = reused_runs(recipe)
     run = Path(recipe.runs) / recipe.name
     run.mkdir(parents=True, exist_ok=True)
     with only_run(run):
         _check_no_slurm_jobs(run)
         save_recipe(recipe, run / "recipe.yaml")
         stages = stage_graph(recipe)
-        take_over(stages, run, [Path(other) for other in recipe.reuse])
+        take_over(stages, run, reused)
         todo = stale_stages(stages, run)
         if not todo:
             say(f"{run}: nothing to do, all {len(stages)} stages are done")
@@ -89,7 +91,7 @@ def final_model(recipe: Recipe, run: Path) -> Path:
     """Where the model is that the recipe was run for: a Hugging Face folder, if it exports one."""
     stages = stage_graph(recipe)
     if exports := [stage for stage in stages if stage.kind == "export"]:
-        return run / exports[0].name / "model"
+        return run / exports[0].name / MODEL_FOLDER
     last = [stage for stage in stages if stage.kind == "evaluate"][-1]
     return run / last.inputs["checkpoint"] / "checkpoint"
 

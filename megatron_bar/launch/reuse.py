@@ -8,11 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import publish, staging_path
 from megatron_bar.stages.context import is_done
 from megatron_bar.stages.data import STORES
+
+
+def reused_runs(recipe: Recipe) -> list[Path]:
+    """The runs that `recipe` may take stages from. Raises BarError if there is none in a folder."""
+    for other in map(Path, recipe.reuse):
+        if not (other / "recipe.yaml").is_file():
+            raise BarError(f"reuse: {other} is not the folder of a run")
+    return [Path(other) for other in recipe.reuse]
 
 
 def take_over(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> list[str]:
@@ -21,12 +30,8 @@ def take_over(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> lis
     A stage is taken if it was made with the same settings from the same executions of its inputs,
     so what it was made of is here before it. Files are hard links where the disk allows it: runs
     never change a file of a stage that is done, they replace it. Tokenized data comes along.
-
-    Raises BarError if one of the others doesn't exist.
     """
     for other in others:
-        if not other.is_dir():
-            raise BarError(f"reuse: there is no run {other}")
         _share_data(other, run)
     taken = []
     for stage in stages:

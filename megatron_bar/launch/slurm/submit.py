@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.local import log_path, only_run, stale_stages
-from megatron_bar.launch.reuse import take_over
+from megatron_bar.launch.reuse import reused_runs, take_over
 from megatron_bar.launch.slurm import jobs as job_book
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
@@ -55,6 +55,7 @@ def submit_recipe(
     check_recipe(recipe)
     if missing := secrets_missing(site):
         raise BarError(f"the site's secrets {', '.join(missing)} are not set; export them first")
+    reused = reused_runs(recipe)
     run = Path(recipe.runs) / recipe.name
     stages = stage_graph(recipe)
     chosen = _chosen(stages, only, start)
@@ -65,7 +66,7 @@ def submit_recipe(
         # In this order: a stage that gets done in between is then still known as queued.
         active = job_book.active_jobs(run)
         if not active:
-            take_over(stages, run, [Path(other) for other in recipe.reuse])
+            take_over(stages, run, reused)
         stale = stale_stages(stages, run)
         _check_settings(stages, active)
         todo = [stage for stage in stale if stage.name in chosen]
