@@ -22,7 +22,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from megatron_bar.analysis.runs import ANCHOR, MERGED, ROUTED, stage_names
+from megatron_bar.analysis.runs import ALL, ANCHOR, MERGED, ROUTED, stage_names
 from megatron_bar.analysis.scores import Cell, compare, model_label
 from megatron_bar.training.metrics import read_metrics
 
@@ -152,7 +152,7 @@ def scores_chart(results: dict[str, dict[str, Any]]) -> str:
     to no domain also every other branch, which shows what its training forgot.
     """
     scores = compare(results)
-    colours = {ANCHOR: BASE, MERGED: MERGE, ROUTED: ROUTE}
+    colours = {ANCHOR: BASE, ALL: ROUTE, MERGED: MERGE, ROUTED: ROUTE}
     panels = []
     for index, task in enumerate(scores.tasks):
         rows = [row for row in scores.rows if row.cells[index]]

@@ -15,7 +15,8 @@ from yaml import YAMLError
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
-ANCHOR, MERGED, ROUTED = "anchor", "merged", "routed"  # models that are no domain's branch
+# Models that are no domain's branch. ALL was trained on all domains at once.
+ANCHOR, ALL, MERGED, ROUTED = "anchor", "all", "merged", "routed"
 _STARTS = ("base", "anchor", "pretrained")
 _OF_DOMAIN = ("branch", "midtrain", "sft", "rlvr")
 _ENDS = (MERGED, ROUTED, "hf", "evaluate", "report")
@@ -67,12 +68,13 @@ def _place(name: str, domains: list[str]) -> tuple | None:
     if head in _STARTS:
         return 0, _STARTS.index(head)
     if head == "evaluate":
-        model = {ANCHOR: (0,), MERGED: (2,), ROUTED: (3,)}.get(tail) or _domain(tail, domains)
-        return model and (2, _ENDS.index(head), model)
+        models = {ANCHOR: (0,), ALL: (2,), MERGED: (3,), ROUTED: (4,)}
+        model = models.get(tail) or _domain(tail, domains)
+        return model and (3, _ENDS.index(head), model)
     if head in _ENDS:
-        return 2, _ENDS.index(head)
+        return 3, _ENDS.index(head)
     step = _OF_DOMAIN.index(tail) if tail in _OF_DOMAIN else len(_OF_DOMAIN)
-    domain = _domain(head, domains)
+    domain = (2,) if head == ALL else _domain(head, domains)
     return domain and (*domain, step, tail)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from megatron_bar.analysis.runs import ANCHOR, MERGED, ROUTED, stage_names
+from megatron_bar.analysis.runs import ALL, ANCHOR, MERGED, ROUTED, stage_names
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
@@ -54,7 +54,7 @@ class Scores:
 
 
 def load_results(run: Path) -> dict[str, dict[str, Any]]:
-    """results.json of every evaluated model: anchor, branches, merged, routed, in that order.
+    """results.json of every evaluated model: anchor, branches, whole models, in that order.
 
     Raises BarError if no model has been evaluated.
     """
@@ -84,7 +84,7 @@ def wilson_interval(score: float, count: int) -> tuple[float, float]:
 
 def branches(results: dict[str, dict[str, Any]]) -> list[str]:
     """The domains whose branch was evaluated."""
-    return [model for model in results if model not in (ANCHOR, MERGED, ROUTED)]
+    return [model for model in results if model not in (ANCHOR, ALL, MERGED, ROUTED)]
 
 
 def kept_share(results: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -115,7 +115,8 @@ def compare(results: dict[str, dict[str, Any]]) -> Scores:
 
 def model_label(model: str) -> str:
     """What people call an evaluated model."""
-    return {ANCHOR: "base (anchor)", MERGED: MERGED, ROUTED: ROUTED}.get(model, f"branch {model}")
+    labels = {ANCHOR: "base (anchor)", ALL: "all domains", MERGED: MERGED, ROUTED: ROUTED}
+    return labels.get(model, f"branch {model}")
 
 
 def _cell(model: str, task: str, result: dict[str, Any]) -> Cell | None:

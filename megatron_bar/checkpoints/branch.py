@@ -67,7 +67,7 @@ def _load_dense(folder: Path) -> ModelConfig:
 def _item(slot: Slot, dense: ModelConfig, experts: list[CheckpointReader], seed: int) -> Item:
     if slot.name is ROUTER_NAME:
         # fp32, whatever the model's dtype: routing is computed in fp32.
-        return slot_item(slot, torch.float32, _RouterRows(slot, seed))
+        return slot_item(slot, torch.float32, RouterRows(slot, seed))
     if slot.name in DENSE_OF_EXPERT:
         layer, expert = slot.index
         source, reader = Slot(dense, DENSE_OF_EXPERT[slot.name], (layer,)), experts[expert]
@@ -77,7 +77,9 @@ def _item(slot: Slot, dense: ModelConfig, experts: list[CheckpointReader], seed:
 
 
 @dataclass(frozen=True)
-class _RouterRows:
+class RouterRows:
+    """Makes fresh router rows."""
+
     slot: Slot
     seed: int
 

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_bar.runtime.errors import BarError
 
 
 def _run(args: argparse.Namespace) -> None:
     from megatron_bar.analysis.scores import load_results, score_table
-    from megatron_bar.launch.local import run_recipe
-    from megatron_bar.recipe.load import load_recipe
+    from megatron_bar.launch.local import final_model, run_recipes
+    from megatron_bar.recipe.load import load_recipes
     from megatron_bar.runtime.console import console, say
 
-    recipe = load_recipe(args.recipe, args.overrides)
-    run = run_recipe(recipe, args.jobs)
+    recipes = load_recipes(args.recipe, args.overrides)
+    runs = run_recipes(recipes, args.jobs)
+    if len(runs) > 1:
+        _print_comparison(runs)
+        return
+    (recipe,), (run,) = recipes, runs
     console.print(score_table(load_results(run)))
-    model = run / "hf" / "model" if recipe.export else run / "routed" / "checkpoint"
-    say(f"model: {model}   report: {run / 'report.html'}")
+    say(f"model: {final_model(recipe, run)}   report: {run / 'report.html'}")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    _print_comparison(args.runs, args.json)
+
+
+def _print_comparison(runs: Sequence[Path], target: Path | None = None) -> None:
+    from megatron_bar.analysis.compare import compare_runs, comparison_data, comparison_tables
+    from megatron_bar.runtime.console import print_wide
+    from megatron_bar.runtime.files import write_json
+
+    systems = compare_runs(runs)
+    print_wide(*comparison_tables(systems))
+    if target is not None:
+        write_json(target, comparison_data(systems))
+        print(f"{target} is written")
 
 
 def _data(args: argparse.Namespace) -> None:
@@ -51,7 +72,8 @@ def _plan(args: argparse.Namespace) -> None:
     print(show.assumptions(machine))
     if args.plot is not None:
         if costs is None:
-            raise BarError("--plot needs the steps of every stage, and some aren't known")
+            raise BarError("--plot needs a recipe with branches and the steps of every stage, and "
+                           "some aren't known")
         show.plot_growth(costs, args.plot)
         print(f"{args.plot} is written")
 
@@ -187,7 +209,7 @@ def _verify_numbers(args: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "run": _run, "data": _data, "plan": _plan, "submit": _submit, "status": _status,
-    "cancel": _cancel, "stage": _stage, "import": _import, "export": _export, "branch": _branch,
-    "merge": _merge, "verify": _verify,
+    "run": _run, "compare": _compare, "data": _data, "plan": _plan, "submit": _submit,
+    "status": _status, "cancel": _cancel, "stage": _stage, "import": _import, "export": _export,
+    "branch": _branch, "merge": _merge, "verify": _verify,
 }

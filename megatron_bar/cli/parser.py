@@ -23,6 +23,13 @@ Runs what is missing or stale, and what lies downstream of that. A second run do
   megatron-bar run examples/toy.yaml seed=1 name=toy-1
   rm -r runs/toy/math; megatron-bar run examples/toy.yaml     does the math expert again
 """,
+    "compare": """\
+RUN is a run's folder, or one of several runs, as a recipe with systems makes. Runs that differ in
+nothing but the seed are one line, with the standard deviation over the seeds.
+
+  megatron-bar run examples/toy-compare.yaml
+  megatron-bar compare runs/toy-compare runs/toy-compare-1 --json systems.json
+""",
     "data prepare": """\
 Tokenizes the sources of a recipe's training stages into its run's folder, where the stages find
 them; they would do it themselves, but for datasets of the hub, which only this downloads. On a
@@ -126,6 +133,10 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", type=Path)
     run.add_argument("overrides", nargs="*", metavar="key=value")
     run.add_argument("--jobs", type=int, help="processes at once (default: the cores)")
+
+    compare = command("compare", "put finished runs side by side: scores, forgetting, cost")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, too")
 
     data = commands.add_parser("data", help="prepare a recipe's data, or look at them")
     data_commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")

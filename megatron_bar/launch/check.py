@@ -10,14 +10,16 @@ from megatron_bar.data.batches import check_length, check_shares
 from megatron_bar.data.mixture import check_mixture
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.graph import stage_graph
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.rlvr.verifiers import verifier_for
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import training_of
+from megatron_bar.stages.context import parts_of, training_of
 from megatron_bar.training.groups import group_sizes, matching
 from megatron_bar.training.overrides import check_overrides
+
+TRAINING_KINDS = ("pretrain", "midtrain", "sft", "rlvr", "route")
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -34,21 +36,19 @@ def check_recipe(recipe: Recipe) -> None:
                 verifier_for(source)
             except BarError as error:
                 raise BarError(f"tasks of {name}: {error}") from None
-    dense = dense_model(recipe)
-    if recipe.export and dense.olmo3 is not None:
+    models = stage_models(recipe, dense_model(recipe))
+    exported = models.get("hf")
+    if exported is not None and exported.olmo3 is not None and exported.num_experts is not None:
         raise BarError("the anchor is OLMo-3, and Hugging Face has no class for OLMo-3 with "
                        "experts; set export=false to stop at the routed checkpoint")
-    experts = {"pretrain": None, "midtrain": 2, "sft": 2, "rlvr": 2,
-               "route": len(recipe.domains) + 1}
     for stage in stage_graph(recipe):
-        if stage.kind not in experts:
+        if stage.kind not in TRAINING_KINDS:
             continue
-        count = experts[stage.kind]
-        model = dense if count is None else dense.with_experts(count)
-        training = training_of(stage)
+        model, training = models[stage.name], training_of(stage)
         try:
             model.check(stage.layout)
-            check_mixture(training.data)
+            for part in parts_of(stage):
+                check_mixture(training_of(part).data)
             check_mixture(training.validation)
             check_shares(training.batch_size, stage.layout.data, training.micro_batch_size)
             check_length(training.sequence_length, stage.layout.context)
@@ -75,6 +75,20 @@ def check_installed(recipe: Recipe) -> None:
         if importlib.util.find_spec("wandb") is None:
             raise BarError(f"{stage.name}: wandb is asked for and not installed; pip install "
                            "wandb, or leave it out")
+
+
+def stage_models(recipe: Recipe, dense: ModelConfig) -> dict[str, ModelConfig]:
+    """By stage, the model that it makes or, if it makes none, reads."""
+    models: dict[str, ModelConfig] = {}
+    for stage in stage_graph(recipe):
+        if stage.kind in ("pretrain", "import"):
+            models[stage.name] = dense
+        elif stage.kind in ("branch", "merge", "stack"):
+            count = 2 if stage.kind == "branch" else len(recipe.domains) + 1
+            models[stage.name] = dense.with_experts(count)
+        else:
+            models[stage.name] = models[next(iter(stage.inputs.values()))]
+    return models
 
 
 def dense_model(recipe: Recipe) -> ModelConfig:

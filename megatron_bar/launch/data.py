@@ -11,14 +11,15 @@ from megatron_bar.checkpoints.convert import COMPANION_FOLDER
 from megatron_bar.data.batches import Batches, planned_steps
 from megatron_bar.data.show import shown_documents
 from megatron_bar.data.store import StoredDocuments
-from megatron_bar.recipe.graph import Stage, stage_graph
+from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import console, say
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.data import KINDS, load_tokenizer, prepare, preview_rows
+from megatron_bar.stages.data import KINDS, load_tokenizer, part_contexts, prepare, preview_rows
 
 
 def prepare_data(recipe: Recipe, names: Sequence[str], processes: int | None) -> None:
@@ -28,11 +29,11 @@ def prepare_data(recipe: Recipe, names: Sequence[str], processes: int | None) ->
     """
     tokenizer = _tokenizer(recipe)
     for stage in _stages(recipe, names):
-        context = _context(recipe, stage)
-        for name, folder in prepare(context, tokenizer, processes).items():
-            stored = StoredDocuments(folder)
-            say(f"{stage.name}: {name}: {stored.tokens} tokens in {len(stored)} documents, "
-                f"{folder}")
+        for part in part_contexts(_context(recipe, stage)):
+            for name, folder in prepare(part, tokenizer, processes).items():
+                stored = StoredDocuments(folder)
+                say(f"{stage.name}: {name}: {stored.tokens} tokens in {len(stored)} documents, "
+                    f"{folder}")
 
 
 def show_data(recipe: Recipe, name: str, step: int, items: int) -> None:

@@ -6,22 +6,25 @@ import contextlib
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.launch import processes
 from megatron_bar.launch.check import check_installed, check_recipe
 from megatron_bar.launch.processes import Job, JobFailed
+from megatron_bar.launch.reuse import reused_runs, take_over
 from megatron_bar.launch.slurm.jobs import active_jobs
-from megatron_bar.recipe.graph import Stage, stage_graph
+from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import cores
 from megatron_bar.runtime.stopping import ContinueLater, StopSignals
-from megatron_bar.stages.context import identity, read_done
+from megatron_bar.stages.context import is_done, read_done
+from megatron_bar.stages.export_hf import MODEL_FOLDER
 from megatron_bar.stages.registry import run_stage
 
 
@@ -34,16 +37,7 @@ def stale_stages(stages: list[Stage], run: Path) -> list[Stage]:
     """Those to run: not done, done with other settings or inputs, or downstream of such a one."""
     stale: dict[str, Stage] = {}
     for stage in stages:
-        done = read_done(run / stage.name)
-        if (
-            done is None
-            or done["identity"] != identity(stage)
-            or any(name in stale for name in stage.inputs.values())
-            or any(
-                done["inputs"][role]["id"] != read_done(run / name)["id"]
-                for role, name in stage.inputs.items()
-            )
-        ):
+        if any(name in stale for name in stage.inputs.values()) or not is_done(stage, run):
             stale[stage.name] = stage
     return list(stale.values())
 
@@ -66,6 +60,7 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
     stop signal came, which the stages that run were given too.
     """
     check_recipe(recipe)
+    reused = reused_runs(recipe)
     check_installed(recipe)
     run = Path(recipe.runs) / recipe.name
     run.mkdir(parents=True, exist_ok=True)
@@ -73,6 +68,7 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
         _check_no_slurm_jobs(run)
         save_recipe(recipe, run / "recipe.yaml")
         stages = stage_graph(recipe)
+        take_over(stages, run, reused)
         todo = stale_stages(stages, run)
         if not todo:
             say(f"{run}: nothing to do, all {len(stages)} stages are done")
@@ -83,6 +79,22 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
             processes.preload("megatron_bar.rlvr.nemo.preload")
         _Scheduler(run, todo, jobs or cores()).run_all()
     return run
+
+
+def run_recipes(recipes: Sequence[Recipe], jobs: int | None = None) -> list[Path]:
+    """Run them one after the other, as `run_recipe` does; all are checked before the first."""
+    for recipe in recipes:
+        check_recipe(recipe)
+    return [run_recipe(recipe, jobs) for recipe in recipes]
+
+
+def final_model(recipe: Recipe, run: Path) -> Path:
+    """Where the model is that the recipe was run for: a Hugging Face folder, if it exports one."""
+    stages = stage_graph(recipe)
+    if exports := [stage for stage in stages if stage.kind == "export"]:
+        return run / exports[0].name / MODEL_FOLDER
+    last = [stage for stage in stages if stage.kind == "evaluate"][-1]
+    return run / last.inputs["checkpoint"] / "checkpoint"
 
 
 @contextlib.contextmanager

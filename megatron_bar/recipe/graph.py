@@ -1,12 +1,13 @@
-"""The stages that a recipe asks for, and what each needs."""
+"""The stages of a recipe, and what each needs: the parts that every method builds its graph of."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_bar.recipe.schema import Recipe, Training
+from megatron_bar.recipe.schema import Recipe, Rlvr, Training
 from megatron_bar.runtime.layout import Layout
 
 # What each stage of BAR trains by default; expert 1 is the branch's domain expert.
@@ -16,11 +17,13 @@ ROUTE_GROUPS = ("router.*",)
 RLVR_GROUPS = (
     "expert.1", "router.1", "embeddings", "attention", "block_norms", "final_norm", "head",
 )
-PRETRAIN_GROUPS = ("*",)
-# Folders of a run, and a task, that a domain's name would collide with.
+EVERYTHING = ("*",)
+DENSE_GROUPS = {"midtrain": EVERYTHING, "sft": EVERYTHING, "rlvr": EVERYTHING}
+ALL = "all"  # the folder of stages that train on all domains at once, and the model they make
+# Folders of a run, a task, or a word of merge.shared, that a domain's name would collide with.
 TAKEN_NAMES = frozenset({
     "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
-    "general", "data",
+    "general", "data", ALL, "published", "branches",
 })
 
 
@@ -40,46 +43,113 @@ class Stage:
     domain: str | None = None
 
 
-def with_defaults(training: Training, trainable: tuple[str, ...]) -> Training:
+def with_defaults(training: Training, trainable: Sequence[str]) -> Training:
     """`training` with the stage's usual groups where the recipe names none."""
     return dataclasses.replace(training, trainable=training.trainable or list(trainable))
 
 
-def stage_graph(recipe: Recipe) -> list[Stage]:
-    """All stages, each after those it needs."""
-    stages = list(_starts(recipe))
-    has_pretrained = any(stage.name == "pretrained" for stage in stages)
-    ends: dict[str, str] = {}
-    for name, domain in recipe.domains.items():
-        inputs = {"anchor": "anchor"} | ({"pretrained": "pretrained"} if has_pretrained else {})
-        stages.append(Stage(f"{name}/branch", "branch", inputs, {"seed": recipe.seed},
-                            domain=name))
-        ends[name] = f"{name}/branch"
-        for kind, groups in (
-            ("midtrain", MIDTRAIN_GROUPS), ("sft", SFT_GROUPS), ("rlvr", RLVR_GROUPS)
-        ):
-            training = getattr(domain, kind)
+class Graph:
+    """The stages of `recipe`, each after those it needs; begins with the models it starts from.
+
+    Methods add stages and get the name of the last one back.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.stages = _starts(recipe)
+
+    def branch(self, domain: str) -> str:
+        """The anchor with a trainable expert beside its FFN."""
+        pretrained = any(stage.name == "pretrained" for stage in self.stages)
+        inputs = {"anchor": "anchor"} | ({"pretrained": "pretrained"} if pretrained else {})
+        return self._add(Stage(f"{domain}/branch", "branch", inputs, {"seed": self.recipe.seed},
+                               domain=domain))
+
+    def adapt(self, domain: str, start: str, groups: Mapping[str, Sequence[str]]) -> str:
+        """Those of a domain's own stages that are keys of `groups`, which says what they train."""
+        for kind, trainable in groups.items():
+            training = getattr(self.recipe.domains[domain], kind)
             if training is not None:
-                stages.append(_training_stage(
-                    recipe, f"{name}/{kind}", kind, {"start": ends[name]},
-                    with_defaults(training, groups), domain=name,
-                ))
-                ends[name] = f"{name}/{kind}"
-    stages.append(Stage("merged", "merge", {"anchor": "anchor"} | ends))
-    route = with_defaults(recipe.route.training, ROUTE_GROUPS)
-    sampled = {name: [dataclasses.asdict(s) for s in domain.sft.data]
-               for name, domain in recipe.domains.items() if domain.sft}
-    stages.append(_training_stage(recipe, "routed", "route", {"start": "merged"}, route,
-                                  fraction=recipe.route.fraction, sampled=sampled))
-    if recipe.export:
-        stages.append(Stage("hf", "export", {"checkpoint": "routed"}))
-    stages += _evaluations(recipe, ends)
-    return stages
+                start = self._train(f"{domain}/{kind}", kind, start,
+                                    with_defaults(training, trainable), domain)
+        return start
+
+    def adapt_all(self, start: str, groups: Mapping[str, Sequence[str]]) -> str:
+        """The same stages, of all domains at once.
+
+        One stage reads what the domains' own would read, row for row, in a common order; RLVR asks
+        the prompts of all domains for as many steps as theirs together. The rest of its training
+        is the first domain's, which the others' is to agree with (`methods.checks.one_training`).
+        """
+        for kind, trainable in groups.items():
+            parts = {name: getattr(domain, kind) for name, domain in self.recipe.domains.items()
+                     if getattr(domain, kind) is not None}
+            if not parts:
+                continue
+            name = f"{ALL}/{kind}"
+            training = with_defaults(_together(list(parts.values())), trainable)
+            if isinstance(training, Rlvr):
+                start = self._train(name, kind, start, training)
+            else:
+                start = self._train(name, kind, start, training, parts={
+                    domain: dataclasses.asdict(part) for domain, part in parts.items()
+                })
+        return start
+
+    def combine(self, kind: str, models: Mapping[str, str], **settings: Any) -> str:
+        """One model of the anchor and those of `models`, by domain: merge, average or stack."""
+        shared = self.recipe.merge.shared
+        told = {} if shared == "published" else {"shared": shared}
+        return self._add(Stage("merged", kind, {"anchor": "anchor", **models}, told | settings))
+
+    def route(self, start: str) -> str:
+        """The router, trained on a sample of all domains' SFT data."""
+        route = self.recipe.route
+        sampled = {name: [dataclasses.asdict(source) for source in domain.sft.data]
+                   for name, domain in self.recipe.domains.items() if domain.sft}
+        return self._train("routed", "route", start, with_defaults(route.training, ROUTE_GROUPS),
+                           fraction=route.fraction, sampled=sampled)
+
+    def finish(self, branches: Mapping[str, str], wholes: Mapping[str, str]) -> list[Stage]:
+        """Export the last of `wholes`, evaluate all and report; returns the stages.
+
+        `branches` are models of one domain each, by domain, which answer its questions and general
+        ones; `wholes` are models that answer all, as the anchor does.
+        """
+        recipe = self.recipe
+        final = list(wholes.values())[-1]
+        evaluated = [
+            _evaluation(recipe, "anchor", "anchor"),
+            *(_evaluation(recipe, name, stage, {name, "general"})
+              for name, stage in branches.items()),
+            *(_evaluation(recipe, name, stage) for name, stage in wholes.items()),
+        ]
+        inputs = {stage.name: stage.name for stage in evaluated}
+        if recipe.export:
+            inputs["hf"] = self._add(Stage("hf", "export", {"checkpoint": final}))
+        return [*self.stages, *evaluated, Stage("report", "report", inputs)]
+
+    def _train(
+        self,
+        name: str,
+        kind: str,
+        start: str,
+        training: Training,
+        domain: str | None = None,
+        **more: Any,
+    ) -> str:
+        return self._add(
+            _training_stage(self.recipe, name, kind, {"start": start}, training, domain, **more)
+        )
+
+    def _add(self, stage: Stage) -> str:
+        self.stages.append(stage)
+        return stage.name
 
 
 def _starts(recipe: Recipe) -> list[Stage]:
     if recipe.pretrain is not None:
-        training = with_defaults(recipe.pretrain.training, PRETRAIN_GROUPS)
+        training = with_defaults(recipe.pretrain.training, EVERYTHING)
         base = _training_stage(recipe, "base", "pretrain", {}, training,
                                pretrain=dataclasses.asdict(recipe.pretrain))
         return [
@@ -109,26 +179,35 @@ def _training_stage(
     return Stage(name, kind, inputs, settings, training.layout or recipe.layout, domain)
 
 
-def _evaluations(recipe: Recipe, ends: dict[str, str]) -> list[Stage]:
-    """One evaluation a model, so that they run beside each other, and the report of them all."""
+def _together(trainings: Sequence[Training]) -> Training:
+    """One training in place of several that differ in data and length alone."""
+    first = trainings[0]
+    validation = [source for training in trainings for source in training.validation]
+    once = [source for i, source in enumerate(validation) if source not in validation[:i]]
+    if isinstance(first, Rlvr):
+        return dataclasses.replace(
+            first, data=[source for training in trainings for source in training.data],
+            steps=sum(training.steps for training in trainings), validation=once,
+        )
+    # Once over the rows of all.
+    return dataclasses.replace(
+        first, data=[], steps=None, tokens=None, epochs=1.0, validation=once
+    )
+
+
+def _evaluation(
+    recipe: Recipe, name: str, stage: str, wanted: set[str] | None = None
+) -> Stage:
+    """One evaluation a model, so that they run beside each other; by default of all tasks."""
     evaluate = recipe.evaluate
     tasks = {name: domain.tasks for name, domain in recipe.domains.items() if domain.tasks}
     if evaluate.general:
         tasks["general"] = evaluate.general
-    models = {"anchor": "anchor", **ends, "merged": "merged", "routed": "routed"}
-    stages = []
-    for name, stage in models.items():
-        wanted = {name, "general"} if name in ends else set(tasks)
-        settings = {
-            "tasks": {task: [dataclasses.asdict(s) for s in sources]
-                      for task, sources in tasks.items() if task in wanted},
-            "max_new_tokens": evaluate.max_new_tokens,
-            "batch_size": evaluate.batch_size,
-            "chat_template": recipe.chat_template, "seed": recipe.seed,
-        }
-        stages.append(Stage(f"evaluate/{name}", "evaluate", {"checkpoint": stage}, settings))
-    inputs = {f"evaluate/{name}": f"evaluate/{name}" for name in models}
-    if recipe.export:
-        inputs["hf"] = "hf"
-    stages.append(Stage("report", "report", inputs))
-    return stages
+    settings = {
+        "tasks": {task: [dataclasses.asdict(s) for s in sources]
+                  for task, sources in tasks.items() if wanted is None or task in wanted},
+        "max_new_tokens": evaluate.max_new_tokens,
+        "batch_size": evaluate.batch_size,
+        "chat_template": recipe.chat_template, "seed": recipe.seed,
+    }
+    return Stage(f"evaluate/{name}", "evaluate", {"checkpoint": stage}, settings)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from megatron_bar.recipe.graph import TAKEN_NAMES
+from megatron_bar.recipe.methods import check_method, stage_graph
 from megatron_bar.recipe.schema import Recipe, Training
 from megatron_bar.recipe.units import token_count
 from megatron_bar.runtime.errors import BarError
@@ -19,24 +21,75 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe at `path`, with dotted `key=value` overrides applied.
 
     Raises BarError, in one line, for a file that is missing or not YAML, a key that doesn't exist,
-    a value of the wrong type, or settings that don't go together.
+    a value of the wrong type, or settings that don't go together; and for several systems.
+    """
+    recipes = load_recipes(path, overrides)
+    if len(recipes) > 1:
+        raise BarError(f"recipe {path} has {len(recipes)} systems, which only megatron-bar run "
+                       "takes at once; what it makes has a recipe.yaml each")
+    return recipes[0]
+
+
+def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
+    """The recipe at `path`, or one for each of its `systems`, with overrides applied to all.
+
+    Systems are the runs NAME/SYSTEM; each may take over what those before it have made.
+
+    Raises BarError as `load_recipe` does.
     """
     path = Path(path)
-    if not path.is_file():
-        raise BarError(f"recipe {path} doesn't exist")
     for override in overrides:
         if "=" not in override:
             raise BarError(f"override {override!r} is not of the form key=value")
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(Recipe), OmegaConf.load(path),
-            OmegaConf.from_dotlist(list(overrides)),
-        )
-        recipe = OmegaConf.to_object(merged)
+        told = OmegaConf.from_dotlist(list(overrides))
+        whole = OmegaConf.merge(OmegaConf.structured(Recipe), _read(path), told)
+        systems = {name: _system(whole, name, told) for name in whole.systems}
+        recipes = _as_runs(systems) if systems else [OmegaConf.to_object(whole)]
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         raise BarError(f"recipe {path}: {' '.join(str(error).split())}") from None
-    _check(recipe, path)
-    return recipe
+    for recipe, system in zip(recipes, systems or [None]):
+        _check(recipe, path if system is None else f"{path}, system {system}")
+    return recipes
+
+
+def _system(whole: DictConfig, name: str, told: DictConfig) -> Recipe:
+    """A system's keys go before the recipe's, the command line's before both."""
+    keys = whole.systems[name]
+    if not _is_plain(name):
+        raise ValueError(f"a system can't be called {name!r}, use another name")
+    if keys is not None and not isinstance(keys, DictConfig):
+        raise ValueError(f"systems.{name} is {keys!r} and should be keys of the recipe")
+    return OmegaConf.to_object(OmegaConf.merge(whole, keys or {}, told))
+
+
+def _is_plain(name: str) -> bool:
+    """It can be the name of a folder, and one word of a command line."""
+    return name.replace("_", "").replace("-", "").isalnum()
+
+
+def _read(path: Path, beside: tuple[Path, ...] = ()) -> DictConfig:
+    """The YAML at `path` on top of what it extends."""
+    if not path.is_file():
+        raise BarError(f"recipe {path} doesn't exist")
+    content = OmegaConf.load(path)
+    if not isinstance(content, DictConfig) or content.get("extends") is None:
+        return content
+    below = path.parent / str(content.pop("extends"))
+    if below.resolve() in (seen := (*beside, path.resolve())):
+        raise BarError(f"recipe {path} extends {below}, which extends it")
+    return OmegaConf.merge(_read(below, seen), content)
+
+
+def _as_runs(systems: Mapping[str, Recipe]) -> list[Recipe]:
+    """The recipes of all systems as runs, each with the ones before it to reuse."""
+    runs: list[Recipe] = []
+    for system, recipe in systems.items():
+        before = [str(Path(run.runs) / run.name) for run in runs]
+        runs.append(dataclasses.replace(
+            recipe, name=f"{recipe.name}/{system}", systems={}, reuse=[*recipe.reuse, *before]
+        ))
+    return runs
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -44,7 +97,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     OmegaConf.save(OmegaConf.structured(recipe), path)
 
 
-def _check(recipe: Recipe, path: Path) -> None:
+def _check(recipe: Recipe, path: Path | str) -> None:
     if (recipe.anchor is None) == (recipe.pretrain is None):
         raise BarError(f"recipe {path}: give either anchor (a Hugging Face folder) or pretrain")
     if not recipe.domains:
@@ -60,7 +113,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         if recipe.pretrain.training.validation:
             raise BarError(f"{where}: pretrain has no validation, leave it out")
     for name, domain in recipe.domains.items():
-        if not name.replace("_", "").replace("-", "").isalnum() or name in TAKEN_NAMES:
+        if not _is_plain(name) or name in TAKEN_NAMES:
             raise BarError(f"recipe {path}: a domain can't be called {name!r}, use another name")
         stages = ("midtrain", "sft", "rlvr")
         if all(getattr(domain, key) is None for key in stages):
@@ -68,11 +121,12 @@ def _check(recipe: Recipe, path: Path) -> None:
         for key in stages:
             if (training := getattr(domain, key)) is not None:
                 _check_training(training, f"recipe {path}: domains.{name}.{key}")
-    if not any(domain.sft for domain in recipe.domains.values()):
-        raise BarError(f"recipe {path}: no domain has sft, and route samples its data from there")
-    _check_training(recipe.route.training, f"recipe {path}: route.training", needs_data=False)
-    if not 0 < recipe.route.fraction <= 1:
-        raise BarError(f"recipe {path}: route.fraction {recipe.route.fraction} is not in (0, 1]")
+    try:
+        check_method(recipe)
+    except BarError as error:
+        raise BarError(f"recipe {path}: {error}") from None
+    if any(stage.kind == "route" for stage in stage_graph(recipe)):
+        _check_training(recipe.route.training, f"recipe {path}: route.training", needs_data=False)
 
 
 def _check_training(training: Training, where: str, needs_data: bool = True) -> None:

@@ -165,6 +165,16 @@ class Domain:
 
 
 @dataclass
+class Merge:
+    """How the models of the domains become one."""
+
+    # What shared parameters become: published, the mean over the domains' models and the anchor;
+    # branches, the mean over the domains' models alone; or those of the one model named here, a
+    # domain or anchor.
+    shared: str = "published"
+
+
+@dataclass
 class Route:
     """Router training on the merged model."""
 
@@ -188,12 +198,24 @@ class Recipe:
     name: str = "???"
     runs: str = "runs"  # the run is the folder runs/name
     seed: int = 0  # of data order, the new router rows, and sampling
+    extends: str | None = None  # a recipe, named from this file's folder, that this one adds to
+    # Which system is made of the domains' data: bar, or what it is compared with: flexolmo, btx,
+    # dense_merge, continued, retrain or retrain_midtrain; docs/systems.md tells them apart.
+    method: str = "bar"
+    # Several runs in one, runs/name/SYSTEM each: this recipe with the keys given for the system.
+    # What they have in common is made once.
+    systems: dict[str, Any] = field(default_factory=dict)
+    # Folders of other runs. Finished stages that are what this recipe asks for are taken from
+    # there (as hard links where they can be), not made again.
+    reuse: list[str] = field(default_factory=list)
     anchor: str | None = None  # Hugging Face folder of the post-trained model
     pretrained: str | None = None  # ... of the pretrained one, whose FFN the experts start from
     pretrain: Pretrain | None = None  # instead of the two above
     chat_template: str | None = None  # olmo, tulu or a .jinja file; the tokenizer's own by default
     layout: Layout = field(default_factory=Layout)  # of stages that train and name no other
     domains: dict[str, Domain] = field(default_factory=dict)  # one expert each, by name
+    order: str = "mixed"  # of domains in method continued: mixed, or in sequence
+    merge: Merge = field(default_factory=Merge)
     route: Route = field(default_factory=Route)
     # false: the routed checkpoint is the end. Needed for OLMo-3, as no Hugging Face class has
     # both its layers and experts.

@@ -1,1 +1,1 @@
-"""One module a stage, but one for all that train on rows of tokens. `registry` lists them."""
+"""One module a stage, but one for all that train on rows, and one for all that merge."""

@@ -58,6 +58,16 @@ def training_of(stage: Stage) -> Training:
     return from_settings(schema, stage.settings["training"])
 
 
+def parts_of(stage: Stage) -> list[Stage]:
+    """The domains' stages whose rows a stage trains on together, or the stage itself."""
+    settings = dict(stage.settings)
+    return [
+        dataclasses.replace(stage, name=f"{stage.name}/parts/{domain}",
+                            settings=settings | {"training": training})
+        for domain, training in settings.pop("parts", {}).items()
+    ] or [stage]
+
+
 def sources(settings: list[dict]) -> list[Source]:
     return [Source(**entry) for entry in settings]
 
@@ -103,6 +113,19 @@ def read_done(folder: Path) -> dict[str, Any] | None:
     """What the stage left when it ended, or None where it hasn't."""
     path = folder / DONE_FILE
     return read_json(path) if path.is_file() else None
+
+
+def is_done(stage: Stage, run: Path, there: Path | None = None) -> bool:
+    """The stage was done with these settings from the inputs that are in `run` now.
+
+    It stands in `run`, or in the run `there`.
+    """
+    done = read_done((there or run) / stage.name)
+    if done is None or done["identity"] != identity(stage):
+        return False
+    inputs = {role: read_done(run / name) for role, name in stage.inputs.items()}
+    return all(found is not None and found["id"] == done["inputs"][role]["id"]
+               for role, found in inputs.items())
 
 
 def prepare_folder(context: Context) -> None:

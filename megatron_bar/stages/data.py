@@ -19,6 +19,7 @@ from megatron_bar.checkpoints.convert import COMPANION_FOLDER
 from megatron_bar.data.batches import planned_steps
 from megatron_bar.data.blend import BlendedRows
 from megatron_bar.data.chat import chat_template
+from megatron_bar.data.joined import JoinedRows
 from megatron_bar.data.mixture import check_mixture, natural_size, picks, shares, stratified
 from megatron_bar.data.packing import PackedDocuments, pack
 from megatron_bar.data.rows import Rows
@@ -26,12 +27,13 @@ from megatron_bar.data.sources import open_source, source_name
 from megatron_bar.data.store import StoredDocuments, store_conversations, store_texts
 from megatron_bar.recipe.schema import Source, Training
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.distributed import from_main
+from megatron_bar.runtime.distributed import from_main, is_main
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import Context, sources
+from megatron_bar.stages.context import Context, parts_of, sources
 
 KINDS = ("midtrain", "sft", "route")  # the kinds of stages whose data are prepared
-_TEXTS, _CHATS, _ORDERS = "texts", "chats", "orders"
+STORES = _TEXTS, _CHATS = "texts", "chats"  # folders of runs/NAME/data with tokenized sources
+_ORDERS = "orders"
 _PACKED, _VALIDATION, _FOLDERS = "packed", "validation", "data.json"
 
 
@@ -62,8 +64,34 @@ def stage_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> tuple[Ro
     """The rows that a stage trains on, and facts about them for its stage.json.
 
     Called by every rank. The main one tokenizes what isn't there yet and packs it; the others wait
-    and read.
+    and read. A stage that trains on all domains at once gets the rows of each domain's own.
     """
+    parts = part_contexts(context)
+    if parts == [context]:
+        return _own_rows(context, tokenizer)
+    rows, facts = zip(*(_own_rows(part, tokenizer) for part in parts))
+    return _joined(parts, rows), {"parts": dict(zip(context.stage.settings["parts"], facts))}
+
+
+def part_contexts(context: Context) -> list[Context]:
+    """The domains' stages whose rows the stage trains on together, or the stage itself."""
+    return [dataclasses.replace(context, stage=part) for part in parts_of(context.stage)]
+
+
+def _joined(parts: Sequence[Context], rows: Sequence[Rows]) -> JoinedRows:
+    trainings = [part.training for part in parts]
+    steps = [planned_steps(t, r.per_epoch) for t, r in zip(trainings, rows)]
+    joined = JoinedRows(rows, steps, [t.batch_size for t in trainings], parts[0].recipe.seed)
+    say(f"data: {len(joined)} rows of {len(parts)} domains together")
+    return joined
+
+
+def _own_rows(
+    context: Context, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Rows, dict[str, Any]]:
+    if is_main():
+        context.folder.mkdir(parents=True, exist_ok=True)
+
     def make() -> dict[str, str]:
         folders = prepare(context, tokenizer)
         if context.stage.kind != "midtrain":
@@ -99,6 +127,9 @@ def validation_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> Row
 
 def preview_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> Rows:
     """The rows of a stage without its folder, for a single process to look at."""
+    parts = part_contexts(context)
+    if parts != [context]:
+        return _joined(parts, [preview_rows(part, tokenizer) for part in parts])
     folders = prepare(context, tokenizer)
     if context.stage.kind == "midtrain":
         return _blended(context, folders)[0]

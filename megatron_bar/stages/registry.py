@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_bar.recipe.graph import stage_graph
 from megatron_bar.recipe.load import load_recipe
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.distributed import is_main, process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.heartbeat import watched
@@ -34,6 +34,8 @@ KINDS = {
     "sft": train.run,
     "rlvr": rlvr.run,
     "merge": merge.run,
+    "average": merge.average,
+    "stack": merge.stack,
     "route": train.run,
     "export": export_hf.run,
     "evaluate": evaluate.run,

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.stages.context import Context
@@ -40,15 +41,17 @@ def proof_of_freezing(
 ) -> dict[str, Any]:
     """The facts that show that all groups but `trainable` are what they were, to the bit.
 
-    The digests, the anchor's among them, are taken from the checkpoints before and after.
+    The digests, the anchor's among them if the model has one, are taken from the checkpoints before
+    and after.
     """
     start = context.checkpoint("start")
     before, after = group_digests(start), group_digests(context.folder / "checkpoint")
     open_groups = matching(list(before), trainable, context.stage.name)
     moved = [g for g in before if g not in open_groups and before[g] != after[g]]
     assert not moved, f"{context.stage.name} changed frozen parameters: {moved}"
-    return {
-        "summary": f"{summary}, frozen parameters bit-identical",
-        "open_groups": open_groups,
-        "anchor_digest": {"before": before["expert.0"], "after": after["expert.0"]},
-    }
+    facts: dict[str, Any] = {"summary": summary, "open_groups": open_groups}
+    if len(open_groups) < len(before):
+        facts["summary"] += ", frozen parameters bit-identical"
+    if ANCHOR_FFN in before:
+        facts["anchor_digest"] = {"before": before[ANCHOR_FFN], "after": after[ANCHOR_FFN]}
+    return facts

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from megatron_bar.launch.check import check_recipe
-from megatron_bar.recipe.graph import stage_graph
 from megatron_bar.recipe.load import load_recipe
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.errors import BarError
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"

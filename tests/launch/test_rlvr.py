@@ -69,6 +69,15 @@ def test_a_recipe_goes_through_rlvr_and_keeps_the_anchor(recipe, tmp_path):
     assert (tmp_path / "runs" / "mini" / "merged" / "stage.json").is_file()
 
 
+def test_a_dense_model_is_reinforced_with_every_parameter(recipe, tmp_path):
+    assert main(["run", str(recipe), "method=continued", "domains.math.rlvr.steps=1",
+                 "domains.math.rlvr.layout.expert=1"]) == 0
+    done = read_done(tmp_path / "runs" / "mini" / "all" / "rlvr")
+    assert done["steps"] == 1 and done["frozen"] == 0
+    assert {"ffn", "attention", "embeddings"} < set(done["open_groups"])
+    assert read_done(tmp_path / "runs" / "mini" / "hf") is not None
+
+
 @pytest.mark.parametrize("override, message", [
     ("advantage=best", "math/rlvr: advantage is 'best'; there are centered, grpo, rloo"),
     ("samples_per_prompt=1", "math/rlvr: samples_per_prompt is 1"),

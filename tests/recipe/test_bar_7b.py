@@ -11,8 +11,8 @@ from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.plan.compute import Machine
 from megatron_bar.launch.plan.stages import plan_stages, planned_model
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.graph import stage_graph
 from megatron_bar.recipe.load import load_recipe
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.errors import BarError
 
 BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"

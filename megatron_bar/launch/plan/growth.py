@@ -58,7 +58,9 @@ class Growth:
 
 
 def growth(plans: Sequence[StagePlan], dense: ModelConfig, machine: Machine) -> Growth | None:
-    """None where what some stage costs isn't known."""
+    """None where what some stage costs isn't known, and for methods other than BAR's."""
+    if not any(plan.stage.kind == "branch" for plan in plans):
+        return None
     routed = next(plan for plan in plans if plan.stage.kind == "route")
     domains = tuple(dict.fromkeys(p.stage.domain for p in plans if p.stage.domain))
     training = {name: [p for p in plans if p.stage.domain == name and p.trainable]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.data.batches import planned_steps
-from megatron_bar.launch.check import dense_model
+from megatron_bar.launch.check import TRAINING_KINDS, dense_model, stage_models
 from megatron_bar.launch.plan.compute import Machine, stage_flops, stage_seconds
 from megatron_bar.launch.plan.memory import (
     WIDTH,
@@ -22,16 +22,16 @@ from megatron_bar.launch.plan.memory import (
 from megatron_bar.launch.plan.traffic import Traffic, step_traffic
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS, preset_named
-from megatron_bar.recipe.graph import Stage, stage_graph
+from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr, Source, Training
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.stages.context import training_of
+from megatron_bar.stages.context import parts_of, training_of
 from megatron_bar.training.groups import group_sizes, matching
 
-_TRAINING_KINDS = ("pretrain", "midtrain", "sft", "rlvr", "route")
-_CONVERSIONS = ("import", "branch", "merge", "export")
+_CONVERSIONS = ("import", "branch", "merge", "average", "stack", "export")
 # Of text as OLMo-2's tokenizer cuts it; conversations carry JSON around it.
 _FILE_BYTES_PER_TOKEN = {"midtrain": 4.5, "sft": 5.0, "route": 5.0}
 
@@ -94,28 +94,12 @@ def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[St
 
     Raises BarError for a layout that can't hold its model and for unknown parameter groups.
     """
-    stages = stage_graph(recipe)
-    models: dict[str, ModelConfig] = {}
-    plans = []
-    for stage in stages:
-        models[stage.name] = held = _model_of(stage, models, model, len(recipe.domains))
-        if stage.kind in _TRAINING_KINDS:
-            plans.append(_plan_training(stage, held, machine))
-        else:
-            plans.append(_plan_other(stage, held, machine, recipe))
-    return plans
-
-
-def _model_of(
-    stage: Stage, models: dict[str, ModelConfig], dense: ModelConfig, domains: int
-) -> ModelConfig:
-    if stage.kind in ("pretrain", "import"):
-        return dense
-    if stage.kind == "branch":
-        return dense.with_experts(2)
-    if stage.kind == "merge":
-        return dense.with_experts(domains + 1)
-    return models[next(iter(stage.inputs.values()))]
+    models = stage_models(recipe, model)
+    return [
+        _plan_training(stage, models[stage.name], machine) if stage.kind in TRAINING_KINDS
+        else _plan_other(stage, models[stage.name], machine, recipe)
+        for stage in stage_graph(recipe)
+    ]
 
 
 def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan:
@@ -179,6 +163,9 @@ def _items(stage: Stage) -> int | None:
 
 def _steps(stage: Stage, training: Training) -> int | None:
     """As the recipe says, or from the size of the data's files; None if they aren't here."""
+    if (parts := parts_of(stage)) != [stage]:
+        steps = [_steps(part, training_of(part)) for part in parts]
+        return None if None in steps else sum(steps)
     if training.epochs is None:
         return planned_steps(training, rows_per_epoch=0)
     if stage.kind == "route":

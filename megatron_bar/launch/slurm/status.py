@@ -14,8 +14,9 @@ from megatron_bar.launch.slurm.attempts import read_attempts
 from megatron_bar.launch.slurm.jobs import Job, active_jobs, read_jobs
 from megatron_bar.launch.slurm.scheduler import JobState, cancel_jobs, job_states
 from megatron_bar.launch.slurm.submit import matching_stages
-from megatron_bar.recipe.graph import Stage, stage_graph
+from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import load_recipe
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.console import read_progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import read_done

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from megatron_bar.launch.check import check_installed, check_recipe
 from megatron_bar.launch.local import log_path, only_run, stale_stages
+from megatron_bar.launch.reuse import reused_runs, take_over
 from megatron_bar.launch.slurm import jobs as job_book
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
 from megatron_bar.launch.slurm.script import render, script_path
 from megatron_bar.launch.slurm.site import Site, secrets_missing
-from megatron_bar.recipe.graph import Stage, stage_graph
+from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
@@ -74,6 +76,7 @@ def submit_recipe(
         check_installed(recipe)
     if missing := secrets_missing(site):
         raise BarError(f"the site's secrets {', '.join(missing)} are not set; export them first")
+    reused = reused_runs(recipe)
     run = Path(recipe.runs) / recipe.name
     stages = stage_graph(recipe)
     chosen = _chosen(stages, only, start)
@@ -81,6 +84,8 @@ def submit_recipe(
     with _open_run(run):
         # In this order: a stage that gets done in between is then still known as queued.
         active = job_book.active_jobs(run)
+        if not active:
+            take_over(stages, run, reused)
         stale = stale_stages(stages, run)
         _check_settings(stages, active)
         todo = [stage for stage in stale if stage.name in chosen]

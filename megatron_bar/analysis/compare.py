@@ -1,0 +1,298 @@
+"""Systems side by side: what each scores, what it forgot and what it cost, over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.table import Table
+
+from megatron_bar.analysis.runs import ALL, ANCHOR, MERGED, ROUTED
+from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.load import load_recipe
+from megatron_bar.recipe.methods import METHODS, stage_graph
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import read_json
+
+KINDS = ("midtrain", "sft", "rlvr", "route")
+_STARTS = ("pretrain", "import")  # what all systems of a comparison begin with
+_LAST = (ROUTED, ALL, MERGED)  # the first of these that a method has is what it makes
+_AFTERWARDS = ("evaluate", "export", "report")
+FORGOTTEN = ("general", "safety")  # tasks whose scores before and after tell what was lost
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One number of a system, for each seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the seeds (n - 1); None for one seed."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a system's stages of one kind trained with, added up; of its first seed."""
+
+    kind: str
+    stages: int
+    steps: int
+    tokens: int  # read, padding included: steps * batch_size * sequence_length
+    lr: tuple[float, ...]
+    trained: tuple[int, ...]  # open parameters, different ones
+    data: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class System:
+    """One recipe, run with one or more seeds. Scores are those of its last model."""
+
+    label: str
+    method: str
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    before: dict[str, Numbers]  # the anchor's scores by task
+    after: dict[str, Numbers]
+    overall: Numbers  # the mean over the tasks
+    branches: dict[str, dict[str, Numbers]]  # of each domain's own model, scores by task
+    tokens: Numbers
+    seconds: Numbers  # of processes: a stage of two for a minute counts 120
+    spent: tuple[Spent, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run left on disk."""
+
+    folder: Path
+    recipe: Recipe
+    stages: list[tuple[Stage, dict[str, Any]]]  # the system's own, with their stage.json
+    before: dict[str, float]
+    after: dict[str, float]
+    branches: dict[str, dict[str, float]]
+
+
+def compare_runs(folders: Sequence[Path]) -> list[System]:
+    """The systems that runs, and comparisons (folders of runs), hold, in the methods' order.
+
+    Runs of recipes that differ in nothing but the seed are one system.
+
+    Raises BarError for a folder without runs, a run that isn't finished, and two runs of one
+    system with one seed.
+    """
+    by_recipe: dict[str, list[_Run]] = {}
+    for folder in _expanded(folders):
+        run = _read(folder)
+        by_recipe.setdefault(_but_for_the_seed(run.recipe), []).append(run)
+    systems = [_system(runs) for runs in by_recipe.values()]
+    order = list(METHODS)
+    return sorted(systems, key=lambda system: order.index(system.method))
+
+
+def _expanded(folders: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for folder in map(Path, folders):
+        inside = sorted(path.parent for path in folder.glob("*/recipe.yaml"))
+        if not (folder / "recipe.yaml").is_file() and not inside:
+            raise BarError(f"{folder} is neither a run nor a folder of runs")
+        found += [folder] if (folder / "recipe.yaml").is_file() else inside
+    return found
+
+
+def _read(folder: Path) -> _Run:
+    recipe = load_recipe(folder / "recipe.yaml")
+    graph = stage_graph(recipe)
+    done = {}
+    for stage in graph:
+        path = folder / stage.name / "stage.json"
+        if not path.is_file():
+            raise BarError(f"{folder}: {stage.name} isn't done; finish the run first")
+        done[stage.name] = read_json(path)
+    evaluated = {stage.name.removeprefix("evaluate/"): _scores(folder / stage.name)
+                 for stage in graph if stage.kind == "evaluate"}
+    own = [stage for stage in graph if stage.kind not in _STARTS + _AFTERWARDS]
+    return _Run(
+        folder, recipe, [(stage, done[stage.name]) for stage in own],
+        evaluated[ANCHOR], next(evaluated[name] for name in _LAST if name in evaluated),
+        {name: scores for name, scores in evaluated.items() if name in recipe.domains},
+    )
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    tasks = read_json(folder / "results.json")["tasks"]
+    if not tasks:
+        raise BarError(f"{folder}: no task was evaluated, so there is nothing to compare")
+    return {task: result["score"] for task, result in tasks.items()}
+
+
+def _but_for_the_seed(recipe: Recipe) -> str:
+    plain = dataclasses.replace(recipe, name="", runs="", seed=0, reuse=[])
+    return json.dumps(dataclasses.asdict(plain), sort_keys=True)
+
+
+def _system(runs: Sequence[_Run]) -> System:
+    runs = sorted(runs, key=lambda run: run.recipe.seed)
+    seeds = tuple(run.recipe.seed for run in runs)
+    if len(set(seeds)) < len(seeds):
+        raise BarError(f"{', '.join(str(run.folder) for run in runs)} are runs of one recipe, and "
+                       "two have the same seed")
+    spent = [_spent(run) for run in runs]
+    return System(
+        label=runs[0].folder.name, method=runs[0].recipe.method,
+        runs=tuple(str(run.folder) for run in runs), seeds=seeds,
+        before=_over_seeds([run.before for run in runs]),
+        after=_over_seeds([run.after for run in runs]),
+        branches={name: _over_seeds([run.branches[name] for run in runs])
+                  for name in runs[0].branches},
+        overall=Numbers(tuple(fmean(run.after.values()) for run in runs)),
+        tokens=Numbers(tuple(sum(s.tokens for s in kinds) for kinds in spent)),
+        seconds=Numbers(tuple(
+            sum(done["seconds"] * stage.layout.processes for stage, done in run.stages)
+            for run in runs
+        )),
+        spent=tuple(spent[0]),
+    )
+
+
+def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Numbers]:
+    return {task: Numbers(tuple(seed[task] for seed in scores)) for task in scores[0]}
+
+
+def _spent(run: _Run) -> list[Spent]:
+    found = []
+    for kind in KINDS:
+        stages = [(stage.settings, done) for stage, done in run.stages if stage.kind == kind]
+        if not stages:
+            continue
+        trainings = [settings["training"] for settings, _ in stages]
+        steps = [done["steps"] for _, done in stages]
+        data: dict[str, None] = {}
+        for settings, _ in stages:
+            data |= dict.fromkeys(_data(settings))
+        found.append(Spent(
+            kind, len(stages), sum(steps),
+            sum(n * _tokens_a_step(kind, t) for n, t in zip(steps, trainings)),
+            tuple(dict.fromkeys(t["lr"] for t in trainings)),
+            tuple(dict.fromkeys(done["trainable"] for _, done in stages)),
+            tuple(data),
+        ))
+    return found
+
+
+def _tokens_a_step(kind: str, training: dict[str, Any]) -> int:
+    """What a step reads; of RLVR, whose answers end when they end, the most that it can."""
+    if kind == "rlvr":
+        rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
+        return rollouts * (training["prompt_length"] + training["response_length"])
+    return training["batch_size"] * training["sequence_length"]
+
+
+def _data(settings: dict[str, Any]) -> list[str]:
+    if "sampled" in settings:
+        return [f"{settings['fraction']:.0%} of all SFT data"]
+    trainings = settings.get("parts", {"": settings["training"]}).values()
+    return [_source(source) for training in trainings for source in training["data"]]
+
+
+def _source(source: dict[str, Any]) -> str:
+    name = source["name"] or source["toy"] or Path(source["path"] or source["hub"]).stem
+    return name if source["count"] is None else f"{name} {source['count']}"
+
+
+def comparison_tables(systems: Sequence[System]) -> list[Table]:
+    """For the terminal: scores and costs, the domains' own models, and what all trained with."""
+    tasks = list(dict.fromkeys(task for system in systems for task in system.after))
+    tables = [_score_table(systems, tasks), _spent_table(systems)]
+    if any(system.branches for system in systems):
+        tables.insert(1, _branch_table(systems, tasks))
+    return tables
+
+
+def _score_table(systems: Sequence[System], tasks: Sequence[str]) -> Table:
+    forgotten = [task for task in FORGOTTEN if task in tasks]
+    table = Table(title="Systems: the last model's scores on held-out items, mean over seeds",
+                  title_justify="left")
+    for name in ("system", "seeds"):
+        table.add_column(name)
+    for name in (*tasks, "overall", *(f"{task}\nbefore > after" for task in forgotten),
+                 "tokens", "process\nseconds"):
+        table.add_column(name, justify="right")
+    for system in systems:
+        table.add_row(
+            system.label, " ".join(map(str, system.seeds)),
+            *(_shown(system.after.get(task)) for task in tasks), _shown(system.overall),
+            *(_before_after(system, task) for task in forgotten),
+            f"{system.tokens.mean:,.0f}", f"{system.seconds.mean:,.0f}",
+        )
+    return table
+
+
+def _branch_table(systems: Sequence[System], tasks: Sequence[str]) -> Table:
+    domains = [task for task in tasks if any(task in system.branches for system in systems)]
+    table = Table("system", title="Before they are merged: a domain's model on its own items, and "
+                  "on general ones", title_justify="left")
+    for domain in domains:
+        table.add_column(domain, justify="right")
+    for system in systems:
+        if system.branches:
+            table.add_row(system.label, *(
+                ", ".join(_shown(scores.get(task)) for task in (domain, "general")
+                          if task in scores)
+                for domain in domains for scores in (system.branches.get(domain, {}),)
+            ))
+    return table
+
+
+def _spent_table(systems: Sequence[System]) -> Table:
+    table = Table("system", "stages", "steps", "tokens", "learning rate", "open parameters",
+                  "data", title="What they trained with", title_justify="left")
+    for system in systems:
+        for index, spent in enumerate(system.spent):
+            table.add_row(
+                "" if index else system.label, f"{spent.stages} {spent.kind}", f"{spent.steps:,}",
+                f"{spent.tokens:,}", ", ".join(f"{lr:g}" for lr in spent.lr),
+                ", ".join(f"{count:,}" for count in spent.trained), ", ".join(spent.data),
+            )
+    return table
+
+
+def _shown(numbers: Numbers | None) -> str:
+    if numbers is None:
+        return "-"
+    spread = "" if numbers.spread is None else f" ±{numbers.spread:.2f}"
+    return f"{numbers.mean:.2f}{spread}"
+
+
+def _before_after(system: System, task: str) -> str:
+    if task not in system.before or task not in system.after:
+        return "-"
+    return f"{system.before[task].mean:.2f} > {system.after[task].mean:.2f}"
+
+
+def comparison_data(systems: Sequence[System]) -> list[dict[str, Any]]:
+    """The same as JSON values, each seed's numbers included."""
+    return [_plain(system) for system in systems]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Numbers):
+        return {"values": list(value.values), "mean": value.mean, "spread": value.spread}
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name))
+                for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value

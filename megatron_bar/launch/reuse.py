@@ -1,0 +1,69 @@
+"""Finished stages of other runs, taken over where they are what a recipe asks for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.runtime.console import say
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import publish, staging_path
+from megatron_bar.stages.context import is_done
+from megatron_bar.stages.data import STORES
+
+
+def reused_runs(recipe: Recipe) -> list[Path]:
+    """The runs that `recipe` may take stages from. Raises BarError if there is none in a folder."""
+    for other in map(Path, recipe.reuse):
+        if not (other / "recipe.yaml").is_file():
+            raise BarError(f"reuse: {other} is not the folder of a run")
+    return [Path(other) for other in recipe.reuse]
+
+
+def take_over(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> list[str]:
+    """Give `run` those of `stages` that it lacks and one of the `others` has; returns their names.
+
+    A stage is taken if it was made with the same settings from the same executions of its inputs,
+    so what it was made of is here before it. Files are hard links where the disk allows it: runs
+    never change a file of a stage that is done, they replace it. Tokenized data comes along.
+    """
+    for other in others:
+        _share_data(other, run)
+    taken = []
+    for stage in stages:
+        # The report isn't all in its folder.
+        if stage.kind == "report" or is_done(stage, run):
+            continue
+        donor = next((other for other in others if is_done(stage, run, other)), None)
+        if donor is not None:
+            _copy(donor / stage.name, run / stage.name)
+            taken.append(stage.name)
+    if taken:
+        say(f"{run}: {len(taken)} stages are taken over: {', '.join(taken)}")
+    return taken
+
+
+def _share_data(other: Path, run: Path) -> None:
+    for store in (folder for root in STORES for folder in other.glob(f"data/{root}/*")):
+        target = run / store.relative_to(other)
+        if not store.name.startswith(".") and not target.exists():
+            _copy(store, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    staging = staging_path(target)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, staging, copy_function=_link)
+    publish(staging, target)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)

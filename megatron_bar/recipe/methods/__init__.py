@@ -1,0 +1,45 @@
+"""The systems that a recipe can ask for with `method`: one file each, and one line here.
+
+A method says which stages make its model (`stages`) and refuses recipes that ask for what it
+doesn't have (`check`, which raises BarError).
+"""
+
+from __future__ import annotations
+
+from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.methods import (
+    bar,
+    btx,
+    continued,
+    dense_merge,
+    flexolmo,
+    retrain,
+    retrain_midtrain,
+)
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.runtime.errors import BarError
+
+METHODS = {
+    "bar": bar,
+    "flexolmo": flexolmo,
+    "btx": btx,
+    "dense_merge": dense_merge,
+    "continued": continued,
+    "retrain": retrain,
+    "retrain_midtrain": retrain_midtrain,
+}
+
+
+def stage_graph(recipe: Recipe) -> list[Stage]:
+    """All stages of the recipe's method, each after those it needs."""
+    return METHODS[recipe.method].stages(recipe)
+
+
+def check_method(recipe: Recipe) -> None:
+    """Raise BarError for a method that isn't known, or that the recipe doesn't go together with."""
+    if recipe.method not in METHODS:
+        raise BarError(f"there is no method {recipe.method!r}; there are {', '.join(METHODS)}")
+    if recipe.order != "mixed" and recipe.method != "continued":
+        raise BarError(f"order {recipe.order!r} is for method continued, and the method is "
+                       f"{recipe.method}")
+    METHODS[recipe.method].check(recipe)

@@ -1,0 +1,27 @@
+"""flexolmo: BAR with all shared parameters frozen in every stage, so that branches share them.
+
+After FlexOlmo's training of experts (arXiv 2507.07024); in the paper an ablation of BAR.
+"""
+
+from __future__ import annotations
+
+from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, Stage
+from megatron_bar.recipe.methods import bar
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.runtime.errors import BarError
+
+GROUPS = dict.fromkeys(bar.GROUPS, MIDTRAIN_GROUPS)
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    return bar.stages(recipe, GROUPS)
+
+
+def check(recipe: Recipe) -> None:
+    bar.check(recipe)
+    for name, domain in recipe.domains.items():
+        for kind in GROUPS:
+            for group in getattr(getattr(domain, kind), "trainable", ()):
+                if not group.startswith(("expert.", "router.")):
+                    raise BarError(f"domains.{name}.{kind}.trainable has {group!r}, and method "
+                                   "flexolmo keeps all that is shared frozen; leave it out")

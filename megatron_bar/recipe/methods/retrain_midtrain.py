@@ -1,0 +1,16 @@
+"""retrain_midtrain: the pretrained model, mid-trained and post-trained on all domains at once."""
+
+from __future__ import annotations
+
+from megatron_bar.recipe.graph import DENSE_GROUPS, Stage
+from megatron_bar.recipe.methods import checks, retrain
+from megatron_bar.recipe.schema import Recipe
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    return retrain.stages(recipe, DENSE_GROUPS)
+
+
+def check(recipe: Recipe) -> None:
+    checks.some_training(recipe, ["midtrain"])
+    retrain.check(recipe, DENSE_GROUPS)

@@ -1,0 +1,86 @@
+"""Systems side by side: what is averaged, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_bar.analysis.compare import compare_runs, comparison_data, comparison_tables
+from megatron_bar.recipe.load import load_recipe, save_recipe
+from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.runtime.console import print_wide
+from megatron_bar.runtime.errors import BarError
+
+TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
+SCORES = {"math": 0.5, "code": 0.9, "tool_use": 0.7, "safety": 1.0, "general": 0.9}
+
+
+def finished(runs: Path, name: str, seed: int, better: float = 0.0, *overrides: str) -> Path:
+    """A run as its stages would leave it, but for checkpoints; 10 s a stage."""
+    run = runs / name
+    run.mkdir(parents=True)
+    recipe = load_recipe(TOY, [f"name={name}", f"runs={runs}", f"seed={seed}", *overrides])
+    save_recipe(recipe, run / "recipe.yaml")
+    for stage in stage_graph(recipe):
+        folder = run / stage.name
+        folder.mkdir(parents=True)
+        steps = (stage.settings.get("training") or {}).get("steps")
+        (folder / "stage.json").write_text(json.dumps(
+            {"seconds": 10.0, "steps": steps or 0, "trainable": 7}
+        ))
+        if stage.kind == "evaluate":
+            base = stage.name == "evaluate/anchor"
+            (folder / "results.json").write_text(json.dumps({"tasks": {
+                task: {"score": (1.0 if task == "general" else 0.0) if base
+                       else SCORES[task] + better}
+                for task in stage.settings["tasks"]
+            }}))
+    return run
+
+
+def test_runs_that_differ_in_the_seed_are_one_system(tmp_path):
+    runs = [finished(tmp_path, f"toy-{seed}", seed, -0.1 * seed) for seed in (1, 0, 2)]
+    (system,) = compare_runs(runs)
+    assert system.seeds == (0, 1, 2) and system.label == "toy-0"
+    assert system.after["math"].values == (0.5, 0.4, 0.3)
+    assert system.after["math"].mean == pytest.approx(0.4)
+    assert system.after["math"].spread == pytest.approx(0.1)  # over n - 1
+    assert system.overall.values == pytest.approx((0.8, 0.7, 0.6))
+    assert system.before["general"].mean == 1.0
+    assert system.branches["code"]["code"].values == pytest.approx((0.9, 0.8, 0.7))
+    midtrain, sft, route = system.spent
+    assert (midtrain.steps, sft.steps, route.steps) == (250, 1080, 300)
+    assert system.tokens.mean == (1330 * 4 + 300 * 8) * 256
+    # Two mid-trainings, four SFTs, four branches, a merge, and routing with two processes.
+    assert system.seconds.mean == (2 + 4 + 4 + 1 + 2) * 10
+    assert sft.data == ("math 4000", "general 1500", "code 4000", "tool_use 4000", "safety 4000")
+    assert route.data == ("25% of all SFT data",) and sft.lr == (4e-3,)
+
+
+def test_folders_of_runs_and_other_settings(tmp_path, capsys):
+    finished(tmp_path / "both", "bar", 0)
+    finished(tmp_path / "both", "flexolmo", 0, 0.0, "method=flexolmo")
+    finished(tmp_path / "both", "a-longer-bar", 0, 0.0, "domains.math.sft.steps=500")
+    systems = compare_runs([tmp_path / "both"])
+    assert [s.label for s in systems] == ["a-longer-bar", "bar", "flexolmo"]
+    assert all(s.after["math"].spread is None for s in systems)
+    print_wide(*comparison_tables(systems))
+    shown = capsys.readouterr().out
+    assert "flexolmo" in shown and "0.80" in shown and "1.00 > 0.90" in shown
+    data = json.loads(json.dumps(comparison_data(systems)))
+    assert data[2]["after"]["code"] == {"values": [0.9], "mean": 0.9, "spread": None}
+
+
+def test_what_can_not_be_compared_is_refused(tmp_path):
+    run = finished(tmp_path, "toy", 0)
+    with pytest.raises(BarError, match="neither a run nor a folder of runs"):
+        compare_runs([tmp_path / "none"])
+    shutil.copytree(run, tmp_path / "again")
+    with pytest.raises(BarError, match="two have the same seed"):
+        compare_runs([run, tmp_path / "again"])
+    (run / "math" / "sft" / "stage.json").unlink()
+    with pytest.raises(BarError, match="math/sft isn't done; finish the run first"):
+        compare_runs([run])

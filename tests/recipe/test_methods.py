@@ -1,0 +1,214 @@
+"""Each method's graph, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_bar.launch.check import check_recipe, stage_models
+from megatron_bar.models.presets import PRESETS
+from megatron_bar.recipe.load import load_recipe, load_recipes
+from megatron_bar.recipe.methods import METHODS, stage_graph
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.context import identity, training_of
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TOY = EXAMPLES / "toy.yaml"
+# What every domain of the toy trains is left to the method.
+OPEN = [f"domains.{domain}.sft.trainable=[]" for domain in ("math", "code", "tool_use", "safety")]
+STARTS = ["base", "anchor", "pretrained"]
+
+
+def graph(*overrides):
+    recipe = load_recipe(TOY, [*OPEN, *overrides])
+    check_recipe(recipe)
+    return {stage.name: stage for stage in stage_graph(recipe)}
+
+
+def own(stages):
+    """Names of the stages that make the model."""
+    return [name for name, stage in stages.items()
+            if stage.kind not in ("pretrain", "import", "evaluate", "export", "report")]
+
+
+DENSE = ["math/midtrain", "math/sft", "code/midtrain", "code/sft", "tool_use/sft", "safety/sft"]
+
+
+@pytest.mark.parametrize("overrides, expected, final", [
+    (["method=flexolmo"], ["math/branch", "math/midtrain", "math/sft", "code/branch",
+                           "code/midtrain", "code/sft", "tool_use/branch", "tool_use/sft",
+                           "safety/branch", "safety/sft", "merged", "routed"], "routed"),
+    (["method=btx"], [*DENSE, "merged", "routed"], "routed"),
+    (["method=dense_merge"], [*DENSE, "merged"], "merged"),
+    (["method=dense_merge", "domains.math.midtrain=null", "domains.code.midtrain=null"],
+     ["math/sft", "code/sft", "tool_use/sft", "safety/sft", "merged"], "merged"),
+    (["method=continued"], ["all/sft"], "all/sft"),
+    (["method=continued", "order=sequence"],
+     ["math/sft", "code/sft", "tool_use/sft", "safety/sft"], "safety/sft"),
+    (["method=retrain"], ["all/sft"], "all/sft"),
+    (["method=retrain_midtrain"], ["all/midtrain", "all/sft"], "all/sft"),
+])
+def test_graphs(overrides, expected, final):
+    stages = graph(*overrides)
+    assert list(stages)[:3] == STARTS and own(stages) == expected
+    assert stages["hf"].inputs == {"checkpoint": final}
+    last = [stage for stage in stages.values() if stage.kind == "evaluate"][-1]
+    assert last.inputs == {"checkpoint": final}
+    for name in ("evaluate/anchor", last.name):
+        assert set(stages[name].settings["tasks"]) == {
+            "math", "code", "tool_use", "safety", "general"
+        }
+    done = set()
+    for stage in stages.values():
+        assert set(stage.inputs.values()) <= done
+        done.add(stage.name)
+
+
+def test_dense_methods_train_everything_from_the_right_start():
+    for method, start in (("continued", "anchor"), ("retrain", "pretrained")):
+        stage = graph(f"method={method}")["all/sft"]
+        assert stage.inputs == {"start": start}
+        assert training_of(stage).trainable == ["*"]
+    for method in ("btx", "dense_merge"):
+        stages = graph(f"method={method}")
+        assert {stages[f"{d}/{k}"].inputs["start"] for d, k in (
+            ("math", "midtrain"), ("code", "midtrain"), ("tool_use", "sft"), ("safety", "sft")
+        )} == {"anchor"}
+        assert all(training_of(stages[name]).trainable == ["*"] for name in DENSE)
+    sequence = graph("method=continued", "order=sequence")
+    assert sequence["tool_use/sft"].inputs == {"start": "code/sft"}
+
+
+def test_flexolmo_opens_nothing_shared():
+    stages = graph("method=flexolmo")
+    assert all(training_of(stage).trainable == ["expert.1", "router.1"]
+               for stage in stages.values() if stage.kind in ("midtrain", "sft"))
+    opened = training_of(graph()["tool_use/sft"]).trainable
+    assert {"embeddings", "head", "final_norm"} < set(opened)
+
+
+def test_one_stage_reads_what_the_domains_own_would():
+    stages = graph("method=retrain_midtrain")
+    midtrain, sft = stages["all/midtrain"], stages["all/sft"]
+    assert list(midtrain.settings["parts"]) == ["math", "code"]
+    assert {name: part["steps"] for name, part in sft.settings["parts"].items()} == {
+        "math": 400, "code": 220, "tool_use": 300, "safety": 160
+    }
+    training = training_of(sft)
+    assert (training.epochs, training.steps, training.data) == (1.0, None, [])
+    assert (training.lr, training.batch_size) == (4e-3, 4)
+    longer = graph("method=retrain_midtrain", "domains.math.sft.steps=401")
+    assert identity(longer["all/sft"]) != identity(sft)
+    assert identity(longer["all/midtrain"]) == identity(midtrain)
+
+
+def test_rlvr_of_all_domains():
+    recipe = load_recipe(TOY, [
+        *OPEN, "method=retrain", 'domains.math.rlvr={"data":[{"toy":"math"}],"steps":3}',
+        'domains.code.rlvr={"data":[{"toy":"code"}],"steps":2}',
+    ])
+    stage = next(stage for stage in stage_graph(recipe) if stage.name == "all/rlvr")
+    training = training_of(stage)
+    assert [source.toy for source in training.data] == ["math", "code"]
+    assert training.steps == 5 and training.trainable == ["*"]
+    assert stage.inputs == {"start": "all/sft"}
+
+
+def test_the_models_of_stages():
+    def experts(method):
+        recipe = load_recipe(TOY, [*OPEN, f"method={method}"])
+        return {name: model.num_experts
+                for name, model in stage_models(recipe, PRESETS["toy"]).items()}
+
+    assert experts("bar")["math/sft"] == 2 and experts("bar")["routed"] == 5
+    assert experts("btx")["math/sft"] is None and experts("btx")["routed"] == 5
+    assert experts("dense_merge")["merged"] is None
+    assert experts("retrain")["hf"] is None
+
+
+@pytest.mark.parametrize("overrides, message", {
+    "method=bat": "no method 'bat'; there are bar, flexolmo, btx",
+    "method=flexolmo domains.math.sft.trainable=[expert.1,head]":
+        "domains.math.sft.trainable has 'head', and method flexolmo keeps all",
+    "method=btx merge.shared=law": "merge.shared 'law' is none of published, branches, anchor, m",
+    "method=btx route.fraction=0": "not in",
+    "method=dense_merge merge.shared=math": "dense_merge averages all weights",
+    "method=continued merge.shared=branches": "continued trains one model; leave it out",
+    "method=continued order=random": "order 'random' is not mixed or sequence",
+    "method=retrain order=sequence": "is for method continued, and the method is retrain",
+    "method=retrain domains.math.sft.lr=1": r"sft.lr is 1.0 for math and 0.004 for code",
+    "method=retrain_midtrain domains.math.midtrain=null domains.code.midtrain=null":
+        "nothing to train: no domain has midtrain",
+    "method=retrain pretrain=null anchor=some/folder": "starts from the pretrained model; give",
+}.items())
+def test_what_does_not_go_together_gets_one_line(overrides, message):
+    with pytest.raises(BarError, match=message) as raised:
+        load_recipe(TOY, [*OPEN, *overrides.split()])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_dense_method_has_no_experts_to_name():
+    with pytest.raises(BarError, match=r"math/sft: trainable: 'expert.1' matches no parameter"):
+        check_recipe(load_recipe(TOY, ["method=btx"]))
+
+
+def test_dense_methods_need_no_route(tmp_path):
+    recipe = yaml.safe_load(TOY.read_text())
+    del recipe["route"]
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe))
+    load_recipe(tmp_path / "toy.yaml", ["method=retrain"])
+    with pytest.raises(BarError, match=r"route.training: give one of steps"):
+        load_recipe(tmp_path / "toy.yaml")
+
+
+def test_the_comparison_has_every_method_and_shares_what_it_can():
+    recipes = load_recipes(EXAMPLES / "toy-compare.yaml", ["runs=elsewhere"])
+    assert {recipe.method for recipe in recipes} == set(METHODS)
+    by_name = {recipe.name: {s.name: identity(s) for s in stage_graph(recipe)}
+               for recipe in recipes}
+    for recipe in recipes:
+        check_recipe(recipe)
+    assert recipes[2].reuse == ["elsewhere/toy-compare/bar", "elsewhere/toy-compare/flexolmo"]
+    toy = {s.name: identity(s) for s in stage_graph(load_recipe(TOY))}
+    assert by_name["toy-compare/flexolmo"] == toy
+    bar = by_name["toy-compare/bar"]
+    assert {name for name in bar if bar[name] != toy[name]} == {"tool_use/sft"}
+    btx, merge = by_name["toy-compare/btx"], by_name["toy-compare/dense_merge"]
+    assert all(btx[name] == merge[name] for name in [*STARTS, *DENSE])
+
+
+def test_systems_and_what_a_recipe_extends(tmp_path):
+    shorter = {"seed": 5, "domains": {"math": {"sft": {"steps": 7}}}}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump({
+        "extends": str(TOY), "name": "both", "seed": 4,
+        "systems": {"plain": None, "short": shorter},
+    }))
+    plain, short = load_recipes(tmp_path / "both.yaml", ["domains.code.sft.steps=8"])
+    assert (plain.name, plain.seed, short.name, short.seed) == ("both/plain", 4, "both/short", 5)
+    assert [r.domains["math"].sft.steps for r in (plain, short)] == [400, 7]
+    assert [r.domains["code"].sft.steps for r in (plain, short)] == [8, 8]
+    assert short.systems == {} and short.extends is None
+    with pytest.raises(BarError, match="has 2 systems, which only megatron-bar run takes"):
+        load_recipe(tmp_path / "both.yaml")
+    with pytest.raises(BarError, match=r"both.yaml, system short: .*sft: give one of"):
+        load_recipes(tmp_path / "both.yaml", ["systems.short.domains.math.sft.epochs=1"])
+    (tmp_path / "a.yaml").write_text("extends: b.yaml")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml")
+    with pytest.raises(BarError, match="which extends it"):
+        load_recipe(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("extends: none.yaml")
+    with pytest.raises(BarError, match=r"none.yaml doesn't exist"):
+        load_recipe(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("systems, message", [
+    ({"btx": 3}, "systems.btx is 3 and should be keys"),
+    ({"a/b": None}, "a system can't be called 'a/b'"),
+    ({"btx": {"methd": "btx"}}, "Key 'methd' not in 'Recipe'"),
+    ({"btx": {"method": "bts"}}, "system btx: there is no method 'bts'"),
+])
+def test_systems_that_make_no_sense_get_one_line(systems, message, tmp_path):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"extends": str(TOY), "systems": systems}))
+    with pytest.raises(BarError, match=message) as raised:
+        load_recipes(tmp_path / "r.yaml")
+    assert "\n" not in str(raised.value)
