@@ -126,8 +126,7 @@ class _Split:
 
     def __call__(self) -> Made:
         tensor = self.reader.read(self.slot)
-        return Made([[part] for part in self.slot.to_hf(tensor)],
-                    [(self.reader.where(self.slot), tensor)])
+        return Made(self.slot.pieces_to_hf(tensor), [(self.reader.where(self.slot), tensor)])
 
 
 def export_hf(

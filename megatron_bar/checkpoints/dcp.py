@@ -8,24 +8,22 @@ memory map, and written by copying bytes between frames.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
+from megatron_bar.checkpoints.dcp_index import (
+    Chunk,
+    Index,
+    Place,
+    StoredTensor,
+    import_classes,
+    read_index,
+    write_index,
+)
 from megatron_bar.checkpoints.manifest import Manifest
 from megatron_bar.checkpoints.mapped import MappedFiles
 from megatron_bar.checkpoints.names import Slot
@@ -40,9 +38,9 @@ _CONFIG = {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
            "common_backend": "torch", "common_backend_version": 1}
 
 
-def chunk_of(slot: Slot) -> ChunkStorageMetadata:
+def chunk_of(slot: Slot) -> Chunk:
     """Where the slot's slice lies in its key's global tensor."""
-    return ChunkStorageMetadata(
+    return Chunk(
         offsets=torch.Size((*slot.index, *(0 for _ in slot.shape))),
         sizes=torch.Size((*(1 for _ in slot.index), *slot.shape)),
     )
@@ -59,8 +57,7 @@ class CheckpointFormat:
     def __init__(self, slots: Sequence[Slot], items: Sequence[Item]) -> None:
         self.items = items
         self.parts: list[Part] = []
-        self._entries: dict[str, TensorStorageMetadata] = {}
-        self._stored: dict[MetadataIndex, _StorageInfo] = {}
+        self._index = Index({}, {})
         number, end, placed = 0, 0, []
         for slot, item in zip(slots, items, strict=True):
             if placed and end + item.nbytes > FILE_BYTES:
@@ -73,24 +70,24 @@ class CheckpointFormat:
             end = data + item.nbytes + len(after)
             around = ((start, before), (data + item.nbytes, after))
             placed.append(Placed(item, (data,), around))
-            self._register(slot, item, chunk, _StorageInfo(_file_name(number), start, end - start))
+            self._register(slot, item, chunk, Place(_file_name(number), start, end - start))
         self.parts += parts_of(_file_name(number), placed)
 
-    def _register(
-        self, slot: Slot, item: Item, chunk: ChunkStorageMetadata, stored: _StorageInfo
-    ) -> None:
-        entry = self._entries.setdefault(slot.key, TensorStorageMetadata(
-            TensorProperties(dtype=item.dtype), torch.Size(slot.global_shape), []
-        ))
-        if entry.properties.dtype != item.dtype:
+    def _register(self, slot: Slot, item: Item, chunk: Chunk, place: Place) -> None:
+        tensor = self._index.tensors.setdefault(
+            slot.key, StoredTensor(item.dtype, torch.Size(slot.global_shape), [])
+        )
+        if tensor.dtype != item.dtype:
             raise BarError(f"tensor {slot.label} is {item.dtype}, but {slot.key} of other layers "
-                           f"or experts is {entry.properties.dtype}; convert with --dtype")
-        self._stored[MetadataIndex(slot.key, chunk.offsets, len(entry.chunks))] = stored
-        entry.chunks.append(chunk)
+                           f"or experts is {tensor.dtype}; convert with --dtype")
+        tensor.chunks.append(chunk)
+        self._index.places[slot.key, chunk.offsets] = place
+
+    def prepare(self) -> None:
+        import_classes()
 
     def finish(self, folder: Path) -> None:
-        metadata = Metadata(self._entries, planner_data={}, storage_data=self._stored)
-        (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+        write_index(folder, self._index)
         torch.save({}, folder / "common.pt")
         write_json(folder / "metadata.json", _CONFIG)
 
@@ -103,7 +100,7 @@ def _file_name(number: int) -> str:
 class _Overlap:
     """The common part of a chunk and of the region that is read, as seen from either."""
 
-    chunk: ChunkStorageMetadata
+    chunk: Chunk
     in_chunk: tuple[slice, ...]
     in_region: tuple[slice, ...]
     numel: int
@@ -121,20 +118,16 @@ class CheckpointReader:
         self.folder = Path(folder)
         self.manifest = Manifest.of(self.folder)
         self._files = MappedFiles(self.folder)
-        self._by_index: dict[str, dict[tuple[int, ...], list[ChunkStorageMetadata]]] = {}
+        self._by_index: dict[str, dict[tuple[int, ...], list[Chunk]]] = {}
         try:
-            self._metadata = FileSystemReader(self.folder).read_metadata()
-            self._stored = dict(self._metadata.storage_data)
+            self._index = read_index(self.folder)
         except Exception as error:  # unpickling damaged bytes raises anything
             raise BarError(f"{folder} is not a readable checkpoint "
                            f"({folder}/.metadata: {type(error).__name__})") from None
 
-    def __reduce__(self):
-        return open_checkpoint, (self.folder,)
-
-    def _entry(self, slot: Slot) -> TensorStorageMetadata:
-        entry = self._metadata.state_dict_metadata.get(slot.key)
-        if not isinstance(entry, TensorStorageMetadata):
+    def _entry(self, slot: Slot) -> StoredTensor:
+        entry = self._index.tensors.get(slot.key)
+        if entry is None:
             raise BarError(f"{self.folder}: tensor {slot.key} is missing")
         # Rows past the vocabulary differ with the tensor parallelism that wrote the checkpoint.
         expected = tuple(slot.global_shape)
@@ -146,7 +139,7 @@ class CheckpointReader:
         return entry
 
     def dtype(self, slot: Slot) -> torch.dtype:
-        return self._entry(slot).properties.dtype
+        return self._entry(slot).dtype
 
     def recorded_digest(self, slot: Slot) -> str | None:
         """The digest of the slot's bytes that the manifest gives, without reading them."""
@@ -155,7 +148,7 @@ class CheckpointReader:
     def where(self, slot: Slot) -> str:
         """File and tensor, for errors."""
         overlaps = self._overlaps(slot, self._entry(slot))
-        files = sorted({self._storage(slot.key, o.chunk).relative_path for o in overlaps})
+        files = sorted({self._place(slot.key, o.chunk).file for o in overlaps})
         return f"{self.folder}/{','.join(files)}: tensor {slot.label}"
 
     def read(self, slot: Slot) -> torch.Tensor:
@@ -169,7 +162,7 @@ class CheckpointReader:
         if len(overlaps) == 1 and overlaps[0].numel == region.numel():
             tensor = self._chunk(slot.key, entry, overlaps[0].chunk)[overlaps[0].in_chunk]
         else:
-            tensor = torch.zeros(region, dtype=entry.properties.dtype)
+            tensor = torch.zeros(region, dtype=entry.dtype)
             for overlap in overlaps:
                 chunk = self._chunk(slot.key, entry, overlap.chunk)
                 tensor[overlap.in_region] = chunk[overlap.in_chunk]
@@ -178,7 +171,7 @@ class CheckpointReader:
             self.manifest.check(slot.label, tensor, self.where(slot).partition(": ")[0])
         return tensor
 
-    def _overlaps(self, slot: Slot, entry: TensorStorageMetadata) -> list[_Overlap]:
+    def _overlaps(self, slot: Slot, entry: StoredTensor) -> list[_Overlap]:
         region = chunk_of(slot)
         near = self._chunks_by_index(slot.key, len(slot.index)).get(slot.index, ())
         found = [o for chunk in near if (o := _overlap(region, chunk)) is not None]
@@ -193,42 +186,39 @@ class CheckpointReader:
 
     def _chunks_by_index(
         self, key: str, axes: int
-    ) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
+    ) -> dict[tuple[int, ...], list[Chunk]]:
         """The chunks of a key that have to do with each layer and expert."""
         if key not in self._by_index:
             found = self._by_index[key] = {}
-            for chunk in self._metadata.state_dict_metadata[key].chunks:
+            for chunk in self._index.tensors[key].chunks:
                 ranges = (range(o, o + n) for o, n in zip(chunk.offsets[:axes], chunk.sizes))
                 for index in itertools.product(*ranges):
                     found.setdefault(index, []).append(chunk)
         return self._by_index[key]
 
-    def _storage(self, key: str, chunk: ChunkStorageMetadata) -> _StorageInfo:
+    def _place(self, key: str, chunk: Chunk) -> Place:
         try:
-            return self._stored[MetadataIndex(key, chunk.offsets)]
+            return self._index.places[key, chunk.offsets]
         except KeyError:
             raise BarError(f"{self.folder}: .metadata doesn't say where tensor {key} at "
                            f"{tuple(chunk.offsets)} is") from None
 
-    def _chunk(
-        self, key: str, entry: TensorStorageMetadata, chunk: ChunkStorageMetadata
-    ) -> torch.Tensor:
+    def _chunk(self, key: str, entry: StoredTensor, chunk: Chunk) -> torch.Tensor:
         """A chunk as a view of its file."""
-        stored = self._storage(key, chunk)
-        path = self.folder / stored.relative_path
-        dtype, shape = entry.properties.dtype, tuple(chunk.sizes)
+        place = self._place(key, chunk)
+        dtype, shape = entry.dtype, tuple(chunk.sizes)
         try:
-            archive = self._files.bytes(stored.relative_path, stored.offset, stored.length)
-            start = stored.offset + bytes_start(archive, dtype, shape)
+            with self._files.window(place.file, place.offset, place.length) as archive:
+                start = place.offset + bytes_start(archive, dtype, shape)
+            return self._files.tensor(place.file, start, dtype, shape)
         except BarError as error:
             raise BarError(f"{error} (at tensor {key})") from None
         except Exception as error:  # reading damaged bytes raises anything
-            raise BarError(f"{path}: tensor {key} can't be read ({type(error).__name__}); the "
-                           "file is damaged") from error
-        return self._files.tensor(stored.relative_path, start, dtype, shape)
+            raise BarError(f"{self.folder / place.file}: tensor {key} can't be read "
+                           f"({type(error).__name__}); the file is damaged") from error
 
 
-def _overlap(region: ChunkStorageMetadata, chunk: ChunkStorageMetadata) -> _Overlap | None:
+def _overlap(region: Chunk, chunk: Chunk) -> _Overlap | None:
     starts = tuple(map(max, region.offsets, chunk.offsets))
     ends = tuple(min(a + b, c + d) for a, b, c, d in
                  zip(region.offsets, region.sizes, chunk.offsets, chunk.sizes))
@@ -240,9 +230,3 @@ def _overlap(region: ChunkStorageMetadata, chunk: ChunkStorageMetadata) -> _Over
 
     numel = torch.Size(e - s for s, e in zip(starts, ends)).numel()
     return _Overlap(chunk, seen_from(chunk.offsets), seen_from(region.offsets), numel)
-
-
-@functools.lru_cache(maxsize=16)
-def open_checkpoint(folder: Path) -> CheckpointReader:
-    """A reader for a worker process, which gets many items that read the same checkpoint."""
-    return CheckpointReader(folder)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import multiprocessing
 import shutil
-import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Protocol
-
-import torch
 
 from megatron_bar.checkpoints.manifest import write_manifest
 from megatron_bar.checkpoints.plan import Item, Part, description
@@ -20,7 +15,7 @@ from megatron_bar.checkpoints.write import write_part
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest
-from megatron_bar.runtime.pool import cores, die_with_starter
+from megatron_bar.runtime.pool import WorkerKilled, cores, spread
 
 # Starting a process costs about as long as copying this much.
 BYTES_PER_PROCESS = 4 * 2**30
@@ -31,6 +26,9 @@ class Format(Protocol):
 
     items: Sequence[Item]
     parts: Sequence[Part]
+
+    def prepare(self) -> None:
+        """Get ready what `finish` needs. Called in a thread while tensors are being written."""
 
     def finish(self, folder: Path) -> None:
         """Write what tells readers where the tensors are."""
@@ -69,8 +67,12 @@ def convert(
         with progress(what, len(output.items)) as advance:
             for number in records:
                 advance(len(output.parts[number].placed))
-            processes = processes or sensible_processes(size)
-            for number, record in _written(staging.whole, missing, processes):
+            preparation = threading.Thread(target=output.prepare)
+            for number, record in _written(
+                staging.whole, missing, processes or sensible_processes(size)
+            ):
+                if preparation.ident is None:  # not before children were forked
+                    preparation.start()
                 staging.record(number, record)
                 records[number] = record
                 advance(len(output.parts[number].placed))
@@ -118,35 +120,14 @@ def _written(
     folder: Path, parts: dict[int, Part], processes: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Write `parts`; yields number and record of each as it is done."""
-    if processes == 1 or len(parts) <= 1:
-        for number, part in parts.items():
-            yield number, write_part(folder, part)
-        return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(processes, len(parts)), multiprocessing.get_context("forkserver"), _start_worker
-    )
+
+    def write(number: int) -> tuple[int, dict[str, Any]]:
+        return number, write_part(folder, parts[number])
+
     try:
-        futures = {pool.submit(write_part, folder, part): number for number, part in parts.items()}
-        for future in concurrent.futures.as_completed(futures):
-            yield futures[future], future.result()
-    except BrokenProcessPool:
+        yield from spread(write, list(parts), processes)
+    except WorkerKilled:
         raise BarError(
             f"a process that wrote {folder} was killed: out of memory, or a file that is read "
             "has been cut short, or its disk fails"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def import_once_for_workers() -> None:
-    """Let the server that workers are forked from import what they need, before it starts.
-
-    For programs that convert and nothing else: there is one such server in a process.
-    """
-    multiprocessing.set_forkserver_preload(["megatron_bar.checkpoints.dcp"])
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says what is to be done
-    die_with_starter()

@@ -6,7 +6,6 @@ place of each tensor) and then the tensors' bytes.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -63,9 +62,6 @@ class HfReader:
         else:
             raise BarError(f"{folder} holds neither {SINGLE} nor {INDEX}")
 
-    def __reduce__(self):
-        return open_hf, (self.folder,)
-
     @property
     def names(self) -> set[str]:
         return set(self._file_of)
@@ -105,9 +101,12 @@ class HfReader:
         """A view of the file, not to be written to."""
         file_name, entry, start = self._entry(name)
         dtype = self.check(name, entry["shape"])
-        tensor = self._files.tensor(
-            file_name, start + entry["data_offsets"][0], dtype, tuple(entry["shape"])
-        )
+        try:
+            tensor = self._files.tensor(
+                file_name, start + entry["data_offsets"][0], dtype, tuple(entry["shape"])
+            )
+        except BarError as error:
+            raise BarError(f"{error} (at tensor {name})") from None
         if self.manifest is not None:
             self.manifest.check(name, tensor, self.folder / file_name)
         return tensor
@@ -144,12 +143,6 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, start
 
 
-@functools.lru_cache(maxsize=16)
-def open_hf(folder: Path) -> HfReader:
-    """A reader for a worker process, which gets many items that read the same folder."""
-    return HfReader(folder)
-
-
 class SafetensorsFormat:
     """Items laid out as model.safetensors, or as shards of about `shard_bytes` with an index."""
 
@@ -163,6 +156,9 @@ class SafetensorsFormat:
                     else f"model-{number:05}-of-{len(shards):05}.safetensors")
             self.parts += parts_of(file, _placed(shard))
             self._weight_map |= {name: file for item in shard for name in item.names}
+
+    def prepare(self) -> None:
+        pass
 
     def finish(self, folder: Path) -> None:
         if len(set(self._weight_map.values())) > 1:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import io
 import mmap
+import os
 import warnings
 from pathlib import Path
 
@@ -14,7 +18,10 @@ from megatron_bar.runtime.errors import BarError
 
 _PAGE = mmap.PAGESIZE
 _BLOCK = 2**20  # numbers
-_READ_AHEAD_BYTES = 1 << 20  # what is smaller, the kernel reads ahead anyway
+_MADV_POPULATE_READ = 22  # Linux 5.14; Python's mmap doesn't name it
+# Not mmap.madvise: that one keeps other threads waiting while the disk works.
+_madvise = ctypes.CDLL(None, use_errno=True).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 # By dtype: integers of its width, and the patterns of +Inf and -Inf. All that isn't finite lies at
 # or above them: the positive patterns as signed integers, the negative ones as unsigned.
@@ -30,7 +37,9 @@ class MappedFiles:
     """Read-only memory maps of a folder's files, each made when it is first asked for.
 
     Mapped pages belong to the page cache, not to the process. A file that shrinks under a map, or
-    whose disk fails, ends the process with SIGBUS: maps have no other way to say it.
+    whose disk fails, would end the process with SIGBUS when it looks. So the kernel is asked to
+    bring a tensor in before it is handed out, and says what goes wrong. Kernels before 5.14 can't
+    be asked, and pages that memory pressure evicts in between are read once more.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,28 +56,76 @@ class MappedFiles:
                 raise BarError(f"{path} can't be read: {error}") from None
         return self._maps[name]
 
-    def bytes(self, name: str, offset: int, length: int) -> memoryview:
-        """A view of the file's bytes. Raises BarError if the file ends before them."""
+    def _check(self, name: str, end: int) -> mmap.mmap:
         map_ = self._map(name)
-        if offset + length > len(map_):
+        if end > len(map_):
             raise BarError(f"{self.folder / name} is truncated: it has {len(map_)} bytes and "
-                           f"should have at least {offset + length}")
-        return memoryview(map_)[offset : offset + length]
+                           f"should have at least {end}")
+        return map_
+
+    def window(self, name: str, offset: int, length: int) -> io.RawIOBase:
+        """Some of a file's bytes as a file. Raises BarError if the file ends before they do."""
+        self._check(name, offset + length)
+        return _Window(self.folder / name, offset, length)
 
     def tensor(
         self, name: str, offset: int, dtype: torch.dtype, shape: tuple[int, ...]
     ) -> torch.Tensor:
-        """A view of the file as a tensor. Raises BarError if the file ends before it does."""
+        """A view of the file as a tensor, in memory. Raises BarError where it can't be read."""
         size = torch.Size(shape).numel() * dtype.itemsize
-        data = self.bytes(name, offset, size)
+        map_ = self._check(name, offset + size)
         if size == 0:
             return torch.empty(shape, dtype=dtype)
-        if size >= _READ_AHEAD_BYTES:
-            start = offset // _PAGE * _PAGE
-            self._map(name).madvise(mmap.MADV_WILLNEED, start, offset + size - start)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable.*")
-            return torch.frombuffer(data, dtype=dtype).reshape(shape)
+            tensor = torch.frombuffer(
+                map_, dtype=dtype, count=size // dtype.itemsize, offset=offset
+            ).reshape(shape)
+        if fault := _bring_in(tensor.data_ptr(), size):
+            raise BarError(f"{self.folder / name} can't be read ({fault}): its disk fails, or it "
+                           "has been cut short meanwhile")
+        return tensor
+
+
+class _Window(io.RawIOBase):
+    """Bytes of a file as a file of their own. What is wrong with the disk, it raises as OSError."""
+
+    def __init__(self, path: Path, offset: int, length: int) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+        self._offset, self._length = offset, length
+        self._place = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
+        self._place = base + offset
+        return self._place
+
+    def readinto(self, buffer: memoryview) -> int:
+        piece = memoryview(buffer)[: max(self._length - self._place, 0)]
+        count = os.preadv(self._fd, [piece], self._offset + self._place)
+        self._place += count
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+
+def _bring_in(address: int, size: int) -> str | None:
+    """Have the mapped bytes in memory, all that isn't read at once; returns what went wrong."""
+    start = address // _PAGE * _PAGE
+    length = address + size - start
+    _madvise(start, length, mmap.MADV_WILLNEED)
+    if _madvise(start, length, _MADV_POPULATE_READ) == 0 or ctypes.get_errno() == errno.EINVAL:
+        return None
+    return os.strerror(ctypes.get_errno())
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

@@ -23,12 +23,12 @@ Shape = tuple[int, ...]
 class Fusion:
     """How several Hugging Face tensors make one Megatron tensor, and back.
 
-    `join` gives pieces whose rows follow one another in the Megatron tensor: views, where they can
-    be, so that a converter copies from file to file.
+    `join` gives pieces whose rows follow one another in the Megatron tensor, `split` those of each
+    Hugging Face tensor: views, where they can be, so that a converter copies from file to file.
     """
 
     join: Callable[[ModelConfig, Sequence[torch.Tensor]], list[torch.Tensor]]
-    split: Callable[[ModelConfig, torch.Tensor], list[torch.Tensor]]
+    split: Callable[[ModelConfig, torch.Tensor], list[list[torch.Tensor]]]
 
 
 def _interleave_qkv(model: ModelConfig, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -37,10 +37,11 @@ def _interleave_qkv(model: ModelConfig, tensors: Sequence[torch.Tensor]) -> list
     return [part[group] for group in range(model.num_kv_heads) for part in parts]
 
 
-def _split_qkv(model: ModelConfig, qkv: torch.Tensor) -> list[torch.Tensor]:
+def _split_qkv(model: ModelConfig, qkv: torch.Tensor) -> list[list[torch.Tensor]]:
     queries = model.num_heads // model.num_kv_heads
-    groups = qkv.reshape(model.num_kv_heads, queries + 2, model.head_dim, qkv.shape[-1])
-    return [t.reshape(-1, qkv.shape[-1]) for t in groups.split((queries, 1, 1), dim=1)]
+    rows = [count * model.head_dim for count in (queries, 1, 1)]
+    groups = [group.split(rows) for group in qkv.chunk(model.num_kv_heads)]
+    return [list(pieces) for pieces in zip(*groups)]
 
 
 def _pad_vocabulary(model: ModelConfig, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -49,10 +50,11 @@ def _pad_vocabulary(model: ModelConfig, tensors: Sequence[torch.Tensor]) -> list
     return [weight, weight.new_zeros(missing_rows, weight.shape[1])]
 
 
-SAME = Fusion(lambda model, tensors: list(tensors), lambda model, tensor: [tensor])
-VOCAB = Fusion(_pad_vocabulary, lambda model, tensor: [tensor[: model.vocab_size]])
+SAME = Fusion(lambda model, tensors: list(tensors), lambda model, tensor: [[tensor]])
+VOCAB = Fusion(_pad_vocabulary, lambda model, tensor: [[tensor[: model.vocab_size]]])
 QKV = Fusion(_interleave_qkv, _split_qkv)
-GATE_UP = Fusion(lambda model, tensors: list(tensors), lambda model, tensor: list(tensor.chunk(2)))
+GATE_UP = Fusion(lambda model, tensors: list(tensors),
+                 lambda model, tensor: [[half] for half in tensor.chunk(2)])
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,6 @@ class Name:
     hf: tuple[str, ...]
     shapes: Callable[[ModelConfig], tuple[Shape, ...]]
     fusion: Fusion = SAME
-
-    def __reduce__(self):
-        # Sent to another process, a line stays the line of the table that it is.
-        return _line, (self.megatron,)
 
 
 def _output(model: ModelConfig) -> tuple[Shape, ...]:
@@ -138,11 +136,6 @@ ROUTER_NAME = Name("router.{expert}", _OURS + "mlp.router.weight",
                    (_HF + "mlp.gate.weight",), lambda m: ((m.num_experts, m.hidden_size),))
 
 
-def _line(key: str) -> Name:
-    lines = (*SHARED_NAMES, *DENSE_FFN_NAMES, *EXPERT_FFN_NAMES, ROUTER_NAME)
-    return next(line for line in lines if line.megatron == key)
-
-
 def table(model: ModelConfig) -> tuple[Name, ...]:
     """All lines that hold for `model`, dense or with experts."""
     if model.num_experts is None:
@@ -195,8 +188,14 @@ class Slot:
         """Pieces of the slice, whose rows follow one another."""
         return self.name.fusion.join(self.model, tensors)
 
-    def to_hf(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+    def pieces_to_hf(self, tensor: torch.Tensor) -> list[list[torch.Tensor]]:
+        """For each Hugging Face tensor, pieces whose rows follow one another."""
         return self.name.fusion.split(self.model, tensor)
+
+    def to_hf(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The Hugging Face tensors; those of several pieces are copies."""
+        return [pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                for pieces in self.pieces_to_hf(tensor)]
 
 
 def slots(model: ModelConfig) -> Iterator[Slot]:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import collections
 import functools
-import io
 import os
 import pickle
 import struct
 import zipfile
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 ALIGNMENT = 64  # of a tensor's bytes within its archive, and so of archives within a file
 _LOCAL_HEADER_BYTES = 30
-_LOCAL_NAME_LENGTHS = struct.Struct("<HH")  # of the name and the extra field, at byte 26
+_NAME_LENGTHS_PLACE = 26  # in a local header
+_NAME_LENGTHS = struct.Struct("<HH")  # of the name and the extra field
 
 
 class _HoleyBuffer:
@@ -74,38 +74,13 @@ class _Skeleton(pickle.Unpickler):
         return storage_type.dtype, key, numel
 
 
-class _View(io.RawIOBase):
-    """Bytes as a file that copies only what is read."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._place = 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: len(self._data)}[whence]
-        self._place = base + offset
-        return self._place
-
-    def readinto(self, buffer: memoryview) -> int:
-        piece = self._data[self._place : self._place + len(buffer)]
-        buffer[: len(piece)] = piece
-        self._place += len(piece)
-        return len(piece)
-
-
-def bytes_start(archive: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+def bytes_start(archive: IO[bytes], dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     """Where in `archive` the bytes of its tensor begin.
 
     Raises some exception unless it is a whole archive of a contiguous tensor of `dtype` and `shape`
     and of nothing else.
     """
-    with zipfile.ZipFile(_View(archive)) as zipped:
+    with zipfile.ZipFile(archive) as zipped:
         root = zipped.namelist()[0].partition("/")[0]
         with zipped.open(f"{root}/data.pkl") as file:
             stored_dtype, key, numel, offset, size, stride = _Skeleton(file).load()
@@ -115,7 +90,8 @@ def bytes_start(archive: memoryview, dtype: torch.dtype, shape: tuple[int, ...])
         raise ValueError("the archive holds another tensor")
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != numel * dtype.itemsize:
         raise ValueError("the tensor's bytes are not stored as they are")
-    lengths = _LOCAL_NAME_LENGTHS.unpack_from(archive, entry.header_offset + 26)
+    archive.seek(entry.header_offset + _NAME_LENGTHS_PLACE)
+    lengths = _NAME_LENGTHS.unpack(archive.read(_NAME_LENGTHS.size))
     return entry.header_offset + _LOCAL_HEADER_BYTES + sum(lengths)
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 
+from megatron_bar.checkpoints.direct import DirectFile
 from megatron_bar.checkpoints.mapped import is_finite, raw_bytes
-from megatron_bar.checkpoints.plan import Item, Made, Part
+from megatron_bar.checkpoints.plan import Item, Made, Part, Placed
 from megatron_bar.runtime.errors import BarError
 
-# Checked, digested and written while it is in the processor's cache.
+# Checked, digested and copied while it is in the processor's cache.
 BLOCK_BYTES = 2**20
-# A disk that gets its first bytes when all are written idles while we compute.
-FLUSH_BYTES = 32 * 2**20
 
 
 def write_part(folder: Path, part: Part) -> dict[str, Any]:
@@ -32,18 +30,20 @@ def write_part(folder: Path, part: Part) -> dict[str, Any]:
     path = Path(folder) / part.file
     name = part.placed[0].item.names[0]
     try:
-        with _File(path) as file:
-            for placed in part.placed:
-                for offset, frame in placed.frames:
-                    file.write(frame, offset)
+        with DirectFile(path) as file:
+            for placed, made in _made_ahead(part.placed):
                 item = placed.item
-                made = item.make()
+                frames = list(placed.frames)
                 for name, offset, size, pieces in zip(
                     item.names, placed.offsets, item.sizes, made.outputs, strict=True
                 ):
+                    while frames and frames[0][0] < offset:
+                        file.write(frames[0][1], frames.pop(0)[0])
                     record["digests"][name] = _write_tensor(
                         file, offset, size, _blocks(pieces, item.dtype), item, name, made
                     )
+                for offset, frame in frames:
+                    file.write(frame, offset)
                 if made.facts:
                     record["facts"].append(made.facts)
     except OSError as error:
@@ -51,39 +51,16 @@ def write_part(folder: Path, part: Part) -> dict[str, Any]:
     return record
 
 
-class _File:
-    """A file open for writing at any place, which a thread keeps sending to the disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self._flusher = ThreadPoolExecutor(1)
-        self._flushing: Future | None = None
-        self._unflushed = 0
-
-    def __enter__(self) -> _File:
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        try:
-            self._flusher.shutdown()
-            if kind is None:
-                if self._flushing is not None:
-                    self._flushing.result()
-                os.fsync(self._fd)
-        finally:
-            os.close(self._fd)
-
-    def write(self, data: bytes | memoryview, offset: int) -> None:
-        view = memoryview(data)
-        while len(view):  # a disk that fills up writes less than it is given
-            written = os.pwrite(self._fd, view, offset)
-            view, offset = view[written:], offset + written
-            self._unflushed += written
-        if self._unflushed >= FLUSH_BYTES and (self._flushing is None or self._flushing.done()):
-            if self._flushing is not None:
-                self._flushing.result()
-            self._unflushed = 0
-            self._flushing = self._flusher.submit(os.fsync, self._fd)
+def _made_ahead(placed: Sequence[Placed]) -> Iterator[tuple[Placed, Made]]:
+    """Each item and what it is made of, which a thread reads and checks while the one before is
+    being written."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(placed[0].item.make)
+        for number, place in enumerate(placed, 1):
+            made = following.result()
+            if number < len(placed):
+                following = reader.submit(placed[number].item.make)
+            yield place, made
 
 
 def _blocks(pieces: Iterable[torch.Tensor], dtype: torch.dtype) -> Iterator[torch.Tensor]:
@@ -94,7 +71,7 @@ def _blocks(pieces: Iterable[torch.Tensor], dtype: torch.dtype) -> Iterator[torc
 
 
 def _write_tensor(
-    file: _File,
+    file: DirectFile,
     offset: int,
     size: int,
     blocks: Iterable[torch.Tensor],

@@ -138,11 +138,8 @@ def _dtype(args: argparse.Namespace):
 
 
 def _processes(args: argparse.Namespace) -> int | None:
-    from megatron_bar.checkpoints.engine import import_once_for_workers
-
     if args.processes is not None and args.processes < 1:
         raise BarError(f"--processes {args.processes}: at least 1 must write")
-    import_once_for_workers()
     return args.processes
 
 

@@ -60,7 +60,7 @@ def spread(
     """`function` of each task, in the order they end, on up to `processes` forked children.
 
     One task, or one process, is done here. `function` isn't pickled, so it may hold open files and
-    tokenizers; it must not compute with torch, whose threads don't survive a fork.
+    tokenizers. torch computes in one thread in children; its other threads don't survive a fork.
 
     Raises what `function` raises, and WorkerKilled if a child is killed.
     """
@@ -92,6 +92,8 @@ def _become_worker(function: Callable) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its children
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the parent does at it is not for them
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
     _function = function
 
 
