@@ -57,6 +57,8 @@ def watched(what: str) -> Iterator[None]:
         yield
     finally:
         watch.stopped.set()
+        # Ended by the interpreter's own end amid a call of the store, it would abort the process.
+        watch.join(_SIGNS_SECONDS)
 
 
 @dataclass(frozen=True)
