@@ -52,8 +52,8 @@ class JoinedRows:
             taken.tokens_RS[places] = rows.tokens_RS
             taken.loss_RS[places] = rows.loss_RS
             taken.documents_RS[places] = rows.documents_RS
-            # -1, which is padding, picks the last entry and stays -1.
-            number_of_S = np.array([*map(self.source_names.index, part.source_names), -1], np.int16)
-            taken.sources_RS[places] = number_of_S[rows.sources_RS]
+            # By the part's own number; padding's, -1, picks the last entry and stays -1.
+            numbers = np.array([*map(self.source_names.index, part.source_names), -1], np.int16)
+            taken.sources_RS[places] = numbers[rows.sources_RS]
         assert taken is not None, "no rows were asked for"
         return taken
