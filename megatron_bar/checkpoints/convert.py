@@ -17,6 +17,7 @@ from megatron_bar.checkpoints.hf_weights import SHARD_BYTES, HfReader, Safetenso
 from megatron_bar.checkpoints.model_card import write_model_card
 from megatron_bar.checkpoints.names import Slot, slots
 from megatron_bar.checkpoints.plan import Item, Made
+from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, write_json
@@ -149,7 +150,7 @@ def export_hf(
     source, target = Path(source), Path(target)
     model = ModelConfig.load(source)
     hf.architecture(model)  # raises where there is none
-    reader = CheckpointReader(source)
+    reader = open_checkpoint(source)
     items = [
         Item(slot.hf_names, slot.hf_shapes, dtype or reader.dtype(slot), _Split(reader, slot))
         for slot in slots(model)

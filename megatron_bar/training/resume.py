@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
@@ -20,9 +20,9 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_bar.checkpoints.model_io import sharded_model_state
 from megatron_bar.recipe.schema import Training
-from megatron_bar.runtime.distributed import agreed, is_main, on_main
+from megatron_bar.runtime.distributed import agreed, is_main, on_main, written_together
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import publish, remove_folder, staging_path
+from megatron_bar.runtime.files import remove_folder
 from megatron_bar.training.optimizer_state import allocate, restore, sharded_optimizer_state
 from megatron_bar.training.saved import FOLDER, saved_steps
 
@@ -78,7 +78,8 @@ def _one_key_a_slice(state: Any) -> Any:
 class ResumePoints:
     """The states a stage would go on from, in `folder`/resume: a folder a step, the last few.
 
-    Any layout reads what another has written.
+    Any layout reads what another has written. `describe` adds what makes a folder a model that
+    converters read (`checkpoints.resume_point`).
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class ResumePoints:
         optimizer: MegatronOptimizer,
         schedule: OptimizerParamScheduler,
         training: Training,
+        describe: Callable[[Path], None],
         progress: type[Progress] = Progress,
     ) -> None:
         self.kind = progress
@@ -96,6 +98,7 @@ class ResumePoints:
         self.optimizer = optimizer
         self.schedule = schedule
         self.training = training
+        self.describe = describe
         self._last_save = time.monotonic()
 
     def steps(self) -> list[int]:
@@ -124,22 +127,16 @@ class ResumePoints:
 
         The folder takes its name when all have written; only then the oldest one goes.
         """
-        target = self.folder / str(progress.step)
-        staging = staging_path(target)
-        if is_main():
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-        dist.barrier()
         state = self._state(loading=False)
         state |= {"schedule": self.schedule.state_dict(),
                   "progress": dataclasses.asdict(progress)}
-        dist_checkpointing.save(state, str(staging))
-        dist.barrier()
+        with written_together(self.folder / str(progress.step)) as folder:
+            dist_checkpointing.save(state, str(folder))
+            if is_main():
+                self.describe(folder)
         if is_main():
-            publish(staging, target)
             for old in self.steps()[:-self.training.keep]:
                 remove_folder(self.folder / str(old))
-        dist.barrier()
         self._last_save = time.monotonic()
 
     def load(self) -> Progress:
