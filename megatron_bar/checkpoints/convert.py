@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class SlotCopy:
 
     def __call__(self) -> Made:
         tensor = self.reader.read(self.source)
-        return Made([[tensor]], [(self.reader.where(self.source), tensor)])
+        return Made([[tensor]], [(self.reader.where(self.source), lambda: tensor)])
 
 
 def write_checkpoint(
@@ -77,9 +78,10 @@ class _Join:
     slot: Slot
 
     def __call__(self) -> Made:
-        tensors = [self.reader.read(name) for name in self.slot.hf_names]
-        labels = [self.reader.where(name) for name in self.slot.hf_names]
-        return Made([self.slot.from_hf(tensors)], list(zip(labels, tensors)))
+        names = self.slot.hf_names
+        tensors = [self.reader.read(name) for name in names]
+        sources = [(self.reader.where(name), partial(self.reader.read, name)) for name in names]
+        return Made([self.slot.from_hf(tensors)], sources)
 
 
 def import_hf(
@@ -127,7 +129,8 @@ class _Split:
 
     def __call__(self) -> Made:
         tensor = self.reader.read(self.slot)
-        return Made(self.slot.pieces_to_hf(tensor), [(self.reader.where(self.slot), tensor)])
+        where = self.reader.where(self.slot)
+        return Made(self.slot.pieces_to_hf(tensor), [(where, lambda: tensor)])
 
 
 def export_hf(

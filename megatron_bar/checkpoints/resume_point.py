@@ -7,6 +7,7 @@ beside the optimizer's. `start.json` says where the others are.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,12 @@ class ResumePointReader(CheckpointReader):
         before = self._before(slot).read(slot).to(self.dtype(slot))
         return torch.stack([trained.get(row, before[row]) for row in range(len(before))]) if (
             trained) else before
+
+    def bands(self, slot: Slot, numbers: int) -> Iterator[torch.Tensor]:
+        trained = self._trained(slot)
+        if None in trained:
+            return super().bands(trained[None], numbers)
+        return (band.to(self.dtype(slot)) for band in self._before(slot).bands(slot, numbers))
 
     def _trained(self, slot: Slot) -> dict[int | None, _Slice]:
         """What the resume point has of `slot`: of a router by row, of others under None."""

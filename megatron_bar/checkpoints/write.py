@@ -93,8 +93,8 @@ def _write_tensor(
 
 
 def _who_is_not_finite(name: str, item: Item, made: Made) -> str:
-    for label, source in made.sources:
-        if not is_finite(source.contiguous()):
+    for label, read in made.sources:
+        if not is_finite(read().contiguous()):
             return f"{label} holds NaN or Inf"
     dtype = str(item.dtype).removeprefix("torch.")
     return f"tensor {name} overflows to Inf in {dtype}; choose another --dtype"
