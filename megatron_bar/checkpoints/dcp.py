@@ -106,6 +106,9 @@ class _Overlap:
     numel: int
 
 
+_Chunks = list[tuple[_Overlap, torch.Tensor]]
+
+
 class CheckpointReader:
     """Reads single slices of a checkpoint, whatever layout wrote it, and checks them where the
     checkpoint has a manifest.
@@ -156,7 +159,9 @@ class CheckpointReader:
 
         Padding rows that the checkpoint doesn't have are zero.
         """
-        chunks = self._chunks(slot)
+        return self._checked(slot, self._chunks(slot))
+
+    def _checked(self, slot: Slot, chunks: _Chunks) -> torch.Tensor:
         tensor = _whole(slot, chunks)
         if tensor is None:
             tensor = _assembled(slot, self._entry(slot).dtype, chunks, 0, slot.shape[0])
@@ -171,15 +176,15 @@ class CheckpointReader:
         whole is to be checked.
         """
         chunks = self._chunks(slot)
-        tensor = self.read(slot) if self.manifest or _whole(slot, chunks) is not None else None
-        dtype = self._entry(slot).dtype
         rows = max(numbers // torch.Size(slot.shape[1:]).numel(), 1)
+        if self.manifest is not None or _whole(slot, chunks) is not None:
+            yield from self._checked(slot, chunks).split(rows)
+            return
+        dtype = self._entry(slot).dtype
         for first in range(0, slot.shape[0], rows):
-            last = min(first + rows, slot.shape[0])
-            yield (_assembled(slot, dtype, chunks, first, last) if tensor is None
-                   else tensor[first:last])
+            yield _assembled(slot, dtype, chunks, first, min(first + rows, slot.shape[0]))
 
-    def _chunks(self, slot: Slot) -> list[tuple[_Overlap, torch.Tensor]]:
+    def _chunks(self, slot: Slot) -> _Chunks:
         """The chunks that hold parts of the slot, as views of their files."""
         entry = self._entry(slot)
         return [(overlap, self._chunk(slot.key, entry, overlap.chunk))
@@ -230,7 +235,7 @@ class CheckpointReader:
                            f"({type(error).__name__}); the file is damaged") from error
 
 
-def _whole(slot: Slot, chunks: Sequence[tuple[_Overlap, torch.Tensor]]) -> torch.Tensor | None:
+def _whole(slot: Slot, chunks: _Chunks) -> torch.Tensor | None:
     """A view of the chunk that holds the whole slot, if one does."""
     if len(chunks) == 1 and chunks[0][0].numel == torch.Size(slot.shape).numel():
         return chunks[0][1][chunks[0][0].in_chunk].reshape(slot.shape)
@@ -238,11 +243,7 @@ def _whole(slot: Slot, chunks: Sequence[tuple[_Overlap, torch.Tensor]]) -> torch
 
 
 def _assembled(
-    slot: Slot,
-    dtype: torch.dtype,
-    chunks: Sequence[tuple[_Overlap, torch.Tensor]],
-    first: int,
-    last: int,
+    slot: Slot, dtype: torch.dtype, chunks: _Chunks, first: int, last: int
 ) -> torch.Tensor:
     """Rows `first` to `last` of the slot, put together of the chunks that hold parts of it."""
     tensor = torch.zeros((last - first, *slot.shape[1:]), dtype=dtype)

@@ -162,6 +162,11 @@ CHECKPOINT = {
     "frame flipped": (_flip(DATA, 70), "damaged"),
     "metadata gone": (lambda f: (f / ".metadata").unlink(), "not a readable checkpoint"),
     "metadata cut": (_cut(".metadata", 100), "not a readable checkpoint"),
+    "metadata that runs a command": (
+        lambda f: (f / ".metadata").write_bytes(
+            b"cos\nsystem\n(S'touch %s/it-ran'\ntR." % bytes(f.parent)),
+        "not a readable checkpoint",
+    ),
     "model.json gone": (lambda f: (f / "model.json").unlink(), "model.json is missing"),
     "wrong shape": (lambda f: _edit(f / "model.json", ffn_hidden_size=64),
                     "linear_fc1.weight has shape (4, 160, 48), the model needs (4, 128, 48)"),
