@@ -33,16 +33,16 @@ def write_part(folder: Path, part: Part) -> dict[str, Any]:
         with DirectFile(path) as file:
             for placed, made in _made_ahead(part.placed):
                 item = placed.item
-                frames = list(placed.frames)
+                ahead = [frame for frame in placed.frames if frame[0] < placed.offsets[0]]
+                for offset, frame in ahead:
+                    file.write(frame, offset)
                 for name, offset, size, pieces in zip(
                     item.names, placed.offsets, item.sizes, made.outputs, strict=True
                 ):
-                    while frames and frames[0][0] < offset:
-                        file.write(frames[0][1], frames.pop(0)[0])
                     record["digests"][name] = _write_tensor(
                         file, offset, size, _blocks(pieces, item.dtype), item, name, made
                     )
-                for offset, frame in frames:
+                for offset, frame in placed.frames[len(ahead) :]:
                     file.write(frame, offset)
                 if made.facts:
                     record["facts"].append(made.facts)
