@@ -5,6 +5,8 @@
 Dense OLMo-2 models in bf16 (`benchmarks.models`). Every figure is a whole command: Python's start
 and imports are in it, and are printed alone too. Everybody's time ends when the disk has the bytes
 (fsync), for `cp, no sync` when cp does. Peak memory is anonymous memory of the largest process.
+All take turns, and each one's best run counts. A cp that isn't timed goes first: on a virtual
+machine, memory that the page cache has never used before can cost cp threefold.
 """
 
 from __future__ import annotations
@@ -68,11 +70,27 @@ def new_table(title: str) -> Table:
                  "CPU s", "peak MiB", title=title, title_justify="left", box=None)
 
 
+def _best_runs(
+    hf: Path, checkpoint: Path, target: Path, processes: list[int], cache: str, repeat: int
+) -> dict[str, tuple[int, Run]]:
+    """By contestant, the bytes written and the fastest of its runs."""
+    found: dict[str, tuple[int, Run]] = {}
+    for _ in range(repeat):
+        for who, source, command in contestants(hf, checkpoint, target, processes):
+            set_cache([source], cache == "cold")
+            figures = run(command)
+            this = size_of(target), figures
+            shutil.rmtree(target)
+            found[who] = min(found.get(who, this), this, key=lambda one: one[1].seconds)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, nargs="+", default=[0.5, 1, 2, 4, 8])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cache", nargs="+", choices=("cold", "warm"), default=["cold", "warm"])
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="on the disk to measure")
     args = parser.parse_args()
     table = new_table("Conversions")
@@ -83,15 +101,14 @@ def main() -> None:
             hf, checkpoint, target = folder / "hf", folder / "checkpoint", folder / "out"
             write_hf_folder(hf, model_of_size(gib))
             run([*OURS, "import", str(hf), str(checkpoint)])
+            run(copy_command(hf, target, to_disk=True))
+            shutil.rmtree(target)
             for cache in args.cache:
-                cp_speed = 0.0
-                for who, source, command in contestants(hf, checkpoint, target, args.processes):
-                    set_cache([source], cache == "cold")
-                    figures = run(command)
-                    size = size_of(target)
-                    cp_speed = cp_speed or size / figures.seconds
+                found = _best_runs(hf, checkpoint, target, args.processes, cache, args.repeat)
+                size, figures = found["cp"]
+                cp_speed = size / figures.seconds
+                for who, (size, figures) in found.items():
                     add_row(table, gib, cache, who, size, figures, cp_speed)
-                    shutil.rmtree(target)
         console.print(table)
 
 

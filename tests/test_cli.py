@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from megatron_bar.checkpoints import parity, verify
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
-from tests.models_hf import random_dense, random_experts
+from tests.models_hf import random_dense, random_experts, random_olmo3
 
 TOY = Path(__file__).parents[1] / "examples" / "toy.yaml"
 
@@ -80,6 +81,26 @@ def test_verify_falls_back_to_tensors_where_memory_is_short(hf_dir, tmp_path, ca
     assert main(["verify", str(tmp_path / "checkpoint"), str(hf_dir)]) == 0
     shown = capsys.readouterr().out
     assert "don't fit into memory" in shown and "all 47 tensors are equal" in shown
+
+
+def test_verify_proves_a_window_longer_than_its_texts(tmp_path, capsys, monkeypatch):
+    random_olmo3(sliding_window=80, max_position_embeddings=256).save_pretrained(tmp_path / "hf")
+    import_hf(tmp_path / "hf", tmp_path / "checkpoint")
+    command = ["verify", str(tmp_path / "checkpoint"), str(tmp_path / "hf")]
+    assert main(command) == 0
+    assert "past the window of 80: logits differ by" in capsys.readouterr().out
+    build = parity.build_model
+
+    def build_with_another_window(config, layout):
+        olmo3 = dataclasses.replace(config.olmo3, sliding_window=79)
+        return build(dataclasses.replace(config, olmo3=olmo3), layout)
+
+    monkeypatch.setattr(parity, "build_model", build_with_another_window)
+    assert main(command) == 1
+    assert "first module to diverge is model.layers.0.self_attn" in capsys.readouterr().err
+    monkeypatch.setattr(parity, "fits_past_window", lambda model: False)
+    assert main(command) == 0
+    assert "not proven, for want of memory: the sliding window of 80" in capsys.readouterr().out
 
 
 def test_merge_shows_what_averaging_throws_away(hf_dir, tmp_path, capsys):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import Slot
 from megatron_bar.checkpoints.plan import Made
 
-_BLOCK = 2**20  # numbers; two fp32 blocks of this size stay in the processor's cache
+_BLOCK = 2**16  # numbers; in fp32, one of each of a few models stays in a core's cache
+_BAND = 2**20  # numbers that are read at a time
 
 
 @dataclass(frozen=True)
@@ -31,25 +34,28 @@ class Mean:
     weights: tuple[float, ...]
 
     def __call__(self) -> Made:
-        tensors = [reader.read(slot) for reader, slot in self.sources]
-        labels = [reader.where(slot) for reader, slot in self.sources]
+        bands = zip(*(reader.bands(slot, _BAND) for reader, slot in self.sources), strict=True)
         facts: dict[str, Any] = {}
-        blocks = mean_blocks(tensors, self.weights, self.group, self.tensor, facts)
-        return Made([blocks], list(zip(labels, tensors)), facts)
+        blocks = mean_blocks(bands, self.weights, self.group, self.tensor, facts)
+        return Made([blocks], [(reader.where(slot), partial(reader.read, slot))
+                               for reader, slot in self.sources], facts)
 
 
 def mean_blocks(
-    tensors: Sequence[torch.Tensor],
+    bands: Iterable[Sequence[torch.Tensor]],
     weights: Sequence[float],
     group: str,
     name: str,
     facts: dict[str, Any],
 ) -> Iterator[torch.Tensor]:
-    """Yield the weighted mean, flat, in blocks; at the end `facts` are those of a Deviation."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
+    """Yield the weighted mean, flat, in blocks; at the end `facts` are those of a Deviation.
+
+    `bands` are the models' tensors from the first rows to the last, each as one tensor a model.
+    """
     total = math.fsum(weights)
-    sums = _Sums(len(flat))
-    for blocks in zip(*(t.split(_BLOCK) for t in flat)):
+    sums = _Sums(len(weights))
+    flat = (zip(*(tensor.reshape(-1).split(_BLOCK) for tensor in band)) for band in bands)
+    for blocks in itertools.chain.from_iterable(flat):
         first = blocks[0]
         if all(b.dtype == first.dtype and torch.equal(b, first) for b in blocks[1:]):
             sums.add_equal(first.float())
@@ -60,33 +66,38 @@ def mean_blocks(
         for block, weight in zip(floats[1:], weights[1:]):
             mean.add_(block, alpha=weight)
         mean.div_(total)
-        same = torch.ones_like(mean, dtype=torch.bool)
-        for block in floats[1:]:
-            same &= block == floats[0]
-        mean = torch.where(same, floats[0], mean)
+        # Where all agree the mean may still be off by fp32's last bit, which no 16 bits show.
+        if any(block.dtype.itemsize > 2 for block in blocks):
+            same = torch.ones_like(mean, dtype=torch.bool)
+            for block in floats[1:]:
+                same &= block == floats[0]
+            mean = torch.where(same, floats[0], mean)
         sums.add(floats, mean)
         yield mean
-    facts.update(group=group, tensor=name, numel=flat[0].numel(), **vars(sums))
+    facts.update(group=group, tensor=name, **vars(sums))
 
 
 class _Sums:
     """What a Deviation is made of, added up over blocks; one entry a model."""
 
     def __init__(self, models: int) -> None:
+        self.numel = 0
         self.mean_squares = 0.0
         self.squares = [0.0] * models
         self.absolute = [0.0] * models
         self.max = 0.0
 
     def add_equal(self, mean: torch.Tensor) -> None:
+        self.numel += mean.numel()
         self.mean_squares += _squares(mean)
 
     def add(self, floats: Sequence[torch.Tensor], mean: torch.Tensor) -> None:
+        self.numel += mean.numel()
         self.mean_squares += _squares(mean)
         for model, block in enumerate(floats):
             distance = (block - mean).abs_()
             self.squares[model] += _squares(distance)
-            self.absolute[model] += distance.sum(dtype=torch.float64).item()
+            self.absolute[model] += distance.sum().item()
             self.max = max(self.max, distance.max().item())
 
 

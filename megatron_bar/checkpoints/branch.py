@@ -17,6 +17,7 @@ from megatron_bar.checkpoints.names import (
     slots,
 )
 from megatron_bar.checkpoints.plan import Item, Made
+from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 
@@ -42,12 +43,12 @@ def branch(
     Raises BarError unless both are dense checkpoints of the same shape.
     """
     dense = _load_dense(anchor)
-    experts = [CheckpointReader(anchor)] * 2
+    experts = [open_checkpoint(anchor)] * 2
     if pretrained is not None:
         other = _load_dense(pretrained)
         if other != dense:
             raise BarError(f"{pretrained} and {anchor} are models of different shape")
-        experts[1] = CheckpointReader(pretrained)
+        experts[1] = open_checkpoint(pretrained)
     model = dataclasses.replace(dense.with_experts(2), expert_names=("anchor", expert_name))
     items = [_item(slot, dense, experts, seed) for slot in slots(model)]
     write_checkpoint(

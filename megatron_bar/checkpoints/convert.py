@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from megatron_bar.checkpoints.hf_weights import SHARD_BYTES, HfReader, Safetenso
 from megatron_bar.checkpoints.model_card import write_model_card
 from megatron_bar.checkpoints.names import Slot, slots
 from megatron_bar.checkpoints.plan import Item, Made
+from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, write_json
@@ -34,7 +36,7 @@ class SlotCopy:
 
     def __call__(self) -> Made:
         tensor = self.reader.read(self.source)
-        return Made([[tensor]], [(self.reader.where(self.source), tensor)])
+        return Made([[tensor]], [(self.reader.where(self.source), lambda: tensor)])
 
 
 def write_checkpoint(
@@ -76,9 +78,10 @@ class _Join:
     slot: Slot
 
     def __call__(self) -> Made:
-        tensors = [self.reader.read(name) for name in self.slot.hf_names]
-        labels = [self.reader.where(name) for name in self.slot.hf_names]
-        return Made([self.slot.from_hf(tensors)], list(zip(labels, tensors)))
+        names = self.slot.hf_names
+        tensors = [self.reader.read(name) for name in names]
+        sources = [(self.reader.where(name), partial(self.reader.read, name)) for name in names]
+        return Made([self.slot.from_hf(tensors)], sources)
 
 
 def import_hf(
@@ -126,7 +129,8 @@ class _Split:
 
     def __call__(self) -> Made:
         tensor = self.reader.read(self.slot)
-        return Made(self.slot.pieces_to_hf(tensor), [(self.reader.where(self.slot), tensor)])
+        where = self.reader.where(self.slot)
+        return Made(self.slot.pieces_to_hf(tensor), [(where, lambda: tensor)])
 
 
 def export_hf(
@@ -149,7 +153,7 @@ def export_hf(
     source, target = Path(source), Path(target)
     model = ModelConfig.load(source)
     hf.architecture(model)  # raises where there is none
-    reader = CheckpointReader(source)
+    reader = open_checkpoint(source)
     items = [
         Item(slot.hf_names, slot.hf_shapes, dtype or reader.dtype(slot), _Split(reader, slot))
         for slot in slots(model)

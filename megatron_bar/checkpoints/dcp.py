@@ -9,7 +9,7 @@ memory map, and written by copying bytes between frames.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +106,9 @@ class _Overlap:
     numel: int
 
 
+_Chunks = list[tuple[_Overlap, torch.Tensor]]
+
+
 class CheckpointReader:
     """Reads single slices of a checkpoint, whatever layout wrote it, and checks them where the
     checkpoint has a manifest.
@@ -156,20 +159,36 @@ class CheckpointReader:
 
         Padding rows that the checkpoint doesn't have are zero.
         """
-        entry = self._entry(slot)
-        overlaps = self._overlaps(slot, entry)
-        region = chunk_of(slot).sizes
-        if len(overlaps) == 1 and overlaps[0].numel == region.numel():
-            tensor = self._chunk(slot.key, entry, overlaps[0].chunk)[overlaps[0].in_chunk]
-        else:
-            tensor = torch.zeros(region, dtype=entry.dtype)
-            for overlap in overlaps:
-                chunk = self._chunk(slot.key, entry, overlap.chunk)
-                tensor[overlap.in_region] = chunk[overlap.in_chunk]
-        tensor = tensor.reshape(slot.shape)
+        return self._checked(slot, self._chunks(slot))
+
+    def _checked(self, slot: Slot, chunks: _Chunks) -> torch.Tensor:
+        tensor = _whole(slot, chunks)
+        if tensor is None:
+            tensor = _assembled(slot, self._entry(slot).dtype, chunks, 0, slot.shape[0])
         if self.manifest is not None:
             self.manifest.check(slot.label, tensor, self.where(slot).partition(": ")[0])
         return tensor
+
+    def bands(self, slot: Slot, numbers: int) -> Iterator[torch.Tensor]:
+        """The rows of `read`, in bands of about `numbers`.
+
+        What lies in several chunks is put together band by band, unless a manifest's digest of the
+        whole is to be checked.
+        """
+        chunks = self._chunks(slot)
+        rows = max(numbers // torch.Size(slot.shape[1:]).numel(), 1)
+        if self.manifest is not None or _whole(slot, chunks) is not None:
+            yield from self._checked(slot, chunks).split(rows)
+            return
+        dtype = self._entry(slot).dtype
+        for first in range(0, slot.shape[0], rows):
+            yield _assembled(slot, dtype, chunks, first, min(first + rows, slot.shape[0]))
+
+    def _chunks(self, slot: Slot) -> _Chunks:
+        """The chunks that hold parts of the slot, as views of their files."""
+        entry = self._entry(slot)
+        return [(overlap, self._chunk(slot.key, entry, overlap.chunk))
+                for overlap in self._overlaps(slot, entry)]
 
     def _overlaps(self, slot: Slot, entry: StoredTensor) -> list[_Overlap]:
         region = chunk_of(slot)
@@ -184,9 +203,7 @@ class CheckpointReader:
                            "chunks of it")
         return found
 
-    def _chunks_by_index(
-        self, key: str, axes: int
-    ) -> dict[tuple[int, ...], list[Chunk]]:
+    def _chunks_by_index(self, key: str, axes: int) -> dict[tuple[int, ...], list[Chunk]]:
         """The chunks of a key that have to do with each layer and expert."""
         if key not in self._by_index:
             found = self._by_index[key] = {}
@@ -216,6 +233,29 @@ class CheckpointReader:
         except Exception as error:  # reading damaged bytes raises anything
             raise BarError(f"{self.folder / place.file}: tensor {key} can't be read "
                            f"({type(error).__name__}); the file is damaged") from error
+
+
+def _whole(slot: Slot, chunks: _Chunks) -> torch.Tensor | None:
+    """A view of the chunk that holds the whole slot, if one does."""
+    if len(chunks) == 1 and chunks[0][0].numel == torch.Size(slot.shape).numel():
+        return chunks[0][1][chunks[0][0].in_chunk].reshape(slot.shape)
+    return None
+
+
+def _assembled(
+    slot: Slot, dtype: torch.dtype, chunks: _Chunks, first: int, last: int
+) -> torch.Tensor:
+    """Rows `first` to `last` of the slot, put together of the chunks that hold parts of it."""
+    tensor = torch.zeros((last - first, *slot.shape[1:]), dtype=dtype)
+    axis = len(slot.index)  # of the rows, in chunks and regions
+    for overlap, chunk in chunks:
+        rows, *columns = overlap.in_region[axis:]
+        start, end = max(first, rows.start), min(last, rows.stop)
+        if start < end:
+            held = chunk[overlap.in_chunk][(0,) * axis]
+            target = tensor[(slice(start - first, end - first), *columns)]
+            target.copy_(held[start - rows.start : end - rows.start])
+    return tensor
 
 
 def _overlap(region: Chunk, chunk: Chunk) -> _Overlap | None:

@@ -17,8 +17,9 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest
 from megatron_bar.runtime.pool import WorkerKilled, cores, spread
 
-# Starting a process costs about as long as copying this much.
-BYTES_PER_PROCESS = 4 * 2**30
+# What a process should have to do; a few of them keep a disk busy.
+BYTES_PER_PROCESS = 2**29
+MOST_PROCESSES = 16
 
 
 class Format(Protocol):
@@ -48,7 +49,7 @@ def convert(
 
     An attempt that was killed is gone on with if the plan, the `inputs` (folders; by name, size and
     time of their files) and the `settings` are the same. The bytes written don't depend on the
-    number of `processes`, by default one for each 4 GiB up to the number of cores.
+    number of `processes`, by default as many as `sensible_processes` says.
 
     Raises BarError for anything that can't be read or written, is damaged or isn't finite; then
     nothing is left, and `target` is as it was.
@@ -88,7 +89,7 @@ def convert(
 
 def sensible_processes(size: int) -> int:
     """How many processes to use for `size` bytes, where the user doesn't say."""
-    return min(cores(), 1 + size // BYTES_PER_PROCESS)
+    return min(cores(), MOST_PROCESSES, 1 + size // BYTES_PER_PROCESS)
 
 
 def _fingerprint(folders: Sequence[Path]) -> list[Any]:

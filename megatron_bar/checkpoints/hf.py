@@ -43,6 +43,10 @@ _ONLY = {
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _YARN = ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
          "beta_slow")
+# What config.json says beyond transformers' keys, which it carries along: the experts' names, and
+# the models that shared parameters are the mean of. Merging branches into the model needs both.
+_OURS = "megatron_bar"
+_OUR_KEYS = ("expert_names", "merged_from")
 # What transformers 5 takes OLMo-3's sliding layers to have where rope_parameters doesn't tell.
 _OLMO3_THETA = 500_000.0
 
@@ -109,7 +113,7 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
         count, active = config["num_experts"], config["num_experts_per_tok"]
         if active > count:
             raise BarError(f"num_experts_per_tok {active} is more than num_experts {count}")
-        experts = dict(num_experts=count, experts_per_token=active)
+        experts = dict(num_experts=count, experts_per_token=active, **_names(config, count))
     return ModelConfig(
         **{ours: config[theirs] for theirs, ours in _SIZES.items()},
         num_kv_heads=kv_heads,
@@ -117,6 +121,20 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
         olmo3=_olmo3(config, yarn) if kind == "olmo3" else _no_olmo3(config, yarn),
         **experts,
     )
+
+
+def _names(config: dict[str, Any], num_experts: int) -> dict[str, tuple[str, ...]]:
+    ours = config.get(_OURS, {})
+    if not isinstance(ours, dict):
+        raise BarError(f"{_OURS} {ours!r} is not a dict with {' and '.join(_OUR_KEYS)}")
+    found = {key: ours[key] for key in _OUR_KEYS if ours.get(key) is not None}
+    for key, names in found.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise BarError(f"{_OURS}.{key} {names!r} is not a list of names")
+    names = found.get("expert_names", range(num_experts))
+    if len(set(names)) != num_experts:
+        raise BarError(f"{_OURS}.expert_names {names!r} doesn't name each of {num_experts} experts")
+    return {key: tuple(value) for key, value in found.items()}
 
 
 def _no_olmo3(config: dict[str, Any], yarn: Yarn | None) -> None:
@@ -208,6 +226,9 @@ def hf_config(model: ModelConfig, dtype: torch.dtype, token_ids: dict[str, Any])
             "num_experts": model.num_experts, "num_experts_per_tok": model.experts_per_token,
             "norm_topk_prob": False, "output_router_logits": False, "router_aux_loss_coef": 0.0,
         }
+        ours = {key: list(names) for key in _OUR_KEYS
+                if (names := getattr(model, key)) is not None}
+        config |= {_OURS: ours} if ours else {}
     if model.olmo3 is not None:
         config |= _olmo3_config(model, model.olmo3)
     return config

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ class _SameCopy:
                     f"({other_slot.label}); branches of one merge must start from the same anchor "
                     "and keep it frozen, or be merged with --anchor-ffn average"
                 )
-        return Made([[tensor]], [(reader.where(slot), tensor)])
+        return Made([[tensor]], [(reader.where(slot), lambda: tensor)])
 
 
 def _equal(
@@ -210,13 +211,11 @@ class _RouterRows:
 
     def __call__(self) -> Made:
         anchor_rows = [reader.read(slot)[0] for reader, slot, _ in self.anchors]
-        sources = [(reader.where(slot), row)
-                   for (reader, slot, _), row in zip(self.anchors, anchor_rows)]
-        others = [(reader.where(slot), reader.read(slot)[index])
-                  for reader, slot, index in self.others]
+        others = [reader.read(slot)[index] for reader, slot, index in self.others]
+        sources = [(reader.where(slot), partial(reader.read, slot))
+                   for reader, slot, _ in (*self.anchors, *self.others)]
         facts: dict[str, Any] = {}
         name = f"{self.slot.hf_names[0]}[0]"
         counts = [float(count) for _, _, count in self.anchors]
-        anchor = mean_blocks(anchor_rows, counts, "router.0", name, facts)
-        rows = [*anchor, *(row for _, row in others)]
-        return Made([rows], sources + others, facts if len(anchor_rows) > 1 else {})
+        anchor = mean_blocks([anchor_rows], counts, "router.0", name, facts)
+        return Made([[*anchor, *others]], sources, facts if len(anchor_rows) > 1 else {})

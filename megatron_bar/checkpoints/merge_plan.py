@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import SHARED_NAMES
+from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 
@@ -93,7 +94,7 @@ def open_inputs(models: Sequence[Path], anchor: Path | None) -> Inputs:
         model = ModelConfig.load(anchor)
         if model.num_experts is not None:
             raise BarError(f"{anchor} has {model.num_experts} experts; the anchor is a dense model")
-        dense = Input(ANCHOR, Path(anchor), model, CheckpointReader(anchor))
+        dense = Input(ANCHOR, Path(anchor), model, open_checkpoint(anchor))
     inputs = Inputs(dense, merged[0] if merged else None, tuple(branches))
     for other in inputs.all[1:]:
         if other.model.without_experts() != inputs.all[0].model.without_experts():
@@ -108,7 +109,7 @@ def _open(folder: Path) -> Input:
         raise BarError(f"{folder} is a dense model, not a branch (anchor and one domain expert)")
     is_branch = model.num_experts == 2 and model.merged_from is None
     name = model.all_expert_names[1] if is_branch else MERGED
-    return Input(name, folder, model, CheckpointReader(folder))
+    return Input(name, folder, model, open_checkpoint(folder))
 
 
 def choose_experts(inputs: Inputs, names: Sequence[str] | None) -> list[Expert]:

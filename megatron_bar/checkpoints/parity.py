@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from megatron_bar.checkpoints.model_io import load_model, stacked_gradients
 from megatron_bar.checkpoints.names import slots
+from megatron_bar.checkpoints.verify import TEXT_TOKENS, fits_past_window, past_window
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import OlmoModel, build_model
 from megatron_bar.runtime.errors import BarError
@@ -29,18 +30,22 @@ REAL_TEXT = (
 class Difference:
     """The largest difference of one module's output, relative to the largest output."""
 
-    text: str  # "random tokens" or "real text"
+    text: str  # for example "real text"
     module: str
     relative: float
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison found: the logits, the worst gradient, and the first that diverges."""
+    """What a comparison found: the logits, the worst gradient, and the first that diverges.
+
+    `untested` is what there was no memory to prove.
+    """
 
     logits: list[Difference]
     gradient: Difference | None
     first: Difference | None
+    untested: str | None
 
 
 def compare_with_transformers(
@@ -51,6 +56,9 @@ def compare_with_transformers(
     seed: int = 0,
 ) -> Parity:
     """Compare logits on random tokens and on real text, both models in fp32 in one process.
+
+    Where the model has a sliding window that these don't fill, also on random tokens that are
+    longer, if the memory is there.
 
     Called inside `process_groups(Layout())`. `first` is the first module, in the order of
     computation, whose output differs by more than `tolerance`, and then the first parameter whose
@@ -71,27 +79,40 @@ def compare_with_transformers(
             f"{hf_folder} can't be loaded by transformers: {str(error).splitlines()[0]}"
         ) from error
     logits: list[Difference] = []
-    for text, tokens_BS in _inputs(config, hf_folder, seed):
+    untested = None
+    texts = list(_inputs(config, hf_folder, seed))
+    if config.olmo3 is not None and config.olmo3.sliding_window >= TEXT_TOKENS:
+        if fits_past_window(config):
+            texts.append(_past_window(config, seed))
+        else:
+            untested = f"the sliding window of {config.olmo3.sliding_window} tokens"
+    for text, tokens_BS in texts:
         differences = list(_compare(ours, theirs, tokens_BS, text))
         logits.append(differences[-1])
         first = next((d for d in differences if not d.relative <= tolerance), None)
         if first is not None:
-            return Parity(logits, None, first)
+            return Parity(logits, None, first, untested)
     if not gradients:
-        return Parity(logits, None, None)
-    text, tokens_BS = next(_inputs(config, hf_folder, seed))
+        return Parity(logits, None, None, untested)
+    text, tokens_BS = texts[0]
     found = list(_compare_gradients(ours, theirs, config, tokens_BS, text))
     first = next((d for d in found if not d.relative <= GRADIENT_TOLERANCE), None)
-    return Parity(logits, max(found, key=lambda d: d.relative), first)
+    return Parity(logits, max(found, key=lambda d: d.relative), first, untested)
 
 
 def _inputs(config: ModelConfig, folder: Path, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    length = min(64, config.max_position_embeddings)
+    length = min(TEXT_TOKENS, config.max_position_embeddings)
     generator = torch.Generator().manual_seed(seed)
     yield "random tokens", torch.randint(config.vocab_size, (2, length), generator=generator)
     if (Path(folder) / "tokenizer.json").is_file():
         ids = AutoTokenizer.from_pretrained(folder)(REAL_TEXT)["input_ids"]
         yield "real text", torch.tensor([ids[:length]])
+
+
+def _past_window(config: ModelConfig, seed: int) -> tuple[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tokens_BS = torch.randint(config.vocab_size, (1, past_window(config)), generator=generator)
+    return f"random tokens past the window of {config.olmo3.sliding_window}", tokens_BS
 
 
 @torch.no_grad()

@@ -23,13 +23,13 @@ class Made:
     """The content of an item.
 
     `outputs` holds, for each of the item's tensors, pieces whose bytes follow one another; an
-    iterator may make them one by one. `sources` are what they were made of, with names for people:
+    iterator may make them one by one. `sources` read what they were made of, by names for people:
     when an output isn't finite, they tell which file is to blame. `facts` goes into the record of
     the part once everything is written.
     """
 
     outputs: list[Iterable[torch.Tensor]]
-    sources: list[tuple[str, torch.Tensor]] = field(default_factory=list)
+    sources: list[tuple[str, Callable[[], torch.Tensor]]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -14,17 +14,19 @@ import psutil
 import torch
 
 from megatron_bar.checkpoints import hf
-from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.hf_weights import HfReader
 from megatron_bar.checkpoints.manifest import FILE_NAME, Manifest
 from megatron_bar.checkpoints.mapped import is_finite, same_numbers
 from megatron_bar.checkpoints.names import slots
+from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import FILE_NAME as MODEL_FILE
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import file_digest
 
+# Of the texts that are compared; where that is within a sliding window, a longer one is added.
+TEXT_TOKENS = 64
 # Both models in fp32 must fit into this share of the memory that is free.
 MEMORY_SHARE = 0.8
 
@@ -75,7 +77,7 @@ def verify_folder(folder: Path) -> str:
 
 def _tensors(folder: Path) -> Iterator[_Tensor]:
     if (folder / MODEL_FILE).is_file():
-        reader = CheckpointReader(folder)
+        reader = open_checkpoint(folder)
         for slot in slots(ModelConfig.load(folder)):
             yield _Tensor(slot.label, reader.where(slot), lambda slot=slot: reader.read(slot))
     else:
@@ -95,6 +97,20 @@ def fits_in_memory(model: ModelConfig, gradients: bool) -> bool:
     return 4 * numbers * copies < MEMORY_SHARE * psutil.virtual_memory().available
 
 
+def fits_past_window(model: ModelConfig) -> bool:
+    """Is there memory, besides both models, to compute a text longer than the sliding window?"""
+    length = past_window(model)
+    layers = 3 * model.num_layers * model.hidden_size  # kept of each model, to be compared
+    scores = model.num_heads * length  # of one layer: raw, masked, normed
+    numbers = length * (2 * layers + 3 * scores + 3 * model.vocab_size)
+    return 4 * numbers < MEMORY_SHARE * psutil.virtual_memory().available
+
+
+def past_window(model: ModelConfig) -> int:
+    """Tokens of a text whose end doesn't see its beginning in a sliding layer."""
+    return min(model.olmo3.sliding_window + TEXT_TOKENS, model.max_position_embeddings)
+
+
 def check_same_model(checkpoint: Path, hf_folder: Path) -> ModelConfig:
     """Raises BarError if they are models of different shape."""
     model = ModelConfig.load(checkpoint)
@@ -112,7 +128,7 @@ def verify_tensors(checkpoint: Path, hf_folder: Path) -> int:
     Raises BarError, with the number of tensors that differ and the first of them.
     """
     model = check_same_model(checkpoint, hf_folder)
-    ours, theirs = CheckpointReader(checkpoint), HfReader(hf_folder)
+    ours, theirs = open_checkpoint(checkpoint), HfReader(hf_folder)
     all_slots = list(slots(model))
     differ: list[str] = []
     compared = 0

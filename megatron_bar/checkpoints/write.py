@@ -33,16 +33,16 @@ def write_part(folder: Path, part: Part) -> dict[str, Any]:
         with DirectFile(path) as file:
             for placed, made in _made_ahead(part.placed):
                 item = placed.item
-                frames = list(placed.frames)
+                ahead = [frame for frame in placed.frames if frame[0] < placed.offsets[0]]
+                for offset, frame in ahead:
+                    file.write(frame, offset)
                 for name, offset, size, pieces in zip(
                     item.names, placed.offsets, item.sizes, made.outputs, strict=True
                 ):
-                    while frames and frames[0][0] < offset:
-                        file.write(frames[0][1], frames.pop(0)[0])
                     record["digests"][name] = _write_tensor(
                         file, offset, size, _blocks(pieces, item.dtype), item, name, made
                     )
-                for offset, frame in frames:
+                for offset, frame in placed.frames[len(ahead) :]:
                     file.write(frame, offset)
                 if made.facts:
                     record["facts"].append(made.facts)
@@ -93,8 +93,8 @@ def _write_tensor(
 
 
 def _who_is_not_finite(name: str, item: Item, made: Made) -> str:
-    for label, source in made.sources:
-        if not is_finite(source.contiguous()):
+    for label, read in made.sources:
+        if not is_finite(read().contiguous()):
             return f"{label} holds NaN or Inf"
     dtype = str(item.dtype).removeprefix("torch.")
     return f"tensor {name} overflows to Inf in {dtype}; choose another --dtype"

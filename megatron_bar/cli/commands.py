@@ -199,6 +199,8 @@ def _verify_numbers(args: argparse.Namespace) -> None:
             f"{parity.first.module}, by {parity.first.relative:.1e} ({parity.first.text})"
         )
     print(f"equal within {args.tolerance:.0e}")
+    if parity.untested is not None:
+        print(f"not proven, for want of memory: {parity.untested}")
     if parity.gradient is not None:
         print(f"gradients equal within {GRADIENT_TOLERANCE:.0e}: the worst, "
               f"{parity.gradient.module.removeprefix('the gradient of ')}, differs by "

@@ -81,6 +81,7 @@ Killed or interrupted, the same command goes on where it was. So do export, bran
 """,
     "export": """\
   megatron-bar export runs/toy/routed/checkpoint my-model --dtype bfloat16
+  megatron-bar export runs/toy/math/sft/resume/100 half-way   of a stage that was cut short
 """,
     "branch": """\
   megatron-bar branch --anchor checkpoints/anchor --pretrained checkpoints/pretrained \\
@@ -106,9 +107,9 @@ mean stays there.
     "verify": """\
 CHECKPOINT alone (or a Hugging Face folder): every tensor against the manifest.
 
-With HF_DIR: compares logits on random and real text with transformers', and names the first module
-that diverges. Where both models in fp32 don't fit into 80 % of the free memory, it compares tensor
-by tensor instead.
+With HF_DIR: compares logits on random and real text with transformers', where the model has a
+sliding window also on a text that is longer, and names the first module that diverges. Where both
+models in fp32 don't fit into 80 % of the free memory, it compares tensor by tensor instead.
 
   megatron-bar verify checkpoints/anchor
   megatron-bar verify checkpoints/anchor OLMo-2-1124-7B-Instruct --gradients
@@ -251,5 +252,5 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--processes", type=int, metavar="N",
-                        help="how many write at once (default: one for each 4 GiB, at most one a "
-                        "core); the result is the same")
+                        help="how many write at once (default: one for each half GiB, at most "
+                        "one a core and 16); the result is the same")

@@ -25,7 +25,11 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, write_json
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
-from megatron_bar.training.checkpoints import check_finite, write_checkpoint
+from megatron_bar.training.checkpoints import (
+    check_finite,
+    describe_resume_point,
+    write_checkpoint,
+)
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.resume import Progress, ResumePoints
 from megatron_bar.training.setup import set_up
@@ -114,7 +118,8 @@ class _Stage:
         what: str,
         stop: StopAtStep,
     ) -> None:
-        self.config, self.start, self.folder, self.what = config, start, folder, what
+        self.config, self.folder, self.what = config, folder, what
+        self.companions = start / COMPANION_FOLDER
         self.stop = stop
         responses = settings.prompts_per_step * settings.samples_per_prompt
         updates = settings.steps * (responses // settings.batch_size)
@@ -124,7 +129,9 @@ class _Stage:
         if settings.kl_coefficient:
             policy.keep_start()
         self.points = ResumePoints(
-            folder, self.model, trainee.optimizer, trainee.schedule, settings, RlvrProgress
+            folder, self.model, trainee.optimizer, trainee.schedule, settings,
+            lambda folder: describe_resume_point(folder, config, self.companions, start),
+            RlvrProgress,
         )
         self.progress: RlvrProgress = self.points.load()
         order = PromptOrder(len(prompts), seed)
@@ -143,7 +150,6 @@ class _Stage:
 
     def run(self, backend: RLBackend) -> Reinforced:
         steps, done = self.job.settings.steps, self.progress.step
-        companions = self.start / COMPANION_FOLDER
         self.job.policy.wrapped.train()
         self._forget_samples_after(done)
         with (
@@ -155,7 +161,7 @@ class _Stage:
         if self.stopped is not None:
             raise ContinueLater(f"{self.what}: {self.stopped}, saved after step {state['step']}")
         check_finite(self.model, f"{self.what}: after step {steps}")
-        write_checkpoint(self.model, self.config, self.folder / "checkpoint", companions)
+        write_checkpoint(self.model, self.config, self.folder / "checkpoint", self.companions)
         self.points.remove()
         return Reinforced(steps, self.job.applied, self.budget.trainable_count,
                           self.budget.frozen_count, self.reward)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from megatron_bar.runtime import cpu
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import read_json, write_json
+from megatron_bar.runtime.files import publish, read_json, staging_path, write_json
 from megatron_bar.runtime.heartbeat import hang_minutes
 from megatron_bar.runtime.layout import Layout
 
@@ -111,6 +112,24 @@ def agreed(mine: bool) -> bool:
     flag = torch.tensor([float(mine)], device=torch.cuda.current_device())
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     return bool(flag.item())
+
+
+@contextlib.contextmanager
+def written_together(target: Path) -> Iterator[Path]:
+    """A folder beside `target` for all ranks to write into, which starts empty.
+
+    It gets its name, in place of what stood there, when all have left the block.
+    """
+    staging = staging_path(target)
+    if is_main():
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    dist.barrier()
+    yield staging
+    dist.barrier()
+    if is_main():
+        publish(staging, target)
+    dist.barrier()
 
 
 def from_main(path: Path, make: Callable[[], Any]) -> Any:

@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from megatron_bar.checkpoints.convert import COMPANION_FOLDER
 from megatron_bar.checkpoints.model_io import save_model
+from megatron_bar.checkpoints.resume_point import write_start
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.runtime.distributed import agreed, is_main
+from megatron_bar.runtime.distributed import agreed, is_main, written_together
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import publish, staging_path
 
 
 def check_finite(model: torch.nn.Module, when: str) -> None:
@@ -24,19 +23,26 @@ def check_finite(model: torch.nn.Module, when: str) -> None:
                        "the state before")
 
 
+def describe_model(folder: Path, config: ModelConfig, companions: Path | None) -> None:
+    """Write into `folder` what says which model its tensors are: model.json and the tokenizer."""
+    config.save(folder)
+    if companions is not None and companions.is_dir():
+        shutil.copytree(companions, folder / COMPANION_FOLDER)
+
+
+def describe_resume_point(
+    folder: Path, config: ModelConfig, companions: Path | None, start: Path | None
+) -> None:
+    """As describe_model, and where the tensors are that don't train."""
+    describe_model(folder, config, companions)
+    write_start(folder, start)
+
+
 def write_checkpoint(
     model: torch.nn.Module, config: ModelConfig, target: Path, companions: Path | None
 ) -> None:
     """Write a whole checkpoint, with the tokenizer in `companions`; every rank takes part."""
-    staging = staging_path(target)
-    if is_main():
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    dist.barrier()
-    save_model(model, staging)
-    if is_main():
-        config.save(staging)
-        if companions is not None and companions.is_dir():
-            shutil.copytree(companions, staging / COMPANION_FOLDER)
-        publish(staging, target)
-    dist.barrier()
+    with written_together(target) as folder:
+        save_model(model, folder)
+        if is_main():
+            describe_model(folder, config, companions)

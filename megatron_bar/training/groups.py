@@ -11,8 +11,8 @@ import torch
 import xxhash
 from megatron.core import parallel_state
 
-from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots, table
+from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import tensor_digest
@@ -77,7 +77,7 @@ def freeze(model: torch.nn.Module, config: ModelConfig, trainable: Sequence[str]
 def group_digests(folder: Path) -> dict[str, str]:
     """A digest of every group's tensors in a checkpoint, whatever layout wrote it."""
     model = ModelConfig.load(folder)
-    reader = CheckpointReader(folder)
+    reader = open_checkpoint(folder)
     digests: dict[str, xxhash.xxh3_128] = {}
     for slot in slots(model):
         tensor = reader.read(slot)

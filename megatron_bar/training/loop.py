@@ -22,7 +22,11 @@ from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.files import read_json, write_json
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
-from megatron_bar.training.checkpoints import check_finite, write_checkpoint
+from megatron_bar.training.checkpoints import (
+    check_finite,
+    describe_resume_point,
+    write_checkpoint,
+)
 from megatron_bar.training.guards import Guard, describe_items
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.optimizer import apply_gradients, gradient_norm
@@ -79,9 +83,10 @@ def train(
         if companions is None and start is not None:
             companions = start / COMPANION_FOLDER
         stage = _Stage(
-            config, start, folder, training, rows, validation, pad_id, layout, seed, what
+            config, start, companions, folder, training, rows, validation, pad_id, layout, seed,
+            what,
         )
-        stage.run(stop, companions, snapshots or {})
+        stage.run(stop, snapshots or {})
         if is_main():
             write_json(done, dataclasses.asdict(stage.trained()))
         dist.barrier()
@@ -96,6 +101,7 @@ class _Stage:
         self,
         config: ModelConfig,
         start: Path | None,
+        companions: Path | None,
         folder: Path,
         training: Training,
         rows: Rows,
@@ -106,6 +112,7 @@ class _Stage:
         what: str,
     ) -> None:
         self.config, self.folder, self.training, self.what = config, folder, training, what
+        self.companions = companions
         self.rows, self.validation, self.pad_id = rows, validation, pad_id
         self.batches = Batches.of(rows, training.batch_size, seed)
         self.steps = planned_steps(training, rows.per_epoch)
@@ -113,7 +120,10 @@ class _Stage:
         self.model, self.wrapped = trainee.model, trainee.wrapped
         self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
         self.budget = trainee.budget
-        self.points = ResumePoints(folder, self.model, self.optimizer, self.schedule, training)
+        self.points = ResumePoints(
+            folder, self.model, self.optimizer, self.schedule, training,
+            describe=lambda folder: describe_resume_point(folder, config, companions, start),
+        )
         self.progress = self.points.load()
         if self.progress.step:
             say(f"{what}: goes on after step {self.progress.step}")
@@ -122,9 +132,7 @@ class _Stage:
         self.routers = RouterWatch(self.model, config)
         self.loss = float("nan")
 
-    def run(
-        self, stop: StopAtStep, companions: Path | None, snapshots: Mapping[int, Path]
-    ) -> None:
+    def run(self, stop: StopAtStep, snapshots: Mapping[int, Path]) -> None:
         """All steps that remain, and the checkpoint."""
         done = self.progress.step
         self.wrapped.train()
@@ -144,11 +152,11 @@ class _Stage:
                 with self.watch.paused():
                     self.points.check()
                     if step in snapshots:
-                        self._write(snapshots[step], companions)
+                        self._write(snapshots[step])
                     if step < self.steps and self.points.due(step):
                         self._save()
         self.points.finish()
-        self._write(self.folder / "checkpoint", companions)
+        self._write(self.folder / "checkpoint")
 
     def _step(self, step: int) -> dict[str, Any]:
         """One step; returns what there is to log, if anything."""
@@ -193,9 +201,9 @@ class _Stage:
         check_finite(self.model, f"{self.what}: after step {self.progress.step}")
         self.points.save(self.progress)
 
-    def _write(self, target: Path, companions: Path | None) -> None:
+    def _write(self, target: Path) -> None:
         check_finite(self.model, f"{self.what}: after step {self.progress.step}")
-        write_checkpoint(self.model, self.config, target, companions)
+        write_checkpoint(self.model, self.config, target, self.companions)
 
     def trained(self) -> Trained:
         return Trained(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
@@ -20,9 +21,9 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_bar.checkpoints.model_io import sharded_model_state
 from megatron_bar.recipe.schema import Training
-from megatron_bar.runtime.distributed import agreed, is_main, on_main
+from megatron_bar.runtime.distributed import agreed, is_main, on_main, written_together
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import publish, remove_folder, staging_path
+from megatron_bar.runtime.files import remove_folder
 from megatron_bar.training.background import BackgroundSave
 from megatron_bar.training.optimizer_state import allocate, restore, sharded_optimizer_state
 from megatron_bar.training.saved import FOLDER, saved_steps
@@ -79,7 +80,8 @@ def _one_key_a_slice(state: Any) -> Any:
 class ResumePoints:
     """The states a stage would go on from, in `folder`/resume: a folder a step, the last few.
 
-    Any layout reads what another has written.
+    Any layout reads what another has written. `describe` adds what makes a folder a model that
+    converters read (`checkpoints.resume_point`).
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class ResumePoints:
         optimizer: MegatronOptimizer,
         schedule: OptimizerParamScheduler,
         training: Training,
+        describe: Callable[[Path], None],
         progress: type[Progress] = Progress,
     ) -> None:
         self.kind = progress
@@ -97,8 +100,10 @@ class ResumePoints:
         self.optimizer = optimizer
         self.schedule = schedule
         self.training = training
+        self.describe = describe
         self._last_save = time.monotonic()
-        self._on_its_way: tuple[int, BackgroundSave] | None = None
+        # What is being written, and what is to be done when it is.
+        self._on_its_way: tuple[BackgroundSave, contextlib.ExitStack] | None = None
 
     def steps(self) -> list[int]:
         """The steps after which a state is saved, in order; all of them are whole."""
@@ -130,42 +135,39 @@ class ResumePoints:
         self.finish()
         if progress.step == 0 or progress.step in on_main(self.steps):
             return
-        staging = staging_path(self.folder / str(progress.step))
-        if is_main():
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-        dist.barrier()
         state = self._state(loading=False)
         state |= {"schedule": self.schedule.state_dict(),
                   "progress": dataclasses.asdict(progress)}
+        with contextlib.ExitStack() as publishing:
+            publishing.callback(self._remove_old)
+            folder = publishing.enter_context(written_together(self.folder / str(progress.step)))
+            saving = None
+            if self.training.save_async:
+                saving = BackgroundSave(state, folder)
+            else:
+                dist_checkpointing.save(state, str(folder))
+            if is_main():
+                self.describe(folder)
+            if saving is not None:
+                self._on_its_way = saving, publishing.pop_all()
         self._last_save = time.monotonic()
-        if self.training.save_async:
-            self._on_its_way = progress.step, BackgroundSave(state, staging)
-            return
-        dist_checkpointing.save(state, str(staging))
-        self._publish(progress.step)
+
+    def _remove_old(self) -> None:
+        if is_main():
+            for old in self.steps()[:-self.training.keep]:
+                remove_folder(self.folder / str(old))
 
     def check(self) -> None:
         """Give a state that was being written its name, if it is written. All ranks call this."""
-        if self._on_its_way is not None and self._on_its_way[1].is_written():
+        if self._on_its_way is not None and self._on_its_way[0].is_written():
             self.finish()
 
     def finish(self) -> None:
         """Wait until the state that is being written, if one is, has its name."""
         if self._on_its_way is not None:
-            step, saving = self._on_its_way
+            (saving, publishing), self._on_its_way = self._on_its_way, None
             saving.finish()
-            self._on_its_way = None
-            self._publish(step)
-
-    def _publish(self, step: int) -> None:
-        dist.barrier()
-        if is_main():
-            target = self.folder / str(step)
-            publish(staging_path(target), target)
-            for old in self.steps()[:-self.training.keep]:
-                remove_folder(self.folder / str(old))
-        dist.barrier()
+            publishing.close()
 
     def load(self) -> Progress:
         """Restore the last state; returns its progress, or that of step 0 where none is saved.

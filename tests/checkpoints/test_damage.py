@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -159,6 +162,11 @@ CHECKPOINT = {
     "frame flipped": (_flip(DATA, 70), "damaged"),
     "metadata gone": (lambda f: (f / ".metadata").unlink(), "not a readable checkpoint"),
     "metadata cut": (_cut(".metadata", 100), "not a readable checkpoint"),
+    "metadata that runs a command": (
+        lambda f: (f / ".metadata").write_bytes(
+            b"cos\nsystem\n(S'touch %s/it-ran'\ntR." % bytes(f.parent)),
+        "not a readable checkpoint",
+    ),
     "model.json gone": (lambda f: (f / "model.json").unlink(), "model.json is missing"),
     "wrong shape": (lambda f: _edit(f / "model.json", ffn_hidden_size=64),
                     "linear_fc1.weight has shape (4, 160, 48), the model needs (4, 128, 48)"),
@@ -235,3 +243,37 @@ def test_verify_says_what_it_can_without_a_manifest(exported, tmp_path):
         file.write(b"\xff" * 8)
     with pytest.raises(BarError, match=r"word_embeddings\.weight holds NaN or Inf"):
         verify_folder(training)
+
+
+_CUT_MEANWHILE = """
+import os, sys
+from megatron_bar.checkpoints import plan, write
+from megatron_bar.cli import main
+plan.PART_BYTES = 50_000
+file = sys.argv.pop(1)
+write_tensor = write._write_tensor
+def cut_and_write(*arguments):
+    os.truncate(file, 200_000)
+    return write_tensor(*arguments)
+write._write_tensor = cut_and_write
+sys.exit(main())
+"""
+
+
+@pytest.mark.distributed  # starts processes
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_file_that_fails_under_its_map_is_named(processes, dense_hf, tmp_path):
+    """What a failing disk looks like: mapped bytes that can't be had any more.
+
+    Cutting also takes away what another worker is just reading, which kills it.
+    """
+    source = shutil.copytree(dense_hf, tmp_path / "source")
+    done = subprocess.run(
+        [sys.executable, "-c", _CUT_MEANWHILE, source / "model.safetensors", "import", source,
+         tmp_path / "out", "--processes", processes], capture_output=True, text=True,
+    )
+    assert done.returncode == 1, done
+    assert len(done.stderr.splitlines()) == 1
+    expected = r"model\.safetensors (can't be read|is truncated).* \(at tensor model\.layers\."
+    assert re.search(expected if processes == "1" else f"{expected}|was killed", done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -18,6 +18,10 @@ from tests.models_hf import random_dense, random_experts, random_olmo3
 MODELS = PRESETS | {
     "FlexOlmo 7x7B": PRESETS["olmo2-7b"].with_experts(7, 5),
     "BAR 5x7B": PRESETS["olmo2-7b"].with_experts(5),
+    "experts with names": dataclasses.replace(
+        PRESETS["olmo2-1b"].with_experts(3), expert_names=("anchor", "math", "code"),
+        merged_from=("anchor", "math", "code"),
+    ),
     "OLMo-3 of another theta": dataclasses.replace(PRESETS["olmo3-7b"], rope_theta=10_000.0),
     "OLMo-3 without YaRN": dataclasses.replace(
         PRESETS["olmo3-7b"], olmo3=dataclasses.replace(PRESETS["olmo3-7b"].olmo3, yarn=None)
@@ -72,6 +76,12 @@ REFUSED = {
     "no number": ("olmo2", {"num_hidden_layers": "4"}, "num_hidden_layers '4' is not a positive"),
     "heads": ("olmo2", {"num_key_value_heads": 4}, "6 is no multiple of 4 kv heads"),
     "renormalised": ("flex_olmo", {"norm_topk_prob": True}, "norm_topk_prob True"),
+    "names for other experts": ("flex_olmo", {"megatron_bar": {"expert_names": ["a", "b"]}},
+                                "doesn't name each of 3 experts"),
+    "a name twice": ("flex_olmo", {"megatron_bar": {"expert_names": ["a", "b", "b"]}},
+                     "doesn't name each of 3 experts"),
+    "no names": ("flex_olmo", {"megatron_bar": {"merged_from": [1]}}, "[1] is not a list of names"),
+    "our key of another": ("flex_olmo", {"megatron_bar": 1}, "megatron_bar 1 is not a dict"),
     "bias": ("olmo2", {"attention_bias": True}, "attention_bias True"),
     "tied": ("olmo3", {"tie_word_embeddings": True}, "tie_word_embeddings True"),
     "dropout": ("olmo2", {"attention_dropout": 0.1}, "attention_dropout 0.1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from megatron_bar.checkpoints.convert import import_hf
+from megatron_bar.checkpoints.direct import BUFFER_BYTES
 from megatron_bar.checkpoints.hf import hf_config
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.models.config import ModelConfig
@@ -26,6 +29,7 @@ import sys, threading, time
 from pathlib import Path
 import torch
 from megatron_bar.checkpoints.branch import branch
+from megatron_bar.checkpoints.dcp_index import import_classes
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
 
@@ -41,6 +45,7 @@ def watch():
 
 folder = Path(sys.argv[1])
 torch.ones(8).sum()
+import_classes()
 before = peak = anonymous()
 threading.Thread(target=watch, daemon=True).start()
 for convert in (
@@ -58,15 +63,15 @@ for convert in (
 """
 
 
-def _write_hf(folder, seed):
+def _write_hf(folder, seed, model=MODEL):
     folder.mkdir()
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: (0.02 * torch.randn(shape, generator=generator)).bfloat16()
-        for slot in slots(MODEL) for name, shape in zip(slot.hf_names, slot.hf_shapes)
+        for slot in slots(model) for name, shape in zip(slot.hf_names, slot.hf_shapes)
     }
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(hf_config(MODEL, torch.bfloat16, {})))
+    (folder / "config.json").write_text(json.dumps(hf_config(model, torch.bfloat16, {})))
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -81,3 +86,34 @@ def test_memory_is_a_few_tensors(tmp_path):
     growth = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
     assert len(growth) == 6
     assert max(growth) < bound, [f"{g / 2**20:.0f} MiB" for g in growth]
+
+
+_WATCH_EXPORT = """
+import sys, time, threading
+from pathlib import Path
+import torch
+from megatron_bar.checkpoints.convert import export_hf
+""" + _WATCH[_WATCH.index("def anonymous"):_WATCH.index("folder = ")] + """
+torch.ones(8).sum()
+before = peak = anonymous()
+threading.Thread(target=watch, daemon=True).start()
+export_hf(Path(sys.argv[1]), Path(sys.argv[2]))
+print(peak - before)
+"""
+
+
+@pytest.mark.distributed  # starts processes
+def test_exports_of_any_size_take_the_same_memory(tmp_path):
+    """Buffers and bookkeeping, and no copies of tensors, which q, k and v once were."""
+    growth = []
+    for layers in (2, 8):
+        model = dataclasses.replace(MODEL, num_layers=layers, num_heads=32, num_kv_heads=16)
+        folder = tmp_path / str(layers)
+        _write_hf(folder, 0, model)
+        import_hf(folder, folder / "checkpoint")
+        done = subprocess.run(
+            [sys.executable, "-c", _WATCH_EXPORT, folder / "checkpoint", folder / "out"],
+            capture_output=True, text=True, check=True,
+        )
+        growth.append(int(done.stdout.split()[-1]))
+    assert max(growth) < 2 * BUFFER_BYTES + 12 * 2**20, growth

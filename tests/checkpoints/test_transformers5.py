@@ -32,6 +32,8 @@ MODELS = {
     "olmo3-no-yarn": lambda: random_olmo3(rope_scaling=None),
     "flex-2": lambda: random_experts(2),
     "flex-7-of-7": lambda: random_experts(7),
+    "flex-named": lambda: random_experts(3, megatron_bar={
+        "expert_names": ["anchor", "math", "code"], "merged_from": ["math", "code"]}),
     "flex-5-of-7": lambda: random_experts(7, num_experts_per_tok=5),
 }
 TOKENS_BS = torch.arange(60).reshape(2, 30) * 5 % 331

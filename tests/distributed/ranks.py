@@ -109,6 +109,7 @@ def train_steps(
     folder: Path,
     die_at_save: bool = False,
     validation: PackedRows | None = None,
+    snapshots: dict[int, Path] | None = None,
 ) -> None:
     """A stage's training; with `die_at_save` killed as soon as its first resume point stands."""
     if die_at_save:
@@ -122,7 +123,7 @@ def train_steps(
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
         train(config, checkpoint, folder, training, rows, 0, layout, 0, "test",
-              validation=validation)
+              snapshots=snapshots, validation=validation)
 
 
 def budgets(checkpoint: Path, layout: Layout, trainings: dict[str, Training], out: Path) -> None:

@@ -40,7 +40,7 @@ def start(
     checkpoint: Path, layout: Layout, settings: Training, folder: Path, **more
 ) -> processes.Job:
     folder.mkdir(exist_ok=True)
-    arguments = (more.get("die_at_save", False), more.get("validation"))
+    arguments = (more.get("die_at_save", False), more.get("validation"), more.get("snapshots"))
     return processes.start(
         ranks.train_steps, checkpoint, layout, settings, rows(), folder, *arguments,
         processes=layout.processes, timeout_seconds=240,

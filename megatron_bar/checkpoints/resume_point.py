@@ -1,0 +1,108 @@
+"""A training stage's resume point, read as a model: what trains, over what the stage started from.
+
+A resume point holds the tensors that train, each layer's and each expert's under a key of its own,
+beside the optimizer's. `start.json` says where the others are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megatron_bar.checkpoints.dcp import CheckpointReader
+from megatron_bar.checkpoints.names import ROUTER_NAME, Slot
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import read_json, write_json
+
+START_FILE = "start.json"
+
+
+def write_start(folder: Path, start: Path | None) -> None:
+    """Make the resume point `folder` know the checkpoint that its stage started from, if any."""
+    where = None if start is None else os.path.relpath(start, folder)
+    write_json(Path(folder) / START_FILE, {"checkpoint": where})
+
+
+def open_checkpoint(folder: Path) -> CheckpointReader:
+    """A reader of a checkpoint or of a resume point. Raises BarError for anything else."""
+    if (Path(folder) / START_FILE).is_file():
+        return ResumePointReader(folder)
+    return CheckpointReader(folder)
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A slot of a resume point, as CheckpointReader sees one."""
+
+    key: str
+    shape: tuple[int, ...]
+    index: tuple[int, ...] = ()
+
+    @property
+    def global_shape(self) -> tuple[int, ...]:
+        return self.shape
+
+    @property
+    def label(self) -> str:
+        return self.key
+
+
+class ResumePointReader(CheckpointReader):
+    """Reads slots of the model as it was when the state was saved.
+
+    A key of which some layer or expert trains has the dtype it trains in, the others the start's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        start = read_json(self.folder / START_FILE)["checkpoint"]
+        self._start = None if start is None else open_checkpoint(self.folder / start)
+        self._dtypes = {key.rstrip(".0123456789"): tensor.dtype
+                        for key, tensor in self._index.tensors.items()}
+
+    def dtype(self, slot: Slot) -> torch.dtype:
+        return self._dtypes.get(slot.key) or self._before(slot).dtype(slot)
+
+    def recorded_digest(self, slot: Slot) -> str | None:
+        return None if self._trained(slot) else self._before(slot).recorded_digest(slot)
+
+    def where(self, slot: Slot) -> str:
+        trained = self._trained(slot)
+        return super().where(next(iter(trained.values()))) if trained else (
+            self._before(slot).where(slot))
+
+    def read(self, slot: Slot) -> torch.Tensor:
+        trained = {row: super(ResumePointReader, self).read(slice_)
+                   for row, slice_ in self._trained(slot).items()}
+        if None in trained:
+            return trained[None]
+        if len(trained) == slot.shape[0]:
+            return torch.stack([trained[row] for row in range(len(trained))])
+        before = self._before(slot).read(slot).to(self.dtype(slot))
+        return torch.stack([trained.get(row, before[row]) for row in range(len(before))]) if (
+            trained) else before
+
+    def bands(self, slot: Slot, numbers: int) -> Iterator[torch.Tensor]:
+        trained = self._trained(slot)
+        if None in trained:
+            return super().bands(trained[None], numbers)
+        return (band.to(self.dtype(slot)) for band in self._before(slot).bands(slot, numbers))
+
+    def _trained(self, slot: Slot) -> dict[int | None, _Slice]:
+        """What the resume point has of `slot`: of a router by row, of others under None."""
+        key = ".".join((slot.key, *map(str, slot.index)))
+        if slot.name is ROUTER_NAME:
+            slices = {row: _Slice(f"{key}.{row}", slot.shape[1:]) for row in range(slot.shape[0])}
+        else:
+            slices = {None: _Slice(key, slot.shape)}
+        return {row: s for row, s in slices.items() if s.key in self._index.tensors}
+
+    def _before(self, slot: Slot) -> CheckpointReader:
+        if self._start is None:
+            raise BarError(f"{self.folder}: tensor {slot.label} is missing, and the stage started "
+                           "from no checkpoint")
+        return self._start
