@@ -167,7 +167,3 @@ class ResumePoints:
             restore(part, restored.get(number, {}), progress.updates)
         self.schedule.load_state_dict(state["schedule"])
         return progress
-
-    def remove(self) -> None:
-        if is_main():
-            shutil.rmtree(self.folder, ignore_errors=True)
