@@ -15,13 +15,16 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 
+from megatron_bar.models.cache import RowCache
 from megatron_bar.models.norms import FullWidthRMSNorm
 
 
-def _slides(config: TransformerConfig, layer_number: int) -> bool:
-    return is_layer_window_attention(
+def _window(config: TransformerConfig, layer_number: int) -> int | None:
+    """How many positions a sliding layer sees, its own among them; None for one that sees all."""
+    slides = is_layer_window_attention(
         config.window_size, config.window_attn_skip_freq, layer_number
     )
+    return config.window_size[0] + 1 if slides else None
 
 
 class OlmoSelfAttention(SelfAttention):
@@ -40,14 +43,15 @@ class OlmoSelfAttention(SelfAttention):
         yarn_factor: float = 1.0,
         **kwargs,
     ) -> None:
-        slides = _slides(config, layer_number)
-        if yarn_factor != 1.0 and not slides:
+        window = _window(config, layer_number)
+        if yarn_factor != 1.0 and window is None:
             # A rotation is linear, so the two factors can as well multiply the scores.
             config = copy.copy(config)
             config.softmax_scale = yarn_factor**2 * config.kv_channels**-0.5
         super().__init__(config, *args, layer_number=layer_number, **kwargs)
+        self.window = window
         # Of one column of angles this is that one, whatever the layer.
-        self.angles = slice(0, 1) if slides else slice(-1, None)
+        self.angles = slice(-1, None) if window is None else slice(0, 1)
         tp_group = self.pg_collection.tp
         self.q_norm = FullWidthRMSNorm(self.config, self.query_projection_size, tp_group)
         self.k_norm = FullWidthRMSNorm(self.config, self.kv_projection_size, tp_group)
@@ -62,10 +66,28 @@ class OlmoSelfAttention(SelfAttention):
         return self.q_norm(q_SBND), self.k_norm(k_SBKD), v_SBKD
 
     def forward(
-        self, *args, rotary_pos_emb: torch.Tensor, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        *args,
+        rotary_pos_emb: torch.Tensor,
+        inference_context: RowCache | None = None,
+        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`x_SBH -> x_SBH`; `rotary_pos_emb` is [S, C, 1, D], C columns of angles."""
-        return super().forward(*args, rotary_pos_emb=rotary_pos_emb[:, self.angles], **kwargs)
+        angles = rotary_pos_emb[:, self.angles]
+        if inference_context is not None:
+            return self._generate(hidden_states, angles, inference_context)
+        return super().forward(hidden_states, *args, rotary_pos_emb=angles, **kwargs)
+
+    def _generate(
+        self, x_SBH: torch.Tensor, angles_L11D: torch.Tensor, cache: RowCache
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        q_SBND, k_SBKD, v_SBKD = self.get_query_key_value_tensors(x_SBH)
+        x_SBW = cache.attend(
+            self.layer_number, q_SBND, k_SBKD, v_SBKD, angles_L11D, self.window,
+            self.config.softmax_scale,
+        )
+        return self.linear_proj(x_SBW)
 
 
 class FusedAttention(MegatronModule):
@@ -86,7 +108,7 @@ class FusedAttention(MegatronModule):
     ) -> None:
         super().__init__(config)
         self.scale = softmax_scale
-        self.window = config.window_size[0] + 1 if _slides(config, layer_number) else None
+        self.window = _window(config, layer_number)
 
     def forward(
         self,
@@ -98,36 +120,28 @@ class FusedAttention(MegatronModule):
         attention_bias: None = None,
         packed_seq_params: None = None,
     ) -> torch.Tensor:
-        """`q_SBND, k_TBKD, v_TBKD -> x_SBW`; `attention_mask_B1ST` is True where hidden.
+        """`q_SBND, k_SBKD, v_SBKD -> x_SBW`; `attention_mask_B1SS` is True where hidden.
 
-        Without a mask a position sees itself and all before it; a single one sees all T. In a
-        sliding layer either sees no further than the window, whatever the mask.
+        Without a mask a position sees itself and all before it. In a sliding layer it sees no
+        further than the window, whatever the mask.
         """
         assert attention_bias is None and packed_seq_params is None
-        visible_B1ST = None if attention_mask is None else ~attention_mask
+        visible_B1SS = None if attention_mask is None else ~attention_mask
         if self.window is not None and key.shape[0] > self.window:
-            if query.shape[0] == 1:  # decoding: what lies before the window isn't even read
-                key, value = key[-self.window :], value[-self.window :]
-                visible_B1ST = None if visible_B1ST is None else visible_B1ST[..., -self.window :]
-            else:
-                near_ST = _in_window(query.shape[0], key.shape[0], self.window, query.device)
-                visible_B1ST = near_ST if visible_B1ST is None else visible_B1ST & near_ST
-        q_BNSD, k_BKTD, v_BKTD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+            near_SS = _in_window(query.shape[0], self.window, query.device)
+            visible_B1SS = near_SS if visible_B1SS is None else visible_B1SS & near_SS
+        q_BNSD, k_BKSD, v_BKSD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         x_BNSD = torch.nn.functional.scaled_dot_product_attention(
-            q_BNSD, k_BKTD, v_BKTD,
-            attn_mask=visible_B1ST,
-            is_causal=visible_B1ST is None and query.shape[0] > 1,
+            q_BNSD, k_BKSD, v_BKSD,
+            attn_mask=visible_B1SS,
+            is_causal=visible_B1SS is None,
             scale=self.scale,
             enable_gqa=True,
         )
         return x_BNSD.permute(2, 0, 1, 3).flatten(2)
 
 
-def _in_window(queries: int, keys: int, window: int, device: torch.device) -> torch.Tensor:
-    """True where the key is the query's own position or one of the `window - 1` before it.
-
-    The queries are the last of the keys' positions.
-    """
-    own = keys - queries
-    seen_ST = torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return seen_ST.tril(own).triu(own - window + 1)
+def _in_window(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """True where the key is the query's own position or one of the `window - 1` before it."""
+    seen_SS = torch.ones(length, length, dtype=torch.bool, device=device)
+    return seen_SS.tril().triu(1 - window)
