@@ -19,7 +19,7 @@ from tests.layouts import EXPERTS
 from tests.models_hf import random_dense
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-STEPS = 3
+STEPS = 2
 # A random model solves no problem of GSM8K. What varies is whether its words have enough e's.
 ENOUGH_E = {"instruction_id_list": ["keywords:letter_frequency"],
             "kwargs": [{"letter": "e", "let_frequency": 10, "let_relation": "at least"}]}
@@ -54,8 +54,8 @@ def run(tmp_path_factory) -> Path:
         "domains": {"math": {"rlvr": dict(
             data=[data | {"verifier": "math", "name": "solved"},
                   data | {"verifier": "instructions", "reference_column": "enough"}],
-            steps=STEPS, prompts_per_step=6, samples_per_prompt=4, batch_size=12,
-            micro_batch_size=2, prompt_length=400, response_length=16, lr=1e-3, kl_every=1,
+            steps=STEPS, prompts_per_step=6, samples_per_prompt=4, batch_size=8,
+            micro_batch_size=4, prompt_length=400, response_length=16, lr=1e-3, kl_every=1,
             rollout_batch_size=8,
         )}, "other": {"sft": {"steps": 1, "data": [data]}}},  # a recipe needs one; it isn't run
         "route": {"training": {"steps": 1}},
