@@ -18,13 +18,16 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 
+from megatron_bar.models.cache import RowCache
 from megatron_bar.models.norms import FullWidthRMSNorm
 
 
-def _slides(config: TransformerConfig, layer_number: int) -> bool:
-    return is_layer_window_attention(
+def _window(config: TransformerConfig, layer_number: int) -> int | None:
+    """How many positions a sliding layer sees, its own among them; None for one that sees all."""
+    slides = is_layer_window_attention(
         config.window_size, config.window_attn_skip_freq, layer_number
     )
+    return config.window_size[0] + 1 if slides else None
 
 
 class OlmoSelfAttention(SelfAttention):
@@ -43,14 +46,15 @@ class OlmoSelfAttention(SelfAttention):
         yarn_factor: float = 1.0,
         **kwargs,
     ) -> None:
-        slides = _slides(config, layer_number)
-        if yarn_factor != 1.0 and not slides:
+        window = _window(config, layer_number)
+        if yarn_factor != 1.0 and window is None:
             # A rotation is linear, so the two factors can as well multiply the scores.
             config = copy.copy(config)
             config.softmax_scale = yarn_factor**2 * config.kv_channels**-0.5
         super().__init__(config, *args, layer_number=layer_number, **kwargs)
+        self.window = window
         # Of one column of angles this is that one, whatever the layer.
-        self.angles = slice(0, 1) if slides else slice(-1, None)
+        self.angles = slice(-1, None) if window is None else slice(0, 1)
         tp_group = self.pg_collection.tp
         self.q_norm = FullWidthRMSNorm(self.config, self.query_projection_size, tp_group)
         self.k_norm = FullWidthRMSNorm(self.config, self.kv_projection_size, tp_group)
@@ -65,10 +69,28 @@ class OlmoSelfAttention(SelfAttention):
         return self.q_norm(q_SBND), self.k_norm(k_SBKD), v_SBKD
 
     def forward(
-        self, *args, rotary_pos_emb: torch.Tensor, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        *args,
+        rotary_pos_emb: torch.Tensor,
+        inference_context: RowCache | None = None,
+        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`x_SBH -> x_SBH`; `rotary_pos_emb` is [S, C, 1, D], C columns of angles."""
-        return super().forward(*args, rotary_pos_emb=rotary_pos_emb[:, self.angles], **kwargs)
+        angles = rotary_pos_emb[:, self.angles]
+        if inference_context is not None:
+            return self._generate(hidden_states, angles, inference_context)
+        return super().forward(hidden_states, *args, rotary_pos_emb=angles, **kwargs)
+
+    def _generate(
+        self, x_SBH: torch.Tensor, angles_L11D: torch.Tensor, cache: RowCache
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        q_SBND, k_SBKD, v_SBKD = self.get_query_key_value_tensors(x_SBH)
+        x_SBW = cache.attend(
+            self.layer_number, q_SBND, k_SBKD, v_SBKD, angles_L11D, self.window,
+            self.config.softmax_scale,
+        )
+        return self.linear_proj(x_SBW)
 
 
 class FusedAttention(MegatronModule):
@@ -91,7 +113,7 @@ class FusedAttention(MegatronModule):
     ) -> None:
         super().__init__(config)
         self.scale = softmax_scale
-        self.window = config.window_size[0] + 1 if _slides(config, layer_number) else None
+        self.window = _window(config, layer_number)
         self.context_group = parallel_state.get_context_parallel_group()
 
     def forward(
@@ -104,31 +126,26 @@ class FusedAttention(MegatronModule):
         attention_bias: None = None,
         packed_seq_params: None = None,
     ) -> torch.Tensor:
-        """`q_SBND, k_TBKD, v_TBKD -> x_SBW`; `attention_mask_B1ST` is True where hidden.
+        """`q_SBND, k_SBKD, v_SBKD -> x_SBW`; `attention_mask_B1ST` is True where hidden.
 
-        Without a mask a position sees itself and all before it; a single one sees all T. In a
-        sliding layer either sees no further than the window, whatever the mask. Under context
-        parallelism keys and values are this rank's, too, and the mask, which has to be there, is
-        one over the keys of whole rows.
+        Without a mask a position sees itself and all before it. In a sliding layer it sees no
+        further than the window, whatever the mask. Under context parallelism keys and values are
+        this rank's, too, and the mask, which has to be there, is one over the keys of whole rows.
         """
         assert attention_bias is None and packed_seq_params is None
         visible_B1ST = None if attention_mask is None else ~attention_mask
         if self.context_group.size() > 1:
             assert attention_mask is not None
             key, value = (_whole_rows(x, self.context_group) for x in (key, value))
-        if self.window is not None and key.shape[0] > self.window:
-            if query.shape[0] == 1:  # decoding: what lies before the window isn't even read
-                key, value = key[-self.window :], value[-self.window :]
-                visible_B1ST = None if visible_B1ST is None else visible_B1ST[..., -self.window :]
-            else:
-                places_S = _places(len(query), len(key), self.context_group).to(query.device)
-                near_ST = _in_window(places_S, len(key), self.window)
-                visible_B1ST = near_ST if visible_B1ST is None else visible_B1ST & near_ST
+        if self.window is not None and len(key) > self.window:
+            places_S = _places(len(key), self.context_group).to(query.device)
+            near_ST = _in_window(places_S, len(key), self.window)
+            visible_B1ST = near_ST if visible_B1ST is None else visible_B1ST & near_ST
         q_BNSD, k_BKTD, v_BKTD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         x_BNSD = torch.nn.functional.scaled_dot_product_attention(
             q_BNSD, k_BKTD, v_BKTD,
             attn_mask=visible_B1ST,
-            is_causal=visible_B1ST is None and query.shape[0] > 1,
+            is_causal=visible_B1ST is None,
             scale=self.scale,
             enable_gqa=True,
         )
@@ -144,15 +161,14 @@ def _whole_rows(x_sBKD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     return gathered_TBKD[places_T.argsort().to(x_sBKD.device)]
 
 
-def _places(queries: int, keys: int, group: dist.ProcessGroup) -> torch.Tensor:
-    """The place of each query in its row: the last ones of the keys', or this rank's share."""
-    if group.size() > 1:
-        return _slices(keys, group.rank(), group.size())
-    return torch.arange(keys - queries, keys)
+def _places(length: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """The places of this rank's queries in rows of so many positions."""
+    whole = group.size() == 1
+    return torch.arange(length) if whole else _slices(length, group.rank(), group.size())
 
 
 def _slices(length: int, rank: int, ranks: int) -> torch.Tensor:
-    """The places of a row that a context-parallel rank has, as Megatron-Core shares them out."""
+    """The places that a context-parallel rank has, as Megatron-Core shares them out."""
     slices = torch.arange(length).chunk(2 * ranks)
     return torch.cat((slices[rank], slices[-1 - rank]))
 

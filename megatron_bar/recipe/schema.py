@@ -101,7 +101,8 @@ class Training:
 HOW_NOT_WHAT = frozenset({
     "layout", "micro_batch_size", "recompute", "validation", "validate_every", "save_every",
     "save_every_minutes", "keep", "save_async", "stop_after_minutes", "log_every", "peak_tflops",
-    "wandb",
+    "wandb", "kl_every", "rollout_batch_size", "rollout_servers", "rollout_folder",
+    "verifiers_at_once",
 })
 
 
@@ -135,7 +136,14 @@ class Rlvr(Training):
     drop_equal: bool = True  # leave out prompts whose samples all got the same reward
     rest_above: float = 0.875  # don't ask a prompt again that was solved in so many of its samples
     truncated: str = "keep"  # keep responses that were cut, mask them, or give them zero reward
-    rollout_batch_size: int = 64  # responses a process generates at once
+    # How often the KL divergence from the stage's start is measured for the logs, which takes a
+    # forward pass; at every step where kl_coefficient is set. 0: never.
+    kl_every: int = 10
+    rollout_batch_size: int = 64  # responses a process generates (or asks a server for) at once
+    # OpenAI-compatible servers that generate in place of the training processes, such as
+    # [http://node7:8000], and the folder that they serve: each step exports its weights there.
+    rollout_servers: list[str] = field(default_factory=list)
+    rollout_folder: str | None = None
     verifiers_at_once: int = 8  # answers a process has scored side by side
 
 

@@ -1,1 +1,1 @@
-"""Answers and what they are worth: rollouts, verifiers and, in a later step, the RL trainer."""
+"""Reinforcement learning on verifiable rewards: rollouts, verifiers, sandbox and trainer."""

@@ -40,13 +40,16 @@ class Response:
 
 
 class RolloutEngine(Protocol):
+    """Two are built: the training processes themselves (`rollouts`), and servers (`openai_engine`).
+    """
+
     def generate(
         self,
         requests: Sequence[Request],
         sampling: Sampling,
         advance: Callable[[int], None] = lambda done: None,
     ) -> list[Response]:
-        """A response to each request, in their order.
+        """A response to each request, in their order; `advance` is told how many have ended.
 
         Ranks of one model-parallel group are given the same requests, data-parallel ranks each
         their own, as many as the others.

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megatron_bar.recipe.schema import Rlvr
+
 ADVANTAGES = ("centered", "grpo", "rloo")
 _EPS = 1e-6  # keeps equal rewards, whose deviation is 0, from dividing 0 by 0
 
@@ -38,6 +40,44 @@ def group_advantages(rewards_GN: torch.Tensor, kind: str) -> torch.Tensor:
 def unequal_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
     """Which groups teach something: `[G, N] -> [G]`, False where all rewards are the same."""
     return (rewards_GN != rewards_GN[:, :1]).any(-1)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a rollout teaches, and which of its prompts."""
+
+    advantages_B: torch.Tensor
+    mask_BT: torch.Tensor  # of the tokens that count
+    groups: torch.Tensor  # those to learn from, by number
+    solved_G: torch.Tensor  # those to rest
+
+
+def lesson(
+    scores_B: torch.Tensor,
+    kl_B: torch.Tensor | None,
+    mask_BT: torch.Tensor,
+    stopped_B: torch.Tensor,
+    settings: Rlvr,
+) -> Lesson:
+    """Advantages from scores in [0, 1], by the settings.
+
+    `kl_B` is how far each response is from the policy's start; `mask_BT` is 1 on response tokens.
+    Which groups teach and which are solved, the scores alone decide.
+    """
+    samples = settings.samples_per_prompt
+    rewards_B = scores_B * settings.reward_scale
+    if kl_B is not None:
+        rewards_B = rewards_B - settings.kl_coefficient * kl_B
+    if settings.truncated == "mask":
+        mask_BT = mask_BT * stopped_B[:, None]
+    scores_GN = scores_B.view(-1, samples)
+    teaching_G = unequal_groups(scores_GN) | (not settings.drop_equal)
+    return Lesson(
+        advantages_B=group_advantages(rewards_B.view(-1, samples), settings.advantage).flatten(),
+        mask_BT=mask_BT,
+        groups=teaching_G.nonzero()[:, 0],
+        solved_G=scores_GN.mean(-1) >= settings.rest_above,
+    )
 
 
 @dataclass(frozen=True)

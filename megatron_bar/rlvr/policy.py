@@ -75,14 +75,13 @@ class Policy:
 
     def keep_start(self) -> None:
         """Remember the open parameters, in host memory, as what the reference policy has."""
-        self._start = {
-            p: p.detach().to("cpu", copy=True) for p in self.model.parameters() if p.requires_grad
-        }
+        opened = (p for p in self.model.parameters() if p.requires_grad)
+        self._start = {p: p.detach().to("cpu", copy=True) for p in opened}
 
     @contextlib.contextmanager
     def _as_reference(self) -> Iterator[None]:
         assert self._start, "keep_start() comes first"
-        now = {p: p.detach().clone() for p in self._start}
+        now = {p: p.detach().to("cpu", copy=True) for p in self._start}
         for parameter, start in self._start.items():
             parameter.data.copy_(start)
         try:

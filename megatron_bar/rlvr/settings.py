@@ -10,6 +10,17 @@ from megatron_bar.runtime.layout import Layout
 TRUNCATED = ("keep", "mask", "zero")
 
 
+def asks_reference(settings: Rlvr, step: int) -> bool:
+    """Whether a step, the first being 1, asks what the policy said at the stage's start."""
+    every = settings.kl_every
+    return bool(settings.kl_coefficient) or (every > 0 and step % every == 0)
+
+
+def reference_share(settings: Rlvr) -> float:
+    """The share of steps that do."""
+    return 1.0 if settings.kl_coefficient else 1 / settings.kl_every if settings.kl_every else 0.0
+
+
 def check_settings(settings: Rlvr, layout: Layout) -> None:
     """Raise BarError for settings that don't fit each other or the layout."""
     for key, allowed in (("advantage", ADVANTAGES), ("truncated", TRUNCATED)):
@@ -19,6 +30,8 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
     for key in ("prompts_per_step", "rollout_batch_size", "prompt_length", "response_length"):
         if getattr(settings, key) < 1:
             raise BarError(f"{key} is {getattr(settings, key)}; give at least 1")
+    if settings.rollout_servers and settings.rollout_folder is None:
+        raise BarError("rollout_servers need rollout_folder, the folder that they serve")
     if settings.steps is None:
         raise BarError("give steps, the number of rollouts")
     if settings.samples_per_prompt < 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,8 +13,8 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.nemo import accommodations
 from megatron_bar.rlvr.prompts import Prompt
-from megatron_bar.rlvr.reinforce import reinforce
-from megatron_bar.rlvr.verifiers import prompt_text, reference_of, verifier_for, verifier_name
+from megatron_bar.rlvr.reinforce import Reinforcement
+from megatron_bar.rlvr.verifiers import prompt_text, scorer, verifier_name
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
@@ -38,11 +37,12 @@ def run(context: Context) -> dict[str, Any]:
     template = chat_template(context.stage.settings["chat_template"], tokenizer)
     prompts = load_prompts(tokenizer, template, settings, context.recipe.seed)
     say(f"{context.stage.name}: {len(prompts)} prompts")
-    reinforced = reinforce(
-        ModelConfig.load(start), start, context.folder, settings, prompts,
-        frozenset(stop_ids(start, tokenizer)), pad_id(tokenizer), tokenizer.decode,
-        NemoAlignerBackend(), context.stage.layout, context.recipe.seed, context.stage.name,
-    )
+    reinforced = Reinforcement(
+        config=ModelConfig.load(start), start=start, folder=context.folder, settings=settings,
+        prompts=prompts, stop_ids=frozenset(stop_ids(start, tokenizer)), pad_id=pad_id(tokenizer),
+        decode=tokenizer.decode, layout=context.stage.layout, seed=context.recipe.seed,
+        what=context.stage.name,
+    ).run(NemoAlignerBackend())
     if not is_main():
         return {}
     return dataclasses.asdict(reinforced) | {"prompts": len(prompts)} | proof_of_freezing(
@@ -59,18 +59,11 @@ def load_prompts(
     """
     prompts = []
     for source in settings.data:
-        verifier = verifier_for(source)
         for conversation in load_conversations(source, seed):
             ids = prompt_ids(tokenizer, conversation.messages, template)
             if len(ids) <= settings.prompt_length:
-                text = prompt_text(conversation)
-                score = functools.partial(_score, verifier, text,
-                                          reference_of(source, conversation))
-                prompts.append(Prompt(ids, text, verifier_name(source), score))
+                prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
+                                      scorer(source, conversation)))
     if not prompts:
         raise BarError(f"no prompt is as short as prompt_length {settings.prompt_length}; raise it")
     return prompts
-
-
-def _score(verifier, text: str, reference: Any, response: str) -> float:
-    return verifier(text, response, reference)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.convert import COMPANION_FOLDER
@@ -18,8 +16,6 @@ from megatron_bar.data.rows import Rows
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import progress, say
-from megatron_bar.runtime.distributed import is_main, on_main
-from megatron_bar.runtime.files import read_json, write_json
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
 from megatron_bar.training.checkpoints import (
@@ -29,14 +25,13 @@ from megatron_bar.training.checkpoints import (
 )
 from megatron_bar.training.guards import Guard, describe_items
 from megatron_bar.training.metrics import Metrics
+from megatron_bar.training.once import once
 from megatron_bar.training.optimizer import apply_gradients, gradient_norm
 from megatron_bar.training.resume import ResumePoints
 from megatron_bar.training.setup import set_up
 from megatron_bar.training.step import forward_backward
 from megatron_bar.training.validation import validation_losses
 from megatron_bar.training.watch import RouterWatch, Watch
-
-TRAINED_FILE = "trained.json"
 
 
 @dataclass(frozen=True)
@@ -76,22 +71,19 @@ def train(
     Raises BarError for settings that don't fit the model, the layout or the data, and for a bad
     step; ContinueLater when it was asked to stop, with its state saved.
     """
-    done = folder / TRAINED_FILE
-    with StopAtStep(training.stop_after_minutes) as stop:
-        if on_main(done.is_file):
-            return Trained(**on_main(lambda: read_json(done)))
-        if companions is None and start is not None:
-            companions = start / COMPANION_FOLDER
+    if companions is None and start is not None:
+        companions = start / COMPANION_FOLDER
+
+    def work() -> Trained:
         stage = _Stage(
             config, start, companions, folder, training, rows, validation, pad_id, layout, seed,
             what,
         )
         stage.run(stop, snapshots or {})
-        if is_main():
-            write_json(done, dataclasses.asdict(stage.trained()))
-        dist.barrier()
-        stage.points.remove()
         return stage.trained()
+
+    with StopAtStep(training.stop_after_minutes) as stop:
+        return once(folder, Trained, work)
 
 
 class _Stage:

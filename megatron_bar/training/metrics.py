@@ -4,15 +4,15 @@ Weights & Biases.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from megatron_bar.runtime.distributed import is_main
-from megatron_bar.runtime.files import staging_path
+from megatron_bar.training.step_lines import StepLines, read_lines
+
+METRICS_FILE = "metrics.jsonl"
 
 
 class Metrics:
@@ -23,7 +23,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, first_step: int = 0, wandb: str | None = None) -> None:
-        self._file = None
+        self._lines = None
         self._board = None
         self._wandb = None
         if not is_main():
@@ -31,20 +31,16 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = Path(folder)
-        path = folder / "metrics.jsonl"
-        kept = [m for m in read_metrics(folder) if m["step"] <= first_step]
-        staging_path(path).write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(staging_path(path), path)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115  (closed in __exit__)
+        self._lines = StepLines(folder / METRICS_FILE, first_step)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         if wandb is not None:
             self._wandb = _wandb_run(wandb, folder)
 
     def log(self, step: int, **numbers: Any) -> None:
         """Write the numbers of a step; a list of them, or of lists, is one series an element."""
-        if self._file is None:
+        if self._lines is None:
             return
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._lines.add(step, **numbers)
         flat = dict(_flat(numbers))
         for name, value in flat.items():
             self._board.add_scalar(name, value, step)
@@ -60,8 +56,8 @@ class Metrics:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._lines is not None:
+            self._lines.__exit__(kind, error, trace)
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
@@ -86,8 +82,4 @@ def _wandb_run(project: str, folder: Path) -> Any:
 
 def read_metrics(folder: Path) -> list[dict]:
     """The lines of `folder`/metrics.jsonl; a last line cut short by a kill is left out."""
-    path = Path(folder) / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    return read_lines(Path(folder) / METRICS_FILE)

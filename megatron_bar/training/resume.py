@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -194,7 +193,3 @@ class ResumePoints:
             restore(part, restored.get(number, {}), progress.updates)
         self.schedule.load_state_dict(state["schedule"])
         return progress
-
-    def remove(self) -> None:
-        if is_main():
-            shutil.rmtree(self.folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 FOLDER = "resume"
@@ -10,3 +11,8 @@ FOLDER = "resume"
 def saved_steps(folder: Path) -> list[int]:
     """The steps after which a state of the stage in `folder` is saved, in order."""
     return sorted(int(path.name) for path in (Path(folder) / FOLDER).glob("[0-9]*"))
+
+
+def remove_saved(folder: Path) -> None:
+    """Remove all of them: the stage has ended."""
+    shutil.rmtree(Path(folder) / FOLDER, ignore_errors=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 from pathlib import Path
 
 import torch
@@ -31,9 +29,9 @@ from megatron_bar.training.optimizer import (
     gradient_norm,
     wrap,
 )
-from megatron_bar.training.resume import ResumePoints
 from megatron_bar.training.setup import DTYPES
 from megatron_bar.training.step import forward_backward
+from tests import kills
 from tests.models_hf import packed_batch
 
 
@@ -113,13 +111,7 @@ def train_steps(
 ) -> None:
     """A stage's training; with `die_at_save` killed as soon as its first resume point stands."""
     if die_at_save:
-        save = ResumePoints.save
-
-        def save_and_die(self, progress):
-            save(self, progress)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        ResumePoints.save = save_and_die
+        kills.die_at_save()
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
         train(config, checkpoint, folder, training, rows, 0, layout, 0, "test",

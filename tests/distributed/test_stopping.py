@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.launch.processes import Job, JobFailed
+from megatron_bar.launch.processes import JobFailed
 from megatron_bar.recipe.graph import MIDTRAIN_GROUPS
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.runtime.stopping import ContinueLater
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
 from tests.distributed.stages import run, start, training
+from tests.kills import kill_somewhere
 from tests.layouts import EXPERTS
 
 pytestmark = pytest.mark.distributed
@@ -33,22 +34,6 @@ def _assert_same_run(ours: Path, theirs: Path) -> None:
     assert not (ours / "resume").exists()
 
 
-def _kill_somewhere(job: Job, folder: Path, during_save: bool, chance: random.Random) -> bool:
-    """SIGKILL all ranks at a random moment; returns whether a save was on its way."""
-    done = len(read_metrics(folder))
-    while len(read_metrics(folder)) <= done and not job.poll():
-        time.sleep(0.002)
-    while during_save and not list((folder / "resume").glob(".*.partial")) and not job.poll():
-        time.sleep(0.001)
-    time.sleep(chance.uniform(0, 0.05 if during_save else 0.1))
-    for rank in job.ranks:
-        os.kill(rank.pid, signal.SIGKILL)
-    for rank in job.ranks:
-        rank.join()
-    job.stop()
-    return bool(list((folder / "resume").glob(".*.partial")))
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name, save_async", KILLS)
 def test_sigkill_at_random_points(name, save_async, checkpoint, tmp_path):
@@ -59,7 +44,9 @@ def test_sigkill_at_random_points(name, save_async, checkpoint, tmp_path):
     in_saves = 0
     for kill in range(kills):
         job = start(checkpoint, EXPERTS[name], settings, tmp_path / "killed")
-        in_saves += _kill_somewhere(job, tmp_path / "killed", kill % 2 == 0, chance)
+        during_save = kill % 2 == 0
+        in_saves += kill_somewhere(job, tmp_path / "killed", during_save, chance,
+                                   within_seconds=0.05 if during_save else 0.1)
         assert not (tmp_path / "killed" / "checkpoint").exists(), "the run was over too soon"
     run(checkpoint, EXPERTS[name], settings, tmp_path / "killed")
     _assert_same_run(tmp_path / "killed", tmp_path / "whole")

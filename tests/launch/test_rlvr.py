@@ -61,11 +61,12 @@ def test_a_recipe_goes_through_rlvr_and_keeps_the_anchor(recipe, tmp_path):
     assert [m["step"] for m in metrics] == [1, 2, 3]
     for m in metrics:
         assert 0 <= m["reward"] == m["reward/toy/math"] <= 1
-        assert 0 < m["response_length"] <= 10 and 0 <= m["ended"] <= 1
+        assert 0 < m["response_length"] <= 10 and 0 <= m["truncated"] <= 1
         assert m["rollout_logprob_gap_max"] < 1e-3
         assert {"seconds_rollout", "seconds_verification", "seconds_update"} <= set(m)
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    assert len(samples) == 3 and {"step", "prompt", "response", "reward"} == set(samples[0])
+    assert len(samples) == 3 and set(samples[0]) == {
+        "step", "verifier", "prompt", "response", "reward"}
     assert (tmp_path / "runs" / "mini" / "merged" / "stage.json").is_file()
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,20 +11,22 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.model_io import load_model, save_model
+from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import build_model
 from megatron_bar.recipe.graph import RLVR_GROUPS
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.schema import Rlvr, Training
 from megatron_bar.rlvr.engine import Request, Sampling
 from megatron_bar.rlvr.nemo import accommodations
 from megatron_bar.rlvr.policy import Policy, Rows
 from megatron_bar.rlvr.prompts import Prompt
-from megatron_bar.rlvr.reinforce import reinforce
+from megatron_bar.rlvr.reinforce import Reinforcement
 from megatron_bar.rlvr.rollouts import MegatronEngine
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.resume import ResumePoints
+from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.setup import set_up
+from tests import kills
 
 SETTINGS = dict(
     trainable=list(RLVR_GROUPS), steps=3, batch_size=8, micro_batch_size=2, prompts_per_step=4,
@@ -51,21 +51,16 @@ def run_reinforce(
 ) -> None:
     """The stage; with `die_at_save` killed as soon as its first resume point stands."""
     if die_at_save:
-        save = ResumePoints.save
-
-        def save_and_die(self, progress):
-            save(self, progress)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        ResumePoints.save = save_and_die
+        kills.die_at_save()
     accommodations.install()
     with process_groups(layout):
         from megatron_bar.rlvr.nemo.backend import NemoAlignerBackend
 
-        reinforce(
-            ModelConfig.load(checkpoint), checkpoint, folder, settings, prompts(), frozenset({0}),
-            0, lambda ids: " ".join(map(str, ids)), NemoAlignerBackend(), layout, 1, "test",
-        )
+        Reinforcement(
+            config=ModelConfig.load(checkpoint), start=checkpoint, folder=folder,
+            settings=settings, prompts=prompts(), stop_ids=frozenset({0}), pad_id=0,
+            decode=lambda ids: " ".join(map(str, ids)), layout=layout, seed=1, what="test",
+        ).run(NemoAlignerBackend())
 
 
 def one_update(
@@ -99,7 +94,12 @@ def one_update(
 
 
 def generate(
-    checkpoint: Path, layout: Layout, prompts: Sequence[list[int]], sampling: Sampling, out: Path
+    checkpoint: Path,
+    layout: Layout,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    batch_size: int,
+    out: Path,
 ) -> None:
     """Each data-parallel rank answers its share of the prompts, with the training model."""
     with process_groups(layout):
@@ -110,7 +110,48 @@ def generate(
         rank, ranks = parallel_state.get_data_parallel_rank(), layout.data
         requests = [Request(p, (i, 5)) for i, p in enumerate(prompts)][rank::ranks]
         with policy.generating() as bare:
-            responses = MegatronEngine(bare, batch_size=3).generate(requests, sampling)
+            responses = MegatronEngine(bare, batch_size).generate(requests, sampling)
         (out / f"responses-{dist.get_rank()}.json").write_text(json.dumps(
             {i: vars(r) for i, r in zip(range(rank, len(prompts), ranks), responses)}
         ))
+
+
+def generated(
+    checkpoint: Path,
+    layout: Layout,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    batch_size: int,
+    out: Path,
+) -> list[dict]:
+    """Start the ranks that `generate`; the responses' fields, in the order of the prompts."""
+    out.mkdir()
+    processes.start(
+        generate, checkpoint, layout, prompts, sampling, batch_size, out,
+        processes=layout.processes, timeout_seconds=120,
+    ).wait()
+    found: dict[int, dict] = {}
+    for path in out.glob("responses-*.json"):
+        for index, response in json.loads(path.read_text()).items():
+            # Ranks of a model-parallel group have the same.
+            assert found.setdefault(int(index), response)["tokens"] == response["tokens"]
+    return [found[i] for i in range(len(prompts))]
+
+
+def score_responses(
+    checkpoint: Path,
+    prompts: Sequence[list[int]],
+    responses: Sequence[dict],
+    temperature: float,
+    out: Path,
+) -> None:
+    """Write what the model itself says of each response's tokens."""
+    with process_groups(Layout()):
+        model = build_model(ModelConfig.load(checkpoint), Layout())
+        load_model(model, checkpoint)
+        policy = Policy(wrap(model, Training()), 1, temperature)
+        found = []
+        for prompt, response in zip(prompts, responses):
+            scored = policy.score(torch.tensor([prompt + response["tokens"]]))
+            found.append(scored.logprobs_BT[0, len(prompt) - 1 :].tolist())
+        (out / "logprobs.json").write_text(json.dumps(found))

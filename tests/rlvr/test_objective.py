@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from megatron_bar.rlvr.objective import clipped_loss, group_advantages, unequal_groups
+from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.rlvr.objective import (
+    Lesson,
+    clipped_loss,
+    group_advantages,
+    lesson,
+    unequal_groups,
+)
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [3.0, 3.0, 3.0, 3.0], [4.0, 0.0, 0.0, 0.0]])
 
@@ -32,6 +39,43 @@ def test_grpo_divides_by_the_standard_deviation():
 
 def test_groups_with_equal_rewards_teach_nothing():
     assert unequal_groups(REWARDS).tolist() == [True, False, True]
+
+
+# Two prompts of two samples: one solved once, one solved twice; the first answer was cut.
+SCORES = torch.tensor([1.0, 0.0, 1.0, 1.0])
+STOPPED = torch.tensor([False, True, True, True])
+MASK = torch.tensor([[0.0, 1.0, 1.0]] * 4)
+
+
+def _lesson(kl: torch.Tensor | None = None, **settings) -> Lesson:
+    return lesson(SCORES, kl, MASK, STOPPED, Rlvr(samples_per_prompt=2, **settings))
+
+
+def test_rewards_are_scaled_and_equal_groups_left_out():
+    found = _lesson()
+    assert found.advantages_B.tolist() == [5.0, -5.0, 0.0, 0.0]  # 10 and 0, less 5
+    assert found.groups.tolist() == [0]
+    assert found.mask_BT.tolist() == MASK.tolist()
+    assert _lesson(reward_scale=1.0, drop_equal=False).groups.tolist() == [0, 1]
+
+
+def test_solved_prompts_are_told():
+    assert _lesson().solved_G.tolist() == [False, True]
+    assert _lesson(rest_above=0.5).solved_G.tolist() == [True, True]
+
+
+def test_divergence_is_taken_off_the_reward_and_not_off_the_score():
+    found = _lesson(torch.tensor([2.0, 0.0, 4.0, 0.0]), kl_coefficient=0.5)
+    # 10 - 1 and 0, less 4.5; 10 - 2 and 10, less 9
+    assert found.advantages_B.tolist() == [4.5, -4.5, -1.0, 1.0]
+    assert found.groups.tolist() == [0] and found.solved_G.tolist() == [False, True]
+    assert _lesson(torch.ones(4)).advantages_B.tolist() == _lesson().advantages_B.tolist()
+
+
+def test_truncated_responses_can_be_masked():
+    found = _lesson(truncated="mask")
+    assert found.mask_BT.tolist() == [[0.0] * 3, *MASK[1:].tolist()]
+    assert found.advantages_B.tolist() == [5.0, -5.0, 0.0, 0.0]  # they still count for the mean
 
 
 @pytest.mark.parametrize(

@@ -78,11 +78,15 @@ def reference(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("name", ["tp1", "tp2", "pp2", "dp2", "ep2", "tp2pp2ep2"])
-def test_an_update_is_that_of_plain_pytorch(name, reference, tmp_path):
+@pytest.mark.parametrize("name, micro_batch_size", [
+    ("tp1", 1), ("tp1", 8), ("tp2", 2), ("pp2", 2), ("dp2", 2), ("ep2", 2), ("tp2pp2ep2", 2),
+])
+def test_an_update_is_that_of_plain_pytorch(name, micro_batch_size, reference, tmp_path):
     folder, rows, expected = reference
     layout = EXPERTS[name]
-    settings = Rlvr(**vars(SETTINGS) | dict(weight_decay=0.0))
+    settings = Rlvr(**vars(SETTINGS) | dict(
+        weight_decay=0.0, micro_batch_size=micro_batch_size,
+    ))
     processes.start(
         ranks.one_update, folder / "checkpoint", layout, settings, rows, tmp_path,
         processes=layout.processes, timeout_seconds=120,

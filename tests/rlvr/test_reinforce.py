@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import statistics
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from megatron_bar.rlvr.reinforce import SAMPLES_FILE
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
+from tests.kills import kill_somewhere
 from tests.layouts import EXPERTS
 from tests.rlvr import ranks
 
@@ -22,13 +25,27 @@ pytest.importorskip("nemo_aligner", reason="needs the extra rlvr")
 pytestmark = pytest.mark.distributed
 
 
-def _reinforce(checkpoint: Path, layout: Layout, settings: Rlvr, folder: Path, *more) -> Path:
+def _start(
+    checkpoint: Path, layout: Layout, settings: Rlvr, folder: Path, *more
+) -> processes.Job:
     folder.mkdir(exist_ok=True)
-    processes.start(
+    return processes.start(
         ranks.run_reinforce, checkpoint, layout, settings, folder, *more,
         processes=layout.processes, timeout_seconds=200,
-    ).wait()
+    )
+
+
+def _reinforce(checkpoint: Path, layout: Layout, settings: Rlvr, folder: Path, *more) -> Path:
+    _start(checkpoint, layout, settings, folder, *more).wait()
     return folder
+
+
+def _assert_same_run(ours: Path, theirs: Path) -> None:
+    assert group_digests(ours / "checkpoint") == group_digests(theirs / "checkpoint")
+    assert _samples(ours) == _samples(theirs)
+    for mine, other in zip(read_metrics(ours), read_metrics(theirs), strict=True):
+        assert {k: v for k, v in mine.items() if not k.startswith("seconds_")} == {
+            k: v for k, v in other.items() if not k.startswith("seconds_")}
 
 
 def _samples(folder: Path) -> list[str]:
@@ -65,17 +82,34 @@ def test_frozen_shared_parameters_stay(checkpoint, tmp_path):
     assert {g for g in before if before[g] != after[g]} == {"expert.1", "router.1"}
 
 
-@pytest.mark.parametrize("name", ["tp1", "ep2"])
-def test_a_killed_run_goes_on_to_the_same_bits(name, checkpoint, alone, tmp_path):
+def test_a_run_killed_at_a_save_goes_on_to_the_same_bits(checkpoint, tmp_path):
     settings = Rlvr(**ranks.SETTINGS | dict(save_every=1))
-    whole = _reinforce(checkpoint, EXPERTS[name], settings, tmp_path / "whole")
+    whole = _reinforce(checkpoint, EXPERTS["ep2"], settings, tmp_path / "whole")
     with pytest.raises(JobFailed):
-        _reinforce(checkpoint, EXPERTS[name], settings, tmp_path / "killed", True)
-    killed = _reinforce(checkpoint, EXPERTS[name], settings, tmp_path / "killed")
-    assert group_digests(killed / "checkpoint") == group_digests(whole / "checkpoint")
-    assert _samples(killed) == _samples(whole)
-    for ours, theirs in zip(read_metrics(killed), read_metrics(whole), strict=True):
-        assert all(ours[k] == theirs[k] for k in ("step", "reward", "loss", "kl", "grad_norm"))
+        _reinforce(checkpoint, EXPERTS["ep2"], settings, tmp_path / "killed", True)
+    killed = _reinforce(checkpoint, EXPERTS["ep2"], settings, tmp_path / "killed")
+    _assert_same_run(killed, whole)
+
+
+def test_a_run_killed_at_random_points_goes_on_to_the_same_bits(checkpoint, tmp_path):
+    """In rollouts, verification, updates and saves; prompts and sampling included."""
+    settings = Rlvr(**ranks.SETTINGS | dict(steps=12, save_every=2, keep=2))
+    whole = _reinforce(checkpoint, Layout(), settings, tmp_path / "whole")
+    step = statistics.median(
+        sum(value for name, value in line.items() if name.startswith("seconds_"))
+        for line in read_metrics(whole)
+    )
+    chance = random.Random(0)
+    in_saves = 0
+    for kill in range(5):
+        job = _start(checkpoint, Layout(), settings, tmp_path / "killed")
+        during_save = kill % 2 == 1
+        in_saves += kill_somewhere(job, tmp_path / "killed", during_save, chance,
+                                   within_seconds=0.02 if during_save else step)
+        assert not (tmp_path / "killed" / "checkpoint").exists(), "the run was over too soon"
+    assert in_saves >= 1
+    killed = _reinforce(checkpoint, Layout(), settings, tmp_path / "killed")
+    _assert_same_run(killed, whole)
 
 
 def test_training_raises_the_reward(checkpoint, tmp_path):

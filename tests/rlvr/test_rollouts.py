@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import FlexOlmoForCausalLM
 
-from megatron_bar.launch import processes
 from megatron_bar.rlvr.engine import Sampling
 from megatron_bar.runtime.layout import Layout
 from tests.layouts import EXPERTS
@@ -17,27 +16,28 @@ from tests.rlvr import ranks
 
 pytestmark = pytest.mark.distributed
 
-PROMPTS = [[(11 * i + 5 * j) % 330 + 1 for j in range(3 + 2 * i % 7)] for i in range(8)]
+# Of 1 to 7 tokens, two of them the same.
+PROMPTS = [[(11 * i + 5 * j) % 330 + 1 for j in range(1 + 2 * i % 7)] for i in range(9)]
+PROMPTS.append(PROMPTS[5])
 LENGTH = 12
 
 
-@pytest.fixture
-def model(two_experts) -> Path:
-    return two_experts
+def _generated(
+    model: Path, layout: Layout, sampling: Sampling, out: Path, batch_size: int = 3
+) -> list[dict]:
+    return ranks.generated(model / "checkpoint", layout, PROMPTS, sampling, batch_size, out)
 
 
-def _generated(model: Path, layout: Layout, sampling: Sampling, out: Path) -> list[dict]:
-    out.mkdir()
-    processes.start(
-        ranks.generate, model / "checkpoint", layout, PROMPTS, sampling, out,
-        processes=layout.processes, timeout_seconds=120,
-    ).wait()
-    found: dict[int, dict] = {}
-    for path in out.glob("responses-*.json"):
-        for index, response in json.loads(path.read_text()).items():
-            # Ranks of a model-parallel group have the same.
-            assert found.setdefault(int(index), response)["tokens"] == response["tokens"]
-    return [found[i] for i in range(len(PROMPTS))]
+# Tokens that end a response: some do early, which leaves their rows to others.
+SAMPLING = Sampling(LENGTH, frozenset(range(0, 331, 8)), temperature=0.8, seed=4)
+
+
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory) -> list[dict]:
+    found = _generated(model, Layout(), SAMPLING, tmp_path_factory.mktemp("alone") / "out")
+    lengths = {len(response["tokens"]) for response in found}
+    assert LENGTH in lengths and min(lengths) <= LENGTH / 2
+    return found
 
 
 @pytest.mark.parametrize("layout", EXPERTS.values(), ids=EXPERTS)
@@ -53,15 +53,22 @@ def test_greedy_answers_are_those_of_transformers(model, layout, tmp_path):
         assert response["stopped"] == (expected[-1] == 7)
 
 
-def test_samples_depend_on_seed_and_key_alone(model, tmp_path):
-    sampling = Sampling(LENGTH, frozenset({0}), temperature=0.8, seed=4)
-    alone = _generated(model, Layout(), sampling, tmp_path / "alone")
-    spread = _generated(model, EXPERTS["tp2pp2ep2"], sampling, tmp_path / "spread")
-    assert [r["tokens"] for r in alone] == [r["tokens"] for r in spread]
-    other = _generated(
-        model, Layout(), Sampling(LENGTH, frozenset({0}), 0.8, seed=5), tmp_path / "other"
-    )
-    assert all(a["tokens"] != b["tokens"] for a, b in zip(alone, other))
+@pytest.mark.parametrize("layout, batch_size", [
+    ("tp1", 1), ("tp1", 4), ("tp1", 64), ("ep2", 2), ("tp2pp2ep2", 3),
+])
+def test_samples_depend_on_seed_and_key_alone(model, alone, layout, batch_size, tmp_path):
+    """Whatever the layout and whoever else is in the batch, and as rows are refilled."""
+    found = _generated(model, EXPERTS[layout], SAMPLING, tmp_path / "out", batch_size)
+    assert [r["tokens"] for r in found] == [r["tokens"] for r in alone]
+    assert [r["stopped"] for r in found] == [r["stopped"] for r in alone]
+
+
+def test_another_seed_gives_other_samples(model, alone, tmp_path):
+    other = dataclasses.replace(SAMPLING, seed=5)
+    found = _generated(model, Layout(), other, tmp_path / "out")
+    assert all(a["tokens"] != b["tokens"] for a, b in zip(alone, found))
+    # Two samples of one prompt, by their keys.
+    assert alone[5]["tokens"] != alone[-1]["tokens"]
 
 
 def test_samples_come_from_the_models_distribution_at_the_temperature(model, tmp_path):
@@ -74,3 +81,10 @@ def test_samples_come_from_the_models_distribution_at_the_temperature(model, tmp
         logits_V = theirs(tokens).logits[0, len(prompt) - 1 : -1] / 0.5
         expected = logits_V.log_softmax(-1).gather(1, tokens[0, len(prompt):, None])[:, 0]
         torch.testing.assert_close(torch.tensor(response["logprobs"]), expected, atol=1e-4, rtol=0)
+
+
+def test_responses_end_where_the_models_positions_do(model, tmp_path):
+    long = Sampling(200, frozenset(), temperature=1.0)
+    for prompt, response in zip(PROMPTS, _generated(model, Layout(), long, tmp_path / "out")):
+        assert len(prompt) + len(response["tokens"]) == 64
+        assert not response["stopped"]

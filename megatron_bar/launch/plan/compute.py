@@ -13,6 +13,7 @@ from megatron_bar.launch.plan.memory import WIDTH, cache_bytes, rank_parameters,
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.recipe.schema import Rlvr, Training
+from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.peak import PEAK_TFLOPS
@@ -58,7 +59,7 @@ def stage_flops(
 ) -> float:
     """Of all steps. For RLVR a response is generated, scored and trained on.
 
-    It is scored again by the reference where there is one.
+    In some steps or all it is scored again by the reference.
     """
     length = row_length(training)
     rows = steps * (_responses(training) if isinstance(training, Rlvr) else training.batch_size)
@@ -68,7 +69,7 @@ def stage_flops(
     work = Work(tokens, tokens * seen, tokens * window)
     flops = step_flops(model, work, trainable).total
     if isinstance(training, Rlvr):
-        flops += (3 if training.kl_coefficient else 2) * step_flops(model, work, ()).total
+        flops += (2 + reference_share(training)) * step_flops(model, work, ()).total
     return flops
 
 

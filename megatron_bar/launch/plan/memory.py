@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr, Training
-from megatron_bar.rlvr.settings import check_settings
+from megatron_bar.rlvr.settings import check_settings, reference_share
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
@@ -101,10 +101,9 @@ def rank_memory(
     cache = host = 0
     if isinstance(training, Rlvr):
         cache = cache_bytes(model, layout, training)
-        if training.kl_coefficient:
-            host = width * sum(sizes.get(group, 0) for group in trainable)
-            # While the reference's values stand in the parameters, their own are set aside.
-            activations = max(activations, host + _logits(model, layout, training, pipeline_rank))
+        if reference_share(training):
+            # The start's values; while these stand in the parameters, their own are set aside.
+            host = 2 * width * sum(sizes.get(group, 0) for group in trainable)
     return Memory(
         weights=width * sum(sizes.values()), gradients=round(gradients),
         optimizer=round(optimizer), activations=activations, cache=cache, host=host,

@@ -68,7 +68,7 @@ class NemoAlignerBackend:
 _NAMES = {
     "train_rollouts/rewards": "reward",
     "train_rollouts/generation_length": "response_length",
-    "train_rollouts/fraction_of_samples_properly_ended": "ended",
+    "train_rollouts/truncated": "truncated",
     "train_rollouts/consumed_samples": "prompts",
     "train_rollouts/entropy": "entropy",
     "train_rollouts/kl": "kl",

@@ -20,7 +20,8 @@ from nemo_aligner.utils.ppo_utils import calculate_kl_penalty, create_mask
 from nemo_aligner.utils.utils import masked_mean
 
 from megatron_bar.rlvr.backend import Job
-from megatron_bar.rlvr.objective import group_advantages, unequal_groups
+from megatron_bar.rlvr.objective import lesson
+from megatron_bar.rlvr.settings import asks_reference
 
 Rollout = dict[str, torch.Tensor]
 
@@ -34,56 +35,54 @@ class BarReinforceTrainer(ReinforceTrainer):
 
     def generate_rollouts(self) -> tuple[Rollout, dict, dict]:
         self.model.step = self.step
+        self.compute_init_policy_kl = asks_reference(self.job.settings, self.step + 1)
         return super().generate_rollouts()
 
     def compute_rollout_metrics(self, rollout: Rollout) -> dict[str, Any]:
         """Upstream's, of the global batch; `rollout_size`, which it adds to the consumed, counts
         prompts."""
         metrics = super().compute_rollout_metrics(rollout)
+        metrics["truncated"] = 1 - rollout["is_end"].float().mean().item()
         self._log_by_verifier(rollout, metrics)
         metrics["rollout_size"] = self.job.settings.prompts_per_step
         return metrics
 
     def _log_by_verifier(self, rollout: Rollout, metrics: dict[str, Any]) -> None:
+        """Each verifier's mean reward, and the first of the responses it scored as text."""
         prompts = [self.job.prompts[i] for i in rollout["prompt_ids"].tolist()]
-        for name in sorted({prompt.verifier for prompt in prompts}):
-            of_it = torch.tensor([prompt.verifier == name for prompt in prompts])
+        verifiers = [prompt.verifier for prompt in prompts]
+        for name in sorted(set(verifiers)):
+            of_it = torch.tensor([verifier == name for verifier in verifiers])
             metrics[f"reward/{name}"] = rollout["rewards"][of_it].mean().item()
-        first = slice(int(rollout["prompt_lengths"][0]), int(rollout["response_lengths"][0]))
-        self.job.sample(self.step + 1, {
-            "prompt": prompts[0].text, "reward": rollout["rewards"][0].item(),
-            "response": self.job.decode(rollout["response_tokens"][0, first].tolist()),
-        })
+            first = verifiers.index(name)
+            start, end = (int(rollout[f"{what}_lengths"][first]) for what in ("prompt", "response"))
+            self.job.sample(self.step + 1, {
+                "verifier": name, "prompt": prompts[first].text,
+                "response": self.job.decode(rollout["response_tokens"][first, start:end].tolist()),
+                "reward": rollout["rewards"][first].item(),
+            })
 
     def generate_reinforce_data(self, rollout: Rollout) -> tuple[Rollout, dict[str, float]]:
         """Advantages over the global batch, then this rank's share of each optimizer step."""
-        settings = self.job.settings
         logprobs_BT = rollout["logprobs"]
         mask_BT = create_mask(logprobs_BT, rollout["prompt_lengths"], rollout["response_lengths"])
         metrics = self._token_metrics(rollout, mask_BT)
-        rewards_B = rollout["rewards"] * settings.reward_scale
+        kl_B = None
         if self.compute_init_policy_kl:
             kl_BT = calculate_kl_penalty(
                 logprobs_BT, rollout["init_logprobs"], self.cfg.use_absolute_kl
             )
             kl_B = masked_mean(kl_BT, mask_BT, dim=-1)
             metrics["kl"] = kl_B.mean().item()
-            rewards_B = rewards_B - self.cfg.initial_policy_kl_penalty * kl_B
-        if settings.truncated == "mask":
-            mask_BT = mask_BT * rollout["is_end"][:, None]
-        samples = settings.samples_per_prompt
-        advantages_B = group_advantages(rewards_B.view(-1, samples), settings.advantage).flatten()
-        scores_GN = rollout["rewards"].view(-1, samples)
-        kept_G = unequal_groups(scores_GN)
-        solved_G = scores_GN.mean(-1) >= settings.rest_above
-        asked, self.job.order.place = self.job.order.peek(settings.prompts_per_step)
-        self.job.order.rest([p for p, solved in zip(asked, solved_G.tolist()) if solved])
-        metrics |= {"groups_dropped": 1 - kept_G.float().mean().item(),
-                    "prompts_resting": len(self.job.order.resting)}
-        rows = {"response_tokens": rollout["response_tokens"], "mask": mask_BT,
-                "old_logprobs": logprobs_BT, "advantages": advantages_B}
-        groups = kept_G.nonzero()[:, 0] if settings.drop_equal else torch.arange(len(kept_G))
-        return self._share(rows, groups), metrics
+        found = lesson(rollout["rewards"], kl_B, mask_BT, rollout["is_end"], self.job.settings)
+        order = self.job.order
+        asked = order.advance(self.job.settings.prompts_per_step)
+        order.rest([prompt for prompt, solved in zip(asked, found.solved_G.tolist()) if solved])
+        metrics |= {"groups_dropped": 1 - len(found.groups) / len(asked),
+                    "prompts_resting": len(order.resting)}
+        rows = {"response_tokens": rollout["response_tokens"], "mask": found.mask_BT,
+                "old_logprobs": logprobs_BT, "advantages": found.advantages_B}
+        return self._share(rows, found.groups), metrics
 
     def _token_metrics(self, rollout: Rollout, mask_BT: torch.Tensor) -> dict[str, float]:
         gap_BT = (rollout["logprobs"] - rollout["rollout_logprobs"]).abs() * mask_BT

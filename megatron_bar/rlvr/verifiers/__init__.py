@@ -7,7 +7,8 @@ thread, and return in bounded time whatever the response holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -51,19 +52,37 @@ def score_answers(
     Raises BarError for an unknown verifier, or a reference that is missing or broken, with its
     place.
     """
+    scorers = [scorer(source, conversation) for source, conversation in items]
     with ThreadPoolExecutor(cores()) as threads:
         scores = []
-        for score in threads.map(_score, items, responses):
+        for score in threads.map(lambda score, response: score(response), scorers, responses):
             scores.append(score)
             advance(1)
     return scores
 
 
-def _score(item: tuple[Source, Conversation], response: str) -> float:
-    source, conversation = item
+def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]:
+    """What scores responses to an item of `source`.
+
+    Raises BarError for an unknown verifier and a missing reference, with the item's place; so does
+    what is returned, for a reference that is broken.
+    """
+    with _told(conversation):
+        verifier = verifier_for(source)
+        prompt, reference = prompt_text(conversation), reference_of(source, conversation)
+
+    def score(response: str) -> float:
+        with _told(conversation):
+            return verifier(prompt, response, reference)
+
+    return score
+
+
+@contextlib.contextmanager
+def _told(conversation: Conversation) -> Iterator[None]:
+    """Errors inside name the conversation's place."""
     try:
-        return verifier_for(source)(prompt_text(conversation), response,
-                                    reference_of(source, conversation))
+        yield
     except BarError as error:
         raise BarError(f"{conversation.where}: {error}") from None
 

@@ -122,7 +122,7 @@ def test_weights_are_those_of_transformers_models(name, experts):
 
 def test_rlvr_generates_scores_and_keeps_a_reference():
     model, layout = PRESETS["olmo2-7b"].with_experts(2), Layout(32, tensor=2, expert=2)
-    free = Rlvr(dtype="bfloat16", steps=3, rollout_batch_size=16, recompute="full")
+    free = Rlvr(dtype="bfloat16", steps=3, rollout_batch_size=16, recompute="full", kl_every=0)
     held = dataclasses.replace(free, kl_coefficient=0.1)
     tokens = 3 * 512 * 6144
     work = Work(tokens, tokens * 3072, tokens * 3072)
@@ -135,8 +135,12 @@ def test_rlvr_generates_scores_and_keeps_a_reference():
     assert alone.cache == 16 * 6144 * 32 * 2 * 16 * 128 * 2
     assert alone.total == (alone.weights + alone.gradients + alone.optimizer + alone.buffers
                            + alone.cache)
-    # Where expert 1 is, only the anchor's router rows aren't open.
-    assert alone.host == 0 and beside.host == beside.weights - 2 * 32 * 4096
+    # Where expert 1 is, only the anchor's router rows aren't open. Two copies: the start's values,
+    # and the policy's own while those stand in their place.
+    assert alone.host == 0 and beside.host == 2 * (beside.weights - 2 * 32 * 4096)
+    at_times = dataclasses.replace(free, kl_every=4)
+    assert training_memory(model, layout, at_times, RLVR_GROUPS) == beside
+    assert stage_flops(model, at_times, RLVR_GROUPS, 3) == pytest.approx(costs[0] + once / 4)
     rushed = dataclasses.replace(free, rollout_batch_size=32)
     seconds = [stage_seconds(model, layout, s, RLVR_GROUPS, 3, Machine()) for s in (free, rushed)]
     arithmetic = costs[0] / (32 * Machine().rate("bfloat16"))

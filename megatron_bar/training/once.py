@@ -1,0 +1,32 @@
+"""Work of a stage that is done once, whatever kills the process after it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_bar.runtime.distributed import is_main, on_main
+from megatron_bar.runtime.files import read_json, write_json
+from megatron_bar.training.saved import remove_saved
+
+RESULT_FILE = "trained.json"
+
+Result = TypeVar("Result")
+
+
+def once(folder: Path, kind: type[Result], work: Callable[[], Result]) -> Result:
+    """What `work` returned, a dataclass of the given kind, now or when it was done before.
+
+    Called by every rank. The result is kept in `folder`; only then do the states go that the work
+    would go on from, so a kill in between costs nothing.
+    """
+    path = folder / RESULT_FILE
+    if not on_main(path.is_file):
+        result = work()
+        if is_main():
+            write_json(path, dataclasses.asdict(result))
+    if is_main():
+        remove_saved(folder)
+    return kind(**on_main(lambda: read_json(path)))

@@ -1,0 +1,46 @@
+"""Files of JSON lines, one a step or more, that a resumed stage goes on with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from megatron_bar.runtime.files import staging_path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of `path`, none where it isn't there; a last line cut short by a kill is left out.
+    """
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+class StepLines:
+    """Appends to `path`, from one process.
+
+    The lines past step `done` are dropped, in one step: those steps are about to be done again.
+    """
+
+    def __init__(self, path: Path, done: int) -> None:
+        kept = [line for line in read_lines(path) if line["step"] <= done]
+        staging_path(path).write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(staging_path(path), path)
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115  (closed in __exit__)
+
+    def add(self, step: int, **content: Any) -> None:
+        self._file.write(json.dumps({"step": step, **content}) + "\n")
+
+    def __enter__(self) -> StepLines:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()

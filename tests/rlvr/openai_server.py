@@ -1,0 +1,108 @@
+"""A server of completions with transformers, which answers as vLLM's documentation has it.
+
+Token ids in and out, log-probabilities at the sampling temperature, `collective_rpc` with
+`reload_weights`, `reset_prefix_cache`. One request at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+class CompletionServer:
+    """Serves the model in `folder`; `reloads` counts how often it was told to read it again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.reloads = 0
+        self.requests: list[dict[str, Any]] = []
+        self._one_at_a_time = threading.Lock()
+        self._load()
+
+    def _load(self) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(self.folder).eval()
+
+    def get(self, path: str) -> Any:
+        assert path == "/v1/models", path
+        return {"object": "list", "data": [{"id": "policy", "object": "model"}]}
+
+    def post(self, path: str, content: dict[str, Any]) -> Any:
+        with self._one_at_a_time:
+            if path == "/collective_rpc":
+                assert content == {"method": "reload_weights"}
+                self._load()
+                self.reloads += 1
+                return {"results": [None]}
+            if path == "/reset_prefix_cache":
+                return None
+            assert path == "/v1/completions", path
+            self.requests.append(content)
+            return self._complete(content)
+
+    @torch.no_grad()
+    def _complete(self, asked: dict[str, Any]) -> Any:
+        assert asked["model"] == "policy" and asked["return_token_ids"] and asked["logprobs"] == 0
+        generator = torch.Generator().manual_seed(asked["seed"])
+        tokens, logprobs, stopped = [], [], False
+        while len(tokens) < asked["max_tokens"] and not stopped:
+            logits_V = self.model(torch.tensor([asked["prompt"] + tokens])).logits[0, -1]
+            if asked["temperature"]:
+                logprobs_V = (logits_V / asked["temperature"]).log_softmax(-1)
+                token = int(torch.multinomial(logprobs_V.exp(), 1, generator=generator))
+            else:
+                logprobs_V = logits_V.log_softmax(-1)
+                token = int(logprobs_V.argmax())
+            tokens.append(token)
+            logprobs.append(float(logprobs_V[token]))
+            stopped = token in asked["stop_token_ids"]
+        return {"object": "text_completion", "model": "policy", "choices": [{
+            "index": 0, "text": "", "finish_reason": "stop" if stopped else "length",
+            "prompt_token_ids": asked["prompt"], "token_ids": tokens,
+            "logprobs": {"token_logprobs": logprobs, "tokens": [f"token_id:{t}" for t in tokens]},
+        }]}
+
+
+@contextlib.contextmanager
+def serving(answers: Any) -> Iterator[str]:
+    """The address of a server that answers with `answers.get(path)` and `.post(path, content)`.
+
+    Those may return bytes too, which are sent as an error.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(answers.get(self.path))
+
+        def do_POST(self) -> None:
+            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self._send(answers.post(self.path, content))
+
+        def _send(self, answer: Any) -> None:
+            failed = isinstance(answer, bytes)
+            body = answer if failed else b"" if answer is None else json.dumps(answer).encode()
+            self.send_response(500 if failed else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
