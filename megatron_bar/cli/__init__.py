@@ -21,14 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     # argparse takes positional arguments in one piece only; overrides may stand anywhere.
-    takes_overrides = args.command in ("run", "data", "plan", "submit")
+    takes_overrides = args.command in ("run", "data", "plan", "submit", "evaluate")
     if takes_overrides and not any(word.startswith("-") for word in rest):
         args.overrides += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     # Hub look-ups for local folders only cost time, and fail on nodes without a network. Only
-    # preparing data may download.
-    if args.command != "data":
+    # preparing data and lm-eval's tasks may download.
+    if args.command != "data" and not getattr(args, "suite", None):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         COMMANDS[args.command](args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from megatron_bar.cli import evaluation
 from megatron_bar.runtime.errors import BarError
 
 
@@ -187,5 +188,6 @@ def _verify_numbers(args: argparse.Namespace) -> None:
 COMMANDS = {
     "run": _run, "data": _data, "plan": _plan, "submit": _submit, "status": _status,
     "cancel": _cancel, "stage": _stage, "import": _import, "export": _export, "branch": _branch,
-    "merge": _merge, "verify": _verify,
+    "merge": _merge, "verify": _verify, "evaluate": evaluation.evaluate,
+    "report": evaluation.report,
 }

@@ -10,7 +10,7 @@ from megatron_bar.data.batches import check_shares
 from megatron_bar.data.mixture import check_mixture
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.graph import stage_graph
+from megatron_bar.recipe.graph import Stage, stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.rlvr.verifiers import verifier_for
@@ -42,6 +42,8 @@ def check_recipe(recipe: Recipe) -> None:
     experts = {"pretrain": None, "midtrain": 2, "sft": 2, "rlvr": 2,
                "route": len(recipe.domains) + 1}
     for stage in stage_graph(recipe):
+        if stage.kind == "evaluate":
+            _check_evaluation(stage, dense)
         if stage.kind not in experts:
             continue
         count = experts[stage.kind]
@@ -63,6 +65,14 @@ def check_recipe(recipe: Recipe) -> None:
         if training.wandb is not None and importlib.util.find_spec("wandb") is None:
             raise BarError(f"{stage.name}: wandb is asked for and not installed; pip install "
                            "wandb, or leave it out")
+
+
+def _check_evaluation(stage: Stage, dense: ModelConfig) -> None:
+    """Experts are spread as far as they can be, so the dense model's sizes decide."""
+    try:
+        dense.check(stage.layout.fitted(None))
+    except BarError as error:
+        raise BarError(f"{stage.name}: {error}") from None
 
 
 def _check_rlvr(settings: Rlvr, layout: Layout) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_bar.recipe.schema import Recipe, Training
+from megatron_bar.recipe.schema import Evaluate, Recipe, Source, Training
 from megatron_bar.runtime.layout import Layout
 
 # What each stage of BAR trains by default; expert 1 is the branch's domain expert.
@@ -20,7 +20,7 @@ PRETRAIN_GROUPS = ("*",)
 # Folders of a run, and a task, that a domain's name would collide with.
 TAKEN_NAMES = frozenset({
     "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
-    "general", "data",
+    "general", "data", "sections", "suites",
 })
 
 
@@ -109,12 +109,15 @@ def _training_stage(
     return Stage(name, kind, inputs, settings, training.layout or recipe.layout, domain)
 
 
+def recipe_tasks(recipe: Recipe) -> dict[str, list[Source]]:
+    """The held-out items of each domain that has some, and of what belongs to no domain."""
+    tasks = {name: domain.tasks for name, domain in recipe.domains.items() if domain.tasks}
+    return tasks | ({"general": recipe.evaluate.general} if recipe.evaluate.general else {})
+
+
 def _evaluations(recipe: Recipe, ends: dict[str, str]) -> list[Stage]:
     """One evaluation a model, so that they run beside each other, and the report of them all."""
-    evaluate = recipe.evaluate
-    tasks = {name: domain.tasks for name, domain in recipe.domains.items() if domain.tasks}
-    if evaluate.general:
-        tasks["general"] = evaluate.general
+    evaluate, tasks = recipe.evaluate, recipe_tasks(recipe)
     models = {"anchor": "anchor", **ends, "merged": "merged", "routed": "routed"}
     stages = []
     for name, stage in models.items():
@@ -125,8 +128,12 @@ def _evaluations(recipe: Recipe, ends: dict[str, str]) -> list[Stage]:
             "max_new_tokens": evaluate.max_new_tokens,
             "batch_size": evaluate.batch_size,
             "chat_template": recipe.chat_template, "seed": recipe.seed,
+            # At their defaults they don't make a stage stale that was done before they existed.
+            **{key: getattr(evaluate, key) for key in ("temperature", "samples", "dtype")
+               if getattr(evaluate, key) != getattr(Evaluate, key)},
         }
-        stages.append(Stage(f"evaluate/{name}", "evaluate", {"checkpoint": stage}, settings))
+        stages.append(Stage(f"evaluate/{name}", "evaluate", {"checkpoint": stage}, settings,
+                            evaluate.layout or recipe.layout))
     inputs = {f"evaluate/{name}": f"evaluate/{name}" for name in models}
     if recipe.export:
         inputs["hf"] = "hf"

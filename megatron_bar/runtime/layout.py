@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 from megatron_bar.runtime.errors import BarError
@@ -56,6 +58,18 @@ class Layout:
     @property
     def data(self) -> int:
         return self.processes // (self.tensor * self.pipeline)
+
+    def fitted(self, num_experts: int | None) -> Layout:
+        """This layout for a model of so many experts (None: dense), of as many processes.
+
+        Where `expert` doesn't divide the experts they are spread over fewer ranks.
+        """
+        expert = math.gcd(self.expert, num_experts or 1)
+        if expert == self.expert:
+            return self
+        return dataclasses.replace(
+            self, expert=expert, expert_tensor=None if expert == 1 else self.expert_tensor
+        )
 
     def __str__(self) -> str:
         sizes = {"tp": self.tensor, "pp": self.pipeline, "ep": self.expert, "dp": self.data}

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.schema import HOW_NOT_WHAT, Recipe, Rlvr, Source, Training
+from megatron_bar.recipe.schema import HOW_NOT_WHAT, Evaluate, Recipe, Rlvr, Source, Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest, read_json, write_json
 
@@ -56,6 +56,12 @@ def training_of(stage: Stage) -> Training:
     """How a stage trains, as the recipe has it."""
     schema = Rlvr if stage.kind == "rlvr" else Training
     return from_settings(schema, stage.settings["training"])
+
+
+def evaluation_of(stage: Stage) -> Evaluate:
+    """How an `evaluate` stage asks its items, as the recipe has it; its tasks are apart."""
+    known = {field.name for field in dataclasses.fields(Evaluate)}
+    return Evaluate(**{key: value for key, value in stage.settings.items() if key in known})
 
 
 def sources(settings: list[dict]) -> list[Source]:
