@@ -20,8 +20,9 @@ $(VENV)/ready: setup.py constraints.txt
 	touch $@
 
 # NeMo-Aligner and what it imports, over a gigabyte: the tests of RLVR need it, the demo doesn't.
+# Beside it lm-eval is little more.
 $(VENV)/rlvr: $(VENV)/ready
-	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[test,rlvr]'
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[test,rlvr,eval]'
 	touch $@
 
 demo: setup

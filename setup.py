@@ -32,10 +32,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_bar", "megatron_bar.*"]),
-    package_data={"megatron_bar": ["analysis/*.j2", "launch/slurm/templates/*"]},
+    package_data={"megatron_bar": ["analysis/templates/*", "evaluation/suites/*.yaml",
+                                   "launch/slurm/templates/*"]},
     install_requires=CORE,
     extras_require={
         "test": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.9"],
+        # One of its tasks needs another antlr than math-verify has above, and vLLM brings a torch:
+        # docs/evaluation.md says how to give lm-eval an environment of its own.
+        "eval": ["lm-eval[hf,ifeval]==0.4.13"],
         # What NeMo-Aligner 0.7.0 runs with; its own metadata leaves these pins out. The second line
         # and what follows is imported by nemo_toolkit, which names it in an extra it can't resolve.
         "rlvr": [

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "megatron_bar"
 # From the ground up.
 FLOORS = ["runtime", "recipe", "models", "checkpoints", "data", "training", "rlvr", "analysis",
-          "stages", "launch", "cli"]
+          "evaluation", "stages", "launch", "cli"]
 
 
 def _imports(path: Path) -> set[str]:

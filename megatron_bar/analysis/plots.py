@@ -1,56 +1,35 @@
-"""Pictures of a run, as SVG to put into a page.
-
-Each function returns its panels one after the other, a small `<svg>` each. A panel is drawn for the
-width of a phone; the page sets them side by side where there is room, so no text ever shrinks.
-Colours are those of Okabe and Ito, which colour-blind readers tell apart. Text stays text.
-"""
+"""Pictures of a run, one small `<svg>` a panel; see `panel`."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from megatron_bar.analysis.panel import (
+    BASE,
+    BRANCH,
+    INK,
+    INVERSE,
+    LINE,
+    MERGE,
+    ROUTE,
+    SHARE,
+    svg_panel,
+)
 from megatron_bar.analysis.runs import ALL, ANCHOR, MERGED, ROUTED, stage_names
 from megatron_bar.analysis.scores import Cell, compare, model_label
 from megatron_bar.training.metrics import read_metrics
 
-INK, MUTED, LINE = "#1f2933", "#5f6b7a", "#d5dae1"
-BASE, BRANCH, MERGE, ROUTE = "#9aa3af", "#0072b2", "#e69f00", "#009e73"
-_SHARES = LinearSegmentedColormap.from_list("shares", ["#f4f7fb", "#7fb4d9", "#0072b2", "#062f52"])
-_WIDTH = 3.6  # inches of 72 points; an SVG point is 4/3 CSS pixels
 _SMOOTH_FROM = 40  # points; fewer are drawn as they are
 _PRINTED = 48  # numbers in a panel of the heatmap; more would not be readable
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-}
+_DARK = 0.68  # shares above it are printed in light ink
 
 
 def training_curves(run: Path) -> str:
@@ -61,17 +40,28 @@ def training_curves(run: Path) -> str:
         what = "reward" if any("reward" in m for m in metrics) else "loss"
         known = [m for m in metrics if m.get(what) is not None]
         if known:
-            panels.append(_curve(name, what, [m["step"] for m in known], [m[what] for m in known]))
+            checked = [(m["step"], m["validation_loss"]) for m in metrics
+                       if what == "loss" and m.get("validation_loss") is not None]
+            panels.append(_curve(name, what, [m["step"] for m in known],
+                                 [m[what] for m in known], checked))
     return "".join(panels)
 
 
-def _curve(name: str, what: str, steps: Sequence[int], values: Sequence[float]) -> str:
+def _curve(
+    name: str,
+    what: str,
+    steps: Sequence[int],
+    values: Sequence[float],
+    checked: Sequence[tuple[int, float]],
+) -> str:
     def draw(axes: Axes) -> None:
         smooth = len(steps) >= _SMOOTH_FROM
         axes.plot(steps, values, color=BRANCH, linewidth=1.0 if smooth else 1.8,
                   alpha=0.3 if smooth else 1.0, marker="o" if len(steps) == 1 else None)
         if smooth:
             axes.plot(steps, _smoothed(values), color=BRANCH, linewidth=1.8)
+        if checked:
+            axes.plot(*zip(*checked), color=MERGE, linewidth=1.2, marker="o", markersize=2.5)
         axes.annotate(f"{values[-1]:.3f}", (1, 1.03), xycoords="axes fraction", ha="right",
                       va="bottom", color=BRANCH, weight="bold")
         axes.set_title(name)
@@ -83,8 +73,10 @@ def _curve(name: str, what: str, steps: Sequence[int], values: Sequence[float]) 
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y", color=LINE, linewidth=0.6)
 
-    return _svg(draw, 2.2, f"{what.capitalize()} of {name}: {values[0]:.3f} at step {steps[0]}, "
-                           f"{values[-1]:.3f} at step {steps[-1]}")
+    return svg_panel(
+        draw, 2.2, f"{what.capitalize()} of {name}: {values[0]:.3f} at step {steps[0]}, "
+        f"{values[-1]:.3f} at step {steps[-1]}",
+    )
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
@@ -112,8 +104,7 @@ def _routing_panel(task: str, probs_LE: list[list[float]], experts: Sequence[str
     wide = sum(len(name) for name in experts) > 26
 
     def draw(axes: Axes) -> None:
-        axes.pcolormesh(probs_LE, cmap=_SHARES, vmin=0, vmax=1, edgecolors="white",
-                        linewidth=1.5 if printed else 0.3, clip_on=False)
+        _draw_shares(axes, probs_LE, gap=0.05 if printed else 0.0)
         axes.invert_yaxis()
         axes.spines[:].set_visible(False)
         axes.set_title(task)
@@ -127,22 +118,33 @@ def _routing_panel(task: str, probs_LE: list[list[float]], experts: Sequence[str
         for layer, probs_E in enumerate(probs_LE if printed else ()):
             for e, share in enumerate(probs_E):
                 axes.text(e + 0.5, layer + 0.5, f"{share:.2f}", ha="center", va="center",
-                          color="white" if share > 0.5 else INK)
+                          color=INVERSE if share > _DARK else INK)
 
     height = 0.85 + (0.3 if wide else 0) + min(4.0, max(1.0, layers * (0.3 if printed else 0.13)))
-    return _svg(draw, height, f"Mean router probability on {task}, by layer and expert")
+    return svg_panel(draw, height, f"Mean router probability on {task}, by layer and expert")
+
+
+def _draw_shares(axes: Axes, shares_LE: Sequence[Sequence[float]], gap: float) -> None:
+    """A cell for each share, the more opaque the larger it is: readable on light and on dark."""
+    for layer, shares_E in enumerate(shares_LE):
+        for e, share in enumerate(shares_E):
+            axes.add_patch(Rectangle(
+                (e + gap / 2, layer + gap / 2), 1 - gap, 1 - gap, facecolor=SHARE,
+                alpha=0.04 + 0.96 * min(max(share, 0.0), 1.0), linewidth=0, clip_on=False,
+            ))
+    axes.set_xlim(0, len(shares_LE[0]))
+    axes.set_ylim(0, len(shares_LE))
 
 
 def _scale_panel() -> str:
     def draw(axes: Axes) -> None:
-        axes.pcolormesh([[share / 10 + 0.05 for share in range(10)]], cmap=_SHARES, vmin=0, vmax=1,
-                        edgecolors="white", linewidth=1.5, clip_on=False)
+        _draw_shares(axes, [[share / 10 + 0.05 for share in range(10)]], gap=0.05)
         axes.spines[:].set_visible(False)
         axes.set_yticks([])
         axes.set_xticks(range(0, 11, 2), ["0", "0.2", "0.4", "0.6", "0.8", "1"])
         axes.set_title("mean probability of the expert", fontsize=9.5, weight="normal")
 
-    return _svg(draw, 0.75, "Scale: from light for 0 to dark for 1")
+    return svg_panel(draw, 0.75, "Scale: from faint for 0 to full for 1")
 
 
 def scores_chart(results: dict[str, dict[str, Any]]) -> str:
@@ -171,8 +173,8 @@ def _scores_panel(task: str, labels: list[str], cells: list[Cell], colours: list
         values = [cell.score for cell in cells]
         axes.barh(places, values, color=colours, height=0.68)
         axes.errorbar(values, places, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2.5,
-                      xerr=[[cell.score - cell.low for cell in cells],
-                            [cell.high - cell.score for cell in cells]])
+                      xerr=[[cell.score - cell.interval.low for cell in cells],
+                            [cell.interval.high - cell.score for cell in cells]])
         for place, cell in zip(places, cells):
             axes.text(1.04, place, f"{cell.score:.2f}", va="center", weight="bold")
         axes.set_yticks(places, labels)
@@ -187,36 +189,4 @@ def _scores_panel(task: str, labels: list[str], cells: list[Cell], colours: list
         axes.set_title(task)
 
     said = ", ".join(f"{label} {cell.score:.2f}" for label, cell in zip(labels, cells))
-    return _svg(draw, 0.65 + 0.29 * len(cells), f"Scores on {task}: {said}")
-
-
-def _svg(draw: Callable[[Axes], None], height: float, label: str) -> str:
-    """One panel, `height` inches high, without anything that another part of a page could meet.
-
-    Matplotlib's own file has ids that repeat from picture to picture, a style sheet that would hold
-    for the whole page, metadata and namespaces that an inline SVG needs none of.
-    """
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": label}):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        figure.patch.set_visible(False)
-        axes = figure.add_subplot()
-        axes.patch.set_visible(False)
-        draw(axes)
-        file = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
-    svg = file.getvalue()
-    body = svg[svg.index("<svg"):]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
-    body = re.sub(r'xlink:href="', 'href="', re.sub(r' xmlns(:xlink)?="[^"]*"', "", body))
-    body = re.sub(r"'?DejaVu Sans'?", "system-ui, sans-serif", body)
-    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', body))
-    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
-    view = re.search(r'viewBox="[^"]*"', body)[0]
-    inner = body[body.index(">") + 1:]
-    inner = re.sub(r"\s*\n\s*", "\n", inner).strip()
-    return (f'<svg class="panel" role="img" aria-label="{_escape(label)}" {view} width="100%" '
-            f'stroke-linejoin="round" stroke-linecap="butt">\n{inner}\n')
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return svg_panel(draw, 0.65 + 0.29 * len(cells), f"Scores on {task}: {said}")

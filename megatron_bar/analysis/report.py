@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,45 +12,76 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from megatron_bar.analysis import formats
+from megatron_bar.analysis.flow import flow_of
+from megatron_bar.analysis.headline import anchor_digests, summary, tiles
 from megatron_bar.analysis.plots import routing_heatmap, scores_chart, training_curves
 from megatron_bar.analysis.routing import describe_routing
-from megatron_bar.analysis.runs import ANCHOR, MERGED, ROUTED, read_recipe, read_stages
-from megatron_bar.analysis.scores import Scores, branches, compare, load_results, model_label
+from megatron_bar.analysis.runs import MERGED, ROUTED, read_recipe, read_stages
+from megatron_bar.analysis.scores import Scores, compare, evaluated, model_label
+from megatron_bar.analysis.sections import Section, read_sections
+from megatron_bar.analysis.suites import in_percent, of_all, read_suites
+from megatron_bar.analysis.trained import trained_stages
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import staging_path
 
-TEMPLATE = "report.html.j2"
+TEMPLATES = Path(__file__).parent / "templates"
 _DEVIATIONS_SHOWN = 5
+# The page's own sections, in order: its id, which is its template's name too, and its title.
+_PARTS = {
+    "flow": "Recipe", "scores": "Scores", "suites": "Benchmarks", "router": "Router",
+    "curves": "Training", "trained": "What trained", "anchor": "Anchor", "averaging": "Averaging",
+    "samples": "Answers", "repeat": "Do it again",
+}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One section of the page; `section` where a command added it."""
+
+    id: str
+    title: str
+    template: str
+    section: Section | None = None
 
 
 def write_report(run: Path, target: Path) -> None:
     """Write the report of `run` to `target`, in one step. What the run lacks so far is left out.
 
-    Raises BarError if no model has been evaluated, or a file of the run can't be read.
+    Raises BarError if no stage is done and no model evaluated, or a file of the run can't be read.
     """
     run, target = Path(run), Path(target)
-    results, stages = load_results(run), read_stages(run)
+    results, stages = evaluated(run), read_stages(run)
+    if not (results or stages):
+        raise BarError(f"{run} holds nothing to report: no stage is done")
     scores = compare(results)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "duration": _duration, "percent": _percent}
+    columns, trained = trained_stages(run, stages)
     recipe = run / "recipe.yaml"
-    page = environment.get_template(TEMPLATE).render(
+    deviations, by_group = _deviations(stages)
+    content = {
+        "flow": flow_of(stages), "scores": scores if scores.tasks else None,
+        "suites": read_suites(run), "router": _routings(results),
+        "curves": Markup(training_curves(run)), "trained": trained,
+        "anchor": anchor_digests(stages),
+        "averaging": deviations, "samples": _samples(results, scores), "repeat": True,
+    }
+    page = _environment().get_template("report.html.j2").render(
         name=read_recipe(run).get("name") or run.resolve().name,
         when=max((stage["finished"] for stage in stages), default=""),
+        parts=_parts([name for name in _PARTS if content[name]], read_sections(run)),
         summary=summary(results),
-        tiles=_tiles(results, scores, stages),
-        scores=scores,
+        tiles=tiles(results, scores, stages),
+        flow=content["flow"], scores=scores, suites=content["suites"], curves=content["curves"],
+        routings=content["router"], trained=trained, samples=content["samples"],
+        anchors=content["anchor"],
+        methods=_methods(scores), asking=_asking(results),
         scores_chart=Markup(scores_chart(results)),
-        curves=Markup(training_curves(run)),
-        routings=_routings(results),
+        trained_columns=columns,
         stages=stages,
         seconds=sum(stage["seconds"] for stage in stages),
-        anchors=_anchors(stages),
-        deviations=_deviations(stages),
-        samples=_samples(results, scores),
+        deviations=deviations, deviation_groups=by_group,
         versions=_versions(stages),
+        commands=_commands(read_recipe(run), stages),
         recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
     )
     staging = staging_path(target)
@@ -56,53 +89,25 @@ def write_report(run: Path, target: Path) -> None:
     os.replace(staging, target)
 
 
-def summary(results: dict[str, dict[str, Any]]) -> str:
-    """The run in a sentence or two."""
-    scores = compare(results)
-    if not scores.kept:
-        models = ", ".join(model_label(model) for model in results)
-        return f"There is no routed model to compare with its branches yet; evaluated: {models}."
-    worst, best = min(scores.kept, key=scores.kept.get), max(scores.kept, key=scores.kept.get)
-    text = f"One model keeps {fmean(scores.kept.values()):.0%} of what its "
-    if len(scores.kept) == 1:
-        text += f"{worst} branch reached."
-    else:
-        text += (f"{len(scores.kept)} branches reached on their own domains, from "
-                 f"{scores.kept[worst]:.0%} ({worst}) to {scores.kept[best]:.0%} ({best}).")
-    for task in scores.tasks:
-        pair = _before_after(results, task)
-        if pair and task not in branches(results):
-            text += f" On {task} it scores {pair[1]:.2f}; the base scored {pair[0]:.2f}."
-    return text
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+    )
+    environment.filters |= {
+        name: getattr(formats, name)
+        for name in ("cell", "duration", "layout", "number", "percent", "small_percent")
+    } | {"of_all": of_all, "in_percent": in_percent}
+    return environment
 
 
-def _before_after(results: dict[str, dict[str, Any]], task: str) -> tuple[float, float] | None:
-    """Scores of the base and of the routed model, if both were asked."""
-    found = [results.get(model, {}).get("tasks", {}).get(task) for model in (ANCHOR, ROUTED)]
-    return (found[0]["score"], found[1]["score"]) if all(found) else None
-
-
-def _tiles(
-    results: dict[str, dict[str, Any]], scores: Scores, stages: list[dict[str, Any]]
-) -> list[tuple[str, str]]:
-    """The few numbers to see first, each with what it is."""
-    tiles = []
-    if scores.kept:
-        tiles.append((_percent(fmean(scores.kept.values())), "of the branches' scores kept"))
-    domains = branches(results)
-    pairs = [pair for domain in domains if (pair := _before_after(results, domain))]
-    if pairs:
-        before, after = (fmean(column) for column in zip(*pairs))
-        tiles.append((f"{before:.2f} → {after:.2f}", "mean over the domains, base → routed"))
-    for task in scores.tasks:
-        pair = _before_after(results, task)
-        if pair and task not in domains:
-            tiles.append((f"{pair[0]:.2f} → {pair[1]:.2f}", f"{task}, base → routed"))
-    if anchors := _anchors(stages):
-        kept = all(anchor["same"] for anchor in anchors)
-        tiles.append(("✓ unchanged", "anchor, to the last bit") if kept else ("changed", "anchor"))
-    tiles.append((_duration(sum(stage["seconds"] for stage in stages)), "in all stages together"))
-    return tiles
+def _parts(names: Sequence[str], sections: Sequence[Section]) -> list[_Part]:
+    """The page's sections in order, each followed by those that ask to stand after it."""
+    parts = [_Part(name, _PARTS[name], f"{name}.html.j2") for name in names]
+    for section in sections:
+        part = _Part(section.id, section.title, "section.html.j2", section)
+        place = next((i + 1 for i, p in enumerate(parts) if p.id == section.after), len(parts) - 1)
+        parts.insert(place, part)
+    return parts
 
 
 def _routings(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -119,30 +124,21 @@ def _routings(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _anchors(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The anchor's digest before and after each stage that has one.
-
-    A branch and a merge have one only, which is to be the first of the run.
-    """
-    anchors: list[dict[str, Any]] = []
-    for stage in stages:
-        digest = stage.get("anchor_digest")
-        if not digest:
-            continue
-        if isinstance(digest, str):
-            before, after = "", digest
-            same = not anchors or digest == (anchors[0]["before"] or anchors[0]["after"])
-        else:
-            before, after = digest["before"], digest["after"]
-            same = before == after
-        anchors.append({"stage": stage["stage"], "before": before, "after": after, "same": same})
-    return anchors
-
-
-def _deviations(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The shared tensors that averaging moved farthest."""
-    all_ = [entry for stage in stages for entry in stage.get("deviations", ())]
-    return sorted(all_, key=lambda entry: -entry["largest"])[:_DEVIATIONS_SHOWN]
+def _deviations(
+    stages: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The shared tensors that averaging moved farthest, and the groups they are in."""
+    all_ = sorted(([{**entry, "name": entry["tensor"]} for stage in stages
+                    for entry in stage.get("deviations", ())]),
+                  key=lambda entry: -entry["largest"])
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in all_:
+        if "group" in entry:
+            groups.setdefault(entry["group"], []).append(entry)
+    by_group = [{"name": group.replace("_", " "), "largest": entries[0]["largest"],
+                 "mean": fmean(entry["mean"] for entry in entries)}
+                for group, entries in groups.items()]
+    return all_[:_DEVIATIONS_SHOWN], by_group
 
 
 def _samples(results: dict[str, dict[str, Any]], scores: Scores) -> dict[str, list[dict[str, Any]]]:
@@ -169,22 +165,30 @@ def _versions(stages: list[dict[str, Any]]) -> dict[str, str]:
     return {package: ", ".join(found) for package, found in versions.items()}
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}"
+def _methods(scores: Scores) -> str:
+    """How the intervals were made, as they stand in the table."""
+    found = dict.fromkeys(cell.interval.method for row in scores.rows for cell in row.cells if cell)
+    return ", ".join(found)
 
 
-def _number(count: int) -> str:
-    """1234567 as 1.23 M: three digits are enough to compare."""
-    for size, unit in ((10**12, " T"), (10**9, " B"), (10**6, " M"), (10**3, " k")):
-        if count >= 0.9995 * size:
-            return f"{count / size:.3g}{unit}"
-    return str(count)
+def _asking(results: dict[str, dict[str, Any]]) -> str:
+    """How the models were asked, where it wasn't for one greedy answer."""
+    told = {(result["samples"], result["temperature"]) for result in results.values()
+            if result.get("temperature")}
+    return " ".join(f"Mean of {samples} answers to each item, drawn at temperature {temperature:g}."
+                    for samples, temperature in sorted(told))
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+def _commands(recipe: dict[str, Any], stages: list[dict[str, Any]]) -> list[str]:
+    """What to type to have all of it again, where the recipe was run."""
+    run = Path(recipe.get("runs", "runs")) / recipe.get("name", "RUN")
+    versions = {package: version for package, version in _versions(stages).items()
+                if package != "python" and "," not in version and version != "not installed"}
+    pins = " ".join(f"'{package}=={version}'" for package, version in versions.items())
+    commands = [f"pip install {pins}"] if pins else []
+    commands.append("megatron-bar run recipe.yaml")
+    if any(stage["stage"] == ROUTED for stage in stages):
+        commands.append(f"megatron-bar evaluate {run}/routed/checkpoint --recipe recipe.yaml")
+    return [*commands, f"megatron-bar report {run}"]
+
+

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from megatron_bar.analysis.intervals import Interval, score_difference, score_interval
 from megatron_bar.analysis.runs import ALL, ANCHOR, MERGED, ROUTED, stage_names
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
-Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 MISSING = "\u2013"  # an en dash
 KEPT = "routed / branch"
 
@@ -23,11 +22,14 @@ KEPT = "routed / branch"
 class Cell:
     """One model's score on one task, with the 95 % interval that `count` items allow."""
 
-    score: float
     count: int
-    low: float
-    high: float
+    interval: Interval
     own: bool  # a branch on the domain it was made for
+    cut: float | None  # share of the answers that were cut at max_new_tokens
+
+    @property
+    def score(self) -> float:
+        return self.interval.mean
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Scores:
     tasks: tuple[str, ...]  # domains in the order of the recipe, then what belongs to no domain
     rows: tuple[Row, ...]
     kept: dict[str, float]  # see kept_share
+    gained: dict[str, Interval]  # by domain, the routed model's score less the branch's
 
     def items(self, index: int) -> str:
         """How many items task `index` has; two numbers if models were asked different ones."""
@@ -58,28 +61,19 @@ def load_results(run: Path) -> dict[str, dict[str, Any]]:
 
     Raises BarError if no model has been evaluated.
     """
-    run = Path(run)
-    names = [n for n in stage_names(run, "results.json") if n.startswith("evaluate/")]
-    if not names:
+    results = evaluated(run)
+    if not results:
         raise BarError(
             f"{run} holds no evaluate/MODEL/results.json; let its evaluate stages run first"
         )
-    return {name.removeprefix("evaluate/"): read_json(run / name / "results.json")
+    return results
+
+
+def evaluated(run: Path) -> dict[str, dict[str, Any]]:
+    """The same, and {} where no model has been evaluated."""
+    names = [n for n in stage_names(run, "results.json") if n.startswith("evaluate/")]
+    return {name.removeprefix("evaluate/"): read_json(Path(run) / name / "results.json")
             for name in names}
-
-
-def wilson_interval(score: float, count: int) -> tuple[float, float]:
-    """Where the true rate lies, with 95 % confidence, if `score` is the mean over `count` items.
-
-    Wilson's interval stays within 0..1 and has a width at scores of 0 and 1, where the textbook
-    one has none. Partial credit only makes it too wide, never too narrow.
-    """
-    if count < 1:
-        return 0.0, 1.0
-    shrink = 1 + Z_95**2 / count
-    centre = (score + Z_95**2 / (2 * count)) / shrink
-    half = Z_95 * math.sqrt(score * (1 - score) / count + (Z_95 / (2 * count)) ** 2) / shrink
-    return max(0.0, min(centre - half, score)), min(1.0, max(centre + half, score))
 
 
 def branches(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -101,6 +95,18 @@ def kept_share(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return shares
 
 
+def gained(results: dict[str, dict[str, Any]]) -> dict[str, Interval]:
+    """Score of the routed model less that of the branch, by domain, on the items both were asked.
+
+    A domain is left out where the scores of the items aren't known.
+    """
+    after = results.get(ROUTED, {}).get("tasks", {})
+    found = {domain: score_difference(after[domain], results[domain]["tasks"][domain])
+             for domain in branches(results)
+             if domain in after and domain in results[domain]["tasks"]}
+    return {domain: interval for domain, interval in found.items() if interval}
+
+
 def compare(results: dict[str, dict[str, Any]]) -> Scores:
     """The table of all models and tasks, with intervals."""
     asked = list(dict.fromkeys(task for result in results.values() for task in result["tasks"]))
@@ -110,7 +116,7 @@ def compare(results: dict[str, dict[str, Any]]) -> Scores:
         Row(model, model_label(model), tuple(_cell(model, task, result) for task in tasks))
         for model, result in results.items()
     )
-    return Scores(tuple(tasks), rows, kept_share(results))
+    return Scores(tuple(tasks), rows, kept_share(results), gained(results))
 
 
 def model_label(model: str) -> str:
@@ -123,8 +129,7 @@ def _cell(model: str, task: str, result: dict[str, Any]) -> Cell | None:
     found = result["tasks"].get(task)
     if found is None:
         return None
-    low, high = wilson_interval(found["score"], found["count"])
-    return Cell(found["score"], found["count"], low, high, own=model == task)
+    return Cell(found["count"], score_interval(found), own=model == task, cut=found.get("cut"))
 
 
 def score_table(results: dict[str, dict[str, Any]]) -> Table:
@@ -142,4 +147,17 @@ def score_table(results: dict[str, dict[str, Any]]) -> Table:
         table.add_section()
         table.add_row(KEPT, *(f"{scores.kept[task]:.0%}" if task in scores.kept else MISSING
                               for task in scores.tasks))
+    return table
+
+
+def task_table(result: dict[str, Any]) -> Table:
+    """One model's scores for the terminal, each with its interval and what it comes from."""
+    table = Table(title=f"Scores of {result['model']}")
+    for column in ("task", "items", "score", "95% interval", "method", "answers cut"):
+        table.add_column(column, justify="left" if column in ("task", "method") else "right")
+    for task, found in result["tasks"].items():
+        interval = score_interval(found)
+        table.add_row(Text(task), str(found["count"]), f"{interval.mean:.3f}",
+                      f"{interval.low:.3f}\u2013{interval.high:.3f}", interval.method,
+                      f"{found['cut']:.0%}")
     return table

@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     # Hub look-ups for local folders only cost time, and fail on nodes without a network. Only
-    # preparing data may download.
-    if args.command != "data":
+    # preparing data and lm-eval's tasks may download.
+    if args.command != "data" and not getattr(args, "suite", None):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         COMMANDS[args.command](args)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_bar.cli import evaluation
 from megatron_bar.runtime.errors import BarError
 
 
@@ -210,5 +211,6 @@ def _verify_numbers(args: argparse.Namespace) -> None:
 COMMANDS = {
     "run": _run, "compare": _compare, "data": _data, "plan": _plan, "submit": _submit,
     "status": _status, "cancel": _cancel, "stage": _stage, "import": _import, "export": _export,
-    "branch": _branch, "merge": _merge, "verify": _verify,
+    "branch": _branch, "merge": _merge, "verify": _verify, "evaluate": evaluation.evaluate,
+    "report": evaluation.report,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 _DESCRIPTION = """\
@@ -103,6 +104,24 @@ A merged model in place of the branches, alone or with branches to add to it:
 It counts in the mean for the models it was merged from: adding one to n gives
 (n * merged + new) / (n + 1). What a dropped or replaced expert's branch brought into that
 mean stays there.
+""",
+    "evaluate": """\
+In-process, in any layout: answers to a recipe's tasks, or to items of a JSONL file, are scored by
+its verifiers, with 95 % intervals. Items are conversations; docs/evaluation.md tells their columns.
+
+  megatron-bar evaluate runs/toy/routed/checkpoint --recipe runs/toy/recipe.yaml
+  megatron-bar evaluate checkpoints/merged --task gsm8k=gsm8k_test.jsonl:math max_new_tokens=1024 \\
+      dtype=bfloat16 layout.processes=8 layout.tensor=2
+  ... temperature=0.7 samples=8 --out scores/merged
+
+Through lm-eval, on the exported model:
+
+  megatron-bar evaluate runs/bar-7b --suite paper --backend vllm --python envs/lm-eval/bin/python
+""",
+    "report": """\
+The page needs no network and runs no script. A run that isn't finished is told as far as it is.
+
+  megatron-bar report runs/toy
 """,
     "verify": """\
 CHECKPOINT alone (or a Hugging Face folder): every tensor against the manifest.
@@ -232,6 +251,35 @@ def build_parser() -> argparse.ArgumentParser:
                        help="which experts the result has, in which order (default: all)")
     merge.add_argument("--out", type=Path, required=True, metavar="CKPT")
     _add_processes(merge)
+
+    evaluate = command("evaluate", "ask a model held-out items, or lm-eval's benchmarks")
+    evaluate.add_argument("checkpoint", type=Path,
+                          help="with --suite: a run, or a Hugging Face folder")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value",
+                          help="keys of a recipe's evaluate")
+    evaluate.add_argument("--task", action="append", default=[], metavar="NAME=FILE:VERIFIER",
+                          help="items of a file, and how answers are scored; may be repeated")
+    evaluate.add_argument("--recipe", type=Path, help="whose tasks and settings to use")
+    evaluate.add_argument("--chat-template", metavar="NAME",
+                          help="olmo, tulu or a .jinja file (default: the recipe's or the "
+                          "tokenizer's)")
+    evaluate.add_argument("--seed", type=int, help="of what is drawn (default: the recipe's or 0)")
+    evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="scores and all answers")
+    evaluate.add_argument("--suite", metavar="NAME",
+                          help="benchmarks of lm-eval: paper, or a .yaml file")
+    evaluate.add_argument("--backend", choices=("hf", "vllm"), default="hf",
+                          help="what generates for lm-eval (default: hf, transformers)")
+    evaluate.add_argument("--python", default=sys.executable, metavar="PATH",
+                          help="of the environment that lm-eval is installed in (default: this)")
+    evaluate.add_argument("--limit", type=int, help="items of each of lm-eval's tasks")
+    evaluate.add_argument("--run-code", action="store_true",
+                          help="run benchmarks that execute what the model writes, unprotected")
+    evaluate.add_argument("--dry-run", action="store_true",
+                          help="print lm-eval's configuration, run nothing")
+
+    report = command("report", "write what a run amounts to as one HTML page")
+    report.add_argument("run", type=Path, help="the run's folder")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
 
     verify = command("verify", "prove a checkpoint's bits, or that it computes what "
                      "transformers does")

@@ -10,6 +10,7 @@ from megatron_bar.data.batches import check_length, check_shares
 from megatron_bar.data.mixture import check_mixture
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
+from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr
 from megatron_bar.rlvr.settings import check_settings
@@ -42,6 +43,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise BarError("the anchor is OLMo-3, and Hugging Face has no class for OLMo-3 with "
                        "experts; set export=false to stop at the routed checkpoint")
     for stage in stage_graph(recipe):
+        if stage.kind == "evaluate":
+            _check_evaluation(stage, models[stage.name])
         if stage.kind not in TRAINING_KINDS:
             continue
         model, training = models[stage.name], training_of(stage)
@@ -89,6 +92,14 @@ def stage_models(recipe: Recipe, dense: ModelConfig) -> dict[str, ModelConfig]:
         else:
             models[stage.name] = models[next(iter(stage.inputs.values()))]
     return models
+
+
+def _check_evaluation(stage: Stage, model: ModelConfig) -> None:
+    """Experts are spread as far as they can be, so the model model's sizes decide."""
+    try:
+        model.check(stage.layout.fitted(model.num_experts))
+    except BarError as error:
+        raise BarError(f"{stage.name}: {error}") from None
 
 
 def dense_model(recipe: Recipe) -> ModelConfig:

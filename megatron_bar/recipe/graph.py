@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_bar.recipe.schema import Recipe, Rlvr, Training
+from megatron_bar.recipe.schema import Evaluate, Recipe, Rlvr, Source, Training
 from megatron_bar.runtime.layout import Layout
 
 # What each stage of BAR trains by default; expert 1 is the branch's domain expert.
@@ -23,7 +23,7 @@ ALL = "all"  # the folder of stages that train on all domains at once, and the m
 # Folders of a run, a task, or a word of merge.shared, that a domain's name would collide with.
 TAKEN_NAMES = frozenset({
     "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
-    "general", "data", ALL, "published", "branches",
+    "general", "data", ALL, "published", "branches", "sections", "suites",
 })
 
 
@@ -195,19 +195,27 @@ def _together(trainings: Sequence[Training]) -> Training:
     )
 
 
+def recipe_tasks(recipe: Recipe) -> dict[str, list[Source]]:
+    """The held-out items of each domain that has some, and of what belongs to no domain."""
+    tasks = {name: domain.tasks for name, domain in recipe.domains.items() if domain.tasks}
+    return tasks | ({"general": recipe.evaluate.general} if recipe.evaluate.general else {})
+
+
 def _evaluation(
     recipe: Recipe, name: str, stage: str, wanted: set[str] | None = None
 ) -> Stage:
     """One evaluation a model, so that they run beside each other; by default of all tasks."""
     evaluate = recipe.evaluate
-    tasks = {name: domain.tasks for name, domain in recipe.domains.items() if domain.tasks}
-    if evaluate.general:
-        tasks["general"] = evaluate.general
     settings = {
         "tasks": {task: [dataclasses.asdict(s) for s in sources]
-                  for task, sources in tasks.items() if wanted is None or task in wanted},
+                  for task, sources in recipe_tasks(recipe).items()
+                  if wanted is None or task in wanted},
         "max_new_tokens": evaluate.max_new_tokens,
         "batch_size": evaluate.batch_size,
         "chat_template": recipe.chat_template, "seed": recipe.seed,
+        # At their defaults they don't make a stage stale that was done before they existed.
+        **{key: getattr(evaluate, key) for key in ("temperature", "samples", "dtype")
+           if getattr(evaluate, key) != getattr(Evaluate, key)},
     }
-    return Stage(f"evaluate/{name}", "evaluate", {"checkpoint": stage}, settings)
+    return Stage(f"evaluate/{name}", "evaluate", {"checkpoint": stage}, settings,
+                 evaluate.layout or recipe.layout)

@@ -12,9 +12,11 @@ from yaml import YAMLError
 
 from megatron_bar.recipe.graph import TAKEN_NAMES
 from megatron_bar.recipe.methods import check_method, stage_graph
-from megatron_bar.recipe.schema import Recipe, Training
+from megatron_bar.recipe.schema import Evaluate, Recipe, Training
 from megatron_bar.recipe.units import token_count
 from megatron_bar.runtime.errors import BarError
+
+DTYPES = ("float32", "bfloat16")
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -127,6 +129,26 @@ def _check(recipe: Recipe, path: Path | str) -> None:
         raise BarError(f"recipe {path}: {error}") from None
     if any(stage.kind == "route" for stage in stage_graph(recipe)):
         _check_training(recipe.route.training, f"recipe {path}: route.training", needs_data=False)
+    try:
+        check_evaluate(recipe.evaluate)
+    except BarError as error:
+        raise BarError(f"recipe {path}: {error}") from None
+
+
+def check_evaluate(evaluate: Evaluate) -> None:
+    """Raise BarError for settings that don't go together."""
+    if evaluate.dtype not in DTYPES:
+        raise BarError(f"evaluate.dtype {evaluate.dtype!r} is not {' or '.join(DTYPES)}")
+    for key in ("max_new_tokens", "batch_size", "samples"):
+        if getattr(evaluate, key) < 1:
+            raise BarError(f"evaluate.{key} {getattr(evaluate, key)} is not at least 1")
+    if evaluate.temperature < 0:
+        raise BarError(f"evaluate.temperature {evaluate.temperature} is below 0")
+    if evaluate.samples > 1 and evaluate.temperature == 0:
+        raise BarError(f"evaluate.samples {evaluate.samples} at temperature 0 would be "
+                       f"{evaluate.samples} times the same answer; set evaluate.temperature")
+    if evaluate.layout is not None:
+        evaluate.layout.check()
 
 
 def _check_training(training: Training, where: str, needs_data: bool = True) -> None:
@@ -145,8 +167,8 @@ def _check_training(training: Training, where: str, needs_data: bool = True) -> 
         raise BarError(f"{where}: overlong {training.overlong!r} is not truncate or drop")
     if training.schedule not in ("linear", "cosine", "constant"):
         raise BarError(f"{where}: schedule {training.schedule!r} is not linear, cosine or constant")
-    if training.dtype not in ("float32", "bfloat16"):
-        raise BarError(f"{where}: dtype {training.dtype!r} is not float32 or bfloat16")
+    if training.dtype not in DTYPES:
+        raise BarError(f"{where}: dtype {training.dtype!r} is not {' or '.join(DTYPES)}")
     if training.recompute not in ("none", "moe", "full"):
         raise BarError(f"{where}: recompute {training.recompute!r} is not none, moe or full")
     if training.on_bad_step not in ("stop", "skip"):

@@ -192,11 +192,17 @@ class Route:
 
 @dataclass
 class Evaluate:
-    """Greedy answers to held-out items, scored by the domain's rule."""
+    """Answers to held-out items, scored by the domain's rule."""
 
     general: list[Source] = field(default_factory=list)  # held-out items that every model gets
     max_new_tokens: int = 64  # in an answer
-    batch_size: int = 64  # answers generated at once
+    batch_size: int = 64  # answers a data-parallel rank generates at once
+    temperature: float = 0.0  # 0: the most likely answer; above it answers are drawn by the seed
+    samples: int = 1  # answers to an item, whose scores are averaged
+    dtype: str = "float32"  # float32 or bfloat16
+    # The recipe's layout by default. Items are shared among data-parallel ranks. A model whose
+    # experts `expert` doesn't divide is spread over as many ranks as divide both.
+    layout: Layout | None = None
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 from megatron_bar.runtime.errors import BarError
@@ -59,6 +61,16 @@ class Layout:
     @property
     def data(self) -> int:
         return self.processes // (self.tensor * self.context * self.pipeline)
+
+    def fitted(self, num_experts: int | None) -> Layout:
+        """This layout for generating with a model of so many experts (None: dense).
+
+        As many processes. Where `expert` doesn't divide the experts they are spread over fewer
+        ranks, and context-parallel ranks become data-parallel ones: they would share rows.
+        """
+        expert = math.gcd(self.expert, num_experts or 1)
+        expert_tensor = None if expert == 1 else self.expert_tensor
+        return dataclasses.replace(self, expert=expert, expert_tensor=expert_tensor, context=1)
 
     def __str__(self) -> str:
         sizes = {"tp": self.tensor, "pp": self.pipeline, "ep": self.expert, "dp": self.data}

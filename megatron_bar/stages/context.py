@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.schema import HOW_NOT_WHAT, Recipe, Rlvr, Source, Training
+from megatron_bar.recipe.schema import HOW_NOT_WHAT, Evaluate, Recipe, Rlvr, Source, Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest, read_json, write_json
 
@@ -66,6 +66,12 @@ def parts_of(stage: Stage) -> list[Stage]:
                             settings=settings | {"training": training})
         for domain, training in settings.pop("parts", {}).items()
     ] or [stage]
+
+
+def evaluation_of(stage: Stage) -> Evaluate:
+    """How an `evaluate` stage asks its items, as the recipe has it; its tasks are apart."""
+    known = {field.name for field in dataclasses.fields(Evaluate)}
+    return Evaluate(**{key: value for key, value in stage.settings.items() if key in known})
 
 
 def sources(settings: list[dict]) -> list[Source]:

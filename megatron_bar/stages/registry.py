@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -42,6 +43,9 @@ KINDS = {
     "report": report.run,
 }
 
+# What becomes of the layout of a kind of stage once the model that it reads is there.
+LAYOUTS = {"evaluate": evaluate.layout}
+
 # What a kind of stage has to do before the groups of processes exist.
 PREPARE = {"rlvr": rlvr.prepare}
 
@@ -61,6 +65,9 @@ def run_stage(run: Path, name: str) -> None:
     if stage is None:
         raise BarError(f"run {run} has no stage {name!r}")
     context = Context(recipe, run, stage)
+    if stage.kind in LAYOUTS:
+        stage = dataclasses.replace(stage, layout=LAYOUTS[stage.kind](context))
+        context = Context(recipe, run, stage)
     started = time.time()
     PREPARE.get(stage.kind, lambda: None)()
     with watched(name), RaiseOnStopSignal(), process_groups(stage.layout, recipe.seed):

@@ -10,6 +10,11 @@ from typing import Any
 
 import pytest
 
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.training.groups import group_sizes
+
+MODEL = ModelConfig(vocab_size=512, hidden_size=128, ffn_hidden_size=256, num_layers=4,
+                    num_heads=4, num_kv_heads=4)
 DOMAINS = ("tool_use", "math", "code")  # not in the alphabet's order
 EXPERTS = ["anchor", *DOMAINS]
 ANCHOR_DIGEST = "3fa91c07be5d42e8a6f0917cc2d85b14"
@@ -29,7 +34,8 @@ def write(path: Path, content: Any) -> None:
 
 def write_stage(run: Path, name: str, kind: str, seconds: float, **facts: Any) -> None:
     write(run / name / "stage.json", {
-        "id": "ab", "stage": name, "kind": kind, "inputs": {}, "settings": {}, "layout": {},
+        "id": "ab", "stage": name, "kind": kind, "inputs": {}, "settings": {},
+        "layout": {"processes": 1, "tensor": 1, "expert_tensor": None},
         "seconds": seconds, "finished": "2026-11-22T03:21:07Z", "versions": VERSIONS, **facts,
     })
 
@@ -44,10 +50,16 @@ def write_training(run: Path, name: str, kind: str, steps: int, first: float, la
         facts["conversations"] = {name.split("/")[0]: 2000, "general": 600}
     if kind == "route":
         facts["open_groups"] = [f"router.{e}" for e in range(len(EXPERTS))]
+    experts = {"pretrain": None, "route": len(EXPERTS)}.get(kind, 2)
+    model = MODEL if experts is None else MODEL.with_experts(experts)
+    (run / name / "checkpoint").mkdir(parents=True, exist_ok=True)
+    model.save(run / name / "checkpoint")
+    sizes = group_sizes(model)
+    opened = sum(sizes[group] for group in facts.get("open_groups", sizes))
     if kind != "pretrain":  # a dense model has no anchor
         facts["anchor_digest"] = {"before": ANCHOR_DIGEST, "after": ANCHOR_DIGEST}
     write_stage(run, name, kind, 0.11 * steps, steps=steps, tokens=steps * 1100, loss=last,
-                trainable=394_240 if kind != "route" else 2048, frozen=920_704, **facts)
+                trainable=opened, frozen=sum(sizes.values()) - opened, **facts)
     lines = []
     for step in range(1, steps + 1, 2):
         loss = last + (first - last) * math.exp(-5 * step / steps) * noise.uniform(0.85, 1.15)
@@ -77,7 +89,8 @@ def answer(task: str, score: float) -> list[dict[str, Any]]:
 def write_results(run: Path, model: str, scores: dict[str, float], **routing: Any) -> None:
     write(run / "evaluate" / model / "results.json", {
         "model": model, "experts": [], "routing": {}, **routing,
-        "tasks": {task: {"score": score, "count": 100, "seconds": 2.1,
+        "tasks": {task: {"score": score, "count": 100, "seconds": 2.1, "cut": 0.0,
+                         "items": [1.0] * round(100 * score) + [0.0] * round(100 - 100 * score),
                          "samples": answer(task, score)} for task, score in scores.items()},
     })
     write_stage(run, f"evaluate/{model}", "evaluate", 4.2)

@@ -7,14 +7,18 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib import image
 
+from megatron_bar.analysis.formats import duration, number
 from megatron_bar.analysis.plots import routing_heatmap, scores_chart, training_curves
-from megatron_bar.analysis.report import _duration, _number, write_report
+from megatron_bar.analysis.report import write_report
+from megatron_bar.analysis.runs import read_stages
 from megatron_bar.analysis.scores import MISSING, load_results
+from megatron_bar.analysis.trained import trained_stages
+from megatron_bar.cli import main
 from megatron_bar.runtime.errors import BarError
 from tests.analysis.conftest import (
     ANCHOR_DIGEST,
@@ -23,12 +27,14 @@ from tests.analysis.conftest import (
     VERSIONS,
     build_run,
     routing,
+    write,
     write_results,
     write_training,
 )
 
-CHROMIUM = Path("/usr/bin/chromium")
-SECTIONS = ["scores", "router", "curves", "stages", "anchor", "averaging", "samples", "repeat"]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SECTIONS = ["flow", "scores", "router", "curves", "trained", "anchor", "averaging", "samples",
+            "repeat"]
 
 
 class Page(HTMLParser):
@@ -90,7 +96,11 @@ def test_every_section_with_its_numbers(html):
         "finished 2026-11-22 03:21 UTC",
         f"0.730.64{MISSING}0.81",  # score and interval
         "100 items", "routed / branch", "math leans on its own expert (70%)",
-        "394 k", "921 k", "330 k", "2000 math, 600 general", "expert.1, router.1, embeddings",
+        "routed \N{MINUS SIGN} branch", "(Wilson)", "frozen",
+        "394 k", "330 k", "2000 math, 600 general", "anchor FFN",
+        "SFT33.0 s · loss 0.120",
+        "mid-training", "evaluate25.2 s · 6 models",
+        "pip install 'megatron-core==0.16.1' 'torch==2.9.1'", "megatron-bar report",
         ANCHOR_DIGEST[:10], "lm_head.weight", "15.3%",
         "Tom has 2 cups and finds 5.", "megatron-bar run recipe.yaml", "name: toy",
         *VERSIONS.values(),
@@ -169,9 +179,90 @@ def test_evaluations_alone(tmp_path):
 
 def test_nothing_evaluated(run):
     shutil.rmtree(run / "evaluate")
-    with pytest.raises(BarError, match="evaluate"):
+    write_report(run, run / "report.html")
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert page.sections == [s for s in SECTIONS if s not in ("scores", "router", "samples")]
+    assert "No model has been evaluated yet." in page.text
+
+
+def test_nothing_at_all(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 1
+    assert "holds nothing to report" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(run, tmp_path, capsys):
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").is_file() and not (run / "report.html").exists()
+
+
+def test_what_a_stage_trained(run):
+    columns, rows = trained_stages(run, read_stages(run))
+    by_stage = {row.stage: dict(zip(columns, row.opened)) for row in rows}
+    ffn = 4 * 3 * 128 * 256
+    assert by_stage["base"]["FFN"] == ffn and by_stage["base"]["anchor FFN"] is None
+    assert by_stage["math/sft"] == {
+        "embeddings": 512 * 128, "attention": 0, "block norms": 0, "final norm": 128,
+        "head": 512 * 128, "router": 4 * 128, "anchor FFN": 0, "FFN": ffn}
+    assert by_stage["routed"]["router"] == 4 * 4 * 128 and by_stage["routed"]["FFN"] == 0
+    shutil.rmtree(run / "math" / "sft" / "checkpoint")  # to save space; the rest is still told
+    _, rows = trained_stages(run, read_stages(run))
+    assert [row.trainable for row in rows if row.stage == "math/sft"] == [
+        sum(size or 0 for size in by_stage["math/sft"].values())]
+
+
+def test_sections_that_other_commands_add(run):
+    write(run / "sections" / "upgrade.json", {
+        "title": "Upgrade", "after": "scores", "words": ["code <b>rose</b>"],
+        "tables": [{"columns": ["domain", "before", "tokens"], "rows": [["code", 0.5, 12]]}],
+        "pictures": [routing_heatmap({"law": [[0.5, 0.5]]}, ["a", "b"])], "page": "tokens.html",
+    })
+    write(run / "sections" / "more.json", {"title": "More"})
+    write_report(run, run / "report.html")
+    html = (run / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.sections == ["flow", "scores", "upgrade", *SECTIONS[2:-1], "more", "repeat"]
+    assert "code <b>rose</b>" in page.text and "code0.5012" in page.text
+    assert ("a", {"href": "tokens.html"}) in page.tags and html.count("<svg") > 20
+    write(run / "sections" / "more.json", {"title": "More", "tables": [{"rows": []}]})
+    with pytest.raises(BarError, match="is no section of a report"):
         write_report(run, run / "report.html")
-    assert not (run / "report.html").exists()
+
+
+def test_benchmarks(run):
+    write(run / "suites" / "paper" / "scores.json", {
+        "suite": "paper", "overall": 0.5, "complete": False, "limit": 20, "categories": {"math": {
+            "score": 0.514, "complete": False,
+            "benchmarks": {"GSM8K": {"score": 0.514, "items": 20}},
+            "missing": {"Minerva MATH": "needs antlr"}}}})
+    write_report(run, run / "report.html")
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert page.sections[:3] == ["flow", "scores", "suites"]
+    for text in ("GSM8K51.420", "1 of 2 benchmarks", "needs antlr", "first 20 items"):
+        assert text in page.text
+
+
+def test_sampled_answers_are_called_so(run):
+    for name in ("math", "routed"):
+        path = run / "evaluate" / name / "results.json"
+        results = json.loads(path.read_text())
+        task = results["tasks"]["math"]
+        task |= {"items": [0.25 + 0.5 * item for item in task["items"]], "score": 0.5, "cut": 0.31}
+        path.write_text(json.dumps(results | {"temperature": 0.7, "samples": 4}))
+    write_report(run, run / "report.html")
+    text = Page((run / "report.html").read_text(encoding="utf-8")).text
+    assert "Mean of 4 answers to each item, drawn at temperature 0.7." in text
+    assert "bootstrap over items" in text and "31% cut" in text
+
+
+def test_pictures_follow_the_page_from_light_to_dark(html):
+    drawn = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.S))
+    assert not re.search(r"#[0-9a-f]{6}", drawn.replace("#ffffff", ""))
+    used = set(re.findall(r"var\(--(\w+)\)", drawn))
+    assert {"ink", "muted", "line", "branch", "share"} <= used
+    dark = html[html.index("prefers-color-scheme: dark"):]
+    for name in used:
+        assert f"--{name}: " in dark
 
 
 def test_a_broken_report_leaves_the_old_one(run, monkeypatch):
@@ -217,29 +308,38 @@ def test_dollars_and_brackets_in_names_are_drawn_as_they_are():
 
 
 def test_numbers_and_durations():
-    assert [_number(n) for n in (7, 999, 1000, 394_240, 999_999, 1_234_567, 7_298_011_136)] == [
+    assert [number(n) for n in (7, 999, 1000, 394_240, 999_999, 1_234_567, 7_298_011_136)] == [
         "7", "999", "1 k", "394 k", "1 M", "1.23 M", "7.3 B"]
-    assert [_duration(s) for s in (0.44, 59.99, 103.2, 3599.7, 7384)] == [
+    assert [duration(s) for s in (0.44, 59.99, 103.2, 3599.7, 7384)] == [
         "0.4 s", "1 min 0 s", "1 min 43 s", "1 h 0 min", "2 h 3 min"]
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="/usr/bin/chromium isn't installed")
-@pytest.mark.parametrize("width", [390, 1200])
-def test_a_browser_fits_it_in(html, tmp_path, width):
-    """No part but the tables, which scroll, is wider than the screen."""
-    probe = (
-        "<!doctype html><body><script>document.title='wide '+innerWidth</script>"
-        f'<iframe id=f srcdoc="" style="border:0;width:{width}px;height:900px"></iframe>'
-        "<script>const f=document.getElementById('f');f.onload=()=>{"
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't installed")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it(html, tmp_path, width, scheme):
+    """No part but the tables, which scroll, is wider than the screen; colours follow the reader."""
+    if scheme == "dark":
+        html = html.replace("@media (prefers-color-scheme: dark)", "@media all")
+    page = json.dumps(html).replace("</", "<\\/")
+    (tmp_path / "probe.html").write_text(
+        f'<!doctype html><body style="margin:0"><iframe id=f style="border:0;width:{width}px;'
+        'height:2400px"></iframe><script>const f=document.getElementById("f");f.onload=()=>{'
         "const d=f.contentDocument.documentElement;"
         "document.body.dataset.over=d.scrollWidth-d.clientWidth};"
-        f"f.srcdoc={json.dumps(html).replace('</', chr(60) + chr(92) + '/')};</script>"
-    )
-    (tmp_path / "probe.html").write_text(probe, encoding="utf-8")
-    dom = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-         "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=3000", "--dump-dom", str(tmp_path / "probe.html")],
-        capture_output=True, text=True, timeout=120, check=True,
-    ).stdout
+        f"f.srcdoc={page}</script>", encoding="utf-8")
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        "--disable-background-networking", "--hide-scrollbars", "--virtual-time-budget=3000",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,2400",
+        f"--screenshot={tmp_path / 'page.png'}", "--dump-dom", str(tmp_path / "probe.html"),
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert 'data-over="0"' in dom
+    picture = image.imread(tmp_path / "page.png")[:, :width, :3]
+    assert picture.shape[:2] == (2400, width)
+    corner = picture[2, 2].mean()
+    assert corner > 0.9 if scheme == "light" else corner < 0.15
+    # There is something on it, from top to bottom and up to the right edge of the sections.
+    for part in (picture[:800], picture[800:1600], picture[1600:], picture[:, width // 2:]):
+        assert (abs(part - corner) > 0.3).any(axis=-1).mean() > 0.005

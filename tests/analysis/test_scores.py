@@ -8,14 +8,16 @@ import shutil
 import pytest
 from rich.console import Console
 
+from megatron_bar.analysis.intervals import wilson_interval
 from megatron_bar.analysis.runs import read_stages, stage_names
 from megatron_bar.analysis.scores import (
     MISSING,
     compare,
+    gained,
     kept_share,
     load_results,
     score_table,
-    wilson_interval,
+    task_table,
 )
 from megatron_bar.runtime.errors import BarError
 from tests.analysis.conftest import write_results
@@ -26,23 +28,6 @@ def printed(results, width=100, **options):
     with console.capture() as capture:
         console.print(score_table(results))
     return capture.get()
-
-
-# With z² = 3.8414588, for 0.73 of 100: the centre is (0.73 + z²/200) / (1 + z²/100)
-# = 0.749207294 / 1.038414588 = 0.7214915, the half width z * sqrt(0.73 * 0.27/100 + z²/40000)
-# / 1.038414588 = 1.9599640 * sqrt(0.001971 + 0.0000960365) / 1.038414588 = 0.0858134.
-@pytest.mark.parametrize("score, count, low, high", [
-    (0.73, 100, 0.6356781, 0.8073049),
-    (0.0, 10, 0.0, 3.8414588 / 13.8414588),
-    (1.0, 10, 10 / 13.8414588, 1.0),
-    (0.5, 4, 0.1500389, 0.8499611),
-])
-def test_wilson(score, count, low, high):
-    assert wilson_interval(score, count) == pytest.approx((low, high), abs=2e-6)
-
-
-def test_wilson_of_nothing_says_nothing():
-    assert wilson_interval(0.0, 0) == (0.0, 1.0)
 
 
 def test_order_is_the_recipes(run):
@@ -91,7 +76,26 @@ def test_compare(run):
     assert scores.rows[2].cells[0] is None
     cell = scores.rows[2].cells[1]
     assert (cell.score, cell.count) == (0.73, 100)
-    assert (cell.low, cell.high) == pytest.approx(wilson_interval(0.73, 100))
+    assert (cell.interval.low, cell.interval.high) == pytest.approx(wilson_interval(0.73, 100))
+
+
+def test_gained_compares_item_by_item(run):
+    results = load_results(run)
+    found = gained(results)
+    assert list(found) == ["tool_use", "math", "code"]
+    # 71 and 73 of the same hundred: two items differ, one way
+    assert found["math"].mean == pytest.approx(-0.02)
+    assert -0.06 < found["math"].low < -0.02 < found["math"].high <= 0
+    assert (found["code"].low, found["code"].high) == (0, 0)
+    del results["routed"]["tasks"]["math"]["items"]
+    assert list(gained(results)) == ["tool_use", "code"]
+
+
+def test_one_models_table(run):
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(task_table(load_results(run)["math"]))
+    assert "0.636\u20130.807" in capture.get() and "Wilson" in capture.get()
 
 
 def test_table(run):

@@ -113,7 +113,7 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
     recipe = load_recipe(path)
     assert recipe.layout.processes == processes and len(recipe.domains) == 4
     plans = plan_stages(recipe, planned_model(recipe, None), Machine(memory=80 << 30))
-    assert not [p.stage.name for p in plans if p.trainable and p.too_big]
+    assert not [p.stage.name for p in plans if p.too_big]
     assert not [p.stage.name for p in plans if p.seconds is None]
     steps = {p.stage.name: p.steps for p in plans if p.trainable}
     published = {"math/midtrain": 47684, "math/sft": 1062, "math/rlvr": 300, "code/midtrain": 47684,
@@ -132,6 +132,9 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
     "domains.code.sft.warmup=2000": "warmup_steps",
     "domains.code.sft.spike=0.5": "spike 0.5 is not above 1",
     "domains.code.sft.keep=0": "keep 0 is not at least 1",
+    "evaluate.dtype=float16": "evaluate.dtype 'float16' is not float32 or bfloat16",
+    "evaluate.samples=4": "samples 4 at temperature 0 would be 4 times the same answer",
+    "evaluate.layout={processes: 3, tensor: 3}": "evaluate/anchor: layout.tensor 3 doesn't divide",
     "domains.code.sft.save_every_minutes=0": "save_every_minutes 0.* is not above 0",
 }.items())
 def test_what_cannot_work_is_refused_in_one_line_before_anything_is_loaded(

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import load_recipe, save_recipe
 from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.recipe.schema import Evaluate
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.context import evaluation_of, identity
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 
@@ -86,3 +89,20 @@ def test_a_missing_or_broken_recipe_gets_one_line(tmp_path):
     (tmp_path / "broken.yaml").write_text("name: [")
     with pytest.raises(BarError, match=r"broken\.yaml"):
         load_recipe(tmp_path / "broken.yaml")
+
+
+def test_an_evaluation_goes_stale_by_what_decides_its_answers_alone():
+    """Keys at their default leave stages done that were done before there were such keys."""
+    def evaluation(*overrides: str) -> Stage:
+        stages = stage_graph(load_recipe(TOY, overrides))
+        return next(stage for stage in stages if stage.name == "evaluate/routed")
+
+    before = evaluation()
+    assert not {"temperature", "samples", "dtype", "layout"} & set(before.settings)
+    assert evaluation_of(before) == Evaluate(max_new_tokens=40)
+    spread = evaluation("evaluate.layout={processes: 2, tensor: 2}")
+    assert spread.layout.tensor == 2 and identity(spread) == identity(before)
+    for override in ("evaluate.temperature=0.7", "evaluate.dtype=bfloat16"):
+        assert identity(evaluation(override)) != identity(before)
+    drawn = evaluation_of(evaluation("evaluate.temperature=0.7", "evaluate.samples=4"))
+    assert (drawn.temperature, drawn.samples) == (0.7, 4)

@@ -40,3 +40,17 @@ def test_a_layout_that_fits():
     layout.check()
     MODEL.with_experts(4).check(layout)
     assert layout.data == 2
+
+
+@pytest.mark.parametrize("layout, experts, fitted", [
+    (Layout(8, tensor=2, expert=4, expert_tensor=1), None, Layout(8, tensor=2)),
+    (Layout(8, tensor=2, expert=2), 5, Layout(8, tensor=2)),
+    (Layout(8, tensor=2, expert=4, expert_tensor=1), 6, Layout(8, tensor=2, expert=2,
+                                                               expert_tensor=1)),
+    (Layout(10, expert=5), 5, Layout(10, expert=5)),
+])
+def test_a_layout_is_fitted_to_the_experts_there_are(layout, experts, fitted):
+    found = layout.fitted(experts)
+    assert found == fitted
+    found.check()
+    (MODEL if experts is None else MODEL.with_experts(experts)).check(found)

@@ -9,10 +9,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_bar.launch.plan.memory import WIDTH, cache_bytes, rank_parameters, row_length
+from megatron_bar.launch.plan.memory import (
+    PROMPT_TOKENS,
+    WIDTH,
+    answer_length,
+    cache_bytes,
+    rank_parameters,
+    row_length,
+)
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
-from megatron_bar.recipe.schema import Rlvr, Training
+from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
@@ -63,10 +70,7 @@ def stage_flops(
     """
     length = row_length(training)
     rows = steps * (_responses(training) if isinstance(training, Rlvr) else training.batch_size)
-    tokens = rows * length
-    seen = length // 2  # each token sees half its row
-    window = seen if model.olmo3 is None else min(seen, model.olmo3.sliding_window)
-    work = Work(tokens, tokens * seen, tokens * window)
+    work = _work(model, rows * length, length)
     flops = step_flops(model, work, trainable).total
     if isinstance(training, Rlvr):
         flops += (2 + reference_share(training)) * step_flops(model, work, ()).total
@@ -96,10 +100,50 @@ def _responses(settings: Rlvr) -> int:
 def _rollout_seconds(
     model: ModelConfig, layout: Layout, settings: Rlvr, machine: Machine
 ) -> float:
+    return _generation_seconds(
+        model, layout, _responses(settings), settings.rollout_batch_size, settings.prompt_length,
+        settings.response_length, settings.dtype, machine,
+    )
+
+
+def _generation_seconds(
+    model: ModelConfig,
+    layout: Layout,
+    answers: int,
+    batch_size: int,
+    prompt: int,
+    length: int,
+    dtype: str,
+    machine: Machine,
+) -> float:
     """For each token of a batch, weights are read once and so is what the cache holds by then."""
-    batches = math.ceil(_responses(settings) / (layout.data * settings.rollout_batch_size))
-    weights = WIDTH[settings.dtype] * sum(rank_parameters(model, layout).values())
-    mean_length = settings.prompt_length + settings.response_length / 2
-    cache = cache_bytes(model, layout, settings) * mean_length / row_length(settings)
+    batches = math.ceil(answers / (layout.data * batch_size))
+    weights = WIDTH[dtype] * sum(rank_parameters(model, layout).values())
+    cache = cache_bytes(model, layout, batch_size, dtype) * (prompt + length / 2)
     reads = layout.pipeline * (weights + cache)  # stages take turns
-    return batches * settings.response_length * reads / machine.read_rate
+    return batches * length * reads / machine.read_rate
+
+
+def evaluation_flops(model: ModelConfig, settings: Evaluate, answers: int) -> float:
+    """Of prompts and answers as long as they may be."""
+    length = answer_length(model, settings)
+    return step_flops(model, _work(model, answers * length, length), ()).total
+
+
+def _work(model: ModelConfig, tokens: int, length: int) -> Work:
+    """Of so many tokens in rows of `length`, each of which sees half its row."""
+    seen = length // 2
+    window = seen if model.olmo3 is None else min(seen, model.olmo3.sliding_window)
+    return Work(tokens, tokens * seen, tokens * window)
+
+
+def evaluation_seconds(
+    model: ModelConfig, layout: Layout, settings: Evaluate, answers: int, machine: Machine
+) -> float:
+    """Of arithmetic at the machine's rate, and of reading memory to generate."""
+    flops = evaluation_flops(model, settings, answers)
+    length = min(settings.max_new_tokens, answer_length(model, settings))
+    reading = _generation_seconds(
+        model, layout, answers, settings.batch_size, PROMPT_TOKENS, length, settings.dtype, machine
+    )
+    return flops / (layout.processes * machine.rate(settings.dtype)) + reading

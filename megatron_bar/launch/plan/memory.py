@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.schema import Rlvr, Training
+from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.rlvr.settings import check_settings, reference_share
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
@@ -20,6 +20,8 @@ from megatron_bar.runtime.layout import Layout
 WIDTH = {"float32": 4, "bfloat16": 2}
 # CUDA's context, NCCL's channels, cuBLAS's workspace and the allocator's holes; a guess.
 BUFFER_BYTES = 5 << 30
+# Of an item that a model is asked; what real ones have isn't known before they are read.
+PROMPT_TOKENS = 2048
 _TENSOR_SIZES = (1, 2, 4, 8)
 
 
@@ -100,7 +102,8 @@ def rank_memory(
     activations = _activations(model, layout, training, trainable, pipeline_rank)
     cache = host = 0
     if isinstance(training, Rlvr):
-        cache = cache_bytes(model, layout, training)
+        tokens = training.rollout_batch_size * row_length(training)
+        cache = cache_bytes(model, layout, tokens, training.dtype)
         if reference_share(training):
             # The start's values; while these stand in the parameters, their own are set aside.
             host = 2 * width * sum(sizes.get(group, 0) for group in trainable)
@@ -110,12 +113,11 @@ def rank_memory(
     )
 
 
-def cache_bytes(model: ModelConfig, layout: Layout, settings: Rlvr) -> int:
-    """Keys and values of the rows that a process generates at once, for as long as they may be."""
+def cache_bytes(model: ModelConfig, layout: Layout, tokens: int, dtype: str) -> int:
+    """Keys and values of so many tokens on one rank."""
     layers = model.num_layers // layout.pipeline
     kv_width = 2 * model.num_kv_heads * model.head_dim // layout.tensor
-    tokens = settings.rollout_batch_size * row_length(settings)
-    return tokens * layers * kv_width * WIDTH[settings.dtype]
+    return tokens * layers * kv_width * WIDTH[dtype]
 
 
 def _copies(layout: Layout, group: str) -> int:
@@ -145,9 +147,18 @@ def saved_bytes(training: Training, parameters: int) -> int:
     return parameters * (WIDTH[training.dtype] + 12)
 
 
-def inference_memory(model: ModelConfig, layout: Layout, width: int = 4) -> Memory:
-    """Of a stage that only reads the model, such as evaluation; activations are neglected."""
-    return Memory(width * sum(rank_parameters(model, layout).values()))
+def evaluation_memory(model: ModelConfig, layout: Layout, settings: Evaluate) -> Memory:
+    """Of the rank that needs most; activations, a token's at a time, are neglected."""
+    weights = max(sum(rank_parameters(model, layout, *rank).values()) for rank in
+                  itertools.product(range(layout.pipeline), range(layout.expert)))
+    tokens = settings.batch_size * answer_length(model, settings)
+    return Memory(WIDTH[settings.dtype] * weights,
+                  cache=cache_bytes(model, layout, tokens, settings.dtype))
+
+
+def answer_length(model: ModelConfig, settings: Evaluate) -> int:
+    """Tokens of an item and its answer, at most."""
+    return min(PROMPT_TOKENS + settings.max_new_tokens, model.max_position_embeddings)
 
 
 def _activations(
@@ -226,20 +237,41 @@ def nearest_fit(
     limit: int,
 ) -> Layout | None:
     """Of the layouts of as many processes in which a stage fits, the one with least changed."""
-
-    def distance(other: Layout) -> tuple:
-        changes = [abs(math.log2(getattr(other, name) / getattr(layout, name)))
-                   for name in ("tensor", "expert", "pipeline")]
-        return sum(changes), changes[2]
-
-    fitting = [
-        other for other in _layouts(model, layout, training)
-        if training_memory(model, other, training, trainable).total <= limit
-    ]
-    return min(fitting, key=distance, default=None)
+    return min((
+        other for other in _layouts(model, layout)
+        if _shares(training, other)
+        and training_memory(model, other, training, trainable).total <= limit
+    ), key=lambda other: _distance(layout, other), default=None)
 
 
-def _layouts(model: ModelConfig, given: Layout, training: Training) -> Iterator[Layout]:
+def nearest_evaluation_fit(
+    model: ModelConfig, layout: Layout, settings: Evaluate, limit: int
+) -> Layout | None:
+    """The same of an evaluation."""
+    return min((
+        other for other in _layouts(model, layout)
+        if evaluation_memory(model, other, settings).total <= limit
+    ), key=lambda other: _distance(layout, other), default=None)
+
+
+def _distance(layout: Layout, other: Layout) -> tuple[float, float]:
+    changes = [abs(math.log2(getattr(other, name) / getattr(layout, name)))
+               for name in ("tensor", "expert", "pipeline")]
+    return sum(changes), changes[2]
+
+
+def _shares(training: Training, layout: Layout) -> bool:
+    """Whether the ranks of `layout` can share a step's work evenly."""
+    if isinstance(training, Rlvr):
+        try:
+            check_settings(training, layout)
+        except BarError:
+            return False
+    return training.batch_size % (layout.data * training.micro_batch_size) == 0
+
+
+def _layouts(model: ModelConfig, given: Layout) -> Iterator[Layout]:
+    """Layouts that can hold `model`."""
     experts = model.num_experts or 1
     for tensor, pipeline, expert in itertools.product(
         _TENSOR_SIZES, _divisors(model.num_layers), _divisors(experts)
@@ -251,12 +283,9 @@ def _layouts(model: ModelConfig, given: Layout, training: Training) -> Iterator[
             try:
                 layout.check()
                 model.check(layout)
-                if isinstance(training, Rlvr):
-                    check_settings(training, layout)
             except BarError:
                 continue
-            if training.batch_size % (layout.data * training.micro_batch_size) == 0:
-                yield layout
+            yield layout
 
 
 def _divisors(number: int) -> list[int]:

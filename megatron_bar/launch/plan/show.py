@@ -10,6 +10,7 @@ from rich.table import Table
 
 from megatron_bar.launch.plan.compute import Machine
 from megatron_bar.launch.plan.growth import Growth
+from megatron_bar.launch.plan.memory import PROMPT_TOKENS
 from megatron_bar.launch.plan.stages import StagePlan
 
 _PLOTTED_DOMAINS = 8
@@ -111,10 +112,10 @@ def assumptions(machine: Machine) -> str:
     return (
         f"Assumed: {machine.name}, {machine.efficiency:.0%} of its peak and, where tokens are "
         f"generated, of its memory's rate; {machine.per_node} GPUs a node; full rows, prompts and "
-        "responses. Weights, gradients and optimizer are counted; activations and buffers, traffic "
-        "(rings, one step, the busiest GPU) and times are estimates. A KV cache takes the place of "
-        "activations. Conversions are reckoned in fp32. A step count of ? needs data that isn't "
-        "here: set training.steps."
+        f"responses, items of {PROMPT_TOKENS} tokens to evaluate. Weights, gradients and optimizer "
+        "are counted; activations and buffers, traffic (rings, one step, the busiest GPU) and "
+        "times are estimates. A KV cache takes the place of activations. Conversions are reckoned "
+        "in fp32. A step count of ? needs data that isn't here: set training.steps."
     )
 
 

@@ -10,11 +10,18 @@ from pathlib import Path
 
 from megatron_bar.data.batches import planned_steps
 from megatron_bar.launch.check import TRAINING_KINDS, dense_model, stage_models
-from megatron_bar.launch.plan.compute import Machine, stage_flops, stage_seconds
+from megatron_bar.launch.plan.compute import (
+    Machine,
+    evaluation_flops,
+    evaluation_seconds,
+    stage_flops,
+    stage_seconds,
+)
 from megatron_bar.launch.plan.memory import (
     WIDTH,
     Memory,
-    inference_memory,
+    evaluation_memory,
+    nearest_evaluation_fit,
     nearest_fit,
     saved_bytes,
     training_memory,
@@ -28,7 +35,7 @@ from megatron_bar.recipe.schema import Recipe, Rlvr, Source, Training
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.stages.context import parts_of, training_of
+from megatron_bar.stages.context import evaluation_of, parts_of, training_of
 from megatron_bar.training.groups import group_sizes, matching
 
 _CONVERSIONS = ("import", "branch", "merge", "average", "stack", "export")
@@ -95,11 +102,16 @@ def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[St
     Raises BarError for a layout that can't hold its model and for unknown parameter groups.
     """
     models = stage_models(recipe, model)
-    return [
-        _plan_training(stage, models[stage.name], machine) if stage.kind in TRAINING_KINDS
-        else _plan_other(stage, models[stage.name], machine, recipe)
-        for stage in stage_graph(recipe)
-    ]
+    plans = []
+    for stage in stage_graph(recipe):
+        held = models[stage.name]
+        if stage.kind in TRAINING_KINDS:
+            plans.append(_plan_training(stage, held, machine))
+        elif stage.kind == "evaluate":
+            plans.append(_plan_evaluation(stage, held, machine))
+        else:
+            plans.append(_plan_other(stage, held, machine, recipe))
+    return plans
 
 
 def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan:
@@ -131,23 +143,33 @@ def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StageP
     )
 
 
-def _plan_other(stage: Stage, model: ModelConfig, machine: Machine, recipe: Recipe) -> StagePlan:
+def _plan_evaluation(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan:
+    settings, layout = evaluation_of(stage), stage.layout.fitted(model.num_experts)
+    try:
+        model.check(layout)
+    except BarError as error:
+        raise BarError(f"{stage.name}: {error}") from None
+    memory = evaluation_memory(model, layout, settings)
+    too_big = memory.total > machine.memory
+    plan = StagePlan(
+        dataclasses.replace(stage, layout=layout), model, memory, too_big=too_big,
+        fits=nearest_evaluation_fit(model, layout, settings, machine.memory) if too_big else None,
+    )
+    items = _items(stage)
+    if items is None:
+        return plan
+    answers = items * settings.samples
+    return dataclasses.replace(
+        plan, flops=evaluation_flops(model, settings, answers),
+        seconds=evaluation_seconds(model, layout, settings, answers, machine),
+    )
+
+
+def _plan_other(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan:
     """Conversions stream: a few tensors in memory, and time by what they read and write."""
     total = sum(group_sizes(model).values())
     if stage.kind == "report":
         return StagePlan(stage, model, Memory(0, buffers=0), flops=0.0, seconds=0.0)
-    if stage.kind == "evaluate":
-        # Two operations for each active parameter and token, at a tenth of a training step's share
-        # of the peak: decoding one token at a time is bound by memory.
-        count = _items(stage)
-        tokens = None if count is None else count * recipe.evaluate.max_new_tokens
-        plan = StagePlan(stage, model, inference_memory(model, stage.layout))
-        flops = None if tokens is None else 2.0 * plan.active * tokens
-        seconds = None if flops is None else 10 * flops / machine.rate("float32")
-        return dataclasses.replace(
-            plan, flops=flops, seconds=seconds,
-            too_big=plan.memory.total > machine.memory,
-        )
     assert stage.kind in _CONVERSIONS, stage.kind
     largest = 4 * model.padded_vocab_size(1) * model.hidden_size
     size = 4 * total

@@ -13,9 +13,16 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from megatron_bar.checkpoints import hf
 from megatron_bar.cli import main
 from megatron_bar.launch import processes
-from megatron_bar.launch.plan.compute import Machine, stage_flops, stage_seconds
+from megatron_bar.launch.plan.compute import (
+    Machine,
+    evaluation_seconds,
+    stage_flops,
+    stage_seconds,
+)
 from megatron_bar.launch.plan.growth import growth
 from megatron_bar.launch.plan.memory import (
+    evaluation_memory,
+    nearest_evaluation_fit,
     nearest_fit,
     rank_memory,
     rank_parameters,
@@ -30,7 +37,7 @@ from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, RLVR_GROUPS, SFT_GROUPS
 from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.schema import Rlvr, Training
+from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.groups import group_sizes
 from tests.distributed import ranks, stages
@@ -147,6 +154,43 @@ def test_rlvr_generates_scores_and_keeps_a_reference():
     assert arithmetic < seconds[1] < seconds[0]
 
 
+def test_an_evaluation_holds_weights_and_keys_and_takes_the_time_to_read_them():
+    model = PRESETS["olmo2-7b"].with_experts(5)
+    settings = Evaluate(max_new_tokens=1024, batch_size=16, dtype="bfloat16")
+    memory = evaluation_memory(model, Layout(2, tensor=2), settings)
+    # halves of 24.6 B parameters, norms in full; 16 rows of 2048 + 1024 in 32 layers of 16 heads
+    assert memory.weights == pytest.approx(24.61e9, rel=1e-3)
+    assert memory.cache == 16 * 3072 * 32 * 2 * 16 * 128 * 2
+    long = dataclasses.replace(settings, max_new_tokens=9999)  # no longer than the model can
+    assert evaluation_memory(model, Layout(2, tensor=2), long).cache == memory.cache * 4 // 3
+    whole = dataclasses.replace(settings, dtype="float32", batch_size=64)
+    assert evaluation_memory(model, Layout(4), whole).total > 80 * GIB
+    fits = nearest_evaluation_fit(model, Layout(4), whole, 80 * GIB)
+    assert fits.processes == 4 and fits.tensor * fits.pipeline == 4
+    assert evaluation_memory(model, fits, whole).total <= 80 * GIB
+    assert nearest_evaluation_fit(model, Layout(), whole, 80 * GIB) is None
+    # Memory decides: half the weights a rank, or half the batches, is nearly half the time.
+    one, two = (evaluation_seconds(model, Layout(size), settings, 1600, Machine())
+                for size in (1, 2))
+    split = evaluation_seconds(model, Layout(2, tensor=2), settings, 1600, Machine())
+    assert two == pytest.approx(one / 2) and split == pytest.approx(one / 2, rel=0.01)
+
+
+def test_evaluations_are_planned_in_their_own_layout(seven_b):
+    layout = {"layout.expert": 2, "layout.tensor": 2}
+    recipe = load_recipe(seven_b, [f"{key}={size}" for key, size in layout.items()])
+    plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
+    sizes = {name: plans[f"evaluate/{name}"].stage.layout for name in ("anchor", "math", "routed")}
+    # by default the recipe's, as far as each model's experts can be spread over it
+    assert sizes == {"anchor": Layout(64, tensor=2), "math": Layout(64, tensor=2, expert=2),
+                     "routed": Layout(64, tensor=2, expert=2)}
+    recipe = load_recipe(seven_b, ["evaluate.layout={processes: 8, tensor: 2}",
+                                   "evaluate.batch_size=128"])
+    plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
+    found = plans["evaluate/routed"]
+    assert found.stage.layout == Layout(8, tensor=2) and found.too_big and found.fits is not None
+
+
 def test_the_nearest_layout_that_fits_fits_and_changes_least():
     model = PRESETS["olmo2-32b"].with_experts(2)
     training = Training(dtype="bfloat16", batch_size=512, sequence_length=4096)
@@ -227,7 +271,7 @@ def test_steps_come_from_the_data_where_it_is_at_hand(seven_b, tmp_path, capsys,
     monkeypatch.chdir(tmp_path)
     epochs = ["domains.tools.sft.steps=null", "domains.tools.sft.epochs=2"]
     assert main(["plan", str(seven_b), *epochs]) == 0
-    assert "expert 1" not in capsys.readouterr().out
+    assert "expert 1, math" not in capsys.readouterr().out
     (tmp_path / "x.jsonl").write_bytes(bytes(5 * 256 * 4096 * 3))
     recipe = load_recipe(seven_b, epochs)
     plans = plan_stages(recipe, planned_model(recipe, None), Machine())

@@ -1,0 +1,76 @@
+"""A run's stages as the graph they are: starts, a lane for each domain, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_WORDS = {
+    "pretrain": "train a base", "import": "import", "branch": "branch", "midtrain": "mid-training",
+    "sft": "SFT", "rlvr": "RLVR", "merge": "merge", "route": "train the router",
+    "export": "export", "evaluate": "evaluate", "report": "report",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage, or several of a kind that need no picture each."""
+
+    name: str
+    what: str
+    seconds: float
+    share: float  # of the longest step's time
+    told: str = ""
+    column: int = 1  # of a lane: the same kinds of stages stand below each other
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Steps before the domains part, each domain's own, and those after they meet."""
+
+    starts: list[Step] = field(default_factory=list)
+    lanes: dict[str, list[Step]] = field(default_factory=dict)
+    ends: list[Step] = field(default_factory=list)
+
+    @property
+    def columns(self) -> int:
+        return max((step.column for lane in self.lanes.values() for step in lane), default=1)
+
+    def __bool__(self) -> bool:
+        return bool(self.starts or self.lanes or self.ends)
+
+
+def flow_of(stages: Sequence[dict[str, Any]]) -> Flow:
+    """The graph of finished stages, given in the recipe's order."""
+    if not stages:
+        return Flow()
+    evaluations = [stage for stage in stages if stage["kind"] == "evaluate"]
+    evaluated = sum(stage["seconds"] for stage in evaluations)
+    others = [stage for stage in stages if stage["kind"] not in ("evaluate", "report")]
+    kinds = [kind for kind in _WORDS if any(
+        stage["kind"] == kind and "/" in stage["stage"] for stage in others)]
+    longest = max([stage["seconds"] for stage in others] + [evaluated, 1e-9])
+    flow = Flow()
+    for stage in others:
+        name, kind = stage["stage"], stage["kind"]
+        domain, inside, _ = name.partition("/")
+        what = _WORDS.get(kind, kind) + (f" {name}" if kind == "import" else "")
+        step = Step(name, what, stage["seconds"], stage["seconds"] / longest, _told(stage),
+                    kinds.index(kind) + 1 if kind in kinds else 1)
+        if inside:
+            flow.lanes.setdefault(domain, []).append(step)
+        else:
+            (flow.ends if flow.lanes else flow.starts).append(step)
+    if evaluations:
+        models = f"{len(evaluations)} models" if len(evaluations) > 1 else "1 model"
+        flow.ends.append(Step("evaluate", "evaluate", evaluated, evaluated / longest, models))
+    return flow
+
+
+def _told(stage: dict[str, Any]) -> str:
+    """The number that says most of a stage."""
+    for key in ("reward", "loss"):
+        if stage.get(key) is not None:
+            return f"{key} {stage[key]:.3f}"
+    return f"{len(stage['experts'])} experts" if stage.get("experts") else ""

@@ -1,0 +1,73 @@
+"""What each stage trained and what it froze, by group of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.training.groups import group_sizes
+
+# The anchor's FFN stands alone; that of a dense model and those of the domains share a column.
+_ANCHOR, _FFN = "anchor FFN", "FFN"
+_ORDER = ["embeddings", "attention", "block norms", "final norm", "head", "router", _ANCHOR, _FFN]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One stage; `opened` holds the open parameters of each column, None where it has no such."""
+
+    stage: str
+    steps: int
+    tokens: int | None
+    trainable: int
+    frozen: int
+    opened: tuple[int | None, ...]
+
+    @property
+    def share(self) -> float:
+        return self.trainable / max(self.trainable + self.frozen, 1)
+
+
+def trained_stages(
+    run: Path, stages: Sequence[dict[str, Any]]
+) -> tuple[list[str], list[Trained]]:
+    """The columns, and each stage that trained, in order."""
+    sizes = {stage["stage"]: _sizes(Path(run) / stage["stage"] / "checkpoint")
+             for stage in stages if "trainable" in stage}
+    used = {_column(group) for groups in sizes.values() for group in groups}
+    columns = [column for column in _ORDER if column in used]
+    rows = []
+    for stage in stages:
+        if "trainable" not in stage:
+            continue
+        groups = sizes[stage["stage"]]
+        # A stage that trains a model from scratch opens all and doesn't list it.
+        opened = set(stage.get("open_groups") or groups)
+        by_column: dict[str, int] = {}
+        for group, size in groups.items():
+            column = _column(group)
+            by_column[column] = by_column.get(column, 0) + size * (group in opened)
+        rows.append(Trained(
+            stage["stage"], stage.get("steps", 0), stage.get("tokens"), stage["trainable"],
+            stage["frozen"], tuple(by_column.get(column) for column in columns),
+        ))
+    return columns, rows
+
+
+def _sizes(checkpoint: Path) -> dict[str, int]:
+    """Parameters by group, {} where the checkpoint is gone."""
+    try:
+        return group_sizes(ModelConfig.load(checkpoint))
+    except BarError:
+        return {}
+
+
+def _column(group: str) -> str:
+    if group == "expert.0":
+        return _ANCHOR
+    head = group.partition(".")[0]
+    return _FFN if head in ("expert", "ffn") else head.replace("_", " ")

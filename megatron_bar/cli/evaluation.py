@@ -1,0 +1,156 @@
+"""`evaluate` and `report`: how good models are, and what a run amounts to."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_bar.recipe.schema import Evaluate, Source
+from megatron_bar.runtime.errors import BarError
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    settings = _settings(args)
+    if args.suite is not None:
+        _suite(args, settings)
+    else:
+        _tasks(args, settings)
+
+
+def report(args: argparse.Namespace) -> None:
+    from megatron_bar.analysis.report import write_report
+
+    target = args.out or args.run / "report.html"
+    write_report(args.run, target)
+    print(f"{target} is written")
+
+
+def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
+    """Ask the checkpoint itself, in ranks of this machine."""
+    from megatron_bar.analysis.scores import task_table
+    from megatron_bar.evaluation.model import RESULTS
+    from megatron_bar.launch import processes
+    from megatron_bar.launch.processes import JobFailed
+    from megatron_bar.models.config import ModelConfig
+    from megatron_bar.runtime.console import console, say
+    from megatron_bar.runtime.files import read_json
+    from megatron_bar.runtime.layout import Layout
+    from megatron_bar.stages.evaluate import evaluate_checkpoint
+
+    model = ModelConfig.load(args.checkpoint)
+    layout = (settings.layout or Layout()).fitted(model.num_experts)
+    model.check(layout)
+    tasks, template, seed = _asked(args)
+    with _folder(args.out) as folder:
+        try:
+            processes.start(
+                evaluate_checkpoint, args.checkpoint, tasks, settings, template, layout, seed,
+                folder, processes=layout.processes,
+            ).wait()
+        except JobFailed as error:
+            raise BarError(str(error)) from None
+        console.print(task_table(read_json(folder / RESULTS)))
+    if args.out is not None:
+        say(f"{args.out} holds every answer")
+
+
+def _asked(args: argparse.Namespace) -> tuple[dict[str, list[Source]], str | None, int]:
+    """The tasks, the chat template and the seed, of the recipe or of the command line."""
+    from megatron_bar.recipe.graph import recipe_tasks
+    from megatron_bar.recipe.load import load_recipe
+    from megatron_bar.rlvr.verifiers import verifier_for
+
+    tasks: dict[str, list[Source]] = {}
+    template, seed = args.chat_template, args.seed
+    if args.recipe is not None:
+        recipe = load_recipe(args.recipe)
+        tasks |= recipe_tasks(recipe)
+        template = template or recipe.chat_template
+        seed = recipe.seed if seed is None else seed
+    for task in args.task:
+        name, _, rest = task.partition("=")
+        path, _, verifier = rest.rpartition(":")
+        if not (name and path and verifier):
+            raise BarError(f"--task {task}: give NAME=FILE:VERIFIER")
+        tasks[name] = [Source(path=path, verifier=verifier)]
+        verifier_for(tasks[name][0])
+    if not tasks:
+        raise BarError("there is nothing to ask; give --task, --recipe with tasks, or --suite")
+    return tasks, template, seed or 0
+
+
+def _suite(args: argparse.Namespace, settings: Evaluate) -> None:
+    """Have lm-eval ask the exported model."""
+    import yaml
+
+    from megatron_bar.analysis.suites import suite_table
+    from megatron_bar.evaluation.harness import configuration, run_suite, runnable
+    from megatron_bar.evaluation.suite import load_suite
+    from megatron_bar.runtime.console import console, say
+
+    if args.task or args.recipe or settings.temperature or settings.samples > 1:
+        raise BarError("--suite asks its own tasks, greedily; leave --task, --recipe, temperature "
+                       "and samples out")
+    suite = load_suite(args.suite)
+    model, target = _exported(args, suite.name)
+    benchmarks, left_out = runnable(suite, args.python, args.run_code)
+    config = configuration(suite, benchmarks, model, settings, args.backend, args.limit)
+    if args.dry_run:
+        print(yaml.safe_dump(config, sort_keys=False), end="")
+        return
+    scores = run_suite(suite, benchmarks, left_out, config, args.python, target)
+    console.print(suite_table([scores]))
+    for category in scores["categories"].values():
+        for name, why in category["missing"].items():
+            say(f"{name} is missing: {why}")
+    say(f"{target} holds lm-eval's configuration, output and every answer")
+
+
+def _exported(args: argparse.Namespace, suite: str) -> tuple[Path, Path]:
+    """The Hugging Face folder of a run or the one that is given, and where scores go."""
+    run = args.checkpoint
+    if (run / "hf" / "model").is_dir():
+        return run / "hf" / "model", args.out or run / "suites" / suite
+    if not (run / "config.json").is_file():
+        raise BarError(f"{run} is neither a run that exported its model nor a Hugging Face folder; "
+                       "megatron-bar export makes one of a checkpoint")
+    if args.out is None:
+        raise BarError("--out is missing: where should the scores of a Hugging Face folder go?")
+    return run, args.out
+
+
+def _settings(args: argparse.Namespace) -> Evaluate:
+    """The recipe's `evaluate`, with the command line's keys."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from megatron_bar.recipe.load import check_evaluate, load_recipe
+
+    start: Any = Evaluate if args.recipe is None else load_recipe(args.recipe).evaluate
+    for override in args.overrides:
+        if "=" not in override:
+            raise BarError(f"override {override!r} is not of the form key=value")
+    try:
+        settings = OmegaConf.to_object(OmegaConf.merge(
+            OmegaConf.structured(start), OmegaConf.from_dotlist(args.overrides)
+        ))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise BarError(f"evaluate: {' '.join(str(error).split())}") from None
+    check_evaluate(settings)
+    return settings
+
+
+@contextlib.contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    from megatron_bar.runtime.files import whole_folder
+
+    if out is not None:
+        with whole_folder(out) as folder:
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="megatron-bar-") as name:
+            yield Path(name)

@@ -1,0 +1,169 @@
+"""A checkpoint's answers to held-out items, scored by the verifiers, in any layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from megatron.core.transformer.utils import set_model_to_sequence_parallel
+from transformers import PreTrainedTokenizerBase
+
+from megatron_bar.checkpoints.model_io import load_model
+from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.sources import Conversation, load_conversations
+from megatron_bar.evaluation.answers import answer_all
+from megatron_bar.evaluation.routing import mean_routing
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.olmo import OlmoModel, build_model
+from megatron_bar.recipe.schema import Evaluate, Source
+from megatron_bar.rlvr.engine import Response, Sampling
+from megatron_bar.rlvr.rollouts import MegatronEngine
+from megatron_bar.rlvr.verifiers import reference_of, score_answers
+from megatron_bar.runtime.console import progress
+from megatron_bar.runtime.distributed import is_main, on_main
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import staging_path, write_json
+from megatron_bar.runtime.layout import Layout
+from megatron_bar.training.setup import DTYPES
+
+RESULTS = "results.json"
+ANSWERS = "answers.jsonl"
+_SHOWN = 5  # items whose answers are among the results
+
+Item = tuple[Source, Conversation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """A checkpoint's tokenizer, and how it is talked to."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+    stop_ids: frozenset[int]
+    pad_id: int
+
+
+def evaluate(
+    checkpoint: Path,
+    tasks: Mapping[str, Sequence[Source]],
+    settings: Evaluate,
+    speaker: Speaker,
+    layout: Layout,
+    seed: int,
+    name: str,
+    folder: Path,
+) -> dict[str, float]:
+    """Ask `checkpoint` every item of `tasks`; returns the mean score of each task.
+
+    Called by every rank inside `process_groups(layout)`. Writes results.json (scores, how the
+    routers chose, the first answers) and answers.jsonl (all of them) into `folder`, which exists,
+    from one rank. Scores are the same in every layout, but for rounding that turns an answer.
+
+    Raises BarError for sources that are broken, prompts that the model has no room for, and
+    references that a verifier can't read.
+    """
+    config = ModelConfig.load(checkpoint)
+    model = build_model(config, layout, DTYPES[settings.dtype])
+    load_model(model, checkpoint)
+    set_model_to_sequence_parallel(model, False)  # one token can't be cut into pieces
+    model.eval()
+    results, routing, answers = {}, {}, []
+    for task, sources in tasks.items():
+        items = [(source, conversation) for source in sources
+                 for conversation in load_conversations(source, seed)]
+        prompts = [_prompt(conversation, speaker, model) for _, conversation in items]
+        started = time.time()
+        responses = _answer(model, prompts, settings, speaker, seed, task)
+        told = on_main(functools.partial(_scored, items, prompts, responses, speaker, task))
+        results[task] = _result(told, settings.samples, time.time() - started)
+        answers += told
+        if config.num_experts is not None:
+            documents = [[*prompt, *first.tokens]
+                         for prompt, (first, *_) in zip(prompts, responses)]
+            routing[task] = mean_routing(model, documents, speaker.pad_id)
+    if is_main():
+        _write_lines(folder / ANSWERS, answers)
+        write_json(folder / RESULTS, {
+            "model": name, "experts": config.all_expert_names, "tasks": results,
+            "routing": routing, "layout": str(layout), "seed": seed, "dtype": settings.dtype,
+            "temperature": settings.temperature, "samples": settings.samples,
+            "max_new_tokens": settings.max_new_tokens,
+        })
+    return {task: result["score"] for task, result in results.items()}
+
+
+def _answer(
+    model: OlmoModel,
+    prompts: Sequence[list[int]],
+    settings: Evaluate,
+    speaker: Speaker,
+    seed: int,
+    task: str,
+) -> list[list[Response]]:
+    sampling = Sampling(settings.max_new_tokens, speaker.stop_ids, settings.temperature, seed)
+    engine = MegatronEngine(model, settings.batch_size)
+    with progress(f"evaluate {task}", len(prompts) * settings.samples) as advance:
+        return answer_all(engine, prompts, settings.samples, sampling, advance)
+
+
+def _result(answers: list[dict[str, Any]], samples: int, seconds: float) -> dict[str, Any]:
+    by_item = [answers[i:i + samples] for i in range(0, len(answers), samples)]
+    means = [fmean(answer["score"] for answer in of_item) for of_item in by_item]
+    return {
+        "score": fmean(means), "count": len(means), "items": means,
+        "cut": fmean(not answer["stopped"] for answer in answers), "seconds": round(seconds, 2),
+        "samples": [of_item[0] for of_item in by_item[:_SHOWN]],
+    }
+
+
+def _prompt(conversation: Conversation, speaker: Speaker, model: OlmoModel) -> list[int]:
+    ids = prompt_ids(speaker.tokenizer, conversation.messages, speaker.template)
+    if len(ids) >= model.max_sequence_length:
+        raise BarError(f"{conversation.where}: the prompt has {len(ids)} tokens, which leaves no "
+                       f"room for an answer in the model's {model.max_sequence_length} positions")
+    return ids
+
+
+def _scored(
+    items: Sequence[Item],
+    prompts: Sequence[list[int]],
+    responses: Sequence[Sequence[Response]],
+    speaker: Speaker,
+    task: str,
+) -> list[dict[str, Any]]:
+    """Every answer with what it is worth, item by item."""
+    decode = speaker.tokenizer.decode
+    asked = [(number, item, sample, response)
+             for number, (item, samples) in enumerate(zip(items, responses))
+             for sample, response in enumerate(samples)]
+    texts = [decode(response.answer) for *_, response in asked]
+    with progress(f"score {task}", len(texts)) as advance:
+        scores = score_answers([item for _, item, _, _ in asked], texts, advance)
+    return [
+        {"task": task, "item": number, "sample": sample, "prompt": decode(prompts[number]),
+         "response": text, "expected": _expected(*item), "score": score,
+         "stopped": response.stopped}
+        for (number, item, sample, response), text, score in zip(asked, texts, scores)
+    ]
+
+
+def _expected(source: Source, conversation: Conversation) -> str:
+    """The reply that the item ends with, else its reference."""
+    reply = conversation.messages[-1]
+    if reply["role"] != "assistant":
+        return str(reference_of(source, conversation))
+    return (reply.get("content") or "") + (reply.get("function_calls") or "")
+
+
+def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    staging = staging_path(path)
+    with open(staging, "w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record) + "\n")
+    staging.replace(path)
