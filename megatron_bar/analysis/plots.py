@@ -102,35 +102,49 @@ def routing_heatmap(routing: dict[str, list[list[float]]], experts: Sequence[str
     """One panel for each task, layers by experts, all in the same colours from 0 to 1."""
     if not routing:
         return ""
-    panels = [_routing_panel(task, probs_LE, experts) for task, probs_LE in routing.items()]
+    panels = [
+        shares_panel(task, probs_LE, experts, f"Mean router probability on {task}, by layer and "
+                                              "expert")
+        for task, probs_LE in routing.items()
+    ]
     return "".join([*panels, _scale_panel()])
 
 
-def _routing_panel(task: str, probs_LE: list[list[float]], experts: Sequence[str]) -> str:
-    layers = len(probs_LE)
-    printed = layers * len(experts) <= _PRINTED
+def shares_panel(
+    title: str,
+    shares_RE: Sequence[Sequence[float]],
+    experts: Sequence[str],
+    label: str,
+    names: Sequence[str] | None = None,
+) -> str:
+    """One heatmap from 0 to 1, a row for each of `names` or each layer, a column an expert."""
+    count = len(shares_RE)
+    printed = count * len(experts) <= _PRINTED
     wide = sum(len(name) for name in experts) > 26
 
     def draw(axes: Axes) -> None:
-        axes.pcolormesh(probs_LE, cmap=_SHARES, vmin=0, vmax=1, edgecolors="white",
+        axes.pcolormesh(shares_RE, cmap=_SHARES, vmin=0, vmax=1, edgecolors="white",
                         linewidth=1.5 if printed else 0.3, clip_on=False)
         axes.invert_yaxis()
         axes.spines[:].set_visible(False)
-        axes.set_title(task)
-        axes.set_ylabel("layer")
+        axes.set_title(title)
         axes.set_xticks([e + 0.5 for e in range(len(experts))], experts,
                         rotation=35 if wide else 0, ha="right" if wide else "center")
         axes.tick_params(axis="x", pad=1 if wide else 4)
-        step = max(1, -(-layers // 16))
-        axes.set_yticks([layer + 0.5 for layer in range(0, layers, step)],
-                        range(1, layers + 1, step))
-        for layer, probs_E in enumerate(probs_LE if printed else ()):
-            for e, share in enumerate(probs_E):
-                axes.text(e + 0.5, layer + 0.5, f"{share:.2f}", ha="center", va="center",
+        if names is None:
+            step = max(1, -(-count // 16))
+            axes.set_ylabel("layer")
+            axes.set_yticks([row + 0.5 for row in range(0, count, step)],
+                            range(1, count + 1, step))
+        else:
+            axes.set_yticks([row + 0.5 for row in range(count)], names)
+        for row, shares_E in enumerate(shares_RE if printed else ()):
+            for e, share in enumerate(shares_E):
+                axes.text(e + 0.5, row + 0.5, f"{share:.2f}", ha="center", va="center",
                           color="white" if share > 0.5 else INK)
 
-    height = 0.85 + (0.3 if wide else 0) + min(4.0, max(1.0, layers * (0.3 if printed else 0.13)))
-    return _svg(draw, height, f"Mean router probability on {task}, by layer and expert")
+    height = 0.85 + (0.3 if wide else 0) + min(4.0, max(1.0, count * (0.3 if printed else 0.13)))
+    return _svg(draw, height, label)
 
 
 def _scale_panel() -> str:

@@ -14,6 +14,7 @@ from megatron_bar.analysis.plots import routing_heatmap, scores_chart, training_
 from megatron_bar.analysis.routing import describe_routing
 from megatron_bar.analysis.runs import ANCHOR, MERGED, ROUTED, read_recipe, read_stages
 from megatron_bar.analysis.scores import Scores, branches, compare, load_results, model_label
+from megatron_bar.analysis.upgrade import read_upgrade
 from megatron_bar.runtime.files import staging_path
 
 TEMPLATE = "report.html.j2"
@@ -40,6 +41,7 @@ def write_report(run: Path, target: Path) -> None:
         summary=summary(results),
         tiles=_tiles(results, scores, stages),
         scores=scores,
+        upgrade=read_upgrade(run),
         scores_chart=Markup(scores_chart(results)),
         curves=Markup(training_curves(run)),
         routings=_routings(results),

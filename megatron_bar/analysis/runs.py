@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from megatron_bar.recipe.graph import WITHOUT
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
@@ -67,7 +68,10 @@ def _place(name: str, domains: list[str]) -> tuple | None:
     if head in _STARTS:
         return 0, _STARTS.index(head)
     if head == "evaluate":
-        model = {ANCHOR: (0,), MERGED: (2,), ROUTED: (3,)}.get(tail) or _domain(tail, domains)
+        model = {ANCHOR: (0,), MERGED: (2,), ROUTED: (3,)}.get(tail)
+        if tail.startswith(WITHOUT):
+            model = 4, tail
+        model = model or _domain(tail, domains)
         return model and (2, _ENDS.index(head), model)
     if head in _ENDS:
         return 2, _ENDS.index(head)

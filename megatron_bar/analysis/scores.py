@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_bar.analysis.runs import ANCHOR, MERGED, ROUTED, stage_names
+from megatron_bar.recipe.graph import WITHOUT
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
@@ -84,7 +85,8 @@ def wilson_interval(score: float, count: int) -> tuple[float, float]:
 
 def branches(results: dict[str, dict[str, Any]]) -> list[str]:
     """The domains whose branch was evaluated."""
-    return [model for model in results if model not in (ANCHOR, MERGED, ROUTED)]
+    return [model for model in results
+            if model not in (ANCHOR, MERGED, ROUTED) and not model.startswith(WITHOUT)]
 
 
 def kept_share(results: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -115,6 +117,8 @@ def compare(results: dict[str, dict[str, Any]]) -> Scores:
 
 def model_label(model: str) -> str:
     """What people call an evaluated model."""
+    if model.startswith(WITHOUT):
+        return f"{ROUTED} without {model.removeprefix(WITHOUT)}"
     return {ANCHOR: "base (anchor)", MERGED: MERGED, ROUTED: ROUTED}.get(model, f"branch {model}")
 
 

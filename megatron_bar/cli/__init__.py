@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     # argparse takes positional arguments in one piece only; overrides may stand anywhere.
-    takes_overrides = args.command in ("run", "data", "plan", "submit")
+    takes_overrides = args.command in ("run", "data", "plan", "submit", "upgrade")
     if takes_overrides and not any(word.startswith("-") for word in rest):
         args.overrides += rest
     elif rest:

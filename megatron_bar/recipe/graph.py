@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_bar.recipe.schema import Recipe, Training
+from megatron_bar.recipe.schema import Domain, Recipe, Route, Source, Training
 from megatron_bar.runtime.layout import Layout
 
 # What each stage of BAR trains by default; expert 1 is the branch's domain expert.
@@ -20,8 +20,11 @@ PRETRAIN_GROUPS = ("*",)
 # Folders of a run, and a task, that a domain's name would collide with.
 TAKEN_NAMES = frozenset({
     "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
-    "general", "data",
+    "general", "data", "before",
 })
+# A routed model that is evaluated without one of its experts; no domain's name begins so.
+WITHOUT = "without-"
+ROUTE_EPOCHS = 2.0  # as published, where the recipe says nothing
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ def stage_graph(recipe: Recipe) -> list[Stage]:
     has_pretrained = any(stage.name == "pretrained" for stage in stages)
     ends: dict[str, str] = {}
     for name, domain in recipe.domains.items():
+        if domain.checkpoint is not None:
+            ends[name] = f"{name}/branch"
+            stages.append(Stage(ends[name], "adopt", {"anchor": "anchor"},
+                                {"checkpoint": domain.checkpoint}, domain=name))
+            continue
         inputs = {"anchor": "anchor"} | ({"pretrained": "pretrained"} if has_pretrained else {})
         stages.append(Stage(f"{name}/branch", "branch", inputs, {"seed": recipe.seed},
                             domain=name))
@@ -66,15 +74,38 @@ def stage_graph(recipe: Recipe) -> list[Stage]:
                 ))
                 ends[name] = f"{name}/{kind}"
     stages.append(Stage("merged", "merge", {"anchor": "anchor"} | ends))
-    route = with_defaults(recipe.route.training, ROUTE_GROUPS)
-    sampled = {name: [dataclasses.asdict(s) for s in domain.sft.data]
-               for name, domain in recipe.domains.items() if domain.sft}
-    stages.append(_training_stage(recipe, "routed", "route", {"start": "merged"}, route,
-                                  fraction=recipe.route.fraction, sampled=sampled))
+    stages.append(_training_stage(recipe, "routed", "route", {"start": "merged"},
+                                  route_training(recipe), **route_settings(recipe)))
     if recipe.export:
         stages.append(Stage("hf", "export", {"checkpoint": "routed"}))
     stages += _evaluations(recipe, ends)
     return stages
+
+
+def route_training(recipe: Recipe) -> Training:
+    """How the router trains."""
+    training = with_defaults(recipe.route.training, ROUTE_GROUPS)
+    if (training.steps, training.epochs, training.tokens) == (None, None, None):
+        training = dataclasses.replace(training, epochs=ROUTE_EPOCHS)
+    return training
+
+
+def route_settings(recipe: Recipe) -> dict[str, Any]:
+    """What else decides the routed model. Options at their default are left out."""
+    route = recipe.route
+    options = {"start": route.start, "active": route.active, "renormalize": route.renormalize,
+               "load_balancing": route.load_balancing}
+    usual = Route()
+    sampled = {name: [dataclasses.asdict(source) for source in routing_data(domain)]
+               for name, domain in recipe.domains.items() if routing_data(domain)}
+    return {"fraction": route.fraction, "sampled": sampled} | {
+        key: value for key, value in options.items() if value != getattr(usual, key)
+    }
+
+
+def routing_data(domain: Domain) -> list[Source]:
+    """The sources that route samples for a domain."""
+    return domain.routing or (domain.sft.data if domain.sft else [])
 
 
 def _starts(recipe: Recipe) -> list[Stage]:
@@ -115,16 +146,19 @@ def _evaluations(recipe: Recipe, ends: dict[str, str]) -> list[Stage]:
     tasks = {name: domain.tasks for name, domain in recipe.domains.items() if domain.tasks}
     if evaluate.general:
         tasks["general"] = evaluate.general
-    models = {"anchor": "anchor", **ends, "merged": "merged", "routed": "routed"}
+    without = {f"{WITHOUT}{name}": name for name in evaluate.opt_out}
+    models = {"anchor": "anchor", **ends, "merged": "merged", "routed": "routed",
+              **dict.fromkeys(without, "routed")}
     stages = []
     for name, stage in models.items():
         wanted = {name, "general"} if name in ends else set(tasks)
+        opt_out = {"opt_out": [without[name]]} if name in without else {}
         settings = {
             "tasks": {task: [dataclasses.asdict(s) for s in sources]
                       for task, sources in tasks.items() if task in wanted},
             "max_new_tokens": evaluate.max_new_tokens,
             "batch_size": evaluate.batch_size,
-            "chat_template": recipe.chat_template, "seed": recipe.seed,
+            "chat_template": recipe.chat_template, "seed": recipe.seed, **opt_out,
         }
         stages.append(Stage(f"evaluate/{name}", "evaluate", {"checkpoint": stage}, settings))
     inputs = {f"evaluate/{name}": f"evaluate/{name}" for name in models}

@@ -156,6 +156,10 @@ class Pretrain:
 class Domain:
     """One domain expert. A stage that isn't given is left out."""
 
+    # A branch that was trained elsewhere from the same anchor, in place of the stages: a checkpoint
+    # folder. `megatron-bar upgrade` writes it.
+    checkpoint: str | None = None
+    routing: list[Source] = field(default_factory=list)  # what route samples; SFT's by default
     midtrain: Training | None = None
     sft: Training | None = None
     rlvr: Rlvr | None = None
@@ -163,11 +167,25 @@ class Domain:
 
 
 @dataclass
+class RouteTraining(Training):
+    """Defaults are the published settings, 1.31 million tokens a step; two epochs if unsaid."""
+
+    sequence_length: int = 2048
+    batch_size: int = 640
+
+
+@dataclass
 class Route:
     """Router training on the merged model."""
 
     fraction: float = 0.05  # of every source of every domain's SFT data
-    training: Training = field(default_factory=Training)
+    # What the rows start from: stacked (each expert's own, as its branch trained it), random, or
+    # centroids (each domain's mean router input, by layer; the anchor's is that of general data).
+    start: str = "stacked"
+    active: int | None = None  # experts that a token goes to, k; all by default
+    renormalize: bool = False  # make the probabilities of these k sum to 1
+    load_balancing: float = 0.0  # coefficient of the loss that evens out use; for k below all
+    training: RouteTraining = field(default_factory=RouteTraining)
 
 
 @dataclass
@@ -177,6 +195,8 @@ class Evaluate:
     general: list[Source] = field(default_factory=list)
     max_new_tokens: int = 64
     batch_size: int = 64
+    # Experts to leave out of the routed model, one at a time, to measure what each brings.
+    opt_out: list[str] = field(default_factory=list)
 
 
 @dataclass

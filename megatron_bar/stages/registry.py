@@ -14,6 +14,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.heartbeat import watched
 from megatron_bar.runtime.stopping import RaiseOnStopSignal
 from megatron_bar.stages import (
+    adopt,
     branch,
     evaluate,
     export_hf,
@@ -22,6 +23,7 @@ from megatron_bar.stages import (
     pretrain,
     report,
     rlvr,
+    route,
     train,
 )
 from megatron_bar.stages.context import Context, prepare_folder, write_done
@@ -30,11 +32,12 @@ KINDS = {
     "pretrain": pretrain.run,
     "import": import_hf.run,
     "branch": branch.run,
+    "adopt": adopt.run,
     "midtrain": train.run,
     "sft": train.run,
     "rlvr": rlvr.run,
     "merge": merge.run,
-    "route": train.run,
+    "route": route.run,
     "export": export_hf.run,
     "evaluate": evaluate.run,
     "report": report.run,

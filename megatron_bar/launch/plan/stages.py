@@ -29,7 +29,7 @@ from megatron_bar.stages.context import training_of
 from megatron_bar.training.groups import group_sizes, matching
 
 _TRAINING_KINDS = ("pretrain", "midtrain", "sft", "rlvr", "route")
-_CONVERSIONS = ("import", "branch", "merge", "export")
+_CONVERSIONS = ("import", "branch", "adopt", "merge", "export")
 # Of text as OLMo-2's tokenizer cuts it; conversations carry JSON around it.
 _FILE_BYTES_PER_TOKEN = {"midtrain": 4.5, "sft": 5.0, "route": 5.0}
 
@@ -109,11 +109,15 @@ def _model_of(
 ) -> ModelConfig:
     if stage.kind in ("pretrain", "import"):
         return dense
-    if stage.kind == "branch":
+    if stage.kind in ("branch", "adopt"):
         return dense.with_experts(2)
     if stage.kind == "merge":
         return dense.with_experts(domains + 1)
-    return models[next(iter(stage.inputs.values()))]
+    held = models[next(iter(stage.inputs.values()))]
+    if stage.kind == "route":
+        active = stage.settings.get("active", held.num_experts)
+        return dataclasses.replace(held, experts_per_token=active)
+    return held
 
 
 def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan:
