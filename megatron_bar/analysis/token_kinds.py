@@ -57,16 +57,18 @@ def told(
                 end = found + len(part.strip())
                 speaker_of_char[found:end] = SPEAKERS.index(message["role"])
     speakers = speaker_of_char[[_inside(text, span) for span in spans]]
+    markers = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     answer_texts = [tokenizer.decode([token]) for token in answer]
-    ends = np.cumsum([len(piece) for piece in answer_texts], dtype=int).tolist()
+    # A marker at the end of a line is no part of it.
+    words = ["" if token in markers else text for token, text in zip(answer, answer_texts)]
+    ends = np.cumsum([len(word) for word in words], dtype=int).tolist()
     answer_spans = list(zip([0, *ends[:-1]], ends))
     texts = [text[start:stop] for start, stop in _once(spans)] + answer_texts
-    kinds = np.concatenate([_kinds(text, spans), _kinds("".join(answer_texts), answer_spans)])
+    kinds = np.concatenate([_kinds(text, spans), _kinds("".join(words), answer_spans)])
     speakers = np.concatenate([
         speakers, np.full(len(answer_texts), SPEAKERS.index("assistant"), np.int8)
     ])
     all_ids = [*ids, *answer]
-    markers = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     kinds[np.isin(all_ids, sorted(markers)) | (speakers == SPEAKERS.index("template"))] = _TEMPLATE
     return Told(all_ids, texts, kinds, speakers)
 
