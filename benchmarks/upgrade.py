@@ -25,7 +25,9 @@ from megatron_bar.recipe.schema import Domain
 from megatron_bar.runtime.console import console
 
 
-def weakened(source: Path, folder: Path, domain: str, steps: int, items: int) -> Path:
+def weakened(
+    source: Path, folder: Path, domain: str, steps: int, items: int, overrides: list[str]
+) -> Path:
     """A copy of the run `source` in `folder` whose expert for `domain` has learned for `steps`."""
     run = folder / source.resolve().name
     shutil.copytree(source, run)
@@ -36,7 +38,7 @@ def weakened(source: Path, folder: Path, domain: str, steps: int, items: int) ->
     save_recipe(dataclasses.replace(recipe, domains={domain: weak}), path)
     counts = [f"domains.{name}.tasks.0.count={items}" for name in recipe.domains]
     upgrade(run, Asked(replace={domain: str(path)}, overrides=(
-        "export=false", f"evaluate.general.0.count={items}", *counts,
+        "export=false", f"evaluate.general.0.count={items}", *counts, *overrides,
     )))
     return run
 
@@ -47,13 +49,16 @@ def main() -> None:
     parser.add_argument("--domain", default="code")
     parser.add_argument("--steps", type=int, default=30, help="of the weak expert's SFT")
     parser.add_argument("--items", type=int, default=200, help="held-out items of each task")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value",
+                        help="a key of the recipe for both routed models; may be repeated")
     options = parser.parse_args()
     table = Table(title=f"{options.domain} replaced", box=None)
     for column in ("run", "task", "before", "after", "change", "noise"):
         table.add_column(column, justify="left" if column in ("run", "task") else "right")
     with tempfile.TemporaryDirectory() as folder:
         for source in options.runs:
-            run = weakened(source, Path(folder), options.domain, options.steps, options.items)
+            run = weakened(source, Path(folder), options.domain, options.steps, options.items,
+                           options.set)
             better = str(source / options.domain)
             done = upgrade(run, Asked(replace={options.domain: better}))
             console.print(done.words())

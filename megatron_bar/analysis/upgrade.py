@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_bar.analysis.runs import ROUTED, read_stages
-from megatron_bar.analysis.scores import MISSING, Z_95
+from megatron_bar.analysis.scores import MISSING, wilson_interval
 from megatron_bar.runtime.files import read_json
 
 BEFORE = "before"
@@ -84,9 +84,9 @@ def _changes(before: Path, after: Path) -> list[Change]:
         scores = [tasks.get(task, {}).get("score") for tasks in (old, new)]
         noise = None
         if None not in scores:
-            variances = [score * (1 - score) / tasks[task]["count"]
+            intervals = [wilson_interval(score, tasks[task]["count"])
                          for score, tasks in zip(scores, (old, new))]
-            noise = Z_95 * math.sqrt(sum(variances))
+            noise = math.hypot(*((high - low) / 2 for low, high in intervals))
         changes.append(Change(task, *scores, noise))
     return changes
 

@@ -261,5 +261,9 @@ def _apply(run: Path) -> Recipe:
         if not (kept / name).exists() and (run / name).exists():
             os.replace(run / name, kept / name)
     recipe = load_recipe(kept / _NEXT)
+    # What no stage of the new recipe makes anew would pass for its work.
+    gone = [run / "evaluate" / name for name in asked["drop"]]
+    for folder in [*gone, *([] if recipe.export else [run / "hf"])]:
+        shutil.rmtree(folder, ignore_errors=True)
     save_recipe(recipe, run / _RECIPE)
     return recipe

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt import GPTModel
@@ -34,6 +35,7 @@ from megatron_bar.models.norms import NormThenAdd, RMSNorm
 from megatron_bar.models.rope import RotaryByLayerType
 from megatron_bar.models.router import RowRouter
 from megatron_bar.runtime.devices import transformer_engine_runs
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
 INIT_STD = 0.02
@@ -208,6 +210,7 @@ def build_model(
     Raises BarError if `layout` can't hold the model.
     """
     model.check(layout)
+    _check_gathers(model, layout)
     config = transformer_config(
         model, layout, dtype, router_z_loss, sequence_parallel, overrides, load_balancing
     )
@@ -226,3 +229,13 @@ def build_model(
         position_embedding_type="rope",
         rotary_base=model.rope_theta,
     )
+
+
+def _check_gathers(model: ModelConfig, layout: Layout) -> None:
+    """Where only some experts are active, ranks that share one gather unequal numbers of tokens."""
+    some = model.num_experts is not None and model.experts_per_token < model.num_experts
+    if some and layout.resolved_expert_tensor > 1 and dist.get_backend() == "gloo":
+        raise BarError(f"{model.experts_per_token} of {model.num_experts} experts active: on a CPU "
+                       f"layout.expert_tensor {layout.resolved_expert_tensor} can't be computed, "
+                       "as gloo gathers equal numbers of tokens only; set it to 1 with expert > 1, "
+                       "or use no tensor parallelism")

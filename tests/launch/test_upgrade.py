@@ -47,7 +47,7 @@ def with_code(small_run, tmp_path_factory) -> Path:
     (folder / "code.yaml").write_text(yaml.safe_dump(recipe))
     again = upgraded(folder / "small", "--add", f"code={folder / 'code.yaml'}",
                      "route.training.layout={processes: 2, expert: 2}")
-    assert again == AFTER | {"code/branch", "code/sft", "evaluate/code"}
+    assert again == AFTER | {"code/branch", "code/sft", "evaluate/code", "evaluate/anchor"}
     return folder / "small"
 
 
@@ -76,7 +76,7 @@ def test_a_branch_of_another_run_under_another_name(small_run, with_code, run, t
     """Takes no room, and gives the model that a merge by hand gives; --undo takes it back."""
     before, digests = ids(run), group_digests(run / "routed" / "checkpoint")
     again = upgraded(run, "--add", f"python={with_code / 'code'}", "--drop", "tool_use")
-    assert again == AFTER | {"python/branch", "evaluate/python"}
+    assert again == AFTER | {"python/branch", "evaluate/python", "evaluate/anchor"}
     assert not (run / "tool_use").exists() and (run / "before" / "tool_use" / "sft").is_dir()
     adopted = run / "python" / "branch" / "checkpoint"
     assert ModelConfig.load(adopted).expert_names == ("anchor", "python")
