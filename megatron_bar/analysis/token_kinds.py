@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.chat import ROLES, Message, prompt_ids, prompt_text
+from megatron_bar.data.chat import ROLES, Message, prompt_ids, prompt_spans
 
 # `template` is what the chat template puts around messages, and every special token.
 KINDS = ("template", "words", "digits", "punctuation", "code", "space")
@@ -43,28 +43,30 @@ def told(
     messages: Sequence[Message],
     answer: Sequence[int],
 ) -> Told:
-    """The conversation as a model reads it before its last reply, and `answer` in that reply's
-    place. Raises BarError as `prompt_ids` does."""
+    """The conversation up to its last reply, and `answer` in that reply's place.
+
+    Raises BarError as `prompt_ids` does.
+    """
     ids = prompt_ids(tokenizer, messages, template)
-    text, spans = prompt_text(tokenizer, messages, template)
+    text, spans = prompt_spans(tokenizer, messages, template)
     speaker_of_char = np.full(len(text) + 1, SPEAKERS.index("template"), np.int8)
     end = 0
     for message in messages[:-1] if messages[-1]["role"] == "assistant" else messages:
-        for part in filter(None, map(message.get, _PARTS)):
-            # A template may trim or leave out a part; then its words count as the template's.
-            found = isinstance(part, str) and text.find(part.strip(), end)
-            if found is not False and found >= 0:
-                end = found + len(part.strip())
+        for part in map(message.get, _PARTS):
+            words = part.strip() if isinstance(part, str) else ""
+            found = text.find(words, end)
+            if words and found >= 0:  # a template may leave a part out, or write it otherwise
+                end = found + len(words)
                 speaker_of_char[found:end] = SPEAKERS.index(message["role"])
     speakers = speaker_of_char[[_inside(text, span) for span in spans]]
     markers = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     answer_texts = [tokenizer.decode([token]) for token in answer]
     # A marker at the end of a line is no part of it.
-    words = ["" if token in markers else text for token, text in zip(answer, answer_texts)]
-    ends = np.cumsum([len(word) for word in words], dtype=int).tolist()
+    plain = ["" if token in markers else told for token, told in zip(answer, answer_texts)]
+    ends = np.cumsum([len(piece) for piece in plain], dtype=int).tolist()
     answer_spans = list(zip([0, *ends[:-1]], ends))
     texts = [text[start:stop] for start, stop in _once(spans)] + answer_texts
-    kinds = np.concatenate([_kinds(text, spans), _kinds("".join(words), answer_spans)])
+    kinds = np.concatenate([_kinds(text, spans), _kinds("".join(plain), answer_spans)])
     speakers = np.concatenate([
         speakers, np.full(len(answer_texts), SPEAKERS.index("assistant"), np.int8)
     ])

@@ -204,7 +204,7 @@ def prompt_ids(
     return _tokens(tokenizer, text, spans)[0]
 
 
-def prompt_text(
+def prompt_spans(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
 ) -> tuple[str, list[tuple[int, int]]]:
     """The text that `prompt_ids` are the tokens of, and where in it each token lies.

@@ -1,9 +1,9 @@
 """Replace, add or drop an expert of a finished run: merge and route again, and nothing else.
 
-What is asked changes the run's recipe, and the recipe is run. Before that, RUN/before takes in all
-that the run will make anew or lose: a second name for the files of the merged, routed and exported
-model and of what was measured, and the folders of domains that are replaced or dropped. The model
-that stood before is whole there at any moment, and stays until the next upgrade.
+What is asked changes the run's recipe, and the recipe is run. Before that, all that the run will
+make anew or lose gets a second name in RUN/before: the merged, routed and exported model, what was
+measured, and the folders of domains that are replaced or dropped. The model that stood before is
+whole there at any moment, and stays until the next upgrade.
 
 Each step may be cut short: what was asked stands in RUN/before/plan.json, the recipe to come in
 RUN/before/next.yaml, and both are carried out to the end when the command is given again.
@@ -63,6 +63,10 @@ class Asked:
     def anything(self) -> bool:
         return bool(self.replace or self.add or self.drop or self.overrides)
 
+    def as_json(self) -> dict[str, Any]:
+        return {"replace": dict(self.replace), "add": dict(self.add), "drop": list(self.drop),
+                "overrides": list(self.overrides)}
+
 
 def upgrade(
     run: Path, asked: Asked, jobs: int | None = None, prepare_only: bool = False
@@ -85,7 +89,7 @@ def upgrade(
             if not asked.anything:
                 raise BarError(f"{run}: say what to change, with --replace, --add or --drop")
             _keep(run, asked, _changed(run, asked))
-        elif asked.anything and begun != dataclasses.asdict(asked):
+        elif asked.anything and begun != asked.as_json():
             raise BarError(f"{run}: another upgrade was begun ({_words(begun)}); finish it with "
                            f"megatron-bar upgrade {run}, or take it back with --undo")
         recipe = _apply(run)
@@ -111,23 +115,21 @@ def undo(run: Path) -> None:
         raise BarError(f"{run} holds nothing to go back to: there is no {BEFORE}/{PLAN}")
     with only_run(run):
         check_no_slurm_jobs(run)
-        plan = _plan(run) | {"undoing": True}
-        write_json(kept / PLAN, plan)
-        for name in plan["asked"]["add"]:
-            shutil.rmtree(run / name, ignore_errors=True)
-        for name in (*plan["asked"]["replace"], *plan["asked"]["drop"]):
-            if (kept / name).is_dir():
-                shutil.rmtree(run / name, ignore_errors=True)
-                os.replace(kept / name, run / name)
-        for name in _MADE_ANEW:
-            shutil.rmtree(run / name, ignore_errors=True)
-            (run / name).unlink(missing_ok=True)
-            if (kept / name).exists():
+        plan = _plan(run)
+        write_json(kept / PLAN, plan | {"undoing": True})
+        names = {path.name for path in kept.iterdir()} - {PLAN, _NEXT}
+        for name in {*names, *plan["asked"]["add"], *_MADE_ANEW, _FINISHED}:
+            _remove(run / name)
+            if name in names:
                 link_tree(kept / name, run / name)
-        if (kept / _RECIPE).exists():
-            os.replace(kept / _RECIPE, run / _RECIPE)
-        (run / _FINISHED).unlink(missing_ok=True)
         remove_folder(kept)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _plan(run: Path) -> dict[str, Any]:
@@ -241,29 +243,28 @@ def _trained_branch(path: Path) -> tuple[Path, Domain | None]:
 
 
 def _keep(run: Path, asked: Asked, changed: Recipe) -> None:
-    """Put what the upgrade will replace into RUN/before, with the plan, in one step."""
+    """Put what the upgrade will replace or remove into RUN/before, with the plan, in one step."""
+    stale = stale_stages(stage_graph(changed), run)
+    folders = {stage.name.partition("/")[0] for stage in stale}
     with whole_folder(run / BEFORE, overwrite=True) as staging:
-        for name in (_RECIPE, *_MADE_ANEW):
+        for name in {_RECIPE, *_MADE_ANEW, *folders, *asked.replace, *asked.drop}:
             if (run / name).exists():
                 link_tree(run / name, staging / name)
         save_recipe(changed, staging / _NEXT)
         write_json(staging / PLAN, {
-            "id": os.urandom(8).hex(), "asked": dataclasses.asdict(asked),
+            "id": os.urandom(8).hex(), "asked": asked.as_json(), "applied": False,
             "stages": {stage["stage"]: stage["id"] for stage in read_stages(run)},
         })
 
 
 def _apply(run: Path) -> Recipe:
-    """Carry the plan out as far as it isn't; returns the recipe to run."""
-    kept = run / BEFORE
-    asked = _plan(run)["asked"]
-    for name in (*asked["replace"], *asked["drop"]):
-        if not (kept / name).exists() and (run / name).exists():
-            os.replace(run / name, kept / name)
-    recipe = load_recipe(kept / _NEXT)
-    # What no stage of the new recipe makes anew would pass for its work.
-    gone = [run / "evaluate" / name for name in asked["drop"]]
-    for folder in [*gone, *([] if recipe.export else [run / "hf"])]:
-        shutil.rmtree(folder, ignore_errors=True)
-    save_recipe(recipe, run / _RECIPE)
-    return recipe
+    """Change the run's recipe, and remove what would pass for the work of its stages."""
+    plan = _plan(run)
+    if not plan["applied"]:
+        asked, recipe = plan["asked"], load_recipe(run / BEFORE / _NEXT)
+        gone = [*asked["replace"], *asked["drop"], *(f"evaluate/{name}" for name in asked["drop"])]
+        for name in [*gone, *([] if recipe.export else ["hf"])]:
+            _remove(run / name)
+        save_recipe(recipe, run / _RECIPE)
+        write_json(run / BEFORE / PLAN, plan | {"applied": True})
+    return load_recipe(run / _RECIPE)
