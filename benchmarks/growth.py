@@ -1,6 +1,6 @@
 """What the N-th expert costs: its branch, the merge and the router, one expert at a time.
 
-    python -m benchmarks.growth [--experts 6] [--steps 20] [--runs DIR]
+    python -m benchmarks.growth [--experts 6] [--steps 20] [--route-steps 20] [--runs DIR]
 
 Runs a small toy recipe with one domain, then `megatron-bar upgrade --add` for each further one, and
 prints seconds, supervised tokens and operations of the stages that made each expert. The branches
@@ -33,7 +33,9 @@ DOMAINS = ("math", "code", "tool_use", "safety")
 NAME = "growth"
 
 
-def recipe(runs: Path, domain: str, number: int, steps: int) -> dict[str, Any]:
+def recipe(
+    runs: Path, domain: str, number: int, steps: int, route_steps: int
+) -> dict[str, Any]:
     """A recipe of one domain, `domain` of the toy world, called by its number."""
     training = dict(sequence_length=256, batch_size=4, micro_batch_size=4, lr=4e-3, steps=steps)
     chats = [{"toy": domain, "count": 400, "name": f"{domain}_{number}"},
@@ -49,7 +51,7 @@ def recipe(runs: Path, domain: str, number: int, steps: int) -> dict[str, Any]:
         "domains": {f"expert_{number}": {"sft": training | {
             "data": chats, "trainable": ["expert.1", "router.1"],
         }}},
-        "route": {"training": training | {"lr": 1e-2}},
+        "route": {"training": training | {"lr": 1e-2, "steps": route_steps}},
         "evaluate": {"general": [{"toy": "general", "split": "heldout", "count": 2}],
                      "max_new_tokens": 4},
     }
@@ -79,7 +81,8 @@ def cost(run: Path, number: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--experts", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=20, help="of each branch and of the router")
+    parser.add_argument("--steps", type=int, default=20, help="of each branch")
+    parser.add_argument("--route-steps", type=int, default=20, help="of the router, each time")
     parser.add_argument("--runs", type=Path, help="where to keep the run (default: nowhere)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -89,7 +92,9 @@ def main() -> None:
         for number in range(1, options.experts + 1):
             path = runs / f"expert_{number}.yaml"
             domain = DOMAINS[(number - 1) % len(DOMAINS)]
-            path.write_text(yaml.safe_dump(recipe(runs, domain, number, options.steps)))
+            path.write_text(yaml.safe_dump(
+                recipe(runs, domain, number, options.steps, options.route_steps)
+            ))
             if number == 1:
                 run = run_recipe(load_recipe(path))
             else:
