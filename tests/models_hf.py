@@ -48,8 +48,8 @@ def random_olmo3(seed: int = 0, **sizes) -> Olmo3ForCausalLM:
 
 def random_experts(num_experts: int = 2, seed: int = 0, **sizes) -> FlexOlmoForCausalLM:
     config = FlexOlmoConfig(
-        **SIZES | {"num_experts_per_tok": num_experts} | sizes, num_experts=num_experts,
-        norm_topk_prob=False, attn_implementation="eager",
+        **SIZES | {"num_experts_per_tok": num_experts, "norm_topk_prob": False} | sizes,
+        num_experts=num_experts, attn_implementation="eager",
     )
     return _randomized(FlexOlmoForCausalLM(config), seed)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _WORDS = {
-    "pretrain": "train a base", "import": "import", "branch": "branch", "midtrain": "mid-training",
-    "sft": "SFT", "rlvr": "RLVR", "merge": "merge", "route": "train the router",
-    "export": "export", "evaluate": "evaluate", "report": "report",
+    "pretrain": "train a base", "import": "import", "branch": "branch", "adopt": "adopt",
+    "midtrain": "mid-training", "sft": "SFT", "rlvr": "RLVR", "merge": "merge",
+    "route": "train the router", "export": "export", "evaluate": "evaluate", "report": "report",
 }
 
 

@@ -94,46 +94,60 @@ def routing_heatmap(routing: dict[str, list[list[float]]], experts: Sequence[str
     """One panel for each task, layers by experts, all in the same colours from 0 to 1."""
     if not routing:
         return ""
-    panels = [_routing_panel(task, probs_LE, experts) for task, probs_LE in routing.items()]
+    panels = [
+        shares_panel(task, probs_LE, experts, f"Mean router probability on {task}, by layer and "
+                                              "expert")
+        for task, probs_LE in routing.items()
+    ]
     return "".join([*panels, _scale_panel()])
 
 
-def _routing_panel(task: str, probs_LE: list[list[float]], experts: Sequence[str]) -> str:
-    layers = len(probs_LE)
-    printed = layers * len(experts) <= _PRINTED
+def shares_panel(
+    title: str,
+    shares_RE: Sequence[Sequence[float]],
+    experts: Sequence[str],
+    label: str,
+    names: Sequence[str] | None = None,
+) -> str:
+    """One heatmap from 0 to 1, a row for each of `names` or each layer, a column an expert."""
+    count = len(shares_RE)
+    printed = count * len(experts) <= _PRINTED
     wide = sum(len(name) for name in experts) > 26
 
     def draw(axes: Axes) -> None:
-        _draw_shares(axes, probs_LE, gap=0.05 if printed else 0.0)
+        _draw_shares(axes, shares_RE, gap=0.05 if printed else 0.0)
         axes.invert_yaxis()
         axes.spines[:].set_visible(False)
-        axes.set_title(task)
-        axes.set_ylabel("layer")
+        axes.set_title(title)
         axes.set_xticks([e + 0.5 for e in range(len(experts))], experts,
                         rotation=35 if wide else 0, ha="right" if wide else "center")
         axes.tick_params(axis="x", pad=1 if wide else 4)
-        step = max(1, -(-layers // 16))
-        axes.set_yticks([layer + 0.5 for layer in range(0, layers, step)],
-                        range(1, layers + 1, step))
-        for layer, probs_E in enumerate(probs_LE if printed else ()):
-            for e, share in enumerate(probs_E):
-                axes.text(e + 0.5, layer + 0.5, f"{share:.2f}", ha="center", va="center",
+        if names is None:
+            step = max(1, -(-count // 16))
+            axes.set_ylabel("layer")
+            axes.set_yticks([row + 0.5 for row in range(0, count, step)],
+                            range(1, count + 1, step))
+        else:
+            axes.set_yticks([row + 0.5 for row in range(count)], names)
+        for row, shares_E in enumerate(shares_RE if printed else ()):
+            for e, share in enumerate(shares_E):
+                axes.text(e + 0.5, row + 0.5, f"{share:.2f}", ha="center", va="center",
                           color=INVERSE if share > _DARK else INK)
 
-    height = 0.85 + (0.3 if wide else 0) + min(4.0, max(1.0, layers * (0.3 if printed else 0.13)))
-    return svg_panel(draw, height, f"Mean router probability on {task}, by layer and expert")
+    height = 0.85 + (0.3 if wide else 0) + min(4.0, max(1.0, count * (0.3 if printed else 0.13)))
+    return svg_panel(draw, height, label)
 
 
-def _draw_shares(axes: Axes, shares_LE: Sequence[Sequence[float]], gap: float) -> None:
+def _draw_shares(axes: Axes, shares_RE: Sequence[Sequence[float]], gap: float) -> None:
     """A cell for each share, the more opaque the larger it is: readable on light and on dark."""
-    for layer, shares_E in enumerate(shares_LE):
+    for row, shares_E in enumerate(shares_RE):
         for e, share in enumerate(shares_E):
             axes.add_patch(Rectangle(
-                (e + gap / 2, layer + gap / 2), 1 - gap, 1 - gap, facecolor=SHARE,
+                (e + gap / 2, row + gap / 2), 1 - gap, 1 - gap, facecolor=SHARE,
                 alpha=0.04 + 0.96 * min(max(share, 0.0), 1.0), linewidth=0, clip_on=False,
             ))
-    axes.set_xlim(0, len(shares_LE[0]))
-    axes.set_ylim(0, len(shares_LE))
+    axes.set_xlim(0, len(shares_RE[0]))
+    axes.set_ylim(0, len(shares_RE))
 
 
 def _scale_panel() -> str:

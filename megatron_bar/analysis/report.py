@@ -17,21 +17,22 @@ from megatron_bar.analysis.flow import flow_of
 from megatron_bar.analysis.headline import anchor_digests, summary, tiles
 from megatron_bar.analysis.plots import routing_heatmap, scores_chart, training_curves
 from megatron_bar.analysis.routing import describe_routing
+from megatron_bar.analysis.routing_page import TEMPLATES, routing_of
 from megatron_bar.analysis.runs import MERGED, ROUTED, read_recipe, read_stages
 from megatron_bar.analysis.scores import Scores, compare, evaluated, model_label
 from megatron_bar.analysis.sections import Section, read_sections
 from megatron_bar.analysis.suites import in_percent, of_all, read_suites
 from megatron_bar.analysis.trained import trained_stages
+from megatron_bar.analysis.upgrade import read_upgrade
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import staging_path
 
-TEMPLATES = Path(__file__).parent / "templates"
 _DEVIATIONS_SHOWN = 5
 # The page's own sections, in order: its id, which is its template's name too, and its title.
 _PARTS = {
-    "flow": "Recipe", "scores": "Scores", "suites": "Benchmarks", "router": "Router",
-    "curves": "Training", "trained": "What trained", "anchor": "Anchor", "averaging": "Averaging",
-    "samples": "Answers", "repeat": "Do it again",
+    "flow": "Recipe", "scores": "Scores", "upgrade": "Upgrade", "suites": "Benchmarks",
+    "router": "Router", "curves": "Training", "trained": "What trained", "anchor": "Anchor",
+    "averaging": "Averaging", "samples": "Answers", "repeat": "Do it again",
 }
 
 
@@ -60,7 +61,7 @@ def write_report(run: Path, target: Path) -> None:
     deviations, by_group = _deviations(stages)
     content = {
         "flow": flow_of(stages), "scores": scores if scores.tasks else None,
-        "suites": read_suites(run), "router": _routings(results),
+        "upgrade": read_upgrade(run), "suites": read_suites(run), "router": _routings(results),
         "curves": Markup(training_curves(run)), "trained": trained,
         "anchor": anchor_digests(stages),
         "averaging": deviations, "samples": _samples(results, scores), "repeat": True,
@@ -72,8 +73,9 @@ def write_report(run: Path, target: Path) -> None:
         summary=summary(results),
         tiles=tiles(results, scores, stages),
         flow=content["flow"], scores=scores, suites=content["suites"], curves=content["curves"],
-        routings=content["router"], trained=trained, samples=content["samples"],
-        anchors=content["anchor"],
+        routings=content["router"],
+        routing_page=routing_of(run) is not None, trained=trained, samples=content["samples"],
+        anchors=content["anchor"], upgrade=content["upgrade"],
         methods=_methods(scores), asking=_asking(results),
         scores_chart=Markup(scores_chart(results)),
         trained_columns=columns,

@@ -1,63 +1,81 @@
 """How a model's routers choose: recorded while it runs, and said in words.
 
-Shapes: T tokens, L layers, E experts.
+Shapes: T tokens, C classes of tokens, L layers, E experts.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
-from megatron_bar.models.router import RowRouter
+from megatron_bar.models.router import RowRouter, routers
 
 DEAD = 0.02  # an expert that no layer gives more of any task
 DOMINATING = 0.8  # an expert that gets more of every task
+STANDS_OUT = 0.1  # more than an expert has of all tokens
 EVEN = 1.25  # times 1/E: no expert gets more, so the task leans on none
 
 
 class RoutingRecord:
-    """Mean probability of each expert, by layer, over all forwards so far.
+    """What routers gave the tokens of each class, by layer, over all forwards so far.
 
-    `tokens_mask` says which tokens of the next forward count, padding for one doesn't; bool, [T],
-    in the router's order: sequence-major, as `[S, B]` flattens. None counts all.
+    `labels` says which class the tokens of the next forward belong to, -1 for those that don't
+    count; int, [T], in the routers' order: sequence-major, as `[S, B]` flattens. None puts all into
+    class 0. A token's probabilities are taken relative to their sum, which is 1 unless some experts
+    aren't active.
     """
 
-    def __init__(self) -> None:
-        self.tokens_mask: torch.Tensor | None = None
-        self._sums: dict[int, torch.Tensor] = {}  # by layer number
-        self._counts: dict[int, int] = {}
+    def __init__(self, classes: int = 1) -> None:
+        self.labels: torch.Tensor | None = None
+        self.classes = classes
+        # By layer number, [C, E + 2]: sums of the experts' shares and of entropies, and tokens.
+        self.sums: dict[int, torch.Tensor] = {}
 
-    def add(self, layer: int, probs_TE: torch.Tensor) -> None:
-        """Take in what the router of `layer` gave; 0 for experts that it didn't choose."""
-        probs_TE = probs_TE.detach()
-        if self.tokens_mask is not None:
-            mask_T = self.tokens_mask.reshape(-1)
-            assert len(mask_T) == len(probs_TE), (
-                f"tokens_mask has {len(mask_T)} tokens, the router of layer {layer} sees "
-                f"{len(probs_TE)}; build the model with sequence_parallel=False"
-            )
-            probs_TE = probs_TE[mask_T.to(probs_TE.device, torch.bool)]
-        self._sums[layer] = self._sums.get(layer, 0) + probs_TE.double().sum(0).cpu()
-        self._counts[layer] = self._counts.get(layer, 0) + len(probs_TE)
+    def add(self, layer: int, probs_TE: torch.Tensor) -> torch.Tensor:
+        """Take in what the router of `layer` gave, 0 for experts that it didn't choose.
+
+        Returns the shares, [T, E].
+        """
+        shares_TE = probs_TE.detach().double().cpu()
+        shares_TE = shares_TE / shares_TE.sum(1, keepdim=True)
+        labels_T = self.labels
+        if labels_T is None:
+            labels_T = torch.zeros(len(shares_TE), dtype=torch.long)
+        assert len(labels_T) == len(shares_TE), (
+            f"labels has {len(labels_T)} tokens, the router of layer {layer} sees "
+            f"{len(shares_TE)}; build the model with sequence_parallel=False"
+        )
+        entropy_T = -torch.special.xlogy(shares_TE, shares_TE).sum(1)
+        told_TX = torch.cat([shares_TE, entropy_T[:, None], torch.ones(len(shares_TE), 1)], dim=1)
+        sums_CX = self.sums.setdefault(
+            layer, torch.zeros(self.classes, told_TX.shape[1], dtype=torch.float64)
+        )
+        counted_T = labels_T >= 0
+        sums_CX.index_add_(0, labels_T[counted_T], told_TX[counted_T])
+        return shares_TE
 
     def mean_LE(self) -> list[list[float]]:
-        """Layers in order; those on this pipeline rank."""
-        assert self._sums and all(self._counts.values()), "no token has been routed yet"
-        return [(self._sums[layer] / self._counts[layer]).tolist() for layer in sorted(self._sums)]
+        """Mean share of each expert, layers in order; those on this pipeline rank."""
+        assert self.sums, "no token has been routed yet"
+        sums_LX = torch.stack([self.sums[layer].sum(0) for layer in sorted(self.sums)])
+        return (sums_LX[:, :-2] / sums_LX[:, -1:]).tolist()
 
 
 @contextlib.contextmanager
-def record_routing(model: torch.nn.Module) -> Iterator[RoutingRecord]:
+def record_routing(
+    model: torch.nn.Module, record: RoutingRecord | None = None
+) -> Iterator[RoutingRecord]:
     """Record every router of `model` during the block. The model computes what it always does."""
-    record = RoutingRecord()
+    record = record or RoutingRecord()
 
     def hook(router: RowRouter, inputs: tuple, output: tuple[torch.Tensor, torch.Tensor]) -> None:
         record.add(router.layer_number, output[0])
 
-    handles = [module.register_forward_hook(hook) for module in model.modules()
-               if isinstance(module, RowRouter)]
+    handles = [router.register_forward_hook(hook) for router in routers(model)]
     try:
         yield record
     finally:
@@ -104,3 +122,47 @@ def _describe(task: str, mean_E: list[float], experts: Sequence[str]) -> str:
     if task in experts and experts.index(task) not in (best, *second):
         line += f"; its own expert has {mean_E[experts.index(task)]:.0%}"
     return f"{line}."
+
+
+def describe_kinds(tasks: dict[str, dict[str, Any]], experts: Sequence[str]) -> list[str]:
+    """A line for each kind of token or speaker, over all tasks, that leans elsewhere than most do.
+
+    `tasks` is what `routed_tokens.route_texts` found, by task.
+    """
+    lines = []
+    every_E = _pooled(list(tasks.values()))
+    for by in ("kinds", "speakers"):
+        for name in dict.fromkeys(name for task in tasks.values() for name in task[by]):
+            mean_E = _pooled([task[by][name] for task in tasks.values() if name in task[by]])
+            e = max(range(len(experts)), key=lambda e: mean_E[e] - every_E[e])
+            if mean_E[e] - every_E[e] >= STANDS_OUT:
+                what = "What the template adds" if name == "template" else f"{name.capitalize()}"
+                what = f"{what} tokens" if by == "speakers" and name != "template" else what
+                lines.append(f"{what}: {experts[e]} has {mean_E[e]:.0%}, where it has "
+                             f"{every_E[e]:.0%} of all tokens.")
+    return list(dict.fromkeys(lines))
+
+
+def _pooled(parts: Sequence[dict[str, Any]]) -> list[float]:
+    """Mean share by expert, over layers and tokens."""
+    tokens = sum(part["tokens"] for part in parts)
+    means = [(part["tokens"], mean_over_layers(part["layers"])) for part in parts]
+    return [sum(count * mean_E[e] for count, mean_E in means) / tokens
+            for e in range(len(means[0][1]))]
+
+
+def describe_entropy(tasks: dict[str, dict[str, Any]], experts: Sequence[str]) -> str:
+    """How sharply the routers choose, in a sentence."""
+    layers = [(entropy, layer) for task in tasks.values()
+              for layer, entropy in enumerate(task["entropy"], 1)]
+    mean = sum(entropy for entropy, _ in layers) / len(layers)
+    return (f"A token's probability is spread over {math.exp(mean):.1f} of {len(experts)} experts "
+            f"(the exponential of the mean entropy, {mean:.2f} nats).")
+
+
+def describe_drift(drift: dict[str, list[list[float]]], experts: Sequence[str]) -> str:
+    """How far router training moved the rows from where they were stacked, in a sentence."""
+    moved_E = mean_over_layers(drift["relative"])
+    most, least = (choose(range(len(experts)), key=moved_E.__getitem__) for choose in (max, min))
+    return (f"Training moved the rows by {moved_E[least]:.0%} ({experts[least]}) to "
+            f"{moved_E[most]:.0%} ({experts[most]}) of their stacked length.")

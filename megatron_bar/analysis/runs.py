@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from megatron_bar.recipe.graph import WITHOUT
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
@@ -69,7 +70,11 @@ def _place(name: str, domains: list[str]) -> tuple | None:
         return 0, _STARTS.index(head)
     if head == "evaluate":
         models = {ANCHOR: (0,), ALL: (2,), MERGED: (3,), ROUTED: (4,)}
-        model = models.get(tail) or _domain(tail, domains)
+        if tail.startswith(WITHOUT):
+            expert = tail.removeprefix(WITHOUT)
+            model = (5, tail) if expert == ANCHOR or _domain(expert, domains) else None
+        else:
+            model = models.get(tail) or _domain(tail, domains)
         return model and (3, _ENDS.index(head), model)
     if head in _ENDS:
         return 3, _ENDS.index(head)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from megatron_bar.analysis.intervals import Interval, score_difference, score_interval
 from megatron_bar.analysis.runs import ALL, ANCHOR, MERGED, ROUTED, stage_names
+from megatron_bar.recipe.graph import WITHOUT
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
@@ -78,7 +79,8 @@ def evaluated(run: Path) -> dict[str, dict[str, Any]]:
 
 def branches(results: dict[str, dict[str, Any]]) -> list[str]:
     """The domains whose branch was evaluated."""
-    return [model for model in results if model not in (ANCHOR, ALL, MERGED, ROUTED)]
+    return [model for model in results
+            if model not in (ANCHOR, ALL, MERGED, ROUTED) and not model.startswith(WITHOUT)]
 
 
 def kept_share(results: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -121,6 +123,8 @@ def compare(results: dict[str, dict[str, Any]]) -> Scores:
 
 def model_label(model: str) -> str:
     """What people call an evaluated model."""
+    if model.startswith(WITHOUT):
+        return f"{ROUTED} without {model.removeprefix(WITHOUT)}"
     labels = {ANCHOR: "base (anchor)", ALL: "all domains", MERGED: MERGED, ROUTED: ROUTED}
     return labels.get(model, f"branch {model}")
 

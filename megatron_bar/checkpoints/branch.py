@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,14 +86,13 @@ class RouterRows:
     seed: int
 
     def __call__(self) -> Made:
-        return Made([[router_rows(self.slot, self.seed)]])
+        return Made([[router_rows(self.slot.shape, self.seed, self.slot.index[0])]])
 
 
-def router_rows(slot: Slot, seed: int) -> torch.Tensor:
-    """Fresh router rows `[E, H]` of one layer."""
-    (layer,) = slot.index
+def router_rows(shape: Sequence[int], seed: int, layer: int) -> torch.Tensor:
+    """Fresh router rows `[E, H]` of one layer, counted from 0."""
     generator = torch.Generator().manual_seed(seed * 100_003 + layer)
     return torch.nn.init.trunc_normal_(
-        torch.empty(slot.shape), std=ROUTER_STD, a=-3 * ROUTER_STD, b=3 * ROUTER_STD,
+        torch.empty(shape), std=ROUTER_STD, a=-3 * ROUTER_STD, b=3 * ROUTER_STD,
         generator=generator,
     )

@@ -38,7 +38,6 @@ _SIZES = {
 _ONLY = {
     "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
     "tie_word_embeddings": False, "clip_qkv": None, "quantization_config": None,
-    "norm_topk_prob": False,  # BAR's router takes probabilities as they are
 }
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 _YARN = ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
@@ -113,7 +112,12 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
         count, active = config["num_experts"], config["num_experts_per_tok"]
         if active > count:
             raise BarError(f"num_experts_per_tok {active} is more than num_experts {count}")
-        experts = dict(num_experts=count, experts_per_token=active, **_names(config, count))
+        renormalize = bool(config.get("norm_topk_prob"))
+        if renormalize and active == 1:
+            raise BarError("norm_topk_prob with num_experts_per_tok 1 gives every token's expert "
+                           "weight 1, so that the router has nothing to learn from")
+        experts = dict(num_experts=count, experts_per_token=active, renormalize=renormalize,
+                       **_names(config, count))
     return ModelConfig(
         **{ours: config[theirs] for theirs, ours in _SIZES.items()},
         num_kv_heads=kv_heads,
@@ -224,7 +228,8 @@ def hf_config(model: ModelConfig, dtype: torch.dtype, token_ids: dict[str, Any])
     if model.num_experts is not None:
         config |= {
             "num_experts": model.num_experts, "num_experts_per_tok": model.experts_per_token,
-            "norm_topk_prob": False, "output_router_logits": False, "router_aux_loss_coef": 0.0,
+            "norm_topk_prob": model.renormalize, "output_router_logits": False,
+            "router_aux_loss_coef": 0.0,
         }
         ours = {key: list(names) for key in _OUR_KEYS
                 if (names := getattr(model, key)) is not None}

@@ -168,6 +168,19 @@ def _same(source: Input, slot: Slot) -> Slot:
     return Slot(source.model, slot.name, slot.index)
 
 
+def check_same_anchor(branch: Path, anchor: Path) -> ModelConfig:
+    """The model of `branch`, after a proof that its expert 0 is `anchor`'s FFN, to the bit.
+
+    Raises BarError if it isn't, and if the two can't be merged for another reason.
+    """
+    inputs = open_inputs([branch], anchor)
+    (source,) = inputs.with_experts
+    for slot in slots(source.model):
+        if slot.name in EXPERT_FFN_NAMES and not slot.index[1]:
+            _SameCopy(tuple((i.reader, _same(i, slot)) for i in inputs.all))()
+    return source.model
+
+
 @dataclasses.dataclass(frozen=True)
 class _SameCopy:
     """Makes a slot of the first source, after a proof that all are the same."""

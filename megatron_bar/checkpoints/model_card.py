@@ -35,7 +35,7 @@ _ROUTING = """\
 
 Each layer scores a token with one linear row per expert, takes the **softmax over all
 {model.num_experts} experts**, keeps the top {model.experts_per_token}, and adds up their FFN
-outputs weighted by these probabilities, **without renormalisation** (`norm_topk_prob: false`).
+outputs weighted by these probabilities, {rule}.
 Run it with `num_experts_per_tok: {model.experts_per_token}`, the value it was trained with; a
 smaller k gives another, worse model.
 
@@ -63,11 +63,14 @@ def write_model_card(folder: Path, model: ModelConfig) -> None:
         )
     else:
         names = ", ".join(f"{i} {name}" for i, name in enumerate(model.all_expert_names))
+        rule = "**without renormalisation** (`norm_topk_prob: false`)"
+        if model.renormalize:
+            rule = "**which are made to sum to 1** (`norm_topk_prob: true`)"
         card = _CARD.format(
             tags="bar, mixture-of-experts", title="A Branch-Adapt-Route mixture of experts",
             architecture=architecture(model),
             description="Domain experts trained one at a time beside a frozen anchor (BAR, "
                         "arXiv 2604.18473), in FlexOlmo's architecture.",
-            more=_ROUTING.format(model=model, names=names), model=model,
+            more=_ROUTING.format(model=model, names=names, rule=rule), model=model,
         )
     (Path(folder) / "README.md").write_text(card)

@@ -79,6 +79,40 @@ def _plan(args: argparse.Namespace) -> None:
         print(f"{args.plot} is written")
 
 
+def _upgrade(args: argparse.Namespace) -> None:
+    from megatron_bar.analysis.upgrade import upgrade_table
+    from megatron_bar.launch.upgrade import Asked, undo, upgrade
+    from megatron_bar.runtime.console import console, say
+
+    replace, add = (_branches(option, given) for option, given in
+                    (("--replace", args.replace), ("--add", args.add)))
+    asked = Asked(replace, add, args.drop, args.overrides)
+    if args.undo:
+        if asked.anything or args.prepare:
+            raise BarError("--undo goes alone")
+        undo(args.run)
+        say(f"{args.run} is as it was before its last upgrade")
+        return
+    done = upgrade(args.run, asked, args.jobs, args.prepare)
+    if done is not None:
+        console.print(upgrade_table(done))
+        say(done.words())
+        say(f"before: {args.run / 'before'}   report: {args.run / 'report.html'}")
+
+
+def _branches(option: str, given: list[str]) -> dict[str, str]:
+    """NAME=BRANCH, each name once."""
+    found: dict[str, str] = {}
+    for word in given:
+        name, separator, branch = word.partition("=")
+        if not (name and separator and branch):
+            raise BarError(f"{option} {word}: write NAME=BRANCH")
+        if name in found:
+            raise BarError(f"{option}: {name} is given twice")
+        found[name] = branch
+    return found
+
+
 def _submit(args: argparse.Namespace) -> None:
     from megatron_bar.launch.slurm.site import TEMPLATES, load_site, template_of
     from megatron_bar.launch.slurm.submit import scripts_of, submit_recipe, write_scripts
@@ -209,8 +243,8 @@ def _verify_numbers(args: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "run": _run, "compare": _compare, "data": _data, "plan": _plan, "submit": _submit,
-    "status": _status, "cancel": _cancel, "stage": _stage, "import": _import, "export": _export,
-    "branch": _branch, "merge": _merge, "verify": _verify, "evaluate": evaluation.evaluate,
-    "report": evaluation.report,
+    "run": _run, "compare": _compare, "data": _data, "plan": _plan, "upgrade": _upgrade,
+    "submit": _submit, "status": _status, "cancel": _cancel, "stage": _stage, "import": _import,
+    "export": _export, "branch": _branch, "merge": _merge, "verify": _verify,
+    "evaluate": evaluation.evaluate, "report": evaluation.report,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,8 @@ def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
     from megatron_bar.stages.evaluate import evaluate_checkpoint
 
     model = ModelConfig.load(args.checkpoint)
+    for name in settings.opt_out:
+        model.expert_id(name)
     layout = (settings.layout or Layout()).fitted(model.num_experts)
     model.check(layout)
     tasks, template, seed = _asked(args)
@@ -92,9 +95,10 @@ def _suite(args: argparse.Namespace, settings: Evaluate) -> None:
     from megatron_bar.evaluation.suite import load_suite
     from megatron_bar.runtime.console import console, say
 
-    if args.task or args.recipe or settings.temperature or settings.samples > 1:
-        raise BarError("--suite asks its own tasks, greedily; leave --task, --recipe, temperature "
-                       "and samples out")
+    if (args.task or args.recipe or settings.temperature or settings.samples > 1
+            or settings.opt_out):
+        raise BarError("--suite asks its own tasks of the whole model, greedily; leave --task, "
+                       "--recipe, temperature, samples and opt_out out")
     suite = load_suite(args.suite)
     model, target = _exported(args, suite.name)
     benchmarks, left_out = runnable(suite, args.python, args.run_code)
@@ -124,13 +128,18 @@ def _exported(args: argparse.Namespace, suite: str) -> tuple[Path, Path]:
 
 
 def _settings(args: argparse.Namespace) -> Evaluate:
-    """The recipe's `evaluate`, with the command line's keys."""
+    """The recipe's `evaluate`, with the command line's keys.
+
+    A recipe's opt_out asks for evaluations of several models; the command line's for this one.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     from megatron_bar.recipe.load import check_evaluate, load_recipe
 
-    start: Any = Evaluate if args.recipe is None else load_recipe(args.recipe).evaluate
+    start: Any = Evaluate
+    if args.recipe is not None:
+        start = dataclasses.replace(load_recipe(args.recipe).evaluate, opt_out=[])
     for override in args.overrides:
         if "=" not in override:
             raise BarError(f"override {override!r} is not of the form key=value")

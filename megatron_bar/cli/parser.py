@@ -46,6 +46,17 @@ Prints what a stage reads at a step, document by document, with the tokens that 
   megatron-bar data show recipe.yaml math/sft
   megatron-bar data show recipe.yaml math/midtrain --step 1200 --items 10
 """,
+    "upgrade": """\
+Replaces, adds or drops experts: merges and routes again, exports and measures, and leaves all else
+as it is. BRANCH is a branch's checkpoint, the folder of a domain in another run, or a recipe whose
+domain NAME is then trained here. What stood before stays in RUN/before until the next upgrade.
+
+  megatron-bar upgrade runs/toy --replace code=runs/better/code
+  megatron-bar upgrade runs/toy --add law=branches/law 'domains.law.routing=[{path: law.jsonl}]'
+  megatron-bar upgrade runs/toy --add law=law.yaml --drop safety
+  megatron-bar upgrade runs/toy                 goes on with one that was cut short
+  megatron-bar upgrade runs/toy --undo          back to what stood before
+""",
     "stage": """\
 For job scripts: every rank runs this, with the environment torchrun gives it.
 
@@ -183,6 +194,19 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--efficiency", type=float, default=0.35,
                       help="share of the peak that training reaches (default: 0.35)")
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw how the cost grows")
+
+    upgrade = command("upgrade", "change experts of a finished run")
+    upgrade.add_argument("run", type=Path, help="the run's folder")
+    upgrade.add_argument("overrides", nargs="*", metavar="key=value")
+    for name, what in (("replace", "a better branch for a domain"), ("add", "a new domain")):
+        upgrade.add_argument(f"--{name}", action="append", default=[], metavar="NAME=BRANCH",
+                             help=f"{what}; may be given several times")
+    upgrade.add_argument("--drop", action="append", default=[], metavar="NAME",
+                         help="a domain to leave out; may be given several times")
+    upgrade.add_argument("--prepare", action="store_true",
+                         help="change RUN/recipe.yaml only, for run or submit to do the rest")
+    upgrade.add_argument("--undo", action="store_true", help="put back what stood before")
+    upgrade.add_argument("--jobs", type=int, help="processes at once (default: the cores)")
 
     submit = command("submit", "run a recipe as SLURM jobs")
     submit.add_argument("recipe", type=Path)

@@ -204,6 +204,23 @@ def prompt_ids(
     return _tokens(tokenizer, text, spans)[0]
 
 
+def prompt_spans(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text that `prompt_ids` are the tokens of, and where in it each token lies.
+
+    Raises BarError as `prompt_ids` does.
+    """
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    text, spans = _text(tokenizer, messages, template, prompt=True)
+    cuts = _cuts(text, spans)
+    encoded = tokenizer([text[start:end] for start, end in pairwise(cuts)],
+                        add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    return text, [(cut + start, cut + end) for cut, piece in zip(cuts, encoded["offset_mapping"])
+                  for start, end in piece]
+
+
 def _text(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str, prompt: bool
 ) -> tuple[str, list[tuple[int, int]]]:
@@ -255,8 +272,7 @@ def _tokens(
     tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[bool]]:
     """Tokenize the pieces between the ends of `spans`; those inside carry loss."""
-    cuts = [0, *(cut for span in spans for cut in span), len(text)]
-    pieces = [text[start:end] for start, end in pairwise(cuts)]
+    pieces = [text[start:end] for start, end in pairwise(_cuts(text, spans))]
     ids: list[int] = []
     loss_mask: list[bool] = []
     encoded = tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"]
@@ -264,3 +280,8 @@ def _tokens(
         ids += piece_ids
         loss_mask += [number % 2 == 1] * len(piece_ids)
     return ids, loss_mask
+
+
+def _cuts(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Where the text is cut into pieces that are tokenized by themselves."""
+    return [0, *(cut for span in spans for cut in span), len(text)]

@@ -1,6 +1,6 @@
 """How good a model is.
 
 `model` asks a checkpoint of ours, in any layout, held-out items and scores its answers with the
-verifiers; `answers` shares the items among the ranks, `routing` records what the routers do with
-them. `suite` runs benchmarks of lm-eval on an exported folder; `suites/` says which.
+verifiers; `answers` shares the items among the ranks. `suite` runs benchmarks of lm-eval on an
+exported folder; `suites/` says which.
 """

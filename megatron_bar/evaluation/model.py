@@ -14,13 +14,15 @@ from typing import Any
 from megatron.core.transformer.utils import set_model_to_sequence_parallel
 from transformers import PreTrainedTokenizerBase
 
+from megatron_bar.analysis.routed_tokens import ROUTING, route_texts
+from megatron_bar.analysis.token_kinds import told
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.sources import Conversation, load_conversations
 from megatron_bar.evaluation.answers import answer_all
-from megatron_bar.evaluation.routing import mean_routing
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import OlmoModel, build_model
+from megatron_bar.models.router import leave_out
 from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.rlvr.engine import Response, Sampling
 from megatron_bar.rlvr.rollouts import MegatronEngine
@@ -62,15 +64,17 @@ def evaluate(
     """Ask `checkpoint` every item of `tasks`; returns the mean score of each task.
 
     Called by every rank inside `process_groups(layout)`. Writes results.json (scores, how the
-    routers chose, the first answers) and answers.jsonl (all of them) into `folder`, which exists,
-    from one rank. Scores are the same in every layout, but for rounding that turns an answer.
+    routers chose, the first answers), answers.jsonl (all of them) and, of a model with experts,
+    routing.json (how the routers chose, in detail) into `folder`, which exists, from one rank.
+    Scores are the same in every layout, but for rounding that turns an answer.
 
-    Raises BarError for sources that are broken, prompts that the model has no room for, and
-    references that a verifier can't read.
+    Raises BarError for sources that are broken, prompts that the model has no room for, references
+    that a verifier can't read, and experts to leave out that the model hasn't.
     """
     config = ModelConfig.load(checkpoint)
     model = build_model(config, layout, DTYPES[settings.dtype])
     load_model(model, checkpoint)
+    leave_out(model, [config.expert_id(name) for name in settings.opt_out])
     set_model_to_sequence_parallel(model, False)  # one token can't be cut into pieces
     model.eval()
     results, routing, answers = {}, {}, []
@@ -80,21 +84,24 @@ def evaluate(
         prompts = [_prompt(conversation, speaker, model) for _, conversation in items]
         started = time.time()
         responses = _answer(model, prompts, settings, speaker, seed, task)
-        told = on_main(functools.partial(_scored, items, prompts, responses, speaker, task))
-        results[task] = _result(told, settings.samples, time.time() - started)
-        answers += told
+        scored = on_main(functools.partial(_scored, items, prompts, responses, speaker, task))
+        results[task] = _result(scored, settings.samples, time.time() - started)
+        answers += scored
         if config.num_experts is not None:
-            documents = [[*prompt, *first.tokens]
-                         for prompt, (first, *_) in zip(prompts, responses)]
-            routing[task] = mean_routing(model, documents, speaker.pad_id)
+            texts = [told(speaker.tokenizer, speaker.template, conversation.messages, first.tokens)
+                     for (_, conversation), (first, *_) in zip(items, responses)]
+            routing[task] = route_texts(model, texts, speaker.pad_id)
     if is_main():
         _write_lines(folder / ANSWERS, answers)
         write_json(folder / RESULTS, {
             "model": name, "experts": config.all_expert_names, "tasks": results,
-            "routing": routing, "layout": str(layout), "seed": seed, "dtype": settings.dtype,
+            "routing": {task: routed["layers"] for task, routed in routing.items()},
+            "layout": str(layout), "seed": seed, "dtype": settings.dtype,
             "temperature": settings.temperature, "samples": settings.samples,
             "max_new_tokens": settings.max_new_tokens,
         })
+        if routing:
+            write_json(folder / ROUTING, {"experts": config.all_expert_names, "tasks": routing})
     return {task: result["score"] for task, result in results.items()}
 
 

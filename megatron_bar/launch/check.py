@@ -16,7 +16,7 @@ from megatron_bar.recipe.schema import Recipe, Rlvr
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.rlvr.verifiers import verifier_for
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import parts_of, training_of
+from megatron_bar.stages.context import parts_of, routed_model, training_of
 from megatron_bar.training.groups import group_sizes, matching
 from megatron_bar.training.overrides import check_overrides
 
@@ -86,11 +86,13 @@ def stage_models(recipe: Recipe, dense: ModelConfig) -> dict[str, ModelConfig]:
     for stage in stage_graph(recipe):
         if stage.kind in ("pretrain", "import"):
             models[stage.name] = dense
-        elif stage.kind in ("branch", "merge", "stack"):
-            count = 2 if stage.kind == "branch" else len(recipe.domains) + 1
-            models[stage.name] = dense.with_experts(count)
+        elif stage.kind in ("branch", "adopt", "merge", "stack"):
+            of_branch = stage.kind in ("branch", "adopt")
+            models[stage.name] = dense.with_experts(2 if of_branch else len(recipe.domains) + 1)
         else:
             models[stage.name] = models[next(iter(stage.inputs.values()))]
+        if stage.kind == "route":
+            models[stage.name] = routed_model(stage, models[stage.name])
     return models
 
 

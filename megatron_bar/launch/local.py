@@ -65,7 +65,7 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
     run = Path(recipe.runs) / recipe.name
     run.mkdir(parents=True, exist_ok=True)
     with only_run(run):
-        _check_no_slurm_jobs(run)
+        check_no_slurm_jobs(run)
         save_recipe(recipe, run / "recipe.yaml")
         stages = stage_graph(recipe)
         take_over(stages, run, reused)
@@ -108,8 +108,11 @@ def only_run(run: Path) -> Iterator[None]:
         yield
 
 
-def _check_no_slurm_jobs(run: Path) -> None:
-    """Jobs of `submit` write into the same folders. Where there is no SLURM there are none."""
+def check_no_slurm_jobs(run: Path) -> None:
+    """Raise BarError if `submit` has jobs at work, which write into the same folders.
+
+    Where there is no SLURM there are none.
+    """
     if shutil.which("squeue") is None:
         return
     if active := active_jobs(run):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import publish, staging_path
+from megatron_bar.runtime.files import link_tree, publish, staging_path
 from megatron_bar.stages.context import is_done
 from megatron_bar.stages.data import STORES
 
@@ -58,12 +57,5 @@ def _copy(source: Path, target: Path) -> None:
     staging = staging_path(target)
     shutil.rmtree(staging, ignore_errors=True)
     staging.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, staging, copy_function=_link)
+    link_tree(source, staging)
     publish(staging, target)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copy2(source, target)

@@ -49,8 +49,8 @@ class ModelConfig:
     """Sizes and constants of one model.
 
     `num_experts` None means a dense model. `experts_per_token` is BAR's k; routing is an fp32
-    softmax over all experts, then top-k, without renormalisation. `olmo3` None means OLMo-2, whose
-    layers all see all positions.
+    softmax over all experts, then top-k, whose probabilities are taken as they are, or with
+    `renormalize` made to sum to 1. `olmo3` None means OLMo-2, whose layers all see all positions.
     """
 
     vocab_size: int
@@ -64,6 +64,7 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     num_experts: int | None = None
     experts_per_token: int | None = None
+    renormalize: bool = False
     expert_names: tuple[str, ...] | None = None
     olmo3: Olmo3 | None = None
     # Of a merged model: the models that its shared parameters are the plain mean of; empty where
@@ -77,6 +78,13 @@ class ModelConfig:
             return ()
         numbered = ("anchor", *(f"expert{i}" for i in range(1, self.num_experts)))
         return self.expert_names or numbered
+
+    def expert_id(self, name: str) -> int:
+        """The global id of an expert. Raises BarError if there is none of that name."""
+        if name not in self.all_expert_names:
+            raise BarError(f"there is no expert {name!r}; there are "
+                           f"{', '.join(self.all_expert_names) or 'none, the model is dense'}")
+        return self.all_expert_names.index(name)
 
     @property
     def head_dim(self) -> int:
@@ -92,7 +100,8 @@ class ModelConfig:
     def without_experts(self) -> ModelConfig:
         """The dense model of the same shape."""
         return dataclasses.replace(
-            self, num_experts=None, experts_per_token=None, expert_names=None, merged_from=None
+            self, num_experts=None, experts_per_token=None, renormalize=False, expert_names=None,
+            merged_from=None,
         )
 
     def padded_vocab_size(self, tensor: int) -> int:

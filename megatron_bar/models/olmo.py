@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt import GPTModel
@@ -34,6 +35,7 @@ from megatron_bar.models.norms import NormThenAdd, RMSNorm
 from megatron_bar.models.rope import RotaryByLayerType
 from megatron_bar.models.router import RowRouter
 from megatron_bar.runtime.devices import attention_by_boundaries, transformer_engine_runs
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
 INIT_STD = 0.02
@@ -46,6 +48,7 @@ def transformer_config(
     router_z_loss: float = 0.0,
     sequence_parallel: bool = True,
     overrides: Mapping[str, Any] | None = None,
+    load_balancing: float = 0.0,
 ) -> TransformerConfig:
     """Megatron's configuration for `model` laid out as `layout`, computing in `dtype`.
 
@@ -57,9 +60,12 @@ def transformer_config(
             num_moe_experts=model.num_experts,
             moe_ffn_hidden_size=model.ffn_hidden_size,
             moe_router_topk=model.experts_per_token,
-            moe_router_pre_softmax=True,  # softmax over all experts, then top-k, as FlexOlmo does
+            # Softmax over all experts, then top-k, as FlexOlmo does. A softmax over the k chosen
+            # is the same but for a factor, which makes them sum to 1.
+            moe_router_pre_softmax=not model.renormalize,
             moe_router_dtype="fp32",
-            moe_router_load_balancing_type="none",
+            moe_router_load_balancing_type="aux_loss" if load_balancing else "none",
+            moe_aux_loss_coeff=load_balancing,
             moe_z_loss_coeff=router_z_loss or None,
             moe_token_dispatcher_type="alltoall",
         )
@@ -193,18 +199,23 @@ def build_model(
     router_z_loss: float = 0.0,
     sequence_parallel: bool = True,
     overrides: Mapping[str, Any] | None = None,
+    load_balancing: float = 0.0,
 ) -> OlmoModel:
     """This rank's part of `model`, freshly initialized (normal, std 0.02; norms 1).
 
     Called inside `process_groups(layout)`. `router_z_loss` is the coefficient of the mean over
-    tokens of logsumexp(router logits)^2, applied while training. Sequence parallelism, on where
-    tensor parallelism is, is turned off to generate, one token at a time. `overrides` go to
-    Megatron's configuration.
+    tokens of logsumexp(router logits)^2, `load_balancing` that of (E / k) * sum_e f_e * p_e, with
+    f_e the share of the tokens that go to expert e and p_e its mean probability; both are taken in
+    each layer and micro-batch, while training. Sequence parallelism, on where tensor parallelism
+    is, is turned off to generate, one token at a time. `overrides` go to Megatron's configuration.
 
     Raises BarError if `layout` can't hold the model.
     """
     model.check(layout)
-    config = transformer_config(model, layout, dtype, router_z_loss, sequence_parallel, overrides)
+    _check_gathers(model, layout)
+    config = transformer_config(
+        model, layout, dtype, router_z_loss, sequence_parallel, overrides, load_balancing
+    )
     yarn = model.olmo3.yarn if model.olmo3 is not None else None
     layers = [_layer_spec(config, yarn)] * get_num_layers_to_build(config)
     return OlmoModel(
@@ -220,3 +231,13 @@ def build_model(
         position_embedding_type="rope",
         rotary_base=model.rope_theta,
     )
+
+
+def _check_gathers(model: ModelConfig, layout: Layout) -> None:
+    """Where only some experts are active, ranks that share one gather unequal numbers of tokens."""
+    some = model.num_experts is not None and model.experts_per_token < model.num_experts
+    if some and layout.resolved_expert_tensor > 1 and dist.get_backend() == "gloo":
+        raise BarError(f"{model.experts_per_token} of {model.num_experts} experts active: on a CPU "
+                       f"layout.expert_tensor {layout.resolved_expert_tensor} can't be computed, "
+                       "as gloo gathers equal numbers of tokens only; set it to 1 with expert > 1, "
+                       "or use no tensor parallelism")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -27,6 +28,7 @@ class RowRouter(TopKRouter):
         )
         for row_H in self.rows:
             row_H.sequence_parallel = self.config.sequence_parallel
+        self.left_out: list[int] = []  # see `leave_out`
 
     @property
     def weight(self) -> torch.Tensor:
@@ -35,10 +37,13 @@ class RowRouter(TopKRouter):
     def gating(self, x_SBH: torch.Tensor) -> torch.Tensor:
         """`x_SBH -> logits_SBE`, in fp32. Rows that are frozen cost no gradient of their own."""
         x_SBH = x_SBH.float()
-        return torch.cat([
+        logits_SBE = torch.cat([
             torch.nn.functional.linear(x_SBH, torch.stack(tuple(rows)).float())
             for _, rows in itertools.groupby(self.rows, key=lambda row_H: row_H.requires_grad)
         ], dim=-1)
+        if self.left_out:
+            logits_SBE[..., self.left_out] = -torch.inf
+        return logits_SBE
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
         replica_id = (0, self.tp_group.rank(), metadata["dp_cp_group"].rank())
@@ -54,3 +59,18 @@ class RowRouter(TopKRouter):
             )
             for e, row_H in enumerate(self.rows)
         }
+
+
+def routers(model: torch.nn.Module) -> list[RowRouter]:
+    """The routers of the layers on this rank, in their order."""
+    return [module for module in model.modules() if isinstance(module, RowRouter)]
+
+
+def leave_out(model: torch.nn.Module, experts: Collection[int]) -> None:
+    """Give the experts of these global ids no part in anything from now on; none restores all.
+
+    Their logits are masked before the softmax, so the others share their probability as they do in
+    a model that was merged without them. They are still computed, with weight 0.
+    """
+    for router in routers(model):
+        router.left_out = sorted(experts)

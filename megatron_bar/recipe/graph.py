@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_bar.recipe.schema import Evaluate, Recipe, Rlvr, Source, Training
+from megatron_bar.recipe.schema import Domain, Evaluate, Recipe, Rlvr, Route, Source, Training
 from megatron_bar.runtime.layout import Layout
 
 # What each stage of BAR trains by default; expert 1 is the branch's domain expert.
@@ -23,8 +23,11 @@ ALL = "all"  # the folder of stages that train on all domains at once, and the m
 # Folders of a run, a task, or a word of merge.shared, that a domain's name would collide with.
 TAKEN_NAMES = frozenset({
     "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
-    "general", "data", ALL, "published", "branches", "sections", "suites",
+    "general", "data", ALL, "published", "branches", "sections", "suites", "before",
 })
+# A routed model that is evaluated without one of its experts; no domain's name begins so.
+WITHOUT = "without-"
+ROUTE_EPOCHS = 2.0  # as published, where the recipe says nothing
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,11 @@ class Graph:
         self.stages = _starts(recipe)
 
     def branch(self, domain: str) -> str:
-        """The anchor with a trainable expert beside its FFN."""
+        """The anchor with a trainable expert beside its FFN, new or of a branch trained before."""
+        checkpoint = self.recipe.domains[domain].checkpoint
+        if checkpoint is not None:
+            return self._add(Stage(f"{domain}/branch", "adopt", {"anchor": "anchor"},
+                                   {"checkpoint": checkpoint}, domain=domain))
         pretrained = any(stage.name == "pretrained" for stage in self.stages)
         inputs = {"anchor": "anchor"} | ({"pretrained": "pretrained"} if pretrained else {})
         return self._add(Stage(f"{domain}/branch", "branch", inputs, {"seed": self.recipe.seed},
@@ -104,11 +111,8 @@ class Graph:
 
     def route(self, start: str) -> str:
         """The router, trained on a sample of all domains' SFT data."""
-        route = self.recipe.route
-        sampled = {name: [dataclasses.asdict(source) for source in domain.sft.data]
-                   for name, domain in self.recipe.domains.items() if domain.sft}
-        return self._train("routed", "route", start, with_defaults(route.training, ROUTE_GROUPS),
-                           fraction=route.fraction, sampled=sampled)
+        return self._train("routed", "route", start, route_training(self.recipe),
+                           **route_settings(self.recipe))
 
     def finish(self, branches: Mapping[str, str], wholes: Mapping[str, str]) -> list[Stage]:
         """Export the last of `wholes`, evaluate all and report; returns the stages.
@@ -123,6 +127,8 @@ class Graph:
             *(_evaluation(recipe, name, stage, {name, "general"})
               for name, stage in branches.items()),
             *(_evaluation(recipe, name, stage) for name, stage in wholes.items()),
+            *(_evaluation(recipe, f"{WITHOUT}{expert}", final, without=expert)
+              for expert in recipe.evaluate.opt_out),
         ]
         inputs = {stage.name: stage.name for stage in evaluated}
         if recipe.export:
@@ -136,6 +142,7 @@ class Graph:
         start: str,
         training: Training,
         domain: str | None = None,
+        /,
         **more: Any,
     ) -> str:
         return self._add(
@@ -145,6 +152,32 @@ class Graph:
     def _add(self, stage: Stage) -> str:
         self.stages.append(stage)
         return stage.name
+
+
+def route_training(recipe: Recipe) -> Training:
+    """How the router trains."""
+    training = with_defaults(recipe.route.training, ROUTE_GROUPS)
+    if (training.steps, training.epochs, training.tokens) == (None, None, None):
+        training = dataclasses.replace(training, epochs=ROUTE_EPOCHS)
+    return training
+
+
+def route_settings(recipe: Recipe) -> dict[str, Any]:
+    """What else decides the routed model. Options at their default are left out."""
+    route = recipe.route
+    options = {"start": route.start, "active": route.active, "renormalize": route.renormalize,
+               "load_balancing": route.load_balancing}
+    usual = Route()
+    sampled = {name: [dataclasses.asdict(source) for source in routing_data(domain)]
+               for name, domain in recipe.domains.items() if routing_data(domain)}
+    return {"fraction": route.fraction, "sampled": sampled} | {
+        key: value for key, value in options.items() if value != getattr(usual, key)
+    }
+
+
+def routing_data(domain: Domain) -> list[Source]:
+    """The sources that route samples for a domain."""
+    return domain.routing or (domain.sft.data if domain.sft else [])
 
 
 def _starts(recipe: Recipe) -> list[Stage]:
@@ -170,6 +203,7 @@ def _training_stage(
     inputs: dict[str, str],
     training: Training,
     domain: str | None = None,
+    /,
     **more: Any,
 ) -> Stage:
     settings = {
@@ -202,9 +236,16 @@ def recipe_tasks(recipe: Recipe) -> dict[str, list[Source]]:
 
 
 def _evaluation(
-    recipe: Recipe, name: str, stage: str, wanted: set[str] | None = None
+    recipe: Recipe,
+    name: str,
+    stage: str,
+    wanted: set[str] | None = None,
+    without: str | None = None,
 ) -> Stage:
-    """One evaluation a model, so that they run beside each other; by default of all tasks."""
+    """One evaluation a model, so that they run beside each other; by default of all tasks.
+
+    `without` names an expert to leave out of the model.
+    """
     evaluate = recipe.evaluate
     settings = {
         "tasks": {task: [dataclasses.asdict(s) for s in sources]
@@ -216,6 +257,7 @@ def _evaluation(
         # At their defaults they don't make a stage stale that was done before they existed.
         **{key: getattr(evaluate, key) for key in ("temperature", "samples", "dtype")
            if getattr(evaluate, key) != getattr(Evaluate, key)},
+        **({"opt_out": [without]} if without is not None else {}),
     }
     return Stage(f"evaluate/{name}", "evaluate", {"checkpoint": stage}, settings,
                  evaluate.layout or recipe.layout)

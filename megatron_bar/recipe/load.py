@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,11 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from megatron_bar.recipe.graph import TAKEN_NAMES
+from megatron_bar.recipe.graph import TAKEN_NAMES, WITHOUT, route_training
 from megatron_bar.recipe.methods import check_method, stage_graph
 from megatron_bar.recipe.schema import Evaluate, Recipe, Training
 from megatron_bar.recipe.units import token_count
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import staging_path
 
 DTYPES = ("float32", "bfloat16")
 
@@ -95,8 +97,9 @@ def _as_runs(systems: Mapping[str, Recipe]) -> list[Recipe]:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the recipe as resolved, every default included."""
-    OmegaConf.save(OmegaConf.structured(recipe), path)
+    """Write the recipe as resolved, every default included, in one step."""
+    OmegaConf.save(OmegaConf.structured(recipe), staging_path(path))
+    os.replace(staging_path(path), path)
 
 
 def _check(recipe: Recipe, path: Path | str) -> None:
@@ -115,24 +118,33 @@ def _check(recipe: Recipe, path: Path | str) -> None:
         if recipe.pretrain.training.validation:
             raise BarError(f"{where}: pretrain has no validation, leave it out")
     for name, domain in recipe.domains.items():
-        if not _is_plain(name) or name in TAKEN_NAMES:
+        if not _is_plain(name) or name in TAKEN_NAMES or name.startswith(WITHOUT):
             raise BarError(f"recipe {path}: a domain can't be called {name!r}, use another name")
         stages = ("midtrain", "sft", "rlvr")
-        if all(getattr(domain, key) is None for key in stages):
+        given = [key for key in stages if getattr(domain, key) is not None]
+        if domain.checkpoint is not None and given:
+            raise BarError(f"recipe {path}: domains.{name} has a checkpoint, so leave out "
+                           f"{given[0]}; what route samples stands under routing")
+        if domain.checkpoint is None and not given:
             raise BarError(f"recipe {path}: domains.{name} has neither midtrain nor sft nor rlvr")
         for key in stages:
             if (training := getattr(domain, key)) is not None:
                 _check_training(training, f"recipe {path}: domains.{name}.{key}")
     try:
         check_method(recipe)
-    except BarError as error:
-        raise BarError(f"recipe {path}: {error}") from None
-    if any(stage.kind == "route" for stage in stage_graph(recipe)):
-        _check_training(recipe.route.training, f"recipe {path}: route.training", needs_data=False)
-    try:
         check_evaluate(recipe.evaluate)
     except BarError as error:
         raise BarError(f"recipe {path}: {error}") from None
+    routes = any(stage.kind == "route" for stage in stage_graph(recipe))
+    if routes:
+        _check_route(recipe, f"recipe {path}: route")
+    for name in recipe.evaluate.opt_out:
+        if not routes:
+            raise BarError(f"recipe {path}: evaluate.opt_out is for methods that route, and the "
+                           f"method is {recipe.method}")
+        if name != "anchor" and name not in recipe.domains:
+            raise BarError(f"recipe {path}: evaluate.opt_out names {name!r}, which is no expert; "
+                           f"there are anchor, {', '.join(recipe.domains)}")
 
 
 def check_evaluate(evaluate: Evaluate) -> None:
@@ -149,6 +161,26 @@ def check_evaluate(evaluate: Evaluate) -> None:
                        f"{evaluate.samples} times the same answer; set evaluate.temperature")
     if evaluate.layout is not None:
         evaluate.layout.check()
+
+
+def _check_route(recipe: Recipe, where: str) -> None:
+    route, experts = recipe.route, len(recipe.domains) + 1
+    if route.training.data:
+        raise BarError(f"{where}.training: data is drawn from the domains' SFT data; leave it out")
+    _check_training(route_training(recipe), f"{where}.training", needs_data=False)
+    if route.start not in ("stacked", "random", "centroids"):
+        raise BarError(f"{where}.start {route.start!r} is not stacked, random or centroids")
+    active = experts if route.active is None else route.active
+    if not 1 <= active <= experts:
+        raise BarError(f"{where}.active {active} is not from 1 to {experts}, the experts there are")
+    if route.renormalize and active == 1:
+        raise BarError(f"{where}: with active 1 renormalize gives every token's expert weight 1, "
+                       "so that the router has nothing to learn from; leave it out")
+    if not 0 <= route.load_balancing < float("inf"):
+        raise BarError(f"{where}.load_balancing {route.load_balancing} is not 0 or more")
+    if route.load_balancing and active == experts:
+        raise BarError(f"{where}.load_balancing does nothing while every token goes to all "
+                       f"{experts} experts; leave it out, or set active to fewer")
 
 
 def _check_training(training: Training, where: str, needs_data: bool = True) -> None:

@@ -166,6 +166,10 @@ class Pretrain:
 class Domain:
     """One domain expert. A stage that isn't given is left out."""
 
+    # A branch that was trained elsewhere from the same anchor, in place of the stages: a checkpoint
+    # folder. `megatron-bar upgrade` writes it.
+    checkpoint: str | None = None
+    routing: list[Source] = field(default_factory=list)  # what route samples; SFT's by default
     midtrain: Training | None = None  # on texts
     sft: Training | None = None  # on conversations
     rlvr: Rlvr | None = None  # on prompts with verifiable answers
@@ -183,11 +187,25 @@ class Merge:
 
 
 @dataclass
+class RouteTraining(Training):
+    """Defaults are the published settings, 1.31 million tokens a step; two epochs if unsaid."""
+
+    sequence_length: int = 2048
+    batch_size: int = 640
+
+
+@dataclass
 class Route:
     """Router training on the merged model."""
 
     fraction: float = 0.05  # of every source of every domain's SFT data
-    training: Training = field(default_factory=Training)
+    # What the rows start from: stacked (each expert's own, as its branch trained it), random, or
+    # centroids (each domain's mean router input, by layer; the anchor's is that of general data).
+    start: str = "stacked"
+    active: int | None = None  # experts that a token goes to, k; all by default
+    renormalize: bool = False  # make the probabilities of these k sum to 1
+    load_balancing: float = 0.0  # coefficient of the loss that evens out use; for k below all
+    training: RouteTraining = field(default_factory=RouteTraining)
 
 
 @dataclass
@@ -200,6 +218,8 @@ class Evaluate:
     temperature: float = 0.0  # 0: the most likely answer; above it answers are drawn by the seed
     samples: int = 1  # answers to an item, whose scores are averaged
     dtype: str = "float32"  # float32 or bfloat16
+    # Experts to leave out of the routed model, one at a time, to measure what each brings.
+    opt_out: list[str] = field(default_factory=list)
     # The recipe's layout by default. Items are shared among data-parallel ranks. A model whose
     # experts `expert` doesn't divide is spread over as many ranks as divide both.
     layout: Layout | None = None

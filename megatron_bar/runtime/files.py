@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -57,6 +58,27 @@ def remove_folder(target: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(target, doomed)
     shutil.rmtree(doomed)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """A second name for a file or for all files of a folder, which takes no room on the disk.
+
+    Files that stand are replaced, never written into, so both names keep what they have. Where the
+    target is on another disk it is a copy.
+    """
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
+    else:
+        _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        shutil.copy2(source, target)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import HOW_NOT_WHAT, Evaluate, Recipe, Rlvr, Source, Training
 from megatron_bar.runtime.errors import BarError
@@ -72,6 +73,14 @@ def evaluation_of(stage: Stage) -> Evaluate:
     """How an `evaluate` stage asks its items, as the recipe has it; its tasks are apart."""
     known = {field.name for field in dataclasses.fields(Evaluate)}
     return Evaluate(**{key: value for key, value in stage.settings.items() if key in known})
+
+
+def routed_model(stage: Stage, merged: ModelConfig) -> ModelConfig:
+    """The model that a `route` stage makes of the merged one."""
+    return dataclasses.replace(
+        merged, experts_per_token=stage.settings.get("active", merged.num_experts),
+        renormalize=stage.settings.get("renormalize", False),
+    )
 
 
 def sources(settings: list[dict]) -> list[Source]:

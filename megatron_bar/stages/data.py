@@ -29,12 +29,14 @@ from megatron_bar.recipe.schema import Source, Training
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import from_main, is_main
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import staging_path
 from megatron_bar.stages.context import Context, parts_of, sources
 
 KINDS = ("midtrain", "sft", "route")  # the kinds of stages whose data are prepared
 STORES = _TEXTS, _CHATS = "texts", "chats"  # folders of runs/NAME/data with tokenized sources
 _ORDERS = "orders"
 _PACKED, _VALIDATION, _FOLDERS = "packed", "validation", "data.json"
+SAMPLE = "sample.jsonl"  # in a route stage's folder: the conversations that it drew
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
@@ -96,6 +98,8 @@ def _own_rows(
         folders = prepare(context, tokenizer)
         if context.stage.kind != "midtrain":
             _packed(context, folders).save(context.folder / _PACKED)
+        if context.stage.kind == "route":
+            _record_sample(context, folders)
         return {name: str(folder) for name, folder in folders.items()}
 
     made = from_main(context.folder / _FOLDERS, make)
@@ -214,10 +218,36 @@ def _packed(context: Context, folders: Mapping[str, Path]) -> PackedDocuments:
     seed, training = context.recipe.seed, context.training
     taken: list[np.ndarray]
     if context.stage.kind == "route":
-        taken = list(stratified(sizes, context.stage.settings["fraction"], seed).values())
+        taken = list(_sample(context, stored).values())
     else:
         taken = picks(training.data, list(sizes.values()), seed)
     return pack(stored, training.sequence_length, training.overlong, taken)
+
+
+def _sample(
+    context: Context, stored: Mapping[str, StoredDocuments]
+) -> dict[str, np.ndarray]:
+    """Which documents of each source route takes."""
+    sizes = {name: len(documents) for name, documents in stored.items()}
+    return stratified(sizes, context.stage.settings["fraction"], context.recipe.seed)
+
+
+def _record_sample(context: Context, folders: Mapping[str, Path]) -> None:
+    """Write down what route drew, a conversation a line: its source, its place and itself."""
+    taken = _sample(context, _stored(folders))
+    path = context.folder / SAMPLE
+    with open(staging_path(path), "w", encoding="utf-8") as file:
+        for source in _sources(context):
+            drawn = open_source(source, context.recipe.seed, texts=False)
+            documents = taken[drawn.name].tolist()
+            chosen = [drawn.chosen[document] for document in documents]
+            column = "messages" if source.toy else source.messages_column
+            for document, (where, record) in zip(documents, drawn.records.read(chosen)):
+                file.write(json.dumps({
+                    "source": drawn.name, "document": document, "where": where,
+                    "messages": record[column],
+                }) + "\n")
+    staging_path(path).replace(path)
 
 
 def _blended(context: Context, folders: Mapping[str, Path]) -> tuple[BlendedRows, dict[str, Any]]:

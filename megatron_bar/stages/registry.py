@@ -15,6 +15,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.heartbeat import watched
 from megatron_bar.runtime.stopping import RaiseOnStopSignal
 from megatron_bar.stages import (
+    adopt,
     branch,
     evaluate,
     export_hf,
@@ -23,6 +24,7 @@ from megatron_bar.stages import (
     pretrain,
     report,
     rlvr,
+    route,
     train,
 )
 from megatron_bar.stages.context import Context, prepare_folder, write_done
@@ -31,13 +33,14 @@ KINDS = {
     "pretrain": pretrain.run,
     "import": import_hf.run,
     "branch": branch.run,
+    "adopt": adopt.run,
     "midtrain": train.run,
     "sft": train.run,
     "rlvr": rlvr.run,
     "merge": merge.run,
     "average": merge.average,
     "stack": merge.stack,
-    "route": train.run,
+    "route": route.run,
     "export": export_hf.run,
     "evaluate": evaluate.run,
     "report": report.run,

@@ -1,4 +1,4 @@
-"""`midtrain`, `sft` and `route`: train on rows of tokens, then prove that frozen meant frozen."""
+"""`midtrain` and `sft`: train on rows of tokens, then prove that frozen meant frozen."""
 
 from __future__ import annotations
 
@@ -7,27 +7,46 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
+from megatron_bar.data.rows import Rows
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.data import load_tokenizer, pad_id, stage_rows, validation_rows
 from megatron_bar.training.groups import group_digests, matching
 from megatron_bar.training.loop import train
+from megatron_bar.training.setup import Begin
 
 
 def run(context: Context) -> dict[str, Any]:
-    """Mid-training, SFT or routing: train from the input `start` on the stage's rows.
+    """Train from the input `start` on the stage's rows.
 
-    They differ in what the recipe gives each: its data, what trains, and how long.
+    Stages differ in what the recipe gives each: its data, what trains, and how long.
+    """
+    tokenizer = load_tokenizer(context.checkpoint("start"))
+    rows, facts = stage_rows(context, tokenizer)
+    return train_on(context, rows, facts, ModelConfig.load(context.checkpoint("start")))
+
+
+def train_on(
+    context: Context,
+    rows: Rows,
+    facts: dict[str, Any],
+    config: ModelConfig,
+    begin: Begin | None = None,
+    load_balancing: float = 0.0,
+) -> dict[str, Any]:
+    """Train `config`'s model from the input `start` on `rows`; returns `facts` and more.
+
+    `begin` and `load_balancing` are those of `training.setup`.
     """
     start = context.checkpoint("start")
     tokenizer = load_tokenizer(start)
-    rows, facts = stage_rows(context, tokenizer)
     validation = validation_rows(context, tokenizer)
     training = context.training
     trained = train(
-        ModelConfig.load(start), start, context.folder, training, rows, pad_id(tokenizer),
+        config, start, context.folder, training, rows, pad_id(tokenizer),
         context.stage.layout, context.recipe.seed, context.stage.name, validation=validation,
+        begin=begin, load_balancing=load_balancing,
     )
     if not is_main():
         return {}

@@ -28,7 +28,7 @@ from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.once import once
 from megatron_bar.training.optimizer import apply_gradients, gradient_norm
 from megatron_bar.training.resume import ResumePoints
-from megatron_bar.training.setup import set_up
+from megatron_bar.training.setup import Begin, set_up
 from megatron_bar.training.step import forward_backward
 from megatron_bar.training.validation import validation_losses
 from megatron_bar.training.watch import RouterWatch, Watch
@@ -59,6 +59,8 @@ def train(
     companions: Path | None = None,
     snapshots: Mapping[int, Path] | None = None,
     validation: Rows | None = None,
+    begin: Begin | None = None,
+    load_balancing: float = 0.0,
 ) -> Trained:
     """Train `config`'s model from the checkpoint `start` (random weights if None).
 
@@ -66,7 +68,8 @@ def train(
     while it runs, states to go on from: a run that was killed continues to the same bits, and under
     another layout to the same numbers but for rounding. `companions` is the folder whose tokenizer
     goes along, by default the start's. `snapshots` maps a number of steps to a checkpoint to write
-    then. The loss on `validation` is measured at intervals.
+    then. The loss on `validation` is measured at intervals. `begin` and `load_balancing` are those
+    of `set_up`.
 
     Raises BarError for settings that don't fit the model, the layout or the data, and for a bad
     step; ContinueLater when it was asked to stop, with its state saved.
@@ -77,7 +80,7 @@ def train(
     def work() -> Trained:
         stage = _Stage(
             config, start, companions, folder, training, rows, validation, pad_id, layout, seed,
-            what,
+            what, begin, load_balancing,
         )
         stage.run(stop, snapshots or {})
         return stage.trained()
@@ -102,13 +105,17 @@ class _Stage:
         layout: Layout,
         seed: int,
         what: str,
+        begin: Begin | None,
+        load_balancing: float,
     ) -> None:
         self.config, self.folder, self.training, self.what = config, folder, training, what
         self.companions = companions
         self.rows, self.validation, self.pad_id = rows, validation, pad_id
         self.batches = Batches.of(rows, training.batch_size, seed)
         self.steps = planned_steps(training, rows.per_epoch)
-        trainee = set_up(config, start, training, layout, self.steps, what)
+        trainee = set_up(
+            config, start, training, layout, self.steps, what, begin, load_balancing
+        )
         self.model, self.wrapped = trainee.model, trainee.wrapped
         self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
         self.budget = trainee.budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from megatron_bar.training.groups import freeze, group_sizes, matching
 from megatron_bar.training.optimizer import build_optimizer, build_schedule, wrap
 from megatron_bar.training.overrides import transformer_overrides
 
+# What to do to a model that was loaded, before it trains; every rank calls it.
+Begin = Callable[[OlmoModel], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -44,10 +47,13 @@ def set_up(
     layout: Layout,
     updates: int,
     what: str,
+    begin: Begin | None = None,
+    load_balancing: float = 0.0,
 ) -> Trainee:
     """Load `config`'s model from `start` (random weights if None), freeze, and make the optimizer.
 
-    `updates` is how many optimizer steps the schedule spans. Says what trains and what it costs.
+    `updates` is how many optimizer steps the schedule spans, `load_balancing` the coefficient of
+    the loss of that name. Says what trains and what it costs.
 
     Raises BarError for a pattern that matches no group, and a checkpoint that doesn't fit.
     """
@@ -55,9 +61,11 @@ def set_up(
     trainable = matching(list(sizes), training.trainable, f"{what}: trainable")
     matching(list(sizes), list(training.lr_scale), f"{what}: lr_scale")
     model = build_model(config, layout, DTYPES[training.dtype], training.router_z_loss,
-                        overrides=transformer_overrides(training))
+                        overrides=transformer_overrides(training), load_balancing=load_balancing)
     if start is not None:
         load_model(model, start)
+    if begin is not None:
+        begin(model)
     freeze(model, config, trainable)
     wrapped = wrap(model, training)
     optimizer = build_optimizer(wrapped, training)

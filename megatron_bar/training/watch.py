@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
-from megatron_bar.models.router import RowRouter
+from megatron_bar.models.router import RowRouter, routers
 from megatron_bar.recipe.schema import Training
 from megatron_bar.training.peak import Peak
 from megatron_bar.training.setup import DTYPES
@@ -102,7 +102,7 @@ class RouterWatch:
     """
 
     def __init__(self, model: torch.nn.Module, config: ModelConfig) -> None:
-        self.routers = [m for m in model.modules() if isinstance(m, RowRouter)]
+        self.routers = routers(model)
         self.config = config
         # By global layer: sum of probabilities by expert, sum of entropies, tokens.
         self._sums_LX: torch.Tensor | None = None

@@ -68,10 +68,10 @@ def test_mask_and_several_forwards(model, tokens_BS):
     probs_LSBE = torch.stack(hidden_into_routers(model, tokens_BS))
     kept_BS = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
     with record_routing(model) as recorded:
-        recorded.tokens_mask = kept_BS.T.reshape(-1)
+        recorded.labels = torch.where(kept_BS, 0, -1).T.reshape(-1)
         forward(model, tokens_BS)
         masked = torch.tensor(recorded.mean_LE())
-        recorded.tokens_mask = ~kept_BS.T.reshape(-1)
+        recorded.labels = torch.where(kept_BS, -1, 0).T.reshape(-1)
         forward(model, tokens_BS)
         both = torch.tensor(recorded.mean_LE())
     expected = probs_LSBE[:, kept_BS.T].mean(1)
@@ -92,12 +92,12 @@ def test_recording_ends_with_the_block_and_changes_nothing(model, tokens_BS):
     assert not any(layer.mlp.router._forward_hooks for layer in model.decoder.layers)
 
 
-def test_wrong_mask_and_no_tokens(model, tokens_BS):
+def test_wrong_labels_and_no_tokens(model, tokens_BS):
     with record_routing(model) as recorded:
         with pytest.raises(AssertionError, match="no token has been routed"):
             recorded.mean_LE()
-        recorded.tokens_mask = torch.ones(3, dtype=torch.bool)
-        with pytest.raises(AssertionError, match="tokens_mask has 3 tokens"):
+        recorded.labels = torch.zeros(3, dtype=torch.long)
+        with pytest.raises(AssertionError, match="labels has 3 tokens"):
             forward(model, tokens_BS)
 
 

@@ -12,6 +12,8 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_bar.analysis.routed_tokens import route_texts
+from megatron_bar.analysis.token_kinds import Told
 from megatron_bar.checkpoints.model_io import load_model, save_model
 from megatron_bar.data.batch import Batch
 from megatron_bar.data.rows import PackedRows
@@ -217,3 +219,12 @@ def kept_for_backward(
                   labels=batch.labels_BS)
         size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         (out / "kept.json").write_text(json.dumps(size))
+
+
+def routed_texts(checkpoint: Path, layout: Layout, texts: list[Told], out: Path) -> None:
+    """Write RANK.json: what the routers do with `texts`, as that rank knows it."""
+    with process_groups(layout):
+        model = build_model(ModelConfig.load(checkpoint), layout, sequence_parallel=False)
+        load_model(model, checkpoint)
+        found = route_texts(model.eval(), texts, 0)
+        (out / f"{dist.get_rank()}.json").write_text(json.dumps(found))

@@ -77,6 +77,8 @@ def test_several_experts_a_rank_equal_transformers(layout, tmp_path):
 @pytest.mark.distributed
 # With tensor-parallel experts, ranks that share one gather unequal numbers of tokens, which gloo
 # can't.
+@pytest.mark.parametrize("renormalized", [False, True])
 @pytest.mark.parametrize("layout", ["tp1", "ep2", "tp2ep2etp1"])
-def test_fewer_active_experts_equal_transformers(layout, tmp_path):
-    _compare(random_experts(6, num_experts_per_tok=4), EXPERTS[layout], tmp_path)
+def test_fewer_active_experts_equal_transformers(layout, renormalized, tmp_path):
+    model = random_experts(6, num_experts_per_tok=4, norm_topk_prob=renormalized)
+    _compare(model, EXPERTS[layout], tmp_path)

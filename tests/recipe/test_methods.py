@@ -1,5 +1,6 @@
 """Each method's graph, and what it refuses."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import yaml
 from megatron_bar.launch.check import check_recipe, stage_models
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.load import load_recipe, load_recipes
-from megatron_bar.recipe.methods import METHODS, stage_graph
+from megatron_bar.recipe.methods import METHODS, check_method, stage_graph
+from megatron_bar.recipe.schema import Domain
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import identity, training_of
 
@@ -152,13 +154,37 @@ def test_a_dense_method_has_no_experts_to_name():
         check_recipe(load_recipe(TOY, ["method=btx"]))
 
 
-def test_dense_methods_need_no_route(tmp_path):
-    recipe = yaml.safe_load(TOY.read_text())
-    del recipe["route"]
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(recipe))
-    load_recipe(tmp_path / "toy.yaml", ["method=retrain"])
-    with pytest.raises(BarError, match=r"route.training: give one of steps"):
-        load_recipe(tmp_path / "toy.yaml")
+def test_dense_methods_do_not_look_at_route():
+    load_recipe(TOY, [*OPEN, "method=retrain", "route.fraction=2", "route.active=9"])
+    with pytest.raises(BarError, match=r"route.fraction 2.0 is not in"):
+        load_recipe(TOY, ["route.fraction=2"])
+    with pytest.raises(BarError, match=r"route.active 9 is not from 1 to 5"):
+        load_recipe(TOY, ["route.active=9"])
+
+
+def test_a_branch_trained_before_takes_the_place_of_a_domains_stages():
+    recipe = load_recipe(TOY)
+    adopted = Domain(checkpoint="ckpt/math", routing=recipe.domains["math"].sft.data)
+    recipe = dataclasses.replace(recipe, domains=recipe.domains | {"math": adopted})
+    for method in ("bar", "flexolmo"):
+        recipe = dataclasses.replace(recipe, method=method)
+        stages = {s.name: s for s in stage_graph(recipe) if s.domain == "math"}
+        assert {name: s.kind for name, s in stages.items()} == {"math/branch": "adopt"}
+        merged = next(s for s in stage_graph(recipe) if s.name == "merged")
+        assert merged.inputs["math"] == "math/branch"
+    with pytest.raises(BarError, match="checkpoint is a branch with an anchor, and method btx"):
+        check_method(dataclasses.replace(recipe, method="btx"))
+
+
+def test_the_routed_model_without_experts():
+    stages = stage_graph(load_recipe(TOY, ["evaluate.opt_out=[math,anchor]"]))
+    plain = {s.name: identity(s) for s in stage_graph(load_recipe(TOY))}
+    new = {s.name: s for s in stages if plain.get(s.name) != identity(s)}
+    assert set(new) == {"evaluate/without-math", "evaluate/without-anchor", "report"}
+    assert new["evaluate/without-math"].inputs == {"checkpoint": "routed"}
+    assert new["evaluate/without-math"].settings["opt_out"] == ["math"]
+    with pytest.raises(BarError, match="opt_out is for methods that route, and the method is retr"):
+        load_recipe(TOY, [*OPEN, "method=retrain", "evaluate.opt_out=[math]"])
 
 
 def test_the_comparison_has_every_method_and_shares_what_it_can():

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.graph import stage_graph
 from megatron_bar.recipe.load import load_recipe
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages import evaluate
 from megatron_bar.stages.context import Context

@@ -38,7 +38,7 @@ from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.context import evaluation_of, parts_of, training_of
 from megatron_bar.training.groups import group_sizes, matching
 
-_CONVERSIONS = ("import", "branch", "merge", "average", "stack", "export")
+_CONVERSIONS = ("import", "branch", "adopt", "merge", "average", "stack", "export")
 # Of text as OLMo-2's tokenizer cuts it; conversations carry JSON around it.
 _FILE_BYTES_PER_TOKEN = {"midtrain": 4.5, "sft": 5.0, "route": 5.0}
 
@@ -110,7 +110,7 @@ def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[St
         elif stage.kind == "evaluate":
             plans.append(_plan_evaluation(stage, held, machine))
         else:
-            plans.append(_plan_other(stage, held, machine, recipe))
+            plans.append(_plan_other(stage, held, machine))
     return plans
 
 

@@ -55,7 +55,7 @@ class Site:
     cpu_nodes: Nodes = field(default_factory=Nodes)
     # Kinds of stage that need no GPU.
     cpu_stages: list[str] = field(
-        default_factory=lambda: ["import", "branch", "merge", "export", "report"]
+        default_factory=lambda: ["import", "branch", "adopt", "merge", "export", "report"]
     )
     times: dict[str, str] = field(default_factory=dict)  # by kind of stage or by stage
     warning: int = 600  # seconds before the time limit at which a stage is told to save

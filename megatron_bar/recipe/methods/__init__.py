@@ -28,6 +28,7 @@ METHODS = {
     "retrain": retrain,
     "retrain_midtrain": retrain_midtrain,
 }
+_WITH_BRANCHES = ("bar", "flexolmo")  # those that can take a branch that was trained before
 
 
 def stage_graph(recipe: Recipe) -> list[Stage]:
@@ -42,4 +43,8 @@ def check_method(recipe: Recipe) -> None:
     if recipe.order != "mixed" and recipe.method != "continued":
         raise BarError(f"order {recipe.order!r} is for method continued, and the method is "
                        f"{recipe.method}")
+    adopted = [name for name, domain in recipe.domains.items() if domain.checkpoint is not None]
+    if adopted and recipe.method not in _WITH_BRANCHES:
+        raise BarError(f"domains.{adopted[0]}.checkpoint is a branch with an anchor, and method "
+                       f"{recipe.method} has none; {' and '.join(_WITH_BRANCHES)} have")
     METHODS[recipe.method].check(recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from megatron_bar.recipe.graph import routing_data
 from megatron_bar.recipe.schema import HOW_NOT_WHAT, Recipe
 from megatron_bar.runtime.errors import BarError
 
@@ -14,7 +15,7 @@ _OWN = {"data", "validation", "steps", "epochs", "tokens"} | HOW_NOT_WHAT
 
 def can_route(recipe: Recipe) -> None:
     """The router has data to learn from."""
-    if not any(domain.sft for domain in recipe.domains.values()):
+    if not any(routing_data(domain) for domain in recipe.domains.values()):
         raise BarError("no domain has sft, and route samples its data from there")
     if not 0 < recipe.route.fraction <= 1:
         raise BarError(f"route.fraction {recipe.route.fraction} is not in (0, 1]")
