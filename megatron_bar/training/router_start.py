@@ -73,13 +73,16 @@ def start_at_centroids(
     handles = [router.register_forward_pre_hook(add) for router in sums]
     for row in mine:
         batch = to_batch(rows.take([row]), pad_id)
-        owner_BS = torch.where(batch.sources_BS < 0, -1, owner_D[batch.sources_BS])
+        sources_BS = batch.context_part().sources_BS
+        owner_BS = torch.where(sources_BS < 0, -1, owner_D[sources_BS])
         forward_backward(model, [batch], len(owners), train=False)
     for handle in handles:
         handle.remove()
     for router, sums_EX in sums.items():
         # Ranks that hold the same tokens count them all alike, which leaves the means as they are.
-        dist.all_reduce(sums_EX, group=parallel_state.get_tensor_and_data_parallel_group())
+        dist.all_reduce(sums_EX, group=parallel_state.get_tensor_and_data_parallel_group(
+            with_context_parallel=True
+        ))
         if (sums_EX[:, -1] == 0).any():
             missing = experts[int((sums_EX[:, -1] == 0).nonzero()[0])]
             raise BarError(f"start centroids found no token of expert {missing}'s data")

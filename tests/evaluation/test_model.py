@@ -111,6 +111,7 @@ def test_what_does_not_fit_is_told_in_one_line(checkpoint, alone, tmp_path, caps
         ([], "there is nothing to ask"),
         (["--task", f"talk={items}:exact", "samples=2"], "set evaluate.temperature"),
         (["--task", f"talk={items}:exact", "sample=2"], "sample"),
+        (["--task", f"talk={items}:exact", "opt_out=[law]"], "there is no expert 'law'"),
         (["--task", f"talk={items}:exact", "layout.tensor=3", "layout.processes=3"],
          "doesn't divide"),
     ]:

@@ -90,6 +90,7 @@ def test_broken_suites(content, message, tmp_path):
     (["--suite", "papers"], "'papers' is unknown; there are paper"),
     (["--suite", "paper"], "neither a run that exported its model nor a Hugging Face folder"),
     (["--suite", "paper", "temperature=1"], "leave --task, --recipe, temperature"),
+    (["--suite", "paper", "opt_out=[math]"], "samples and opt_out out"),
 ])
 def test_what_the_suite_refuses(arguments, message, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path), *arguments]) == 1

@@ -56,11 +56,10 @@ def same_answers_as_transformers(run: Path) -> int:
     return compared
 
 
-@pytest.mark.parametrize("layout", ["{processes: 1}", "{processes: 2, expert: 1}"])
-def test_fewer_active_experts_that_sum_to_one(layout, run):
+def test_fewer_active_experts_that_sum_to_one(run):
     """Trained, evaluated and exported alike; transformers' class says what is right."""
     assert again(run, "route.active=2", "route.renormalize=true", "route.load_balancing=0.01",
-                 "route.training.router_z_loss=0.01", f"route.training.layout={layout}",
+                 "route.training.router_z_loss=0.01", "route.training.layout={processes: 2}",
                  "evaluate.opt_out=[math]") == 0
     config = json.loads((run / "hf" / "model" / "config.json").read_text())
     assert (config["num_experts_per_tok"], config["norm_topk_prob"]) == (2, True)
@@ -76,7 +75,8 @@ def test_fewer_active_experts_that_sum_to_one(layout, run):
 
 @pytest.mark.parametrize("start, layouts", [
     ("random", ["{processes: 2}"]),
-    ("centroids", ["{processes: 1}", "{processes: 2, tensor: 2}", "{processes: 2, pipeline: 2}"]),
+    ("centroids", ["{processes: 1}", "{processes: 4, tensor: 2, pipeline: 2}",
+                   "{processes: 2, tensor: 1, pipeline: 1, context: 2}"]),
 ])
 def test_where_the_rows_start(start, layouts, run):
     """The first step has a learning rate of next to nothing, so the rows are where they started."""

@@ -111,12 +111,11 @@ def test_a_checkpoint_without_a_run_keeps_the_domains_data(run, with_code, tmp_p
     assert not (run / "math" / "sft").exists()
 
 
-@pytest.mark.parametrize("moment", ["before/plan.json", "python/branch/stage.json",
-                                    "routed/metrics.jsonl"])
-def test_killed_at_any_moment_it_goes_on_to_the_same_model(moment, run, with_code, capsys):
-    words = [str(run), "--replace", f"math={with_code / 'code' / 'sft'}"]
-    if moment.startswith("python"):
-        words = [str(run), "--add", f"python={with_code / 'code' / 'sft'}"]
+@pytest.mark.parametrize("option, name, moment", [
+    ("--replace", "math", "before/plan.json"), ("--add", "python", "routed/metrics.jsonl"),
+])
+def test_killed_at_any_moment_it_goes_on(option, name, moment, run, with_code, capsys):
+    words = [str(run), option, f"{name}={with_code / 'code' / 'sft'}"]
     (run / "routed" / "metrics.jsonl").unlink()  # of the run before
     killed = subprocess.Popen(
         [sys.executable, "-m", "megatron_bar", "upgrade", *words], cwd=ROOT,
@@ -133,7 +132,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_model(moment, run, with_cod
     assert main(["upgrade", str(run)] if moment.startswith("before") else ["upgrade", *words]) == 0
     assert group_digests(run / "before" / "routed" / "checkpoint") == kept
     assert json.loads((run / "upgrade.json").read_text())["changes"]
-    expected = ("anchor", "math", "tool_use") + (("python",) if "python" in moment else ())
+    expected = ("anchor", "math", "tool_use") + (("python",) if name == "python" else ())
     assert ModelConfig.load(run / "routed" / "checkpoint").expert_names == expected
     assert main(["upgrade", str(run)]) == 1
     assert "say what to change" in capsys.readouterr().err
