@@ -134,7 +134,7 @@ def test_only_and_from_choose_stages(workplace, capsys):
 def test_conversions_ask_for_cpu_nodes_and_training_for_gpu_nodes(workplace, capsys):
     scripts = _scripts(capsys)
     for stage, nodes, gpus in (("math/sft", 8, 8), ("safety/sft", 1, 4), ("routed", 3, 8),
-                               ("evaluate/merged", 1, 1)):
+                               ("evaluate/merged", 8, 8)):
         assert f"#SBATCH --nodes={nodes}\n" in scripts[stage]
         assert f"#SBATCH --gpus-per-node={gpus}\n" in scripts[stage]
         assert f"#SBATCH --cpus-per-task={8 * gpus}\n" in scripts[stage]
