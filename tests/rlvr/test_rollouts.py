@@ -20,6 +20,7 @@ pytestmark = pytest.mark.distributed
 PROMPTS = [[(11 * i + 5 * j) % 330 + 1 for j in range(1 + 2 * i % 7)] for i in range(9)]
 PROMPTS.append(PROMPTS[5])
 LENGTH = 12
+GENERATING = {name: layout for name, layout in EXPERTS.items() if layout.context == 1}
 
 
 def _generated(
@@ -40,7 +41,7 @@ def alone(model, tmp_path_factory) -> list[dict]:
     return found
 
 
-@pytest.mark.parametrize("layout", EXPERTS.values(), ids=EXPERTS)
+@pytest.mark.parametrize("layout", GENERATING.values(), ids=GENERATING)
 def test_greedy_answers_are_those_of_transformers(model, layout, tmp_path):
     theirs = FlexOlmoForCausalLM.from_pretrained(model / "hf").eval()
     found = _generated(model, layout, Sampling(LENGTH, frozenset({7})), tmp_path / "out")
