@@ -44,7 +44,9 @@ def model():
 @pytest.fixture(params=[False, True], ids=["mask", "boundaries"])
 def batches(request, monkeypatch):
     """Six rows in two micro-batches; whatever else makes batches makes them alike."""
-    monkeypatch.setattr("megatron_bar.data.batch.attention_by_boundaries", lambda context: request.param)
+    monkeypatch.setattr(
+        "megatron_bar.data.batch.attention_by_boundaries", lambda context: request.param
+    )
     return [to_batch(rows().take(range(start, start + MICRO_BATCH_SIZE)), 0)
             for start in (0, MICRO_BATCH_SIZE)]
 
