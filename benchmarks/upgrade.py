@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.table import Table
 from megatron_bar.analysis.upgrade import Upgrade
 from megatron_bar.launch.upgrade import Asked, upgrade
 from megatron_bar.recipe.load import load_recipe, save_recipe
-from megatron_bar.recipe.schema import Domain
+from megatron_bar.recipe.schema import Domain, Source
 from megatron_bar.runtime.console import console
 
 
@@ -36,11 +37,18 @@ def weakened(
     weak = Domain(sft=dataclasses.replace(whole.sft, steps=steps), tasks=whole.tasks)
     path = folder / f"{run.name}-weak.yaml"
     save_recipe(dataclasses.replace(recipe, domains={domain: weak}), path)
-    counts = [f"domains.{name}.tasks.0.count={items}" for name in recipe.domains]
+    tasks = [f"domains.{name}.tasks={_items(known.tasks, items)}"
+             for name, known in recipe.domains.items()]
     upgrade(run, Asked(replace={domain: str(path)}, overrides=(
-        "export=false", f"evaluate.general.0.count={items}", *counts, *overrides,
+        "export=false", f"evaluate.general={_items(recipe.evaluate.general, items)}", *tasks,
+        *overrides,
     )))
     return run
+
+
+def _items(sources: list[Source], items: int) -> str:
+    """The same sources with so many items each, as an override's value."""
+    return json.dumps([dataclasses.asdict(source) | {"count": items} for source in sources])
 
 
 def main() -> None:

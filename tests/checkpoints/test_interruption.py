@@ -18,9 +18,12 @@ from megatron_bar.checkpoints import engine
 from megatron_bar.checkpoints.branch import branch
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
+from megatron_bar.checkpoints.staging import staged
 from megatron_bar.checkpoints.verify import verify_folder
 from megatron_bar.launch import processes  # noqa: F401 (workers are forked from its server)
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import staging_path
+from megatron_bar.runtime.stopping import ContinueLater
 from tests.models_hf import random_dense
 from tests.survivors import assert_group_ends
 
@@ -167,6 +170,15 @@ def test_parts_whose_file_was_cut_are_written_again(half_done):
         os.truncate(file, 100)
     import_hf(half_done / "hf", half_done / "out")
     verify_folder(half_done / "out")
+
+
+def test_a_stop_signal_leaves_what_is_done(tmp_path):
+    target = tmp_path / "target"
+    with pytest.raises(ContinueLater), staged(target, overwrite=False) as staging:
+        staging.begin("a plan")
+        (staging.whole / "part").write_bytes(b"done")
+        raise ContinueLater("stopped by SIGTERM")
+    assert (staging_path(target) / "whole" / "part").is_file() and not target.exists()
 
 
 def test_of_two_converters_one_wins_and_the_other_says_so(inputs, tmp_path, small_parts):
