@@ -135,17 +135,14 @@ def _settings(args: argparse.Namespace) -> Evaluate:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from megatron_bar.recipe.load import check_evaluate, load_recipe
+    from megatron_bar.recipe.load import check_evaluate, load_recipe, parse_overrides
 
     start: Any = Evaluate
     if args.recipe is not None:
         start = dataclasses.replace(load_recipe(args.recipe).evaluate, opt_out=[])
-    for override in args.overrides:
-        if "=" not in override:
-            raise BarError(f"override {override!r} is not of the form key=value")
     try:
         settings = OmegaConf.to_object(OmegaConf.merge(
-            OmegaConf.structured(start), OmegaConf.from_dotlist(args.overrides)
+            OmegaConf.structured(start), parse_overrides(args.overrides)
         ))
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise BarError(f"evaluate: {' '.join(str(error).split())}") from None

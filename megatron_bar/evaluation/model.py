@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from megatron_bar.rlvr.verifiers import reference_of, score_answers
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import staging_path, write_json
+from megatron_bar.runtime.files import write_json, write_json_lines
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.setup import DTYPES
 
@@ -92,7 +91,7 @@ def evaluate(
                      for (_, conversation), (first, *_) in zip(items, responses)]
             routing[task] = route_texts(model, texts, speaker.pad_id)
     if is_main():
-        _write_lines(folder / ANSWERS, answers)
+        write_json_lines(folder / ANSWERS, answers)
         write_json(folder / RESULTS, {
             "model": name, "experts": config.all_expert_names, "tasks": results,
             "routing": {task: routed["layers"] for task, routed in routing.items()},
@@ -166,11 +165,3 @@ def _expected(source: Source, conversation: Conversation) -> str:
     if reply["role"] != "assistant":
         return str(reference_of(source, conversation))
     return (reply.get("content") or "") + (reply.get("function_calls") or "")
-
-
-def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    staging = staging_path(path)
-    with open(staging, "w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record) + "\n")
-    staging.replace(path)

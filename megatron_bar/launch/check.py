@@ -97,7 +97,7 @@ def stage_models(recipe: Recipe, dense: ModelConfig) -> dict[str, ModelConfig]:
 
 
 def _check_evaluation(stage: Stage, model: ModelConfig) -> None:
-    """Experts are spread as far as they can be, so the model model's sizes decide."""
+    """Experts are spread as far as they can be, so the other sizes decide."""
     try:
         model.check(stage.layout.fitted(model.num_experts))
     except BarError as error:

@@ -42,11 +42,8 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     Raises BarError as `load_recipe` does.
     """
     path = Path(path)
-    for override in overrides:
-        if "=" not in override:
-            raise BarError(f"override {override!r} is not of the form key=value")
     try:
-        told = OmegaConf.from_dotlist(list(overrides))
+        told = parse_overrides(overrides)
         whole = OmegaConf.merge(OmegaConf.structured(Recipe), _read(path), told)
         systems = {name: _system(whole, name, told) for name in whole.systems}
         recipes = _as_runs(systems) if systems else [OmegaConf.to_object(whole)]
@@ -55,6 +52,14 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     for recipe, system in zip(recipes, systems or [None]):
         _check(recipe, path if system is None else f"{path}, system {system}")
     return recipes
+
+
+def parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    """Dotted `key=value` words as keys. Raises BarError for a word that isn't one."""
+    for override in overrides:
+        if "=" not in override:
+            raise BarError(f"override {override!r} is not of the form key=value")
+    return OmegaConf.from_dotlist(list(overrides))
 
 
 def _system(whole: DictConfig, name: str, told: DictConfig) -> Recipe:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,15 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON under its final name in one step."""
     staging = staging_path(path)
     staging.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(staging, path)
+
+
+def write_json_lines(path: Path, records: Iterable[Any]) -> None:
+    """Write a JSON value a line under the file's final name in one step."""
+    staging = staging_path(path)
+    with open(staging, "w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record) + "\n")
     os.replace(staging, path)
 
 

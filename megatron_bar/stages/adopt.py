@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_bar.checkpoints.adopt import adopt
+from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
 from megatron_bar.stages.context import Context
 from megatron_bar.training.groups import group_digests
 
@@ -14,4 +15,4 @@ def run(context: Context) -> dict[str, Any]:
     source, target = Path(context.stage.settings["checkpoint"]), context.folder / "checkpoint"
     adopt(source, target, context.checkpoint("anchor"), context.stage.domain)
     return {"summary": f"taken from {source}", "source": str(source),
-            "anchor_digest": group_digests(target)["expert.0"]}
+            "anchor_digest": group_digests(target)[ANCHOR_FFN]}

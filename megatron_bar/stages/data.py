@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from megatron_bar.recipe.schema import Source, Training
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import from_main, is_main
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import staging_path
+from megatron_bar.runtime.files import write_json_lines
 from megatron_bar.stages.context import Context, parts_of, sources
 
 KINDS = ("midtrain", "sft", "route")  # the kinds of stages whose data are prepared
@@ -234,20 +234,18 @@ def _sample(
 
 def _record_sample(context: Context, folders: Mapping[str, Path]) -> None:
     """Write down what route drew, a conversation a line: its source, its place and itself."""
-    taken = _sample(context, _stored(folders))
-    path = context.folder / SAMPLE
-    with open(staging_path(path), "w", encoding="utf-8") as file:
-        for source in _sources(context):
-            drawn = open_source(source, context.recipe.seed, texts=False)
-            documents = taken[drawn.name].tolist()
-            chosen = [drawn.chosen[document] for document in documents]
-            column = "messages" if source.toy else source.messages_column
-            for document, (where, record) in zip(documents, drawn.records.read(chosen)):
-                file.write(json.dumps({
-                    "source": drawn.name, "document": document, "where": where,
-                    "messages": record[column],
-                }) + "\n")
-    staging_path(path).replace(path)
+    write_json_lines(context.folder / SAMPLE, _drawn(context, _sample(context, _stored(folders))))
+
+
+def _drawn(context: Context, taken: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    for source in _sources(context):
+        drawn = open_source(source, context.recipe.seed, texts=False)
+        documents = taken[drawn.name].tolist()
+        chosen = [drawn.chosen[document] for document in documents]
+        column = "messages" if source.toy else source.messages_column
+        for document, (where, record) in zip(documents, drawn.records.read(chosen)):
+            yield {"source": drawn.name, "document": document, "where": where,
+                   "messages": record[column]}
 
 
 def _blended(context: Context, folders: Mapping[str, Path]) -> tuple[BlendedRows, dict[str, Any]]:

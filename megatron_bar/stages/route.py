@@ -34,7 +34,7 @@ def run(context: Context) -> dict[str, Any]:
     tokenizer = load_tokenizer(start)
     rows, facts = stage_rows(context, tokenizer)
     facts = train_on(
-        context, rows, facts, config, _begin(context, rows, config, pad_id(tokenizer)),
+        context, tokenizer, rows, facts, config, _begin(context, rows, config, pad_id(tokenizer)),
         settings.get("load_balancing", 0.0),
     )
     if is_main():

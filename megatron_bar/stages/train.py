@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
 from megatron_bar.data.rows import Rows
 from megatron_bar.models.config import ModelConfig
@@ -24,11 +26,12 @@ def run(context: Context) -> dict[str, Any]:
     """
     tokenizer = load_tokenizer(context.checkpoint("start"))
     rows, facts = stage_rows(context, tokenizer)
-    return train_on(context, rows, facts, ModelConfig.load(context.checkpoint("start")))
+    return train_on(context, tokenizer, rows, facts, ModelConfig.load(context.checkpoint("start")))
 
 
 def train_on(
     context: Context,
+    tokenizer: PreTrainedTokenizerBase,
     rows: Rows,
     facts: dict[str, Any],
     config: ModelConfig,
@@ -39,12 +42,10 @@ def train_on(
 
     `begin` and `load_balancing` are those of `training.setup`.
     """
-    start = context.checkpoint("start")
-    tokenizer = load_tokenizer(start)
     validation = validation_rows(context, tokenizer)
     training = context.training
     trained = train(
-        config, start, context.folder, training, rows, pad_id(tokenizer),
+        config, context.checkpoint("start"), context.folder, training, rows, pad_id(tokenizer),
         context.stage.layout, context.recipe.seed, context.stage.name, validation=validation,
         begin=begin, load_balancing=load_balancing,
     )

@@ -4,9 +4,9 @@ Weights & Biases.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from megatron_bar.runtime.distributed import is_main
@@ -26,15 +26,18 @@ class Metrics:
         self._lines = None
         self._board = None
         self._wandb = None
+        self._open = contextlib.ExitStack()
         if not is_main():
             return
         from torch.utils.tensorboard import SummaryWriter
 
         folder = Path(folder)
-        self._lines = StepLines(folder / METRICS_FILE, first_step)
+        self._lines = self._open.enter_context(StepLines(folder / METRICS_FILE, first_step))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._open.callback(self._board.close)
         if wandb is not None:
             self._wandb = _wandb_run(wandb, folder)
+            self._open.callback(self._wandb.finish)
 
     def log(self, step: int, **numbers: Any) -> None:
         """Write the numbers of a step; a list of them, or of lists, is one series an element."""
@@ -50,17 +53,8 @@ class Metrics:
     def __enter__(self) -> Metrics:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._lines is not None:
-            self._lines.__exit__(kind, error, trace)
-            self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
 
 
 def _flat(numbers: Any, name: str = "") -> Iterator[tuple[str, float]]:

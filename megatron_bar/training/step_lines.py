@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from megatron_bar.runtime.files import staging_path
+from megatron_bar.runtime.files import write_json_lines
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -26,9 +24,7 @@ class StepLines:
     """
 
     def __init__(self, path: Path, done: int) -> None:
-        kept = [line for line in read_lines(path) if line["step"] <= done]
-        staging_path(path).write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(staging_path(path), path)
+        write_json_lines(path, [line for line in read_lines(path) if line["step"] <= done])
         self._file = open(path, "a", buffering=1)  # noqa: SIM115  (closed in __exit__)
 
     def add(self, step: int, **content: Any) -> None:
@@ -37,10 +33,5 @@ class StepLines:
     def __enter__(self) -> StepLines:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()

@@ -20,7 +20,6 @@ from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
 from megatron_bar.checkpoints.staging import staged
 from megatron_bar.checkpoints.verify import verify_folder
-from megatron_bar.launch import processes  # noqa: F401 (workers are forked from its server)
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import staging_path
 from megatron_bar.runtime.stopping import ContinueLater
