@@ -75,6 +75,17 @@ def test_verify_proves_gradients_and_names_the_first_that_differs(
     assert "the gradient of model.embed_tokens.weight" in capsys.readouterr().err
 
 
+def test_verify_takes_the_vanishing_router_gradient_of_equal_experts_for_none(
+    hf_dir, tmp_path, capsys
+):
+    anchor, branch, hf = (str(tmp_path / name) for name in ("anchor", "branch", "hf"))
+    import_hf(hf_dir, tmp_path / "anchor")
+    assert main(["branch", "--anchor", anchor, "--out", branch]) == 0
+    assert main(["export", branch, hf]) == 0
+    assert main(["verify", branch, hf, "--gradients"]) == 0
+    assert "gradients equal within 1e-04" in capsys.readouterr().out
+
+
 def test_verify_falls_back_to_tensors_where_memory_is_short(hf_dir, tmp_path, capsys, monkeypatch):
     import_hf(hf_dir, tmp_path / "checkpoint")
     monkeypatch.setattr(verify, "MEMORY_SHARE", 0.0)

@@ -20,6 +20,9 @@ from megatron_bar.runtime.layout import Layout
 
 TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
+# A parameter's gradient can vanish, as a router's where all experts are copies of the anchor: it is
+# compared relative to its own norm, but to no less than this share of the largest gradient's.
+SMALLEST_GRADIENT = 1e-3
 REAL_TEXT = (
     "In 1898 the Curies found two new elements, 2 grams of which they needed three years to make. "
     "def area(r): return 3.14159 * r ** 2  # in m^2, naïvely\n"
@@ -136,13 +139,14 @@ def _compare_gradients(
     tokens_BS: torch.Tensor,
     text: str,
 ) -> Iterator[Difference]:
-    """The gradients of the mean loss on the next token, as norms of differences, by parameter."""
+    """Gradients of the mean loss on the next token: the norms of differences, by parameter."""
     inputs_BS, labels_BS = tokens_BS[:, :-1], tokens_BS[:, 1:]
     positions_BS = torch.arange(inputs_BS.shape[1]).expand_as(inputs_BS)
     ours(inputs_BS, positions_BS, None, labels=labels_BS.contiguous()).mean().backward()
     logits_BSV = theirs(inputs_BS).logits
     torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten()).backward()
     expected = dict(theirs.named_parameters())
+    smallest = SMALLEST_GRADIENT * max(parameter.grad.norm() for parameter in expected.values())
     padding = theirs.config.pad_token_id
     our_gradients = stacked_gradients(ours)
     for slot in slots(config):
@@ -152,7 +156,7 @@ def _compare_gradients(
             if name == "model.embed_tokens.weight" and padding is not None:
                 # transformers gives the pad token's row no gradient.
                 gradient[padding] = expected_gradient[padding]
-            norm = expected_gradient.norm().clamp_min(torch.finfo(torch.float32).tiny)
+            norm = max(expected_gradient.norm(), smallest)
             relative = ((gradient - expected_gradient).norm() / norm).item()
             yield Difference(text, f"the gradient of {name}", relative)
 
