@@ -15,7 +15,7 @@ from megatron_bar.runtime.distributed import is_main
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.data import load_tokenizer, pad_id, stage_rows, validation_rows
 from megatron_bar.training.groups import group_digests, matching
-from megatron_bar.training.loop import train
+from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.setup import Begin
 
 
@@ -44,11 +44,11 @@ def train_on(
     """
     validation = validation_rows(context, tokenizer)
     training = context.training
-    trained = train(
+    trained = TrainingRun(
         config, context.checkpoint("start"), context.folder, training, rows, pad_id(tokenizer),
         context.stage.layout, context.recipe.seed, context.stage.name, validation=validation,
         begin=begin, load_balancing=load_balancing,
-    )
+    ).run()
     if not is_main():
         return {}
     return facts | dataclasses.asdict(trained) | proof_of_freezing(

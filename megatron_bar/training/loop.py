@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,121 +46,104 @@ class Trained:
     loss: float  # of the last step
 
 
-def train(
-    config: ModelConfig,
-    start: Path | None,
-    folder: Path,
-    training: Training,
-    rows: Rows,
-    pad_id: int,
-    layout: Layout,
-    seed: int,
-    what: str,
-    companions: Path | None = None,
-    snapshots: Mapping[int, Path] | None = None,
-    validation: Rows | None = None,
-    begin: Begin | None = None,
-    load_balancing: float = 0.0,
-) -> Trained:
-    """Train `config`'s model from the checkpoint `start` (random weights if None).
+@dataclass(frozen=True)
+class TrainingRun:
+    """What is to be trained, on what, and how."""
 
-    Called by every rank inside `process_groups(layout)`. Writes `folder`/checkpoint, metrics and,
-    while it runs, states to go on from: a run that was killed continues to the same bits, and under
-    another layout to the same numbers but for rounding. `companions` is the folder whose tokenizer
-    goes along, by default the start's. `snapshots` maps a number of steps to a checkpoint to write
-    then. The loss on `validation` is measured at intervals. `begin` and `load_balancing` are those
-    of `set_up`.
+    config: ModelConfig
+    start: Path | None  # a checkpoint; None for random weights
+    folder: Path  # gets checkpoint/, metrics and, while it runs, states to go on from
+    training: Training
+    rows: Rows
+    pad_id: int
+    layout: Layout
+    seed: int
+    what: str  # how messages call it
+    companions: Path | None = None  # the folder whose tokenizer goes along, by default the start's
+    snapshots: Mapping[int, Path] = field(default_factory=dict)  # steps: a checkpoint to write then
+    validation: Rows | None = None  # the loss on these is measured at intervals
+    begin: Begin | None = None  # both are those of `set_up`
+    load_balancing: float = 0.0
 
-    Raises BarError for settings that don't fit the model, the layout or the data, and for a bad
-    step; ContinueLater when it was asked to stop, with its state saved.
-    """
-    if companions is None and start is not None:
-        companions = start / COMPANION_FOLDER
+    def run(self) -> Trained:
+        """Called by every rank inside `process_groups(layout)`.
 
-    def work() -> Trained:
-        stage = _Stage(
-            config, start, companions, folder, training, rows, validation, pad_id, layout, seed,
-            what, begin, load_balancing,
-        )
-        stage.run(stop, snapshots or {})
-        return stage.trained()
+        A run that was killed continues to the same bits, and under another layout to the same
+        numbers but for rounding.
 
-    with StopAtStep(training.stop_after_minutes) as stop:
-        return once(folder, Trained, work)
+        Raises BarError for settings that don't fit the model, the layout or the data, and for a bad
+        step; ContinueLater when it was asked to stop, with its state saved.
+        """
+        with StopAtStep(self.training.stop_after_minutes) as stop:
+            return once(self.folder, Trained, lambda: _Stage(self).run(stop))
 
 
 class _Stage:
     """A model in training: its parts, and what one step does with them."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        start: Path | None,
-        companions: Path | None,
-        folder: Path,
-        training: Training,
-        rows: Rows,
-        validation: Rows | None,
-        pad_id: int,
-        layout: Layout,
-        seed: int,
-        what: str,
-        begin: Begin | None,
-        load_balancing: float,
-    ) -> None:
-        self.config, self.folder, self.training, self.what = config, folder, training, what
-        self.companions = companions
-        self.rows, self.validation, self.pad_id = rows, validation, pad_id
-        self.batches = Batches.of(rows, training.batch_size, seed)
-        self.steps = planned_steps(training, rows.per_epoch)
+    def __init__(self, task: TrainingRun) -> None:
+        self.task = task
+        training = task.training
+        self.companions = task.companions
+        if self.companions is None and task.start is not None:
+            self.companions = task.start / COMPANION_FOLDER
+        self.batches = Batches.of(task.rows, training.batch_size, task.seed)
+        self.steps = planned_steps(training, task.rows.per_epoch)
         trainee = set_up(
-            config, start, training, layout, self.steps, what, begin, load_balancing
+            task.config, task.start, training, task.layout, self.steps, task.what, task.begin,
+            task.load_balancing,
         )
         self.model, self.wrapped = trainee.model, trainee.wrapped
         self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
         self.budget = trainee.budget
         self.points = ResumePoints(
-            folder, self.model, self.optimizer, self.schedule, training,
-            describe=lambda folder: describe_resume_point(folder, config, companions, start),
+            task.folder, self.model, self.optimizer, self.schedule, training,
+            lambda folder: describe_resume_point(
+                folder, task.config, self.companions, task.start
+            ),
         )
         self.progress = self.points.load()
         if self.progress.step:
-            say(f"{what}: goes on after step {self.progress.step}")
-        self.guard = Guard(training, self.progress, what)
-        self.watch = Watch(config, training, trainee.trainable, rows.source_names)
-        self.routers = RouterWatch(self.model, config)
+            say(f"{task.what}: goes on after step {self.progress.step}")
+        self.guard = Guard(training, self.progress, task.what)
+        self.watch = Watch(task.config, training, trainee.trainable, task.rows.source_names)
+        self.routers = RouterWatch(self.model, task.config)
         self.loss = float("nan")
 
-    def run(self, stop: StopAtStep, snapshots: Mapping[int, Path]) -> None:
+    def run(self, stop: StopAtStep) -> Trained:
         """All steps that remain, and the checkpoint."""
-        done = self.progress.step
+        task, done = self.task, self.progress.step
         self.wrapped.train()
         with (
-            Metrics(self.folder, done, self.training.wandb) as metrics,
-            progress(self.what, self.steps) as advance,
+            Metrics(task.folder, done, task.training.wandb) as metrics,
+            progress(task.what, self.steps) as advance,
         ):
             advance(done)
             for step in range(done + 1, self.steps + 1):
                 if reason := stop.agreed():
                     self._save()
                     self.points.finish()
-                    raise ContinueLater(f"{self.what}: {reason}, saved after step {step - 1}")
+                    raise ContinueLater(f"{task.what}: {reason}, saved after step {step - 1}")
                 if numbers := self._step(step):
                     metrics.log(step, **numbers)
                 advance(note=f"loss {self.loss:.3f}")
                 with self.watch.paused():
                     self.points.check()
-                    if step in snapshots:
-                        self._write(snapshots[step])
+                    if step in task.snapshots:
+                        self._write(task.snapshots[step])
                     if step < self.steps and self.points.due(step):
                         self._save()
         self.points.finish()
-        self._write(self.folder / "checkpoint")
+        self._write(task.folder / "checkpoint")
+        return Trained(
+            self.steps, self.progress.tokens, self.budget.trainable_count,
+            self.budget.frozen_count, self.progress.skipped, self.loss,
+        )
 
     def _step(self, step: int) -> dict[str, Any]:
         """One step; returns what there is to log, if anything."""
-        training, last = self.training, step == self.steps
-        validates = self.validation is not None and (last or step % training.validate_every == 0)
+        task, training, last = self.task, self.task.training, step == self.steps
+        validates = task.validation is not None and (last or step % training.validate_every == 0)
         logs = last or validates or step % training.log_every == 0
         self.schedule.step(1)
         self.optimizer.zero_grad()
@@ -169,12 +152,12 @@ class _Stage:
             step - 1, parallel_state.get_data_parallel_rank(),
             parallel_state.get_data_parallel_world_size(), training.micro_batch_size,
         )
-        batches = [to_batch(self.rows.take(chosen), self.pad_id) for chosen in indices]
+        batches = [to_batch(task.rows.take(chosen), task.pad_id) for chosen in indices]
         with self.routers.watching(logs):
-            result = forward_backward(self.wrapped, batches, len(self.rows.source_names))
+            result = forward_backward(self.wrapped, batches, len(task.rows.source_names))
         norm = gradient_norm(self.optimizer)
         if self.guard.passes(step, result.loss, norm, lambda: describe_items(
-            indices.reshape(-1), batches, result.row_losses, self.rows.source_names
+            indices.reshape(-1), batches, result.row_losses, task.rows.source_names
         )):
             apply_gradients(self.optimizer, norm)
         self.loss = result.loss
@@ -191,21 +174,15 @@ class _Stage:
         if validates:
             with self.watch.paused():
                 numbers |= validation_losses(
-                    self.wrapped, self.validation, self.pad_id, training.micro_batch_size
+                    self.wrapped, task.validation, task.pad_id, training.micro_batch_size
                 )
         return numbers
 
     def _save(self) -> None:
         """A state to go on from."""
-        check_finite(self.model, f"{self.what}: after step {self.progress.step}")
+        check_finite(self.model, f"{self.task.what}: after step {self.progress.step}")
         self.points.save(self.progress)
 
     def _write(self, target: Path) -> None:
-        check_finite(self.model, f"{self.what}: after step {self.progress.step}")
-        write_checkpoint(self.model, self.config, target, self.companions)
-
-    def trained(self) -> Trained:
-        return Trained(
-            self.steps, self.progress.tokens, self.budget.trainable_count,
-            self.budget.frozen_count, self.progress.skipped, self.loss,
-        )
+        check_finite(self.model, f"{self.task.what}: after step {self.progress.step}")
+        write_checkpoint(self.model, self.task.config, target, self.companions)

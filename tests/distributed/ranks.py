@@ -24,7 +24,7 @@ from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.budget import PADDING, rank_budget
 from megatron_bar.training.groups import freeze, group_sizes, matching
-from megatron_bar.training.loop import train
+from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.optimizer import (
     apply_gradients,
     build_optimizer,
@@ -116,8 +116,10 @@ def train_steps(
         kills.die_at_save()
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
-        train(config, checkpoint, folder, training, rows, 0, layout, 0, "test",
-              snapshots=snapshots, validation=validation)
+        TrainingRun(
+            config, checkpoint, folder, training, rows, 0, layout, 0, "test",
+            snapshots=snapshots or {}, validation=validation,
+        ).run()
 
 
 def budgets(checkpoint: Path, layout: Layout, trainings: dict[str, Training], out: Path) -> None:
