@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from megatron.core.inference.contexts import BaseInferenceContext
@@ -26,7 +27,10 @@ class RowCache(BaseInferenceContext):
     """
 
     def __init__(self, rows: int, length: int) -> None:
-        super().__init__(materialize_only_last_token_logits=True)
+        # Logits of the last token alone: megatron-core 0.16 reads the first, later ones the second.
+        # Their base class takes one or the other.
+        self.materialize_only_last_token_logits = True
+        self.config = SimpleNamespace(materialize_only_last_token_logits=True)
         self.rows = rows
         self.max_sequence_length = length  # as Megatron asks for it
         self._keys_RLKD: dict[int, torch.Tensor] = {}  # by layer
