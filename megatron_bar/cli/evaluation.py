@@ -135,15 +135,16 @@ def _settings(args: argparse.Namespace) -> Evaluate:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from megatron_bar.recipe.load import check_evaluate, load_recipe, parse_overrides
+    from megatron_bar.recipe.layers import merged, parse_overrides
+    from megatron_bar.recipe.load import check_evaluate, load_recipe
 
     start: Any = Evaluate
     if args.recipe is not None:
         start = dataclasses.replace(load_recipe(args.recipe).evaluate, opt_out=[])
     try:
-        settings = OmegaConf.to_object(OmegaConf.merge(
-            OmegaConf.structured(start), parse_overrides(args.overrides)
-        ))
+        settings = OmegaConf.to_object(
+            merged(OmegaConf.structured(start), parse_overrides(args.overrides))
+        )
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise BarError(f"evaluate: {' '.join(str(error).split())}") from None
     check_evaluate(settings)

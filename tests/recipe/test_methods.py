@@ -227,6 +227,37 @@ def test_systems_and_what_a_recipe_extends(tmp_path):
         load_recipe(tmp_path / "c.yaml")
 
 
+def test_what_a_system_extends_takes_the_place_of_what_its_recipe_does(tmp_path):
+    def write(name, keys):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(yaml.safe_dump(keys))
+
+    write("own/fast.yaml", {"extends": str(TOY), "name": "fast", "seed": 1, "order": "sequence",
+                            "method": "continued", "route": {"fraction": 0.3}})
+    write("all.yaml", {
+        "extends": "slow.yaml", "name": "all", "seed": 2,
+        "systems": {
+            "fast": {"extends": "own/fast.yaml", "domains": {"math": {"sft": {"data": {
+                0: {"count": 5}}}}}},
+            "slow": None,
+        },
+    })
+    write("slow.yaml", {"extends": str(TOY), "route": {"fraction": 0.4, "active": 2}})
+    write("more.yaml", {"extends": "all.yaml", "chat_template": "olmo"})
+    for path in ("all.yaml", "more.yaml"):
+        fast, slow = load_recipes(tmp_path / path, ["evaluate.max_new_tokens=9"])
+        assert (fast.name, fast.seed, fast.method, fast.order) == (
+            "all/fast", 2, "continued", "sequence")
+        assert (fast.route.fraction, fast.route.active) == (0.3, None)
+        assert [source.count for source in fast.domains["math"].sft.data] == [5, 1500]
+        assert (slow.method, slow.route.fraction, slow.route.active) == ("bar", 0.4, 2)
+        assert {r.evaluate.max_new_tokens for r in (fast, slow)} == {9}
+        assert {r.chat_template for r in (fast, slow)} == {"olmo" if "more" in path else None}
+    write("all.yaml", {"name": "all", "systems": {"fast": {"extends": "none.yaml"}}})
+    with pytest.raises(BarError, match=r"none.yaml doesn't exist"):
+        load_recipes(tmp_path / "all.yaml")
+
+
 @pytest.mark.parametrize("systems, message", [
     ({"btx": 3}, "systems.btx is 3 and should be keys"),
     ({"a/b": None}, "a system can't be called 'a/b'"),
