@@ -71,11 +71,11 @@ def _system(
     keys = keys or OmegaConf.create()
     if keys.get("extends") is None:
         return OmegaConf.to_object(merged(whole, keys, told))
-    within = next(i for i, layer in reversed(list(enumerate(layers)))
-                  if name in layer.get("systems", ()))
+    saying = [i for i, layer in enumerate(layers)
+              if OmegaConf.select(layer, f"systems.{name}.extends") is not None]
+    above = layers[saying[-1]:] if saying else layers[-1:]  # none: the command line says it
     return OmegaConf.to_object(merged(
-        OmegaConf.structured(Recipe), *file_layers(Path(keys.pop("extends"))), *layers[within:],
-        keys, told,
+        OmegaConf.structured(Recipe), *file_layers(Path(keys.pop("extends"))), *above, keys, told,
     ))
 
 

@@ -244,16 +244,20 @@ def test_what_a_system_extends_takes_the_place_of_what_its_recipe_does(tmp_path)
         },
     })
     write("slow.yaml", {"extends": str(TOY), "route": {"fraction": 0.4, "active": 2}})
-    write("more.yaml", {"extends": "all.yaml", "chat_template": "olmo"})
+    write("more.yaml", {"extends": "all.yaml", "chat_template": "olmo",
+                        "systems": {"fast": {"layout": {"processes": 2}}}})
     for path in ("all.yaml", "more.yaml"):
         fast, slow = load_recipes(tmp_path / path, ["evaluate.max_new_tokens=9"])
         assert (fast.name, fast.seed, fast.method, fast.order) == (
             "all/fast", 2, "continued", "sequence")
         assert (fast.route.fraction, fast.route.active) == (0.3, None)
         assert [source.count for source in fast.domains["math"].sft.data] == [5, 1500]
+        assert fast.layout.processes == (2 if "more" in path else 1)
         assert (slow.method, slow.route.fraction, slow.route.active) == ("bar", 0.4, 2)
         assert {r.evaluate.max_new_tokens for r in (fast, slow)} == {9}
         assert {r.chat_template for r in (fast, slow)} == {"olmo" if "more" in path else None}
+    (other, _) = load_recipes(tmp_path / "all.yaml", [f"systems.fast.extends={TOY}"])
+    assert (other.name, other.seed, other.route.fraction) == ("all/fast", 2, 0.25)
     write("all.yaml", {"name": "all", "systems": {"fast": {"extends": "none.yaml"}}})
     with pytest.raises(BarError, match=r"none.yaml doesn't exist"):
         load_recipes(tmp_path / "all.yaml")
