@@ -158,6 +158,8 @@ def test_compare(mini, tmp_path, capsys):
     assert main(["compare", str(mini), "--json", str(tmp_path / "systems.json")]) == 0
     shown = capsys.readouterr().out
     assert "continued-sequence" in shown and "process" in shown
+    page = (mini / "report.html").read_text(encoding="utf-8")  # of the command that ran them
+    assert all(f"<th>{system}</th>" in page for system in SYSTEMS)
     systems = {s["label"]: s for s in json.loads((tmp_path / "systems.json").read_text())}
     assert set(systems) == set(SYSTEMS)
     tokens = {label: system["tokens"]["mean"] for label, system in systems.items()}
