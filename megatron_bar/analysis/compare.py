@@ -10,9 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.table import Table
-
-from megatron_bar.analysis.runs import ALL, ANCHOR, MERGED, ROUTED
+from megatron_bar.analysis.runs import ANCHOR, last_model
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import METHODS, stage_graph
@@ -22,9 +20,7 @@ from megatron_bar.runtime.files import read_json
 
 KINDS = ("midtrain", "sft", "rlvr", "route")
 _STARTS = ("pretrain", "import")  # what all systems of a comparison begin with
-_LAST = (ROUTED, ALL, MERGED)  # the first of these that a method has is what it makes
 _AFTERWARDS = ("evaluate", "export", "report")
-FORGOTTEN = ("general", "safety")  # tasks whose scores before and after tell what was lost
 
 
 @dataclass(frozen=True)
@@ -88,28 +84,30 @@ class _Run:
 def compare_runs(folders: Sequence[Path]) -> list[System]:
     """The systems that runs, and comparisons (folders of runs), hold, in the methods' order.
 
-    Runs of recipes that differ in nothing but the seed are one system.
+    Runs of recipes that differ in nothing but the seed are one system; a run that is named twice
+    counts once.
 
     Raises BarError for a folder without runs, a run that isn't finished, and two runs of one
     system with one seed.
     """
     by_recipe: dict[str, list[_Run]] = {}
-    for folder in _expanded(folders):
-        run = _read(folder)
+    found = {run.resolve(): run for folder in folders for run in runs_in(folder)}
+    for run in map(_read, found.values()):
         by_recipe.setdefault(_but_for_the_seed(run.recipe), []).append(run)
     systems = [_system(runs) for runs in by_recipe.values()]
     order = list(METHODS)
     return sorted(systems, key=lambda system: order.index(system.method))
 
 
-def _expanded(folders: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
-    for folder in map(Path, folders):
-        inside = sorted(path.parent for path in folder.glob("*/recipe.yaml"))
-        if not (folder / "recipe.yaml").is_file() and not inside:
-            raise BarError(f"{folder} is neither a run nor a folder of runs")
-        found += [folder] if (folder / "recipe.yaml").is_file() else inside
-    return found
+def runs_in(folder: Path) -> list[Path]:
+    """The run that `folder` is, or those that it holds. Raises BarError if it is neither."""
+    folder = Path(folder)
+    if (folder / "recipe.yaml").is_file():
+        return [folder]
+    inside = sorted(path.parent for path in folder.glob("*/recipe.yaml"))
+    if not inside:
+        raise BarError(f"{folder} is neither a run nor a folder of runs")
+    return inside
 
 
 def _read(folder: Path) -> _Run:
@@ -126,7 +124,7 @@ def _read(folder: Path) -> _Run:
     own = [stage for stage in graph if stage.kind not in _STARTS + _AFTERWARDS]
     return _Run(
         folder, recipe, [(stage, done[stage.name]) for stage in own],
-        evaluated[ANCHOR], next(evaluated[name] for name in _LAST if name in evaluated),
+        evaluated[ANCHOR], evaluated[last_model(folder)],
         {name: scores for name, scores in evaluated.items() if name in recipe.domains},
     )
 
@@ -210,76 +208,6 @@ def _data(settings: dict[str, Any]) -> list[str]:
 def _source(source: dict[str, Any]) -> str:
     name = source["name"] or source["toy"] or Path(source["path"] or source["hub"]).stem
     return name if source["count"] is None else f"{name} {source['count']}"
-
-
-def comparison_tables(systems: Sequence[System]) -> list[Table]:
-    """For the terminal: scores and costs, the domains' own models, and what all trained with."""
-    tasks = list(dict.fromkeys(task for system in systems for task in system.after))
-    tables = [_score_table(systems, tasks), _spent_table(systems)]
-    if any(system.branches for system in systems):
-        tables.insert(1, _branch_table(systems, tasks))
-    return tables
-
-
-def _score_table(systems: Sequence[System], tasks: Sequence[str]) -> Table:
-    forgotten = [task for task in FORGOTTEN if task in tasks]
-    table = Table(title="Systems: the last model's scores on held-out items, mean over seeds",
-                  title_justify="left")
-    for name in ("system", "seeds"):
-        table.add_column(name)
-    for name in (*tasks, "overall", *(f"{task}\nbefore > after" for task in forgotten),
-                 "tokens", "process\nseconds"):
-        table.add_column(name, justify="right")
-    for system in systems:
-        table.add_row(
-            system.label, " ".join(map(str, system.seeds)),
-            *(_shown(system.after.get(task)) for task in tasks), _shown(system.overall),
-            *(_before_after(system, task) for task in forgotten),
-            f"{system.tokens.mean:,.0f}", f"{system.seconds.mean:,.0f}",
-        )
-    return table
-
-
-def _branch_table(systems: Sequence[System], tasks: Sequence[str]) -> Table:
-    domains = [task for task in tasks if any(task in system.branches for system in systems)]
-    table = Table("system", title="Before they are merged: a domain's model on its own items, and "
-                  "on general ones", title_justify="left")
-    for domain in domains:
-        table.add_column(domain, justify="right")
-    for system in systems:
-        if system.branches:
-            table.add_row(system.label, *(
-                ", ".join(_shown(scores.get(task)) for task in (domain, "general")
-                          if task in scores)
-                for domain in domains for scores in (system.branches.get(domain, {}),)
-            ))
-    return table
-
-
-def _spent_table(systems: Sequence[System]) -> Table:
-    table = Table("system", "stages", "steps", "tokens", "learning rate", "open parameters",
-                  "data", title="What they trained with", title_justify="left")
-    for system in systems:
-        for index, spent in enumerate(system.spent):
-            table.add_row(
-                "" if index else system.label, f"{spent.stages} {spent.kind}", f"{spent.steps:,}",
-                f"{spent.tokens:,}", ", ".join(f"{lr:g}" for lr in spent.lr),
-                ", ".join(f"{count:,}" for count in spent.trained), ", ".join(spent.data),
-            )
-    return table
-
-
-def _shown(numbers: Numbers | None) -> str:
-    if numbers is None:
-        return "-"
-    spread = "" if numbers.spread is None else f" ±{numbers.spread:.2f}"
-    return f"{numbers.mean:.2f}{spread}"
-
-
-def _before_after(system: System, task: str) -> str:
-    if task not in system.before or task not in system.after:
-        return "-"
-    return f"{system.before[task].mean:.2f} > {system.after[task].mean:.2f}"
 
 
 def comparison_data(systems: Sequence[System]) -> list[dict[str, Any]]:

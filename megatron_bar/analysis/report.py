@@ -1,4 +1,7 @@
-"""report.html: one page, without scripts or network, that says what a run made and how well."""
+"""report.html: one page, without scripts or network, that says what a run made and how well.
+
+A folder of runs has one too, which compares them.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,17 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from megatron_bar.analysis import formats
+from megatron_bar.analysis.compare import compare_runs, runs_in
 from megatron_bar.analysis.flow import flow_of
 from megatron_bar.analysis.headline import anchor_digests, summary, tiles
 from megatron_bar.analysis.plots import routing_heatmap, scores_chart, training_curves
 from megatron_bar.analysis.routing import describe_routing
 from megatron_bar.analysis.routing_page import TEMPLATES, routing_of
-from megatron_bar.analysis.runs import MERGED, ROUTED, read_recipe, read_stages
+from megatron_bar.analysis.runs import MERGED, ROUTED, last_model, read_recipe, read_stages
 from megatron_bar.analysis.scores import Scores, compare, evaluated, model_label
 from megatron_bar.analysis.sections import Section, read_sections
 from megatron_bar.analysis.suites import in_percent, of_all, read_suites
+from megatron_bar.analysis.systems import comparison_section
 from megatron_bar.analysis.trained import trained_stages
 from megatron_bar.analysis.upgrade import read_upgrade
 from megatron_bar.runtime.errors import BarError
@@ -46,18 +51,24 @@ class _Part:
     section: Section | None = None
 
 
-def write_report(run: Path, target: Path) -> None:
+def write_report(run: Path, target: Path, others: Sequence[Path] = ()) -> None:
     """Write the report of `run` to `target`, in one step. What the run lacks so far is left out.
 
-    Raises BarError if no stage is done and no model evaluated, or a file of the run can't be read.
+    `others` are finished runs, or folders of runs, to compare it with.
+
+    Raises BarError if no stage is done and no model evaluated, or a file of the run can't be read;
+    and as `compare_runs` does for `others`.
     """
     run, target = Path(run), Path(target)
     results, stages = evaluated(run), read_stages(run)
     if not (results or stages):
         raise BarError(f"{run} holds nothing to report: no stage is done")
-    scores = compare(results)
+    recipe, last = read_recipe(run), last_model(run)
+    scores = compare(results, last)
+    sections = read_sections(run)
+    if others:
+        sections.append(comparison_section(compare_runs([run, *others])))
     columns, trained = trained_stages(run, stages)
-    recipe = run / "recipe.yaml"
     deviations, by_group = _deviations(stages)
     content = {
         "flow": flow_of(stages), "scores": scores if scores.tasks else None,
@@ -66,13 +77,16 @@ def write_report(run: Path, target: Path) -> None:
         "anchor": anchor_digests(stages),
         "averaging": deviations, "samples": _samples(results, scores), "repeat": True,
     }
-    page = _environment().get_template("report.html.j2").render(
-        name=read_recipe(run).get("name") or run.resolve().name,
+    file = run / "recipe.yaml"
+    _write_page(
+        target,
+        name=recipe.get("name") or run.resolve().name,
         when=max((stage["finished"] for stage in stages), default=""),
-        parts=_parts([name for name in _PARTS if content[name]], read_sections(run)),
-        summary=summary(results),
-        tiles=tiles(results, scores, stages),
-        flow=content["flow"], scores=scores, suites=content["suites"], curves=content["curves"],
+        parts=_parts([name for name in _PARTS if content[name]], sections),
+        summary=summary(results, last),
+        tiles=tiles(results, scores, stages, last),
+        flow=content["flow"], in_sequence=recipe.get("order") == "sequence",
+        scores=scores, suites=content["suites"], curves=content["curves"],
         routings=content["router"],
         routing_page=routing_of(run) is not None, trained=trained, samples=content["samples"],
         anchors=content["anchor"], upgrade=content["upgrade"],
@@ -83,9 +97,30 @@ def write_report(run: Path, target: Path) -> None:
         seconds=sum(stage["seconds"] for stage in stages),
         deviations=deviations, deviation_groups=by_group,
         versions=_versions(stages),
-        commands=_commands(read_recipe(run), stages),
-        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        commands=_commands(recipe, stages),
+        recipe=file.read_text(encoding="utf-8") if file.is_file() else "",
     )
+
+
+def write_comparison(name: str, folders: Sequence[Path], target: Path) -> None:
+    """Write a page called `name` that compares runs, or folders of runs, to `target`, in one step.
+
+    Raises BarError as `compare_runs` does.
+    """
+    systems = compare_runs(folders)
+    best = max(systems, key=lambda system: system.overall.mean)
+    finished = max(stage["finished"] for folder in folders for run in runs_in(folder)
+                   for stage in read_stages(run))
+    _write_page(
+        Path(target), name=name, when=finished, tiles=[],
+        summary=f"{len(systems)} systems; {best.label} has the highest mean over the tasks, "
+                f"{best.overall.mean:.2f}. Each run's folder has a report of its own.",
+        parts=_parts([], [comparison_section(systems)]),
+    )
+
+
+def _write_page(target: Path, **content: Any) -> None:
+    page = _environment().get_template("report.html.j2").render(**content)
     staging = staging_path(target)
     staging.write_text(page, encoding="utf-8", errors="replace")
     os.replace(staging, target)
@@ -185,9 +220,14 @@ def _commands(recipe: dict[str, Any], stages: list[dict[str, Any]]) -> list[str]
     """What to type to have all of it again, where the recipe was run."""
     run = Path(recipe.get("runs", "runs")) / recipe.get("name", "RUN")
     versions = {package: version for package, version in _versions(stages).items()
-                if package != "python" and "," not in version and version != "not installed"}
-    pins = " ".join(f"'{package}=={version}'" for package, version in versions.items())
-    commands = [f"pip install {pins}"] if pins else []
+                if package not in ("python", "megatron-bar") and "," not in version
+                and version != "not installed"}
+    # A local version, such as 2.13.0+cpu, is one that the package index doesn't have.
+    pins = " ".join(f"'{package}=={version.partition('+')[0]}'"
+                    for package, version in versions.items())
+    commands = []
+    if pins:
+        commands += [f"pip install {pins}", "pip install .    # in megatron-bar's checkout"]
     commands.append("megatron-bar run recipe.yaml")
     if any(stage["stage"] == ROUTED for stage in stages):
         commands.append(f"megatron-bar evaluate {run}/routed/checkpoint --recipe recipe.yaml")

@@ -58,12 +58,6 @@ class RoutingRecord:
         sums_CX.index_add_(0, labels_T[counted_T], told_TX[counted_T])
         return shares_TE
 
-    def mean_LE(self) -> list[list[float]]:
-        """Mean share of each expert, layers in order; those on this pipeline rank."""
-        assert self.sums, "no token has been routed yet"
-        sums_LX = torch.stack([self.sums[layer].sum(0) for layer in sorted(self.sums)])
-        return (sums_LX[:, :-2] / sums_LX[:, -1:]).tolist()
-
 
 @contextlib.contextmanager
 def record_routing(

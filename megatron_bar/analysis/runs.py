@@ -18,6 +18,9 @@ from megatron_bar.runtime.files import read_json
 
 # Models that are no domain's branch. ALL was trained on all domains at once.
 ANCHOR, ALL, MERGED, ROUTED = "anchor", "all", "merged", "routed"
+GENERAL = "general"  # the task that belongs to no domain
+# By method, what it makes in the end; the others route.
+_LAST = {"dense_merge": MERGED, "continued": ALL, "retrain": ALL, "retrain_midtrain": ALL}
 _STARTS = ("base", "anchor", "pretrained")
 _OF_DOMAIN = ("branch", "midtrain", "sft", "rlvr")
 _ENDS = (MERGED, ROUTED, "hf", "evaluate", "report")
@@ -40,6 +43,11 @@ def read_recipe(run: Path) -> dict[str, Any]:
     if not isinstance(recipe, dict) or not isinstance(recipe.get("domains") or {}, dict):
         raise BarError(f"recipe {path}: domains are missing or no mapping")
     return recipe
+
+
+def last_model(run: Path) -> str:
+    """The evaluated model that the run is for: routed, merged or all."""
+    return _LAST.get(read_recipe(run).get("method", ""), ROUTED)
 
 
 def stage_names(run: Path, file_name: str) -> list[str]:

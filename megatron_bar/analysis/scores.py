@@ -1,4 +1,7 @@
-"""How the models of a run score: the base, every branch, the merged and the routed model."""
+"""How the models of a run score: the base, every branch, the merged and the routed model.
+
+`last` is the model that the run is for (`runs.last_model`), which is compared with the branches.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
 MISSING = "\u2013"  # an en dash
-KEPT = "routed / branch"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Scores:
     tasks: tuple[str, ...]  # domains in the order of the recipe, then what belongs to no domain
     rows: tuple[Row, ...]
     kept: dict[str, float]  # see kept_share
-    gained: dict[str, Interval]  # by domain, the routed model's score less the branch's
+    gained: dict[str, Interval]  # by domain, the last model's score less the branch's
+    last: str  # the last model's label
 
     def items(self, index: int) -> str:
         """How many items task `index` has; two numbers if models were asked different ones."""
@@ -83,12 +86,12 @@ def branches(results: dict[str, dict[str, Any]]) -> list[str]:
             if model not in (ANCHOR, ALL, MERGED, ROUTED) and not model.startswith(WITHOUT)]
 
 
-def kept_share(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Score of the routed model over that of the branch, by domain; above 1 it gained.
+def kept_share(results: dict[str, dict[str, Any]], last: str = ROUTED) -> dict[str, float]:
+    """Score of the last model over that of the branch, by domain; above 1 it gained.
 
     A domain is left out where one of the two is missing or the branch scores 0.
     """
-    after = results.get(ROUTED, {}).get("tasks", {})
+    after = results.get(last, {}).get("tasks", {})
     shares = {}
     for domain in branches(results):
         alone = results[domain]["tasks"].get(domain, {}).get("score")
@@ -97,19 +100,19 @@ def kept_share(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     return shares
 
 
-def gained(results: dict[str, dict[str, Any]]) -> dict[str, Interval]:
-    """Score of the routed model less that of the branch, by domain, on the items both were asked.
+def gained(results: dict[str, dict[str, Any]], last: str = ROUTED) -> dict[str, Interval]:
+    """Score of the last model less that of the branch, by domain, on the items both were asked.
 
     A domain is left out where the scores of the items aren't known.
     """
-    after = results.get(ROUTED, {}).get("tasks", {})
+    after = results.get(last, {}).get("tasks", {})
     found = {domain: score_difference(after[domain], results[domain]["tasks"][domain])
              for domain in branches(results)
              if domain in after and domain in results[domain]["tasks"]}
     return {domain: interval for domain, interval in found.items() if interval}
 
 
-def compare(results: dict[str, dict[str, Any]]) -> Scores:
+def compare(results: dict[str, dict[str, Any]], last: str = ROUTED) -> Scores:
     """The table of all models and tasks, with intervals."""
     asked = list(dict.fromkeys(task for result in results.values() for task in result["tasks"]))
     domains = branches(results)
@@ -118,7 +121,8 @@ def compare(results: dict[str, dict[str, Any]]) -> Scores:
         Row(model, model_label(model), tuple(_cell(model, task, result) for task in tasks))
         for model, result in results.items()
     )
-    return Scores(tuple(tasks), rows, kept_share(results), gained(results))
+    return Scores(tuple(tasks), rows, kept_share(results, last), gained(results, last),
+                  model_label(last))
 
 
 def model_label(model: str) -> str:
@@ -136,9 +140,9 @@ def _cell(model: str, task: str, result: dict[str, Any]) -> Cell | None:
     return Cell(found["count"], score_interval(found), own=model == task, cut=found.get("cut"))
 
 
-def score_table(results: dict[str, dict[str, Any]]) -> Table:
+def score_table(results: dict[str, dict[str, Any]], last: str = ROUTED) -> Table:
     """All scores for the terminal; a branch's own domain is bold."""
-    scores = compare(results)
+    scores = compare(results, last)
     table = Table(title="Scores on held-out items")
     table.add_column("model")
     for index, task in enumerate(scores.tasks):
@@ -149,8 +153,10 @@ def score_table(results: dict[str, dict[str, Any]]) -> Table:
         table.add_row(Text(row.label), *cells)
     if scores.kept:
         table.add_section()
-        table.add_row(KEPT, *(f"{scores.kept[task]:.0%}" if task in scores.kept else MISSING
-                              for task in scores.tasks))
+        table.add_row(f"{scores.last} / branch", *(
+            f"{scores.kept[task]:.0%}" if task in scores.kept else MISSING
+            for task in scores.tasks
+        ))
     return table
 
 

@@ -5,7 +5,8 @@ A command that has more to show of a run writes RUN/sections/NAME.json:
     {"title": "Upgrade",
      "after": "scores",                  a section's id; at the end by default
      "words": ["one line", "..."],
-     "tables": [{"title": "...", "columns": ["domain", "before"], "rows": [["math", 0.84]]}],
+     "tables": [{"title": "...", "columns": ["domain", "before"], "rows": [["math", 0.84]],
+                 "texts": ["..."]}],   columns that are read, not compared: set left, and broken
      "pictures": ["<svg>...</svg>"],     as `panel.svg_panel` draws them
      "page": "tokens.html"}              a file of the run to link, relative to it
 

@@ -15,7 +15,7 @@ from megatron_bar.checkpoints import hf
 from megatron_bar.checkpoints.dcp import CheckpointFormat, CheckpointReader, slot_item
 from megatron_bar.checkpoints.engine import convert
 from megatron_bar.checkpoints.hf_weights import SHARD_BYTES, HfReader, SafetensorsFormat
-from megatron_bar.checkpoints.model_card import write_model_card
+from megatron_bar.checkpoints.model_card import Origin, write_model_card
 from megatron_bar.checkpoints.names import Slot, slots
 from megatron_bar.checkpoints.plan import Item, Made
 from megatron_bar.checkpoints.resume_point import open_checkpoint
@@ -140,12 +140,14 @@ def export_hf(
     shard_bytes: int = SHARD_BYTES,
     processes: int | None = None,
     overwrite: bool = False,
+    origin: Origin | None = None,
 ) -> ModelConfig:
     """Turn a checkpoint into a Hugging Face folder that transformers loads.
 
     Dense models become Olmo2ForCausalLM or Olmo3ForCausalLM, OLMo-2 with experts becomes
     FlexOlmoForCausalLM with one set of keys an expert. Tensors keep their dtype and bits unless
-    `dtype` is given. Weights are one file, or shards of about `shard_bytes`.
+    `dtype` is given. Weights are one file, or shards of about `shard_bytes`. `origin` is what the
+    model card tells of how the model was made.
 
     Raises BarError for anything wrong with `source`, and for OLMo-3 with experts; then `target` is
     as it was.
@@ -165,7 +167,7 @@ def export_hf(
     def write_small_files(folder: Path) -> None:
         hf.copy_companions(companions, folder)
         write_json(folder / "config.json", hf.hf_config(model, items[0].dtype, token_ids))
-        write_model_card(folder, model)
+        write_model_card(folder, model, origin)
 
     convert("export", target, SafetensorsFormat(items, shard_bytes), [source], write_small_files,
             processes=processes, overwrite=overwrite)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.checkpoints.hf import architecture
@@ -39,9 +40,8 @@ outputs weighted by these probabilities, {rule}.
 Run it with `num_experts_per_tok: {model.experts_per_token}`, the value it was trained with; a
 smaller k gives another, worse model.
 
-Expert 0 is the anchor: the FFN of the post-trained base model, bit for bit.
+Expert 0 is the anchor: the FFN of the post-trained base model{bits}.
 """
-
 
 _OLMO3 = """\
 
@@ -51,26 +51,32 @@ again.
 """
 
 
-def write_model_card(folder: Path, model: ModelConfig) -> None:
-    """Write `folder`/README.md for `model`."""
+@dataclass(frozen=True)
+class Origin:
+    """How a recipe made a model: its method, and a sentence about it."""
+
+    method: str
+    words: str
+
+
+def write_model_card(folder: Path, model: ModelConfig, origin: Origin | None = None) -> None:
+    """Write `folder`/README.md for `model`. Without an `origin` it says what the shape tells."""
+    tags = [origin.method] if origin else []
     if model.num_experts is None:
         family = "OLMo-2" if model.olmo3 is None else "OLMo-3"
-        card = _CARD.format(
-            tags=family.lower().replace("-", ""), title=f"A dense {family} model",
-            architecture=architecture(model),
-            description=f"A dense model in {family}'s architecture.",
-            more="" if model.olmo3 is None else _OLMO3, model=model,
-        )
+        tags.insert(0, family.lower().replace("-", ""))
+        title, looks = f"A dense {family} model", f"A dense model in {family}'s architecture."
+        more = "" if model.olmo3 is None else _OLMO3
     else:
+        tags.append("mixture-of-experts")
+        title, looks = "A mixture of experts", "A mixture of experts in FlexOlmo's architecture."
         names = ", ".join(f"{i} {name}" for i, name in enumerate(model.all_expert_names))
         rule = "**without renormalisation** (`norm_topk_prob: false`)"
         if model.renormalize:
             rule = "**which are made to sum to 1** (`norm_topk_prob: true`)"
-        card = _CARD.format(
-            tags="bar, mixture-of-experts", title="A Branch-Adapt-Route mixture of experts",
-            architecture=architecture(model),
-            description="Domain experts trained one at a time beside a frozen anchor (BAR, "
-                        "arXiv 2604.18473), in FlexOlmo's architecture.",
-            more=_ROUTING.format(model=model, names=names, rule=rule), model=model,
-        )
-    (Path(folder) / "README.md").write_text(card)
+        bits = ", bit for bit" if origin else ""
+        more = _ROUTING.format(model=model, names=names, rule=rule, bits=bits)
+    (Path(folder) / "README.md").write_text(_CARD.format(
+        tags=", ".join(tags), title=title, architecture=architecture(model), more=more,
+        description=f"{looks} {origin.words}" if origin else looks, model=model,
+    ))

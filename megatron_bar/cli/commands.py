@@ -11,6 +11,8 @@ from megatron_bar.runtime.errors import BarError
 
 
 def _run(args: argparse.Namespace) -> None:
+    from megatron_bar.analysis.report import write_comparison
+    from megatron_bar.analysis.runs import last_model
     from megatron_bar.analysis.scores import load_results, score_table
     from megatron_bar.launch.local import final_model, run_recipes
     from megatron_bar.recipe.load import load_recipes
@@ -20,9 +22,12 @@ def _run(args: argparse.Namespace) -> None:
     runs = run_recipes(recipes, args.jobs)
     if len(runs) > 1:
         _print_comparison(runs)
+        page = runs[0].parent / "report.html"
+        write_comparison(page.parent.name, runs, page)
+        say(f"report: {page}")
         return
     (recipe,), (run,) = recipes, runs
-    console.print(score_table(load_results(run)))
+    console.print(score_table(load_results(run), last_model(run)))
     say(f"model: {final_model(recipe, run)}   report: {run / 'report.html'}")
 
 
@@ -31,7 +36,8 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _print_comparison(runs: Sequence[Path], target: Path | None = None) -> None:
-    from megatron_bar.analysis.compare import compare_runs, comparison_data, comparison_tables
+    from megatron_bar.analysis.compare import compare_runs, comparison_data
+    from megatron_bar.analysis.systems import comparison_tables
     from megatron_bar.runtime.console import print_wide
     from megatron_bar.runtime.files import write_json
 

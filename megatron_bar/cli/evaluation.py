@@ -23,10 +23,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    from megatron_bar.analysis.report import write_report
+    from megatron_bar.analysis.report import write_comparison, write_report
 
     target = args.out or args.run / "report.html"
-    write_report(args.run, target)
+    if not (args.run / "recipe.yaml").is_file() and any(args.run.glob("*/recipe.yaml")):
+        write_comparison(args.run.resolve().name, [args.run, *args.compare], target)
+    else:
+        write_report(args.run, target, args.compare)
     print(f"{target} is written")
 
 
@@ -135,15 +138,16 @@ def _settings(args: argparse.Namespace) -> Evaluate:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from megatron_bar.recipe.load import check_evaluate, load_recipe, parse_overrides
+    from megatron_bar.recipe.layers import merged, parse_overrides
+    from megatron_bar.recipe.load import check_evaluate, load_recipe
 
     start: Any = Evaluate
     if args.recipe is not None:
         start = dataclasses.replace(load_recipe(args.recipe).evaluate, opt_out=[])
     try:
-        settings = OmegaConf.to_object(OmegaConf.merge(
-            OmegaConf.structured(start), parse_overrides(args.overrides)
-        ))
+        settings = OmegaConf.to_object(
+            merged(OmegaConf.structured(start), parse_overrides(args.overrides))
+        )
     except (OmegaConfBaseException, ValueError, TypeError) as error:
         raise BarError(f"evaluate: {' '.join(str(error).split())}") from None
     check_evaluate(settings)

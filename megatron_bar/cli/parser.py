@@ -133,6 +133,8 @@ Through lm-eval, on the exported model:
 The page needs no network and runs no script. A run that isn't finished is told as far as it is.
 
   megatron-bar report runs/toy
+  megatron-bar report runs/toy --compare runs/toy-btx runs/toy-continued
+  megatron-bar report runs/toy-compare                        all systems of a recipe
 """,
     "verify": """\
 CHECKPOINT alone (or a Hugging Face folder): every tensor against the manifest.
@@ -302,7 +304,9 @@ def build_parser() -> argparse.ArgumentParser:
                           help="print lm-eval's configuration, run nothing")
 
     report = command("report", "write what a run amounts to as one HTML page")
-    report.add_argument("run", type=Path, help="the run's folder")
+    report.add_argument("run", type=Path, help="the run's folder, or a folder of runs to compare")
+    report.add_argument("--compare", type=Path, nargs="+", default=[], metavar="RUN",
+                        help="finished runs, or folders of runs, to compare it with")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
 
     verify = command("verify", "prove a checkpoint's bits, or that it computes what "

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,17 @@ def log_path(run: Path, stage: str) -> Path:
     return run / "logs" / f"{stage.replace('/', '-')}.txt"
 
 
-def stale_stages(stages: list[Stage], run: Path) -> list[Stage]:
-    """Those to run: not done, done with other settings or inputs, or downstream of such a one."""
+def stale_stages(
+    stages: list[Stage], run: Path, elsewhere: Mapping[str, Path] | None = None
+) -> list[Stage]:
+    """Those to run: not done, done with other settings or inputs, or downstream of such a one.
+
+    Stages that are named in `elsewhere` stand in that run instead.
+    """
     stale: dict[str, Stage] = {}
     for stage in stages:
-        if any(name in stale for name in stage.inputs.values()) or not is_done(stage, run):
+        upstream = any(name in stale for name in stage.inputs.values())
+        if upstream or not is_done(stage, run, elsewhere):
             stale[stage.name] = stage
     return list(stale.values())
 
@@ -50,7 +56,7 @@ class _Running:
 
 
 def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
-    """Run what the recipe asks for and isn't there yet; returns the run's folder.
+    """Check the recipe, and run what it asks for and isn't there yet; returns the run's folder.
 
     `jobs` is how many processes may compute at once (the machine's cores by default). A stage that
     fails stops those that need it; the others go on.
@@ -59,9 +65,20 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
     (with its message and log), or another `run` or a SLURM job is at work; ContinueLater when a
     stop signal came, which the stages that run were given too.
     """
-    check_recipe(recipe)
+    (run,) = run_recipes([recipe], jobs)
+    return run
+
+
+def run_recipes(recipes: Sequence[Recipe], jobs: int | None = None) -> list[Path]:
+    """Run them one after the other, as `run_recipe` does; all are checked before the first."""
+    for recipe in recipes:
+        check_recipe(recipe)
+        check_installed(recipe)
+    return [_run_checked(recipe, jobs) for recipe in recipes]
+
+
+def _run_checked(recipe: Recipe, jobs: int | None) -> Path:
     reused = reused_runs(recipe)
-    check_installed(recipe)
     run = Path(recipe.runs) / recipe.name
     run.mkdir(parents=True, exist_ok=True)
     with only_run(run):
@@ -79,13 +96,6 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
             processes.preload("megatron_bar.rlvr.nemo.preload")
         _Scheduler(run, todo, jobs or cores()).run_all()
     return run
-
-
-def run_recipes(recipes: Sequence[Recipe], jobs: int | None = None) -> list[Path]:
-    """Run them one after the other, as `run_recipe` does; all are checked before the first."""
-    for recipe in recipes:
-        check_recipe(recipe)
-    return [run_recipe(recipe, jobs) for recipe in recipes]
 
 
 def final_model(recipe: Recipe, run: Path) -> Path:

@@ -23,27 +23,38 @@ def reused_runs(recipe: Recipe) -> list[Path]:
     return [Path(other) for other in recipe.reuse]
 
 
-def take_over(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> list[str]:
-    """Give `run` those of `stages` that it lacks and one of the `others` has; returns their names.
+def donors(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> dict[str, Path]:
+    """By the name of each of `stages` that `run` lacks, the first of `others` to take it from.
 
     A stage is taken if it was made with the same settings from the same executions of its inputs,
-    so what it was made of is here before it. Files are hard links where the disk allows it: runs
-    never change a file of a stage that is done, they replace it. Tokenized data comes along.
+    which `run` has, or which are taken before it.
+    """
+    found: dict[str, Path] = {}
+    for stage in stages:
+        # The report isn't all in its folder.
+        if stage.kind == "report" or is_done(stage, run, found):
+            continue
+        donor = next((other for other in others
+                      if is_done(stage, run, found | {stage.name: other})), None)
+        if donor is not None:
+            found[stage.name] = donor
+    return found
+
+
+def take_over(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> list[str]:
+    """Give `run` the stages that have `donors`; returns their names.
+
+    Files are hard links where the disk allows it: runs never change a file of a stage that is done,
+    they replace it. Tokenized data comes along.
     """
     for other in others:
         _share_data(other, run)
-    taken = []
-    for stage in stages:
-        # The report isn't all in its folder.
-        if stage.kind == "report" or is_done(stage, run):
-            continue
-        donor = next((other for other in others if is_done(stage, run, other)), None)
-        if donor is not None:
-            _copy(donor / stage.name, run / stage.name)
-            taken.append(stage.name)
+    taken = donors(stages, run, others)
+    for name, donor in taken.items():
+        _copy(donor / name, run / name)
     if taken:
         say(f"{run}: {len(taken)} stages are taken over: {', '.join(taken)}")
-    return taken
+    return list(taken)
 
 
 def _share_data(other: Path, run: Path) -> None:

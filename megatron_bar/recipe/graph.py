@@ -132,7 +132,8 @@ class Graph:
         ]
         inputs = {stage.name: stage.name for stage in evaluated}
         if recipe.export:
-            inputs["hf"] = self._add(Stage("hf", "export", {"checkpoint": final}))
+            told = {} if recipe.method == "bar" else {"method": recipe.method}
+            inputs["hf"] = self._add(Stage("hf", "export", {"checkpoint": final}, told))
         return [*self.stages, *evaluated, Stage("report", "report", inputs)]
 
     def _train(

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from megatron_bar.recipe.graph import TAKEN_NAMES, WITHOUT, route_training
+from megatron_bar.recipe.layers import file_layers, merged, parse_overrides
 from megatron_bar.recipe.methods import check_method, stage_graph
 from megatron_bar.recipe.schema import Evaluate, Recipe, Training
 from megatron_bar.recipe.units import token_count
@@ -44,8 +45,9 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     path = Path(path)
     try:
         told = parse_overrides(overrides)
-        whole = OmegaConf.merge(OmegaConf.structured(Recipe), _read(path), told)
-        systems = {name: _system(whole, name, told) for name in whole.systems}
+        layers = file_layers(path)
+        whole = merged(OmegaConf.structured(Recipe), *layers, told)
+        systems = {name: _system(layers, whole, name, told) for name in whole.systems}
         recipes = _as_runs(systems) if systems else [OmegaConf.to_object(whole)]
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         raise BarError(f"recipe {path}: {' '.join(str(error).split())}") from None
@@ -54,40 +56,32 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     return recipes
 
 
-def parse_overrides(overrides: Sequence[str]) -> DictConfig:
-    """Dotted `key=value` words as keys. Raises BarError for a word that isn't one."""
-    for override in overrides:
-        if "=" not in override:
-            raise BarError(f"override {override!r} is not of the form key=value")
-    return OmegaConf.from_dotlist(list(overrides))
+def _system(
+    layers: Sequence[DictConfig], whole: DictConfig, name: str, told: DictConfig
+) -> Recipe:
+    """A system's keys go before the recipe's, the command line's before both.
 
-
-def _system(whole: DictConfig, name: str, told: DictConfig) -> Recipe:
-    """A system's keys go before the recipe's, the command line's before both."""
+    What a system extends takes the place of what its file does.
+    """
     keys = whole.systems[name]
     if not _is_plain(name):
         raise ValueError(f"a system can't be called {name!r}, use another name")
     if keys is not None and not isinstance(keys, DictConfig):
         raise ValueError(f"systems.{name} is {keys!r} and should be keys of the recipe")
-    return OmegaConf.to_object(OmegaConf.merge(whole, keys or {}, told))
+    keys = keys or OmegaConf.create()
+    if keys.get("extends") is None:
+        return OmegaConf.to_object(merged(whole, keys, told))
+    saying = [i for i, layer in enumerate(layers)
+              if OmegaConf.select(layer, f"systems.{name}.extends") is not None]
+    above = layers[saying[-1]:] if saying else layers[-1:]  # none: the command line says it
+    return OmegaConf.to_object(merged(
+        OmegaConf.structured(Recipe), *file_layers(Path(keys.pop("extends"))), *above, keys, told,
+    ))
 
 
 def _is_plain(name: str) -> bool:
     """It can be the name of a folder, and one word of a command line."""
     return name.replace("_", "").replace("-", "").isalnum()
-
-
-def _read(path: Path, beside: tuple[Path, ...] = ()) -> DictConfig:
-    """The YAML at `path` on top of what it extends."""
-    if not path.is_file():
-        raise BarError(f"recipe {path} doesn't exist")
-    content = OmegaConf.load(path)
-    if not isinstance(content, DictConfig) or content.get("extends") is None:
-        return content
-    below = path.parent / str(content.pop("extends"))
-    if below.resolve() in (seen := (*beside, path.resolve())):
-        raise BarError(f"recipe {path} extends {below}, which extends it")
-    return OmegaConf.merge(_read(below, seen), content)
 
 
 def _as_runs(systems: Mapping[str, Recipe]) -> list[Recipe]:

@@ -21,8 +21,9 @@ Every key a recipe may have, with its type and default. Written by `make docs` f
 [`recipe/schema.py`](../megatron_bar/recipe/schema.py); change the comments there.
 
 A recipe is YAML, read with OmegaConf: `${...}` refers to another key, and `a.b=c` on the command
-line overrides one. A key that isn't here is refused. A row without a text belongs to the one above
-it. Examples: [`examples/`](../examples).
+line overrides one; `domains.math.tasks.0.count=20` changes an item of a list, counted from 0.
+A key that isn't here is refused. A row without a text belongs to the one above it. Examples:
+[`examples/`](../examples).
 """
 _HOW_NOT_WHAT = """\
 ## Keys that leave finished stages alone

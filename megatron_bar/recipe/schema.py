@@ -1,7 +1,8 @@
 """Every key a recipe may have.
 
 A recipe is YAML with these keys; `megatron-bar run` reads it with OmegaConf, so that
-`${...}` refers to other keys and `a.b=c` on the command line overrides one.
+`${...}` refers to other keys and `a.b=c` on the command line overrides one, `a.0.b=c` in an item
+of a list.
 """
 
 from __future__ import annotations
@@ -236,8 +237,8 @@ class Recipe:
     # Which system is made of the domains' data: bar, or what it is compared with: flexolmo, btx,
     # dense_merge, continued, retrain or retrain_midtrain; docs/systems.md tells them apart.
     method: str = "bar"
-    # Several runs in one, runs/name/SYSTEM each: this recipe with the keys given for the system.
-    # What they have in common is made once.
+    # Several runs in one, runs/name/SYSTEM each: this recipe with the keys given for the system, on
+    # top of what the system extends in place of the recipe. What they have in common is made once.
     systems: dict[str, Any] = field(default_factory=dict)
     # Folders of other runs. Finished stages that are what this recipe asks for are taken from
     # there (as hard links where they can be), not made again.

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_bar.checkpoints.adopt import adopt
-from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
 from megatron_bar.stages.context import Context
-from megatron_bar.training.groups import group_digests
+from megatron_bar.training.groups import anchor_digest
 
 
 def run(context: Context) -> dict[str, Any]:
     source, target = Path(context.stage.settings["checkpoint"]), context.folder / "checkpoint"
     adopt(source, target, context.checkpoint("anchor"), context.stage.domain)
     return {"summary": f"taken from {source}", "source": str(source),
-            "anchor_digest": group_digests(target)[ANCHOR_FFN]}
+            "anchor_digest": anchor_digest(target)}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_bar.checkpoints.branch import branch
-from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
 from megatron_bar.stages.context import Context
-from megatron_bar.training.groups import group_digests
+from megatron_bar.training.groups import anchor_digest
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -18,4 +17,4 @@ def run(context: Context) -> dict[str, Any]:
         pretrained=context.checkpoint("pretrained") if pretrained else None,
         expert_name=context.stage.domain, seed=context.stage.settings["seed"], overwrite=True,
     )
-    return {"anchor_digest": group_digests(target)[ANCHOR_FFN]}
+    return {"anchor_digest": anchor_digest(target)}

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,15 +131,18 @@ def read_done(folder: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def is_done(stage: Stage, run: Path, there: Path | None = None) -> bool:
+def is_done(stage: Stage, run: Path, elsewhere: Mapping[str, Path] | None = None) -> bool:
     """The stage was done with these settings from the inputs that are in `run` now.
 
-    It stands in `run`, or in the run `there`.
+    Stages that are named in `elsewhere` stand in that run instead.
     """
-    done = read_done((there or run) / stage.name)
+    def read(name: str) -> dict[str, Any] | None:
+        return read_done((elsewhere or {}).get(name, run) / name)
+
+    done = read(stage.name)
     if done is None or done["identity"] != identity(stage):
         return False
-    inputs = {role: read_done(run / name) for role, name in stage.inputs.items()}
+    inputs = {role: read(name) for role, name in stage.inputs.items()}
     return all(found is not None and found["id"] == done["inputs"][role]["id"]
                for role, found in inputs.items())
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from megatron_bar.checkpoints import dense
 from megatron_bar.checkpoints.merge import Merged, merge
-from megatron_bar.checkpoints.merge_plan import ANCHOR, ANCHOR_FFN
+from megatron_bar.checkpoints.merge_plan import ANCHOR
 from megatron_bar.stages.context import Context
-from megatron_bar.training.groups import group_digests
+from megatron_bar.training.groups import anchor_digest
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _facts(context: Context, merged: Merged) -> dict[str, Any]:
         what = "shared parameters" if experts else "models"
         summary += (f"; {what} lie at most {farthest.largest:.1%} from their mean "
                     f"({farthest.tensor})")
-    anchor = {"anchor_digest": group_digests(_target(context))[ANCHOR_FFN]} if experts else {}
+    anchor = {"anchor_digest": anchor_digest(_target(context))} if experts else {}
     return {
         "summary": summary, "experts": experts, **anchor,
         "deviations": [dataclasses.asdict(d) for d in shared],

@@ -14,7 +14,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.data import load_tokenizer, pad_id, stage_rows, validation_rows
-from megatron_bar.training.groups import group_digests, matching
+from megatron_bar.training.groups import group_digests, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.setup import Begin
 
@@ -61,17 +61,20 @@ def proof_of_freezing(
 ) -> dict[str, Any]:
     """The facts that show that all groups but `trainable` are what they were, to the bit.
 
-    The digests, the anchor's among them if the model has one, are taken from the checkpoints before
-    and after.
+    Their digests, and the anchor's if the model has one, are taken from the checkpoints before and
+    after.
     """
     start = context.checkpoint("start")
-    before, after = group_digests(start), group_digests(context.folder / "checkpoint")
-    open_groups = matching(list(before), trainable, context.stage.name)
-    moved = [g for g in before if g not in open_groups and before[g] != after[g]]
+    groups = list(group_sizes(ModelConfig.load(start)))
+    open_groups = matching(groups, trainable, context.stage.name)
+    frozen = [group for group in groups if group not in open_groups]
+    told = {*frozen, *({ANCHOR_FFN} & set(groups))}
+    before, after = (group_digests(c, told) for c in (start, context.folder / "checkpoint"))
+    moved = [group for group in frozen if before[group] != after[group]]
     assert not moved, f"{context.stage.name} changed frozen parameters: {moved}"
     facts: dict[str, Any] = {"summary": summary, "open_groups": open_groups}
-    if len(open_groups) < len(before):
+    if frozen:
         facts["summary"] += ", frozen parameters bit-identical"
-    if ANCHOR_FFN in before:
+    if ANCHOR_FFN in told:
         facts["anchor_digest"] = {"before": before[ANCHOR_FFN], "after": after[ANCHOR_FFN]}
     return facts

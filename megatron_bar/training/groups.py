@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
 import xxhash
 from megatron.core import parallel_state
 
-from megatron_bar.checkpoints.names import ROUTER_NAME, slots, table
+from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
+from megatron_bar.checkpoints.names import ROUTER_NAME, Slot, slots, table
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
@@ -74,21 +75,36 @@ def freeze(model: torch.nn.Module, config: ModelConfig, trainable: Sequence[str]
         parameter.bar_group = group  # the optimizer chooses its settings by this
 
 
-def group_digests(folder: Path) -> dict[str, str]:
-    """A digest of every group's tensors in a checkpoint, whatever layout wrote it."""
+def anchor_digest(folder: Path) -> str:
+    """The digest of the anchor's FFN in a checkpoint with experts."""
+    return group_digests(folder, {ANCHOR_FFN})[ANCHOR_FFN]
+
+
+def group_digests(folder: Path, only: Collection[str] | None = None) -> dict[str, str]:
+    """A digest of every group's tensors in a checkpoint, or of the groups in `only`.
+
+    It is the same whatever layout wrote them. Tensors of other groups aren't read.
+    """
     model = ModelConfig.load(folder)
     reader = open_checkpoint(folder)
     digests: dict[str, xxhash.xxh3_128] = {}
     for slot in slots(model):
+        groups = _groups(slot, model)
+        if only is not None and not set(groups) & set(only):
+            continue
         tensor = reader.read(slot)
-        if slot.name is ROUTER_NAME:
-            parts = [(slot.name.group.format(expert=e), row) for e, row in enumerate(tensor)]
-        else:
-            expert = slot.index[1] if len(slot.index) > 1 else None
-            # Rows that pad the vocabulary belong to the layout, not to the model.
-            joined = torch.cat([t.reshape(-1) for t in slot.to_hf(tensor)])
-            parts = [(slot.name.group.format(expert=expert), joined)]
-        for group, part in parts:
+        # Rows that pad the vocabulary belong to the layout, not to the model.
+        parts = tensor if slot.name is ROUTER_NAME else [
+            torch.cat([t.reshape(-1) for t in slot.to_hf(tensor)])
+        ]
+        for group, part in zip(groups, parts, strict=True):
             digest = digests.setdefault(group, xxhash.xxh3_128())
             digest.update(f"{slot.key}{slot.index}{tensor_digest(part)}".encode())
-    return {group: digest.hexdigest() for group, digest in digests.items()}
+    return {group: digest.hexdigest() for group, digest in digests.items()
+            if only is None or group in only}
+
+
+def _groups(slot: Slot, model: ModelConfig) -> list[str]:
+    """The group a slot's tensor belongs to, or those of its rows if it is a router."""
+    experts = range(model.num_experts) if slot.name is ROUTER_NAME else slot.index[1:] or [None]
+    return [slot.name.group.format(expert=expert) for expert in experts]

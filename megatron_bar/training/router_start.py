@@ -53,8 +53,9 @@ def start_at_centroids(
     chosen = _spread(rows, owner_D)
     size = parallel_state.get_data_parallel_world_size()
     rank = parallel_state.get_data_parallel_rank()
-    # Ranks that share experts step together, so all take as many rows.
-    mine = np.resize(chosen, -(-len(chosen) // size) * size)[rank::size]
+    # Ranks that share experts step together, so all take as many rows; those that fill up the last
+    # step don't count.
+    filled = np.resize(chosen, -(-len(chosen) // size) * size)
     owner_BS = torch.empty(0)
     sums = {router: torch.zeros(len(experts), model.config.hidden_size + 1, dtype=torch.float64,
                                 device=torch.cuda.current_device()) for router in routers(model)}
@@ -71,10 +72,11 @@ def start_at_centroids(
 
     model.eval()
     handles = [router.register_forward_pre_hook(add) for router in sums]
-    for row in mine:
-        batch = to_batch(rows.take([row]), pad_id)
+    for place in range(rank, len(filled), size):
+        batch = to_batch(rows.take([filled[place]]), pad_id)
         sources_BS = batch.context_part().sources_BS
-        owner_BS = torch.where(sources_BS < 0, -1, owner_D[sources_BS])
+        hidden_BS = (sources_BS < 0) | (place >= len(chosen))
+        owner_BS = torch.where(hidden_BS, -1, owner_D[sources_BS])
         forward_backward(model, [batch], len(owners), train=False)
     for handle in handles:
         handle.remove()

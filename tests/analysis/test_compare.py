@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.analysis.compare import compare_runs, comparison_data, comparison_tables
+from megatron_bar.analysis.compare import compare_runs, comparison_data
+from megatron_bar.analysis.systems import comparison_tables
+from megatron_bar.cli import main
 from megatron_bar.recipe.load import load_recipe, save_recipe
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.console import print_wide
@@ -29,13 +31,15 @@ def finished(runs: Path, name: str, seed: int, better: float = 0.0, *overrides: 
         folder.mkdir(parents=True)
         steps = (stage.settings.get("training") or {}).get("steps")
         (folder / "stage.json").write_text(json.dumps(
-            {"seconds": 10.0, "steps": steps or 0, "trainable": 7}
+            {"stage": stage.name, "kind": stage.kind, "seconds": 10.0, "steps": steps or 0,
+             "trainable": 7, "frozen": 1, "layout": {"processes": 1}, "versions": {},
+             "finished": f"2026-11-22T03:2{seed}:07Z"}
         ))
         if stage.kind == "evaluate":
             base = stage.name == "evaluate/anchor"
             (folder / "results.json").write_text(json.dumps({"tasks": {
                 task: {"score": (1.0 if task == "general" else 0.0) if base
-                       else SCORES[task] + better}
+                       else SCORES[task] + better, "count": 10}
                 for task in stage.settings["tasks"]
             }}))
     return run
@@ -72,6 +76,26 @@ def test_folders_of_runs_and_other_settings(tmp_path, capsys):
     assert "flexolmo" in shown and "0.80" in shown and "1.00 > 0.90" in shown
     data = json.loads(json.dumps(comparison_data(systems)))
     assert data[2]["after"]["code"] == {"values": [0.9], "mean": 0.9, "spread": None}
+
+
+def test_reports_of_compared_systems(tmp_path, capsys):
+    both = tmp_path / "both"
+    bar = finished(both, "bar", 0)
+    finished(both, "retrain", 1, 0.05, "method=retrain")
+    assert main(["report", str(both)]) == 0
+    page = (both / "report.html").read_text(encoding="utf-8")
+    assert "2 systems; retrain has the highest mean over the tasks, 0.85." in page
+    assert "03:21 UTC" in page and page.count("<section") == 1 and page.count("<h3>") == 3
+    assert "<th>bar</th><td>0</td>" in page and "<td>1.00 &gt; 0.90</td>" in page
+    assert '<td class="left wrap"><small>math 4000, general 1500' in page
+    assert main(["report", str(bar), "--compare", str(both)]) == 0
+    own = (bar / "report.html").read_text(encoding="utf-8")
+    assert own.index('<section id="scores"') < own.index('<section id="systems"')
+    assert "<th>retrain</th><td>1</td>" in own
+    assert main(["report", str(bar)]) == 0
+    assert 'id="systems"' not in (bar / "report.html").read_text(encoding="utf-8")
+    assert main(["report", str(bar), "--compare", str(tmp_path / "none")]) == 1
+    assert "neither a run nor a folder of runs" in capsys.readouterr().err
 
 
 def test_what_can_not_be_compared_is_refused(tmp_path):

@@ -23,6 +23,7 @@ from megatron_bar.runtime.errors import BarError
 from tests.analysis.conftest import (
     ANCHOR_DIGEST,
     ATTACK,
+    DOMAINS,
     EXPERTS,
     VERSIONS,
     build_run,
@@ -167,6 +168,34 @@ def test_before_the_merge(run):
     assert page.sections == [s for s in SECTIONS if s not in ("router", "averaging")]
     assert "no routed model to compare with its branches yet" in page.text
     assert "base (anchor), branch tool_use, branch math, branch code." in page.text
+
+
+@pytest.mark.parametrize("method, told", [
+    ("dense_merge", [
+        "One model keeps 71% of what its 3 branches reached on their own domains, from 60% "
+        "(tool_use) to 82% (code). On general it scores 0.80; the base scored 0.95.",
+        "base \N{RIGHTWARDS ARROW} merged", "compares the merged model", "merged / branch 60%"]),
+    ("retrain", [
+        "One model for all 3 domains scores 0.69 on them, from 0.46 (tool_use) to 0.90 (code). On "
+        "general it scores 0.94", "base \N{RIGHTWARDS ARROW} all domains"]),
+])
+def test_a_method_that_does_not_route_is_told_by_the_model_it_makes(run, method, told):
+    (run / "evaluate" / "routed").rename(run / "evaluate" / "all")
+    if method == "retrain":
+        for domain in DOMAINS:
+            shutil.rmtree(run / "evaluate" / domain)
+            shutil.rmtree(run / domain)
+    else:
+        shutil.rmtree(run / "evaluate" / "all")
+    shutil.rmtree(run / "routed")
+    with open(run / "recipe.yaml", "a") as recipe:
+        recipe.write(f"method: {method}\n")
+    write_report(run, run / "report.html")
+    text = Page((run / "report.html").read_text(encoding="utf-8")).text
+    for words in told:
+        assert words in text, words
+    assert "routed model" not in text and "yet" not in text
+    assert ("know nothing of each other" in text) == (method == "dense_merge")
 
 
 def test_evaluations_alone(tmp_path):

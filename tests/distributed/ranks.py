@@ -16,6 +16,7 @@ from megatron_bar.analysis.routed_tokens import route_texts
 from megatron_bar.analysis.token_kinds import Told
 from megatron_bar.checkpoints.model_io import load_model, save_model
 from megatron_bar.data.batch import Batch
+from megatron_bar.data.packing import PackedDocuments
 from megatron_bar.data.rows import PackedRows
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import build_model
@@ -31,6 +32,7 @@ from megatron_bar.training.optimizer import (
     gradient_norm,
     wrap,
 )
+from megatron_bar.training.router_start import start_at_centroids
 from megatron_bar.training.setup import DTYPES
 from megatron_bar.training.step import forward_backward
 from tests import kills
@@ -230,3 +232,17 @@ def routed_texts(checkpoint: Path, layout: Layout, texts: list[Told], out: Path)
         load_model(model, checkpoint)
         found = route_texts(model.eval(), texts, 0)
         (out / f"{dist.get_rank()}.json").write_text(json.dumps(found))
+
+
+def centroids(
+    checkpoint: Path, layout: Layout, rows: PackedDocuments, owners: list[int], out: Path
+) -> None:
+    """Save the model with its router rows at the centroids of `rows`."""
+    with process_groups(layout):
+        config = ModelConfig.load(checkpoint)
+        model = build_model(config, layout)
+        load_model(model, checkpoint)
+        start_at_centroids(model, rows, owners, config.all_expert_names, 0)
+        save_model(model, out)
+        if dist.get_rank() == 0:
+            config.save(out)

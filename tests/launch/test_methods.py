@@ -14,6 +14,7 @@ from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import DENSE_OF_EXPERT, EXPERT_FFN_NAMES, Slot
 from megatron_bar.cli import main
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.recipe.methods import METHODS
 from megatron_bar.stages.context import read_done
 from megatron_bar.training.groups import group_digests
 
@@ -148,6 +149,8 @@ def test_joined_stages_read_the_rows_of_all_domains(mini):
 def test_exports_load_in_transformers(mini, system, experts):
     model = AutoModelForCausalLM.from_pretrained(mini / system / "hf" / "model")
     assert getattr(model.config, "num_experts", None) == experts
+    card = (mini / system / "hf" / "model" / "README.md").read_text()
+    assert METHODS[system.partition("-")[0]].MADE in card and "Branch-Adapt-Route" not in card
     assert (mini / system / "report.html").stat().st_size > 10_000
 
 
@@ -155,6 +158,8 @@ def test_compare(mini, tmp_path, capsys):
     assert main(["compare", str(mini), "--json", str(tmp_path / "systems.json")]) == 0
     shown = capsys.readouterr().out
     assert "continued-sequence" in shown and "process" in shown
+    page = (mini / "report.html").read_text(encoding="utf-8")  # of the command that ran them
+    assert all(f"<th>{system}</th>" in page for system in SYSTEMS)
     systems = {s["label"]: s for s in json.loads((tmp_path / "systems.json").read_text())}
     assert set(systems) == set(SYSTEMS)
     tokens = {label: system["tokens"]["mean"] for label, system in systems.items()}

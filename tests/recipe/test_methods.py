@@ -196,7 +196,8 @@ def test_the_comparison_has_every_method_and_shares_what_it_can():
         check_recipe(recipe)
     assert recipes[2].reuse == ["elsewhere/toy-compare/bar", "elsewhere/toy-compare/flexolmo"]
     toy = {s.name: identity(s) for s in stage_graph(load_recipe(TOY))}
-    assert by_name["toy-compare/flexolmo"] == toy
+    flexolmo = by_name["toy-compare/flexolmo"]
+    assert {name for name in flexolmo if flexolmo[name] != toy[name]} == {"hf"}  # the model card
     bar = by_name["toy-compare/bar"]
     assert {name for name in bar if bar[name] != toy[name]} == {"tool_use/sft"}
     btx, merge = by_name["toy-compare/btx"], by_name["toy-compare/dense_merge"]
@@ -225,6 +226,41 @@ def test_systems_and_what_a_recipe_extends(tmp_path):
     (tmp_path / "c.yaml").write_text("extends: none.yaml")
     with pytest.raises(BarError, match=r"none.yaml doesn't exist"):
         load_recipe(tmp_path / "c.yaml")
+
+
+def test_what_a_system_extends_takes_the_place_of_what_its_recipe_does(tmp_path):
+    def write(name, keys):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(yaml.safe_dump(keys))
+
+    write("own/fast.yaml", {"extends": str(TOY), "name": "fast", "seed": 1, "order": "sequence",
+                            "method": "continued", "route": {"fraction": 0.3}})
+    write("all.yaml", {
+        "extends": "slow.yaml", "name": "all", "seed": 2,
+        "systems": {
+            "fast": {"extends": "own/fast.yaml", "domains": {"math": {"sft": {"data": {
+                0: {"count": 5}}}}}},
+            "slow": None,
+        },
+    })
+    write("slow.yaml", {"extends": str(TOY), "route": {"fraction": 0.4, "active": 2}})
+    write("more.yaml", {"extends": "all.yaml", "chat_template": "olmo",
+                        "systems": {"fast": {"layout": {"processes": 2}}}})
+    for path in ("all.yaml", "more.yaml"):
+        fast, slow = load_recipes(tmp_path / path, ["evaluate.max_new_tokens=9"])
+        assert (fast.name, fast.seed, fast.method, fast.order) == (
+            "all/fast", 2, "continued", "sequence")
+        assert (fast.route.fraction, fast.route.active) == (0.3, None)
+        assert [source.count for source in fast.domains["math"].sft.data] == [5, 1500]
+        assert fast.layout.processes == (2 if "more" in path else 1)
+        assert (slow.method, slow.route.fraction, slow.route.active) == ("bar", 0.4, 2)
+        assert {r.evaluate.max_new_tokens for r in (fast, slow)} == {9}
+        assert {r.chat_template for r in (fast, slow)} == {"olmo" if "more" in path else None}
+    (other, _) = load_recipes(tmp_path / "all.yaml", [f"systems.fast.extends={TOY}"])
+    assert (other.name, other.seed, other.route.fraction) == ("all/fast", 2, 0.25)
+    write("all.yaml", {"name": "all", "systems": {"fast": {"extends": "none.yaml"}}})
+    with pytest.raises(BarError, match=r"none.yaml doesn't exist"):
+        load_recipes(tmp_path / "all.yaml")
 
 
 @pytest.mark.parametrize("systems, message", [

@@ -1,5 +1,6 @@
 """Recipes: what is asked for becomes stages, and what is wrong gets one line."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import load_recipe, save_recipe
 from megatron_bar.recipe.methods import stage_graph
-from megatron_bar.recipe.schema import Evaluate
+from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import evaluation_of, identity
 
@@ -56,6 +57,20 @@ def test_overrides_reach_every_depth_and_survive_saving(tmp_path):
     assert recipe.route.fraction == 0.1 and recipe.domains["math"].sft.lr_scale["head"] == 0.5
 
 
+def test_overrides_reach_into_lists():
+    plain = load_recipe(TOY).domains["math"].sft
+    sft = load_recipe(TOY, [
+        "domains.math.sft.data.1.count=20", "domains.math.sft.data.1.name=small",
+        "domains.math.sft.trainable.0=expert.*",
+    ]).domains["math"].sft
+    assert sft.data == [plain.data[0], dataclasses.replace(plain.data[1], count=20, name="small")]
+    assert sft.trainable == ["expert.*", "router.1"]
+    replaced = load_recipe(TOY, [
+        "domains.math.sft.data=[{toy: code}]", "domains.math.sft.data.0.count=3"
+    ]).domains["math"].sft
+    assert replaced.data == [Source(toy="code", count=3)]
+
+
 @pytest.mark.parametrize("override, message", {
     "rout.fraction=0.1": "rout",
     "route.fraktion=0.1": "fraktion",
@@ -67,7 +82,10 @@ def test_overrides_reach_every_depth_and_survive_saving(tmp_path):
     "domains.math.sft.epochs=1": "one of steps, epochs and tokens",
     "domains.math.sft.tokens=50B": "one of steps, epochs and tokens",
     "domains.math.sft.steps=null domains.math.sft.tokens=many": "sft: tokens 'many' is not",
-    "domains.math.sft.data.0.count=7": "Cannot merge",
+    "domains.math.sft.data.2.count=7": "sft.data has no item 2; there are 2, counted from 0",
+    "domains.math.sft.data.last.count=7": "sft.data is a list, and 'last' is not the number of an",
+    "domains.math.sft.data.0.cuont=7": "Key 'cuont' not in 'Source'",
+    "domains.math.sft.data.0=math": "str is not a subclass of Source",
     'pretrain.chat=[{"toy":"general","weight":2}]': "by count, not by weight",
     'pretrain.training.validation=[{"toy":"math"}]': "pretrain has no validation",
     'domains.math.sft.validation=[{"toy":"math","repeat":2}]': "reads each source once",

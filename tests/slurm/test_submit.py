@@ -19,8 +19,11 @@ from megatron_bar.launch.slurm.site import TEMPLATES
 from megatron_bar.launch.slurm.submit import still_good
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.load import load_recipe
+from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
+from megatron_bar.stages.context import identity
 
 BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"
 GOLDEN = Path(__file__).parent / "golden"
@@ -96,6 +99,40 @@ def test_every_script_is_valid_shell_however_things_are_called(workplace, capsys
         for script in _scripts(capsys, "--site", site).values():
             assert "\necho ${HOME}\n" in script
             subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.fixture
+def other(workplace) -> Path:
+    """A finished run of the same recipe, as far as the stages' own files tell."""
+    run = workplace / "runs" / "other"
+    for stage in stage_graph(load_recipe(workplace / "recipe.yaml")):
+        (run / stage.name).mkdir(parents=True)
+        write_json(run / stage.name / "stage.json", {
+            "id": stage.name, "identity": identity(stage),
+            "inputs": {role: {"id": name} for role, name in stage.inputs.items()},
+        })
+    (run / "recipe.yaml").write_text((workplace / "recipe.yaml").read_text())
+    return run
+
+
+def test_scripts_are_for_what_no_reused_run_has(workplace, other, capsys):
+    changed = ["domains.safety.sft.lr=1e-3", "evaluate.max_new_tokens=99"]
+    reuse = "reuse=[runs/other]"
+    whole = set(_scripts(capsys, *changed))
+    assert {"anchor", "math/branch", "math/sft", "evaluate/math"} < whole
+    expected = {"safety/sft", "merged", "routed", "hf", "report",
+                *(name for name in whole if name.startswith("evaluate/"))}
+    assert set(_scripts(capsys, reuse, *changed)) == expected
+    assert set(_scripts(capsys, reuse, *changed, "--only", "safety")) == {
+        "safety/sft", "evaluate/safety"}
+    assert [path.name for path in other.parent.iterdir()] == ["other"]
+    assert main(["submit", "recipe.yaml", reuse, *changed, "--write"]) == 0
+    run = other.parent / "bar-7b"
+    assert {path.stem for path in (run / "slurm").glob("*.sbatch")} == {
+        name.replace("/", "-") for name in expected}
+    assert (run / "math" / "sft" / "stage.json").samefile(other / "math" / "sft" / "stage.json")
+    assert main(["submit", "recipe.yaml", "reuse=[runs/none]", "--dry-run"]) == 1
+    assert "reuse: runs/none is not the folder of a run" in capsys.readouterr().err
 
 
 def test_a_dry_run_needs_nothing_that_only_the_jobs_need(workplace, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_bar.launch.check import check_installed, check_recipe
 from megatron_bar.launch.local import log_path, only_run, stale_stages
-from megatron_bar.launch.reuse import reused_runs, take_over
+from megatron_bar.launch.reuse import donors, reused_runs, take_over
 from megatron_bar.launch.slurm import jobs as job_book
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
@@ -28,16 +28,27 @@ from megatron_bar.stages.context import identity
 def scripts_of(
     recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None
 ) -> dict[str, str]:
-    """The script of each stage that isn't done, in order; nothing is written or asked of SLURM.
+    """The script of each stage that isn't done and none of `reuse` has done, in order.
 
-    `only` and `start` choose among them, as for `submit_recipe`. Raises BarError as it does.
+    Nothing is written or asked of SLURM. `only` and `start` choose among them, as for
+    `submit_recipe`. Raises BarError as it does.
     """
+    run, stages, scripts = _prepared(recipe, site, template, only, start)
+    taken = donors(stages, run, reused_runs(recipe))
+    return {stage.name: scripts[stage.name] for stage in stale_stages(stages, run, taken)
+            if stage.name in scripts}
+
+
+def _prepared(
+    recipe: Recipe, site: Site, template: Path, only: Sequence[str], start: str | None
+) -> tuple[Path, list[Stage], dict[str, str]]:
+    """The run's folder, the stages of a recipe that can work, and the scripts of those chosen."""
     check_recipe(recipe)
     run = Path(recipe.runs) / recipe.name
     stages = stage_graph(recipe)
     chosen = _chosen(stages, only, start)
-    return {stage.name: render(stage, run, site, template, Path.cwd())
-            for stage in stale_stages(stages, run) if stage.name in chosen}
+    return run, stages, {stage.name: render(stage, run, site, template, Path.cwd())
+                         for stage in stages if stage.name in chosen}
 
 
 def write_scripts(
@@ -45,16 +56,19 @@ def write_scripts(
 ) -> Path:
     """Write those scripts into the run's folder, and the recipe they need; returns the folder.
 
-    Nothing is queued: they are there to be changed, and submitted by hand. Raises BarError as
-    `submit_recipe` does, but doesn't look for what a stage needs.
+    Nothing is queued: they are there to be changed, and submitted by hand. What `reuse` has is
+    taken over. Raises BarError as `submit_recipe` does, but doesn't look for what a stage needs.
     """
-    scripts = scripts_of(recipe, site, template, only, start)
-    run = Path(recipe.runs) / recipe.name
+    reused = reused_runs(recipe)
+    run, stages, scripts = _prepared(recipe, site, template, only, start)
     with _open_run(run):
-        _check_settings(stage_graph(recipe), job_book.active_jobs(run))
-        _write(recipe, run, scripts)
-    say(f"{run / 'slurm'}: {len(scripts)} scripts; submit each with sbatch once its inputs are "
-        "done")
+        active = job_book.active_jobs(run)
+        _check_settings(stages, active)
+        if not active:
+            take_over(stages, run, reused)
+        todo = [stage.name for stage in stale_stages(stages, run) if stage.name in scripts]
+        _write(recipe, run, {name: scripts[name] for name in todo})
+    say(f"{run / 'slurm'}: {len(todo)} scripts; submit each with sbatch once its inputs are done")
     return run
 
 
@@ -71,16 +85,12 @@ def submit_recipe(
     neither done nor queued nor chosen, jobs that are queued with other settings, and what SLURM
     refuses.
     """
-    check_recipe(recipe)
+    run, stages, scripts = _prepared(recipe, site, template, only, start)
     if site.runs_here:
         check_installed(recipe)
     if missing := secrets_missing(site):
         raise BarError(f"the site's secrets {', '.join(missing)} are not set; export them first")
     reused = reused_runs(recipe)
-    run = Path(recipe.runs) / recipe.name
-    stages = stage_graph(recipe)
-    chosen = _chosen(stages, only, start)
-    scripts = {stage.name: render(stage, run, site, template, Path.cwd()) for stage in stages}
     with _open_run(run):
         # In this order: a stage that gets done in between is then still known as queued.
         active = job_book.active_jobs(run)
@@ -88,7 +98,7 @@ def submit_recipe(
             take_over(stages, run, reused)
         stale = stale_stages(stages, run)
         _check_settings(stages, active)
-        todo = [stage for stage in stale if stage.name in chosen]
+        todo = [stage for stage in stale if stage.name in scripts]
         queued, orphans = still_good(stages, active, {stage.name for stage in todo})
         new = [stage for stage in todo if stage.name not in queued]
         _check_inputs(new, {stage.name for stage in stale}, queued)

@@ -11,6 +11,8 @@ from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
 
 GROUPS = {"sft": EVERYTHING, "rlvr": EVERYTHING}
+MADE = ("It is the post-trained base model, trained further with every parameter on the data of "
+        "all domains.")
 
 
 def stages(recipe: Recipe) -> list[Stage]:

@@ -6,6 +6,9 @@ from megatron_bar.recipe.graph import DENSE_GROUPS, Stage
 from megatron_bar.recipe.methods import checks, retrain
 from megatron_bar.recipe.schema import Recipe
 
+MADE = ("It is the pretrained base model, mid-trained and post-trained with every parameter on "
+        "the data of all domains at once.")
+
 
 def stages(recipe: Recipe) -> list[Stage]:
     return retrain.stages(recipe, DENSE_GROUPS)

@@ -1,0 +1,31 @@
+"""The recipes in examples/: each can be run as it stands, and each method has its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from megatron_bar.launch.check import check_recipe
+from megatron_bar.recipe.load import load_recipe, load_recipes
+from megatron_bar.recipe.methods import METHODS
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ALL = sorted(EXAMPLES.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_every_example_is_sound(path):
+    for recipe in load_recipes(path):
+        if recipe.pretrain is not None:  # the others' anchors aren't at hand
+            check_recipe(recipe)
+
+
+def test_every_method_has_an_example_which_is_its_row_in_the_comparison():
+    rows = {recipe.name: recipe for recipe in load_recipes(EXAMPLES / "toy-compare.yaml")}
+    for method in METHODS:
+        own = load_recipe(EXAMPLES / "systems" / f"{method}.yaml")
+        assert own.method == method and own.name == f"toy-{method}"
+        row = rows[f"toy-compare/{method}"]
+        assert dataclasses.replace(row, name=own.name, reuse=[]) == own
