@@ -46,7 +46,7 @@ class _WeightedExperts(torch.autograd.Function):
             gate_up_TG = x_TH @ w1_GH.t()
             gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
             y_e_TH = torch.nn.functional.silu(gate_TF).mul_(up_TF) @ w2_HF.t()
-            # In place and into what is there, p in fp32 leaves bf16 activations what they are.
+            # Written into what is bf16, products with p in fp32 become bf16 without a copy.
             if y_TH is None:
                 y_TH = torch.mul(y_e_TH, p_T1, out=torch.empty_like(y_e_TH))
             else:
@@ -55,9 +55,7 @@ class _WeightedExperts(torch.autograd.Function):
             hidden.append(gate_up_TG if needs_hidden else None)
             outputs.append(y_e_TH if needs_probs else None)
         trains_w1 = any(needs_weights[::2])
-        ctx.save_for_backward(
-            x_TH if trains_w1 else None, probs_Te, *hidden, *outputs, *weights
-        )
+        ctx.save_for_backward(x_TH if trains_w1 else None, probs_Te, *hidden, *outputs, *weights)
         return y_TH
 
     @staticmethod
