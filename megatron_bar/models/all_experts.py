@@ -28,30 +28,34 @@ from megatron_bar.models.router import RowRouter
 class _WeightedExperts(torch.autograd.Function):
     """`sum_e p_e * W2_e (silu(Wg_e x) * Wu_e x)`, weights stored as [Wg_e; Wu_e] and W2_e.
 
-    What autograd would do to it costs several times the memory: here an expert keeps the output of
-    its first GEMM alone, the rest is computed again, experts add up inside their GEMMs, and p_e is
-    applied to the narrow side. A GEMM is done only for a gradient that somebody asks for, so a
-    frozen expert has none for its weights, and one whose input is frozen too has none for that.
+    What autograd would do to it costs several times the memory: here an expert keeps the outputs of
+    its two GEMMs alone, the rest is computed again. p_e multiplies the narrow output, so its own
+    gradient takes no GEMM. A GEMM is done only for a gradient that somebody asks for, so a frozen
+    expert has none for its weights, and one whose input is frozen too has none at all.
     """
 
     @staticmethod
     def forward(
         ctx, x_TH: torch.Tensor, probs_Te: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
+        needs_x, needs_probs, *needs_weights = ctx.needs_input_grad
         y_TH = None
-        hidden = []
-        for p_T1, w1_GH, w2_HF in zip(probs_Te.split(1, dim=1), weights[::2], weights[1::2]):
+        hidden, outputs = [], []
+        for e, (w1_GH, w2_HF) in enumerate(zip(weights[::2], weights[1::2])):
+            p_T1 = probs_Te[:, e : e + 1]
             gate_up_TG = x_TH @ w1_GH.t()
             gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
-            # In place, p in fp32 is applied without an fp32 copy of a bf16 activation.
-            scaled_TF = torch.nn.functional.silu(gate_TF).mul_(up_TF).mul_(p_T1)
+            y_e_TH = torch.nn.functional.silu(gate_TF).mul_(up_TF) @ w2_HF.t()
+            # Written into what is bf16, products with p in fp32 become bf16 without a copy.
             if y_TH is None:
-                y_TH = scaled_TF @ w2_HF.t()
+                y_TH = torch.mul(y_e_TH, p_T1, out=torch.empty_like(y_e_TH))
             else:
-                y_TH.addmm_(scaled_TF, w2_HF.t())
-            hidden.append(gate_up_TG)
-        trains_w1 = any(ctx.needs_input_grad[2::2])
-        ctx.save_for_backward(x_TH if trains_w1 else None, probs_Te, *hidden, *weights)
+                y_TH.addcmul_(y_e_TH, p_T1)
+            needs_hidden = needs_x or any(needs_weights[2 * e : 2 * e + 2])
+            hidden.append(gate_up_TG if needs_hidden else None)
+            outputs.append(y_e_TH if needs_probs else None)
+        trains_w1 = any(needs_weights[::2])
+        ctx.save_for_backward(x_TH if trains_w1 else None, probs_Te, *hidden, *outputs, *weights)
         return y_TH
 
     @staticmethod
@@ -60,26 +64,27 @@ class _WeightedExperts(torch.autograd.Function):
         x_TH, probs_Te, *rest = ctx.saved_tensors
         needs_x, needs_probs, *needs_weights = ctx.needs_input_grad
         experts = probs_Te.shape[1]
-        hidden, w1s, w2s = rest[:experts], rest[experts::2], rest[experts + 1 :: 2]
+        hidden, outputs, weights = rest[:experts], rest[experts : 2 * experts], rest[2 * experts :]
         grad_x_TH = None
         grad_probs_Te = torch.empty_like(probs_Te) if needs_probs else None
-        grad_weights: list[torch.Tensor | None] = [None] * len(needs_weights)
-        for e, (gate_up_TG, w1_GH, w2_HF) in enumerate(zip(hidden, w1s, w2s)):
-            p_T1 = probs_Te[:, e : e + 1]
+        grad_weights: list[torch.Tensor | None] = [None] * len(weights)
+        for e, (gate_up_TG, y_e_TH, w1_GH, w2_HF) in enumerate(
+            zip(hidden, outputs, weights[::2], weights[1::2])
+        ):
+            if needs_probs:
+                grad_probs_Te[:, e] = torch.linalg.vecdot(grad_y_TH, y_e_TH)
+            if gate_up_TG is None:
+                continue
             needs_w1, needs_w2 = needs_weights[2 * e : 2 * e + 2]
+            p_T1 = probs_Te[:, e : e + 1]
+            grad_y_e_TH = torch.mul(grad_y_TH, p_T1, out=torch.empty_like(grad_y_TH))
             gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
             silu_TF = torch.nn.functional.silu(gate_TF)
-            if needs_w2 or needs_probs:
-                product_TF = silu_TF * up_TF
-            if needs_x or needs_probs or needs_w1:
-                grad_TF = grad_y_TH @ w2_HF
-            if needs_probs:
-                grad_probs_Te[:, e] = torch.linalg.vecdot(grad_TF, product_TF)
             if needs_w2:
-                grad_weights[2 * e + 1] = grad_y_TH.t() @ product_TF.mul_(p_T1)
+                grad_weights[2 * e + 1] = grad_y_e_TH.t() @ (silu_TF * up_TF)
             if not (needs_x or needs_w1):
                 continue
-            grad_TF.mul_(p_T1)
+            grad_TF = grad_y_e_TH @ w2_HF
             grad_gate_up_TG = torch.empty_like(gate_up_TG)
             grad_gate_TF, grad_up_TF = grad_gate_up_TG.chunk(2, dim=-1)
             torch.mul(grad_TF, silu_TF, out=grad_up_TF)

@@ -79,8 +79,6 @@ def step_flops(model: ModelConfig, work: Work, trainable: Collection[str]) -> St
         routers = [f"router.{e}" in trainable for e in range(model.num_experts or 0)]
         for row_trains in routers:
             product(1, hidden, live, row_trains)
-        # Each expert's output is multiplied by its probability, before its last product.
-        weighted = live or any(routers)
         ffns, share = ["ffn"], 1.0
         if model.num_experts is not None:
             ffns = [f"expert.{e}" for e in range(model.num_experts)]
@@ -88,8 +86,9 @@ def step_flops(model: ModelConfig, work: Work, trainable: Collection[str]) -> St
         for group in ffns:
             trains = group in trainable
             product(2 * ffn, hidden, live, trains, share)
-            product(hidden, ffn, weighted or trains, trains, share)
-        live |= weighted or norms_train or any(group in trainable for group in ffns)
+            product(hidden, ffn, live or trains, trains, share)
+        # Each expert's output is multiplied by its probability, which takes no product.
+        live |= any(routers) or norms_train or any(group in trainable for group in ffns)
     live |= "final_norm" in trainable
     product(model.padded_vocab_size(1), hidden, live, "head" in trainable)
     return StepFlops(forward, activations, weights)

@@ -30,7 +30,9 @@ class _Normed(torch.autograd.Function):
         group: dist.ProcessGroup | None,
     ) -> torch.Tensor:
         x_fp32 = x.float()
-        scale = torch.rsqrt(_dot(x_fp32, x_fp32, group) / width + eps)
+        # Its square is the same as x . x, which would write all products to memory first.
+        squares = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True).square()
+        scale = torch.rsqrt(_summed(squares, group) / width + eps)
         ctx.save_for_backward(x, weight, scale)
         ctx.width, ctx.group = width, group
         return (x_fp32 * scale).mul_(weight).to(x.dtype)
@@ -45,17 +47,17 @@ class _Normed(torch.autograd.Function):
             grad_weight = (grad_fp32 * x_fp32).mul_(scale).flatten(0, -2).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
             grad_x = grad_fp32 * weight
-            along_x = _dot(grad_x, x_fp32, ctx.group) * scale**3 / ctx.width
+            dot = torch.linalg.vecdot(grad_x, x_fp32).unsqueeze(-1)
+            along_x = _summed(dot, ctx.group) * scale**3 / ctx.width
             grad_x = grad_x.mul_(scale).addcmul_(x_fp32, along_x, value=-1).to(x.dtype)
         return grad_x, grad_weight, None, None, None
 
 
-def _dot(a: torch.Tensor, b: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-    """`[..., W], [..., W] -> [..., 1]`, summed over the ranks of `group`."""
-    dot = torch.linalg.vecdot(a, b).unsqueeze(-1)
+def _summed(part: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The sum over the ranks of `group` of `part`, which it takes the place of."""
     if group is not None and group.size() > 1:
-        dist.all_reduce(dot, group=group)
-    return dot
+        dist.all_reduce(part, group=group)
+    return part
 
 
 class RMSNorm(torch.nn.Module):

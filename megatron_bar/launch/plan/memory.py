@@ -202,9 +202,10 @@ def _activations(
 def _ffn_elements(model: ModelConfig, layout: Layout, trainable: Sequence[str]) -> float:
     """What a layer's FFN keeps a token beside its input, before it is divided by `tensor`.
 
-    With all experts active each keeps its gate and up projections alone, and where one trains the
-    input gathered from the ranks that share them. Megatron's own path keeps for each active expert
-    its input, both projections and four products; a dense FFN both projections and three products.
+    With all experts active each keeps its gate and up projections and its output alone, this for
+    the tokens of all ranks that share its width. Where one trains, the input gathered from the
+    ranks that share experts is kept too. Megatron's own path keeps for each active expert its
+    input, both projections and four products; a dense FFN both projections and three products.
     """
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     if model.num_experts is None:
@@ -213,7 +214,8 @@ def _ffn_elements(model: ModelConfig, layout: Layout, trainable: Sequence[str]) 
         return model.experts_per_token * (6 * ffn + hidden)
     sharing = layout.expert * layout.resolved_expert_tensor
     trains = any(group.startswith("expert.") for group in trainable)
-    return 2 * ffn * model.num_experts + hidden * sharing * (trains and sharing > 1)
+    experts = model.num_experts * (2 * ffn + hidden * layout.resolved_expert_tensor)
+    return experts + hidden * sharing * (trains and sharing > 1)
 
 
 def _logits(model: ModelConfig, layout: Layout, training: Training, pipeline_rank: int) -> int:
