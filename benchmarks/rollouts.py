@@ -1,6 +1,7 @@
 """Generation: our engine and transformers' `generate`, on the same model of two experts.
 
     python -m benchmarks.rollouts [--hidden 128 512] [--batch 1 8 16 32 64] [--threads 1]
+                                [--clock wall]
 
 Tokens/s, and ours over transformers' (with its cache, the faster of its eager and fused attention):
 
@@ -8,13 +9,14 @@ Tokens/s, and ours over transformers' (with its cache, the faster of its eager a
   be the same.
 - uneven: four times as many requests, whose responses end at random, after 24 tokens in the mean
   and 64 at most. transformers answers batch after batch; tokens after an end count for neither.
+
+`--clock cpu` counts the time that the one thread computed, for a machine that others use too.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,7 +24,7 @@ import torch
 from rich.table import Table
 from transformers import FlexOlmoConfig, FlexOlmoForCausalLM
 
-from benchmarks.timing import machine, medians
+from benchmarks.timing import clock_named, machine, medians
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.models.config import ModelConfig
@@ -97,16 +99,19 @@ def _up_to_stop(tokens: list[int], sampling: Sampling) -> list[int]:
 
 
 def rates(
-    contestants: dict[str, Callable[[], list[list[int]]]], repetitions: int
+    contestants: dict[str, Callable[[], list[list[int]]]], repetitions: int,
+    clock: Callable[[], float],
 ) -> tuple[float, float]:
     """Tokens/s of ours and of the best of theirs."""
     counts = {name: sum(map(len, call())) for name, call in contestants.items()}
-    seconds = medians(contestants, repetitions, time.perf_counter)
+    seconds = medians(contestants, repetitions, clock)
     found = {name: counts[name] / seconds[name] for name in contestants}
     return found.pop("ours"), max(found.values())
 
 
-def measure(hidden: int, batches: Sequence[int], repetitions: int, table: Table) -> None:
+def measure(
+    hidden: int, batches: Sequence[int], repetitions: int, clock: Callable[[], float], table: Table
+) -> None:
     even = Sampling(NEW, frozenset())
     stops = frozenset(range(0, VOCABULARY, MEAN_LENGTH))
     uneven = Sampling(NEW, stops, temperature=1.0)
@@ -121,7 +126,7 @@ def measure(hidden: int, batches: Sequence[int], repetitions: int, table: Table)
                 if sampling is even:
                     answers = [call() for call in calls.values()]
                     assert all(answer == answers[0] for answer in answers)
-                our_rate, their_rate = rates(calls, repetitions)
+                our_rate, their_rate = rates(calls, repetitions, clock)
                 cells += [f"{our_rate:,.0f}", f"{their_rate:,.0f}", f"{our_rate / their_rate:.2f}"]
             table.add_row(str(hidden), str(batch), *cells)
             console.print(f"hidden {hidden}, batch {batch}: {' '.join(cells)}")
@@ -133,14 +138,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16, 32, 64])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
+    if options.clock == "cpu" and options.threads > 1:
+        parser.error("--clock cpu counts one thread")
+    clock = clock_named(options.clock)
     torch.set_num_threads(options.threads)
     table = Table("hidden", "batch", "even: ours, tok/s", "theirs", "ratio",
                   "uneven: ours, tok/s", "theirs", "ratio", box=None,
-                  title=machine(options.threads, "wall"))
+                  title=machine(options.threads, options.clock))
     with process_groups(Layout()):
         for hidden in options.hidden:
-            measure(hidden, options.batch, options.repetitions, table)
+            measure(hidden, options.batch, options.repetitions, clock, table)
     console.print(table)
 
 

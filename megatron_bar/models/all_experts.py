@@ -139,6 +139,8 @@ class AllExpertsDispatcher(MoETokenDispatcher):
     def token_dispatch(
         self, x_TH: torch.Tensor, probs_TE: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.tp_ep_group.size() == 1:
+            return x_TH, probs_TE
         return (
             gather_from_sequence_parallel_region(x_TH, group=self.tp_ep_group),
             gather_from_sequence_parallel_region(probs_TE, group=self.tp_ep_group),
@@ -153,6 +155,8 @@ class AllExpertsDispatcher(MoETokenDispatcher):
         return y_TH
 
     def token_combine(self, y_TH: torch.Tensor) -> torch.Tensor:
+        if self.tp_ep_group.size() == 1:
+            return y_TH
         return reduce_scatter_to_sequence_parallel_region(y_TH, group=self.tp_ep_group)
 
     def combine_postprocess(self, y_TH: torch.Tensor) -> torch.Tensor:

@@ -29,13 +29,10 @@ class _Normed(torch.autograd.Function):
         ctx, x: torch.Tensor, weight: torch.Tensor, eps: float, width: int,
         group: dist.ProcessGroup | None,
     ) -> torch.Tensor:
-        x_fp32 = x.float()
-        # Its square is the same as x . x, which would write all products to memory first.
-        squares = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True).square()
-        scale = torch.rsqrt(_summed(squares, group) / width + eps)
+        normed, scale = _normed_and_scale(x, weight, eps, width, group)
         ctx.save_for_backward(x, weight, scale)
         ctx.width, ctx.group = width, group
-        return (x_fp32 * scale).mul_(weight).to(x.dtype)
+        return normed
 
     @staticmethod
     @once_differentiable
@@ -51,6 +48,25 @@ class _Normed(torch.autograd.Function):
             along_x = _summed(dot, ctx.group) * scale**3 / ctx.width
             grad_x = grad_x.mul_(scale).addcmul_(x_fp32, along_x, value=-1).to(x.dtype)
         return grad_x, grad_weight, None, None, None
+
+
+def _normed(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, width: int, group: dist.ProcessGroup | None
+) -> torch.Tensor:
+    """See _Normed. While generating, what autograd does around it costs as much as the norm."""
+    if torch.is_grad_enabled():
+        return _Normed.apply(x, weight, eps, width, group)
+    return _normed_and_scale(x, weight, eps, width, group)[0]
+
+
+def _normed_and_scale(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, width: int, group: dist.ProcessGroup | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    x_fp32 = x.float()
+    # Its square is the same as x . x, which would write all products to memory first.
+    squares = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True).square()
+    scale = torch.rsqrt(_summed(squares, group) / width + eps)
+    return (x_fp32 * scale).mul_(weight).to(x.dtype), scale
 
 
 def _summed(part: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
@@ -78,7 +94,7 @@ class RMSNorm(torch.nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _Normed.apply(x, self.weight, self.eps, x.shape[-1], None)
+        return _normed(x, self.weight, self.eps, x.shape[-1], None)
 
 
 class FullWidthRMSNorm(torch.nn.Module):
@@ -108,7 +124,7 @@ class FullWidthRMSNorm(torch.nn.Module):
 
     def forward(self, x_SBND: torch.Tensor) -> torch.Tensor:
         x_SBW = x_SBND.flatten(-2)
-        normed_SBW = _Normed.apply(x_SBW, self.weight, self.eps, self.width, self.tp_group)
+        normed_SBW = _normed(x_SBW, self.weight, self.eps, self.width, self.tp_group)
         return normed_SBW.view_as(x_SBND)
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):

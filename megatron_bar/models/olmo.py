@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -30,6 +30,7 @@ from megatron.core.transformer.transformer_layer import (
 from megatron_bar.models.all_experts import AllExperts, AllExpertsLayer, AllExpertsRouter
 from megatron_bar.models.attention import FusedAttention, OlmoSelfAttention
 from megatron_bar.models.config import ModelConfig, Yarn
+from megatron_bar.models.linear import LocalParts
 from megatron_bar.models.loss import vocabulary_loss
 from megatron_bar.models.norms import NormThenAdd, RMSNorm
 from megatron_bar.models.rope import RotaryByLayerType
@@ -124,7 +125,7 @@ def _layer_spec(config: TransformerConfig, yarn: Yarn | None) -> ModuleSpec:
 
         backend = TESpecProvider()
     else:
-        backend = LocalSpecProvider()
+        backend = LocalParts()
     core_attention = FusedAttention
     if attention_by_boundaries(config.context_parallel_size):
         core_attention = backend.core_attention()
@@ -146,7 +147,7 @@ def _layer_spec(config: TransformerConfig, yarn: Yarn | None) -> ModuleSpec:
             experts=ModuleSpec(experts, submodules=linears), router=router
         ))
     return ModuleSpec(
-        TransformerLayer,
+        OlmoLayer,
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
                 OlmoSelfAttention,
@@ -165,6 +166,18 @@ def _layer_spec(config: TransformerConfig, yarn: Yarn | None) -> ModuleSpec:
             mlp_bda=norm_then_add,
         ),
     )
+
+
+class OlmoLayer(TransformerLayer):
+    """Megatron's layer, which leaves gradients off where they are off.
+
+    It turns them on around its bias-dropout-add, so that without gradients residuals and norms
+    would still become a graph, kept until the pass is over.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.bias_dropout_add_exec_handler = contextlib.nullcontext
 
 
 class OlmoModel(GPTModel):

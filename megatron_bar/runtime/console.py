@@ -77,7 +77,7 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
         heartbeat.beat()
         done += units
         now = time.monotonic()
-        if now - last >= LOG_EVERY_SECONDS:
+        if done and now - last >= LOG_EVERY_SECONDS:  # before that there is no rate
             last = now
             rate = done / (now - start)
             say(f"{what}: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left {note}")

@@ -204,6 +204,16 @@ def test_the_comparison_has_every_method_and_shares_what_it_can():
     assert all(btx[name] == merge[name] for name in [*STARTS, *DENSE])
 
 
+def test_the_frozen_twin_takes_over_all_but_what_rlvr_changes():
+    open_, frozen = (load_recipe(EXAMPLES / f"{name}.yaml", ["runs=elsewhere"])
+                     for name in ("toy-rl", "toy-rl-frozen"))
+    assert frozen.reuse == [f"elsewhere/{open_.name}"]
+    before = {s.name: identity(s) for s in stage_graph(open_)}
+    changed = [s for s in stage_graph(frozen) if before[s.name] != identity(s)]
+    assert [stage.name for stage in changed] == ["code/rlvr"]
+    assert training_of(changed[0]).trainable == ["expert.1", "router.1"]
+
+
 def test_systems_and_what_a_recipe_extends(tmp_path):
     shorter = {"seed": 5, "domains": {"math": {"sft": {"steps": 7}}}}
     (tmp_path / "both.yaml").write_text(yaml.safe_dump({

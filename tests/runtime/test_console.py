@@ -9,6 +9,7 @@ from megatron_bar.runtime.console import progress, read_progress
 def test_the_last_line_of_progress_is_read_back(monkeypatch, capsys):
     monkeypatch.setattr(console, "LOG_EVERY_SECONDS", 0.0)
     with progress("math/sft", 400) as advance:
+        advance(0)  # a sign of life: nothing is done yet
         advance(100)
         advance(20, note="loss 1.234")
     log = "math/sft: 400 steps, layout tp1\n" + capsys.readouterr().out + "Traceback: 1/2\n"
