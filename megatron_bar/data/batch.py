@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron_bar.data.batches import check_length
 from megatron_bar.data.rows import PackedRows
@@ -56,17 +55,22 @@ class Batch:
         """The positions that this context-parallel rank computes, with whole rows of keys.
 
         Of 2 C slices of each row the ranks take two each, one from either end, so that causal
-        attention costs them the same. Raises BarError where S is no multiple of 2 C.
+        attention costs them the same: those that Megatron's get_batch_on_this_cp_rank takes, whose
+        arguments change from version to version. Raises BarError where S is no multiple of 2 C.
         """
         ranks = parallel_state.get_context_parallel_world_size()
         if ranks == 1:
             return self
-        check_length(self.tokens_BS.shape[1], ranks)
+        length = self.tokens_BS.shape[1]
+        check_length(length, ranks)
+        rank = parallel_state.get_context_parallel_rank()
+        slices = torch.arange(length, device=self.tokens_BS.device).chunk(2 * ranks)
+        places_s = torch.cat([slices[rank], slices[-1 - rank]])
         tensors = {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        mask = {"attention_mask": tensors.pop("attention_mask_B1SS")}
-        mask_B1sS = get_batch_on_this_cp_rank(mask)["attention_mask"]
+        mask_B1SS = tensors.pop("attention_mask_B1SS")
         return dataclasses.replace(
-            self, **get_batch_on_this_cp_rank(tensors), attention_mask_B1SS=mask_B1sS
+            self, **{name: x_BS[:, places_s] for name, x_BS in tensors.items()},
+            attention_mask_B1SS=mask_B1SS[:, :, places_s],
         )
 
     def to(self, device: torch.device) -> Batch:
