@@ -19,13 +19,13 @@ $(VENV)/ready: setup.py constraints.txt
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
-# NeMo-Aligner and what it imports, over a gigabyte: the tests of RLVR need it, the demo doesn't.
+# NeMo-Aligner and what it imports, over a gigabyte: RLVR needs it, in the demo and in its tests.
 # Beside it lm-eval is little more.
 $(VENV)/rlvr: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[test,rlvr,eval]'
 	touch $@
 
-demo: setup
+demo: $(VENV)/rlvr
 	$(VENV)/bin/megatron-bar run examples/toy.yaml
 
 test: $(VENV)/rlvr

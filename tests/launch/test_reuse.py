@@ -54,8 +54,8 @@ def test_what_a_setting_changes_is_left(other, tmp_path):
     stages = graph("domains.math.sft.lr=1e-3")
     take_over(stages, tmp_path / "run", [other])
     stale = {stage.name for stage in stale_stages(stages, tmp_path / "run")}
-    assert stale == {"math/sft", "merged", "routed", "hf", "evaluate/math", "evaluate/merged",
-                     "evaluate/routed", "report"}
+    assert stale == {"math/sft", "math/rlvr", "merged", "routed", "hf", "evaluate/math",
+                     "evaluate/merged", "evaluate/routed", "report"}
 
 
 def test_what_was_made_of_another_execution_is_left(other, tmp_path):

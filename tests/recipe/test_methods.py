@@ -16,8 +16,9 @@ from megatron_bar.stages.context import identity, training_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TOY = EXAMPLES / "toy.yaml"
-# What every domain of the toy trains is left to the method.
-OPEN = [f"domains.{domain}.sft.trainable=[]" for domain in ("math", "code", "tool_use", "safety")]
+# What every domain of the toy trains is left to the method; it ends with SFT.
+OPEN = [*(f"domains.{name}.sft.trainable=[]" for name in ("math", "code", "tool_use", "safety")),
+        *(f"domains.{name}.rlvr=null" for name in ("math", "code"))]
 STARTS = ["base", "anchor", "pretrained"]
 
 
@@ -94,7 +95,7 @@ def test_one_stage_reads_what_the_domains_own_would():
     midtrain, sft = stages["all/midtrain"], stages["all/sft"]
     assert list(midtrain.settings["parts"]) == ["math", "code"]
     assert {name: part["steps"] for name, part in sft.settings["parts"].items()} == {
-        "math": 400, "code": 220, "tool_use": 300, "safety": 160
+        "math": 400, "code": 150, "tool_use": 300, "safety": 160
     }
     training = training_of(sft)
     assert (training.epochs, training.steps, training.data) == (1.0, None, [])
@@ -195,13 +196,17 @@ def test_the_comparison_has_every_method_and_shares_what_it_can():
     for recipe in recipes:
         check_recipe(recipe)
     assert recipes[2].reuse == ["elsewhere/toy-compare/bar", "elsewhere/toy-compare/flexolmo"]
-    toy = {s.name: identity(s) for s in stage_graph(load_recipe(TOY))}
-    flexolmo = by_name["toy-compare/flexolmo"]
+    flexolmo, bar = by_name["toy-compare/flexolmo"], by_name["toy-compare/bar"]
+    # It is the toy, with a longer SFT of code in place of RLVR.
+    toy = load_recipe(TOY, ["domains.math.rlvr=null", "domains.code.rlvr=null",
+                            "domains.code.sft.steps=220"])
+    toy = {s.name: identity(s) for s in stage_graph(toy)}
     assert {name for name in flexolmo if flexolmo[name] != toy[name]} == {"hf"}  # the model card
-    bar = by_name["toy-compare/bar"]
     assert {name for name in bar if bar[name] != toy[name]} == {"tool_use/sft"}
     btx, merge = by_name["toy-compare/btx"], by_name["toy-compare/dense_merge"]
     assert all(btx[name] == merge[name] for name in [*STARTS, *DENSE])
+    ablations = load_recipes(EXAMPLES / "toy-ablations.yaml")
+    assert {s.name: identity(s) for s in stage_graph(ablations[0])} == toy
 
 
 def test_the_frozen_twin_takes_over_all_but_what_rlvr_changes():

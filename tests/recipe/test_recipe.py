@@ -20,14 +20,15 @@ def test_the_toy_graph():
     names = [stage.name for stage in stages]
     assert names[:3] == ["base", "anchor", "pretrained"]
     for domain, steps in {
-        "math": ["branch", "midtrain", "sft"], "code": ["branch", "midtrain", "sft"],
+        "math": ["branch", "midtrain", "sft", "rlvr"],
+        "code": ["branch", "midtrain", "sft", "rlvr"],
         "tool_use": ["branch", "sft"], "safety": ["branch", "sft"],
     }.items():
         assert [n for n in names if n.startswith(f"{domain}/")] == [f"{domain}/{s}" for s in steps]
     by_name = {stage.name: stage for stage in stages}
     assert by_name["merged"].inputs == {
-        "anchor": "anchor", "math": "math/sft", "code": "code/sft", "tool_use": "tool_use/sft",
-        "safety": "safety/sft",
+        "anchor": "anchor", "math": "math/rlvr", "code": "code/rlvr",
+        "tool_use": "tool_use/sft", "safety": "safety/sft",
     }
     assert by_name["hf"].inputs == {"checkpoint": "routed"}
     done = set()

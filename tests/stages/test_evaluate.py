@@ -18,7 +18,7 @@ TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 
 @pytest.mark.parametrize("name, folder, experts, expected", [
     ("anchor", "anchor", None, Layout(4, tensor=2)),
-    ("math", "math/sft", 2, Layout(4, tensor=2, expert=2)),
+    ("math", "math/rlvr", 2, Layout(4, tensor=2, expert=2)),
     ("routed", "routed", 5, Layout(4, tensor=2)),
 ])
 def test_the_layout_fits_each_model(name, folder, experts, expected, tmp_path):
