@@ -56,9 +56,9 @@ def test_runs_that_differ_in_the_seed_are_one_system(tmp_path):
     assert system.before["general"].mean == 1.0
     assert system.branches["code"]["code"].values == pytest.approx((0.9, 0.8, 0.7))
     midtrain, sft, rlvr, route = system.spent
-    assert (midtrain.steps, sft.steps, rlvr.steps, route.steps) == (250, 1010, 40, 300)
+    assert (midtrain.steps, sft.steps, rlvr.steps, route.steps) == (250, 1080, 40, 300)
     assert rlvr.tokens == 40 * 128 * (2048 + 40)  # the most that prompts and answers may be
-    assert system.tokens.mean == (1260 * 4 + 300 * 8) * 256 + rlvr.tokens
+    assert system.tokens.mean == (1330 * 4 + 300 * 8) * 256 + rlvr.tokens
     # Two mid-trainings, four SFTs, two RLVRs, four branches, a merge, routing with two processes.
     assert system.seconds.mean == (2 + 4 + 2 + 4 + 1 + 2) * 10
     assert sft.data == ("math 4000", "general 1500", "code 4000", "tool_use 4000", "safety 4000")

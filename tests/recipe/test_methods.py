@@ -95,7 +95,7 @@ def test_one_stage_reads_what_the_domains_own_would():
     midtrain, sft = stages["all/midtrain"], stages["all/sft"]
     assert list(midtrain.settings["parts"]) == ["math", "code"]
     assert {name: part["steps"] for name, part in sft.settings["parts"].items()} == {
-        "math": 400, "code": 150, "tool_use": 300, "safety": 160
+        "math": 400, "code": 220, "tool_use": 300, "safety": 160
     }
     training = training_of(sft)
     assert (training.epochs, training.steps, training.data) == (1.0, None, [])
@@ -197,9 +197,7 @@ def test_the_comparison_has_every_method_and_shares_what_it_can():
         check_recipe(recipe)
     assert recipes[2].reuse == ["elsewhere/toy-compare/bar", "elsewhere/toy-compare/flexolmo"]
     flexolmo, bar = by_name["toy-compare/flexolmo"], by_name["toy-compare/bar"]
-    # It is the toy, with a longer SFT of code in place of RLVR.
-    toy = load_recipe(TOY, ["domains.math.rlvr=null", "domains.code.rlvr=null",
-                            "domains.code.sft.steps=220"])
+    toy = load_recipe(TOY, ["domains.math.rlvr=null", "domains.code.rlvr=null"])
     toy = {s.name: identity(s) for s in stage_graph(toy)}
     assert {name for name in flexolmo if flexolmo[name] != toy[name]} == {"hf"}  # the model card
     assert {name for name in bar if bar[name] != toy[name]} == {"tool_use/sft"}
