@@ -11,12 +11,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from megatron_bar.analysis.runs import ANCHOR, last_model
-from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.graph import Stage, deciding
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import METHODS, stage_graph
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
+from megatron_bar.runtime.layout import Layout
 
 KINDS = ("midtrain", "sft", "rlvr", "route")
 _STARTS = ("pretrain", "import")  # what all systems of a comparison begin with
@@ -84,8 +85,8 @@ class _Run:
 def compare_runs(folders: Sequence[Path]) -> list[System]:
     """The systems that runs, and comparisons (folders of runs), hold, in the methods' order.
 
-    Runs of recipes that differ in nothing but the seed are one system; a run that is named twice
-    counts once.
+    Runs of recipes that differ in nothing but the seed, and how it is computed, are one system; a
+    run that is named twice counts once.
 
     Raises BarError for a folder without runs, a run that isn't finished, and two runs of one
     system with one seed.
@@ -137,8 +138,8 @@ def _scores(folder: Path) -> dict[str, float]:
 
 
 def _but_for_the_seed(recipe: Recipe) -> str:
-    plain = dataclasses.replace(recipe, name="", runs="", seed=0, reuse=[])
-    return json.dumps(dataclasses.asdict(plain), sort_keys=True)
+    plain = dataclasses.replace(recipe, name="", runs="", seed=0, reuse=[], layout=Layout())
+    return json.dumps(deciding(dataclasses.asdict(plain)), sort_keys=True)
 
 
 def _system(runs: Sequence[_Run]) -> System:

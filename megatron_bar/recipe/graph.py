@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_bar.recipe.schema import Domain, Evaluate, Recipe, Rlvr, Route, Source, Training
+from megatron_bar.recipe.schema import (
+    HOW_NOT_WHAT,
+    Domain,
+    Evaluate,
+    Recipe,
+    Rlvr,
+    Route,
+    Source,
+    Training,
+)
 from megatron_bar.runtime.layout import Layout
 
 # What each stage of BAR trains by default; expert 1 is the branch's domain expert.
@@ -44,6 +53,15 @@ class Stage:
     settings: dict[str, Any] = field(default_factory=dict)
     layout: Layout = field(default_factory=Layout)
     domain: str | None = None
+
+
+def deciding(settings: Any) -> Any:
+    """`settings` without the keys of any Training in it that don't decide what comes out."""
+    if not isinstance(settings, dict):
+        return settings
+    is_training = "trainable" in settings
+    return {key: deciding(value) for key, value in settings.items()
+            if not (is_training and key in HOW_NOT_WHAT)}
 
 
 def with_defaults(training: Training, trainable: Sequence[str]) -> Training:

@@ -16,8 +16,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.schema import HOW_NOT_WHAT, Evaluate, Recipe, Rlvr, Source, Training
+from megatron_bar.recipe.graph import Stage, deciding
+from megatron_bar.recipe.schema import Evaluate, Recipe, Rlvr, Source, Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest, read_json, write_json
 
@@ -105,24 +105,15 @@ def external_fingerprint(stage: Stage) -> dict[str, list]:
             found[value] = [[p.name, p.stat().st_size, p.stat().st_mtime_ns]
                             for p in files if p.is_file()]
 
-    visit(_deciding(stage.settings))
+    visit(deciding(stage.settings))
     return found
 
 
 def identity(stage: Stage) -> str:
     """Changes when the stage's settings or outside files do, in what decides its result."""
     return json_digest([
-        stage.kind, _deciding(stage.settings), stage.inputs, external_fingerprint(stage),
+        stage.kind, deciding(stage.settings), stage.inputs, external_fingerprint(stage),
     ])
-
-
-def _deciding(settings: Any) -> Any:
-    """`settings` without the keys of any Training in it that don't decide what comes out."""
-    if not isinstance(settings, dict):
-        return settings
-    is_training = "trainable" in settings
-    return {key: _deciding(value) for key, value in settings.items()
-            if not (is_training and key in HOW_NOT_WHAT)}
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
