@@ -5,33 +5,31 @@ A folder of runs has one too, which compares them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from megatron_bar.analysis import formats
-from megatron_bar.analysis.compare import compare_runs, runs_in
+from megatron_bar.analysis.compare import System, compare_runs
 from megatron_bar.analysis.flow import flow_of
 from megatron_bar.analysis.headline import anchor_digests, summary, tiles
+from megatron_bar.analysis.page import write_page
 from megatron_bar.analysis.plots import routing_heatmap, scores_chart, training_curves
 from megatron_bar.analysis.routing import describe_routing
-from megatron_bar.analysis.routing_page import TEMPLATES, routing_of
+from megatron_bar.analysis.routing_page import routing_of
 from megatron_bar.analysis.runs import MERGED, ROUTED, last_model, read_recipe, read_stages
 from megatron_bar.analysis.scores import Scores, compare, evaluated, model_label
 from megatron_bar.analysis.sections import Section, read_sections
-from megatron_bar.analysis.suites import in_percent, of_all, read_suites
+from megatron_bar.analysis.suites import read_suites
 from megatron_bar.analysis.systems import comparison_section
 from megatron_bar.analysis.trained import trained_stages
 from megatron_bar.analysis.upgrade import read_upgrade
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import staging_path
 
+_TEMPLATE = "report.html.j2"
 _DEVIATIONS_SHOWN = 5
 # The page's own sections, in order: its id, which is its template's name too, and its title.
 _PARTS = {
@@ -78,8 +76,8 @@ def write_report(run: Path, target: Path, others: Sequence[Path] = ()) -> None:
         "averaging": deviations, "samples": _samples(results, scores), "repeat": True,
     }
     file = run / "recipe.yaml"
-    _write_page(
-        target,
+    write_page(
+        target, _TEMPLATE,
         name=recipe.get("name") or run.resolve().name,
         when=max((stage["finished"] for stage in stages), default=""),
         parts=_parts([name for name in _PARTS if content[name]], sections),
@@ -102,39 +100,17 @@ def write_report(run: Path, target: Path, others: Sequence[Path] = ()) -> None:
     )
 
 
-def write_comparison(name: str, folders: Sequence[Path], target: Path) -> None:
-    """Write a page called `name` that compares runs, or folders of runs, to `target`, in one step.
-
-    Raises BarError as `compare_runs` does.
-    """
-    systems = compare_runs(folders)
+def write_comparison(name: str, systems: Sequence[System], target: Path) -> None:
+    """Write a page called `name` that compares systems to `target`, in one step."""
     best = max(systems, key=lambda system: system.overall.mean)
-    finished = max(stage["finished"] for folder in folders for run in runs_in(folder)
-                   for stage in read_stages(run))
-    _write_page(
-        Path(target), name=name, when=finished, tiles=[],
+    finished = max(stage["finished"] for system in systems for run in system.runs
+                   for stage in read_stages(Path(run)))
+    write_page(
+        Path(target), _TEMPLATE, name=name, when=finished, tiles=[],
         summary=f"{len(systems)} systems; {best.label} has the highest mean over the tasks, "
                 f"{best.overall.mean:.2f}. Each run's folder has a report of its own.",
         parts=_parts([], [comparison_section(systems)]),
     )
-
-
-def _write_page(target: Path, **content: Any) -> None:
-    page = _environment().get_template("report.html.j2").render(**content)
-    staging = staging_path(target)
-    staging.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(staging, target)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-    )
-    environment.filters |= {
-        name: getattr(formats, name)
-        for name in ("cell", "duration", "layout", "number", "percent", "small_percent")
-    } | {"of_all": of_all, "in_percent": in_percent}
-    return environment
 
 
 def _parts(names: Sequence[str], sections: Sequence[Section]) -> list[_Part]:

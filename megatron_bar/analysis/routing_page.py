@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import colorsys
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from megatron_bar.analysis.page import write_page
 from megatron_bar.analysis.plots import routing_heatmap, shares_panel
 from megatron_bar.analysis.routed_tokens import ROUTING
 from megatron_bar.analysis.routing import (
@@ -26,10 +25,9 @@ from megatron_bar.analysis.routing import (
     mean_over_layers,
 )
 from megatron_bar.analysis.runs import ROUTED, read_recipe
-from megatron_bar.runtime.files import read_json, staging_path
+from megatron_bar.runtime.files import read_json
 
 PAGE = "routing.html"
-TEMPLATES = Path(__file__).parent / "templates"
 _TEMPLATE = "routing.html.j2"
 _LAYERS_SHOWN = 8
 # Okabe and Ito's colours, which colour-blind readers tell apart; the anchor is grey.
@@ -49,9 +47,8 @@ def write_routing_page(run: Path, target: Path) -> bool:
     drift = _drift(run)
     layers = _layers(tasks)
     colours = [_colour(e) for e in range(len(experts))]
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True,
-                              trim_blocks=True, lstrip_blocks=True)
-    page = environment.get_template(_TEMPLATE).render(
+    write_page(
+        target, _TEMPLATE,
         name=read_recipe(run).get("name") or run.resolve().name,
         experts=list(zip(experts, colours)),
         words=describe_routing({task: routed["layers"] for task, routed in tasks.items()}, experts)
@@ -69,9 +66,6 @@ def write_routing_page(run: Path, target: Path) -> bool:
         texts={task: [_tokens(example, experts, colours, layers) for example in routed["examples"]]
                for task, routed in tasks.items()},
     )
-    staging = staging_path(target)
-    staging.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(staging, target)
     return True
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from megatron_bar.analysis.formats import cell
 from megatron_bar.analysis.intervals import wilson_interval
 from megatron_bar.analysis.runs import ROUTED, read_stages
 from megatron_bar.analysis.scores import MISSING
@@ -107,10 +108,6 @@ def upgrade_table(upgrade: Upgrade) -> Table:
         moved = MISSING if change.difference is None else f"{change.difference:+.2f}"
         noise = MISSING if change.noise is None else f"\u00b1{change.noise:.2f}"
         clear = change.difference is not None and abs(change.difference) > change.noise
-        table.add_row(Text(change.task), _score(change.before), _score(change.after),
+        table.add_row(Text(change.task), cell(change.before), cell(change.after),
                       Text(moved, style="bold" if clear else ""), noise)
     return table
-
-
-def _score(score: float | None) -> str:
-    return MISSING if score is None else f"{score:.2f}"

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
 from megatron_bar.cli import evaluation
 from megatron_bar.runtime.errors import BarError
 
 
 def _run(args: argparse.Namespace) -> None:
+    from megatron_bar.analysis.compare import compare_runs
     from megatron_bar.analysis.report import write_comparison
     from megatron_bar.analysis.runs import last_model
     from megatron_bar.analysis.scores import load_results, score_table
+    from megatron_bar.analysis.systems import comparison_tables
     from megatron_bar.launch.local import final_model, run_recipes
     from megatron_bar.recipe.load import load_recipes
-    from megatron_bar.runtime.console import console, say
+    from megatron_bar.runtime.console import console, print_wide, say
 
     recipes = load_recipes(args.recipe, args.overrides)
     runs = run_recipes(recipes, args.jobs)
     if len(runs) > 1:
-        _print_comparison(runs)
+        systems = compare_runs(runs)
+        print_wide(*comparison_tables(systems))
         page = runs[0].parent / "report.html"
-        write_comparison(page.parent.name, runs, page)
+        write_comparison(page.parent.name, systems, page)
         say(f"report: {page}")
         return
     (recipe,), (run,) = recipes, runs
@@ -32,20 +33,16 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    _print_comparison(args.runs, args.json)
-
-
-def _print_comparison(runs: Sequence[Path], target: Path | None = None) -> None:
     from megatron_bar.analysis.compare import compare_runs, comparison_data
     from megatron_bar.analysis.systems import comparison_tables
     from megatron_bar.runtime.console import print_wide
     from megatron_bar.runtime.files import write_json
 
-    systems = compare_runs(runs)
+    systems = compare_runs(args.runs)
     print_wide(*comparison_tables(systems))
-    if target is not None:
-        write_json(target, comparison_data(systems))
-        print(f"{target} is written")
+    if args.json is not None:
+        write_json(args.json, comparison_data(systems))
+        print(f"{args.json} is written")
 
 
 def _data(args: argparse.Namespace) -> None:

@@ -23,11 +23,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
+    from megatron_bar.analysis.compare import compare_runs
     from megatron_bar.analysis.report import write_comparison, write_report
 
     target = args.out or args.run / "report.html"
     if not (args.run / "recipe.yaml").is_file() and any(args.run.glob("*/recipe.yaml")):
-        write_comparison(args.run.resolve().name, [args.run, *args.compare], target)
+        systems = compare_runs([args.run, *args.compare])
+        write_comparison(args.run.resolve().name, systems, target)
     else:
         write_report(args.run, target, args.compare)
     print(f"{target} is written")

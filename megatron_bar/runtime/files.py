@@ -80,11 +80,16 @@ def _link(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text under its final name in one step; what UTF-8 can't say becomes a `?`."""
+    staging = staging_path(path)
+    staging.write_text(text, encoding="utf-8", errors="replace")
+    os.replace(staging, path)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON under its final name in one step."""
-    staging = staging_path(path)
-    staging.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(staging, path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_json_lines(path: Path, records: Iterable[Any]) -> None:
