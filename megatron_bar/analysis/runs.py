@@ -13,14 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from megatron_bar.recipe.graph import WITHOUT
+from megatron_bar.recipe.methods import METHODS
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
 # Models that are no domain's branch. ALL was trained on all domains at once.
 ANCHOR, ALL, MERGED, ROUTED = "anchor", "all", "merged", "routed"
 GENERAL = "general"  # the task that belongs to no domain
-# By method, what it makes in the end; the others route.
-_LAST = {"dense_merge": MERGED, "continued": ALL, "retrain": ALL, "retrain_midtrain": ALL}
 _STARTS = ("base", "anchor", "pretrained")
 _OF_DOMAIN = ("branch", "midtrain", "sft", "rlvr")
 _ENDS = (MERGED, ROUTED, "hf", "evaluate", "report")
@@ -47,7 +46,8 @@ def read_recipe(run: Path) -> dict[str, Any]:
 
 def last_model(run: Path) -> str:
     """The evaluated model that the run is for: routed, merged or all."""
-    return _LAST.get(read_recipe(run).get("method", ""), ROUTED)
+    method = METHODS.get(read_recipe(run).get("method", ""))
+    return ROUTED if method is None else method.MODEL
 
 
 def stage_names(run: Path, file_name: str) -> list[str]:

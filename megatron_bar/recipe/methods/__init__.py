@@ -1,7 +1,8 @@
 """The systems that a recipe can ask for with `method`: one file each, and one line here.
 
-A method says which stages make its model (`stages`), tells the model card how it was made (`MADE`),
-and refuses recipes that ask for what it doesn't have (`check`, which raises BarError).
+A method says which stages make its model (`stages`) and what that is evaluated as (`MODEL`), tells
+the model card how it was made (`MADE`), and refuses recipes that ask for what it doesn't have
+(`check`, which raises BarError).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from megatron_bar.recipe.methods import checks
 from megatron_bar.recipe.schema import Recipe
 
 GROUPS = {"midtrain": MIDTRAIN_GROUPS, "sft": SFT_GROUPS, "rlvr": RLVR_GROUPS}
+MODEL = "routed"
 MADE = ("Its domain experts were trained one at a time beside a frozen anchor, then merged, and a "
         "router over all of them (Branch-Adapt-Route, arXiv 2604.18473).")
 

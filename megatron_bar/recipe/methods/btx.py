@@ -11,6 +11,7 @@ from megatron_bar.recipe.graph import DENSE_GROUPS, Graph, Stage
 from megatron_bar.recipe.methods import checks
 from megatron_bar.recipe.schema import Recipe
 
+MODEL = "routed"
 MADE = ("Its domain experts are the FFNs of dense models, each trained with every parameter on one "
         "domain; a router over all of them was trained afterwards (Branch-Train-MiX, "
         "arXiv 2403.07816).")

@@ -11,6 +11,7 @@ from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
 
 GROUPS = {"sft": EVERYTHING, "rlvr": EVERYTHING}
+MODEL = ALL
 MADE = ("It is the post-trained base model, trained further with every parameter on the data of "
         "all domains.")
 

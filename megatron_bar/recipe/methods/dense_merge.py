@@ -10,6 +10,7 @@ from megatron_bar.recipe.graph import DENSE_GROUPS, Graph, Stage
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
 
+MODEL = "merged"
 MADE = "It is the mean of dense models, each trained with every parameter on one domain."
 
 

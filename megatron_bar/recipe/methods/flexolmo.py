@@ -11,6 +11,7 @@ from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
 
 GROUPS = dict.fromkeys(bar.GROUPS, MIDTRAIN_GROUPS)
+MODEL = "routed"
 MADE = ("Its domain experts were trained one at a time beside a frozen anchor, with all shared "
         "parameters frozen too, then a router over all of them (after FlexOlmo, arXiv 2507.07024).")
 

@@ -12,6 +12,7 @@ from megatron_bar.recipe.methods import checks
 from megatron_bar.recipe.schema import Recipe
 
 GROUPS = {"sft": EVERYTHING, "rlvr": EVERYTHING}
+MODEL = ALL
 MADE = ("It is the pretrained base model, post-trained with every parameter on the data of all "
         "domains at once.")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from megatron_bar.recipe.graph import DENSE_GROUPS, Stage
+from megatron_bar.recipe.graph import ALL, DENSE_GROUPS, Stage
 from megatron_bar.recipe.methods import checks, retrain
 from megatron_bar.recipe.schema import Recipe
 
+MODEL = ALL
 MADE = ("It is the pretrained base model, mid-trained and post-trained with every parameter on "
         "the data of all domains at once.")
 
