@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.chat import ROLES, Message, prompt_ids, prompt_spans
+from megatron_bar.data.chat import ROLES, Message, before_reply, prompt_tokens
 
 # `template` is what the chat template puts around messages, and every special token.
 KINDS = ("template", "words", "digits", "punctuation", "code", "space")
@@ -47,11 +47,10 @@ def told(
 
     Raises BarError as `prompt_ids` does.
     """
-    ids = prompt_ids(tokenizer, messages, template)
-    text, spans = prompt_spans(tokenizer, messages, template)
+    ids, text, spans = prompt_tokens(tokenizer, messages, template)
     speaker_of_char = np.full(len(text) + 1, SPEAKERS.index("template"), np.int8)
     end = 0
-    for message in messages[:-1] if messages[-1]["role"] == "assistant" else messages:
+    for message in before_reply(messages):
         for part in map(message.get, _PARTS):
             words = part.strip() if isinstance(part, str) else ""
             found = text.find(words, end)

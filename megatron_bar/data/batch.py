@@ -66,7 +66,7 @@ class Batch:
         rank = parallel_state.get_context_parallel_rank()
         slices = torch.arange(length, device=self.tokens_BS.device).chunk(2 * ranks)
         places_s = torch.cat([slices[rank], slices[-1 - rank]])
-        tensors = {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        tensors = self._tensors()
         mask_B1SS = tensors.pop("attention_mask_B1SS")
         return dataclasses.replace(
             self, **{name: x_BS[:, places_s] for name, x_BS in tensors.items()},
@@ -74,8 +74,11 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        tensors = {name: tensor.to(device) for name, tensor in self._tensors().items()}
         return dataclasses.replace(self, **tensors)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
 
 
 def to_batch(rows: PackedRows, pad_id: int, boundaries: bool | None = None) -> Batch:

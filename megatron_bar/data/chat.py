@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from megatron_bar.runtime.errors import BarError
@@ -195,30 +195,41 @@ def prompt_ids(
 
     Raises BarError as `render` does, but neither a reply nor `{% generation %}` is needed.
     """
-    check_messages(messages)
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    if not messages:
-        raise BarError("the conversation has nothing before its reply")
-    text, spans = _text(tokenizer, messages, template, prompt=True)
+    text, spans = _prompt(tokenizer, messages, template)
     return _tokens(tokenizer, text, spans)[0]
 
 
-def prompt_spans(
+def prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
-) -> tuple[str, list[tuple[int, int]]]:
-    """The text that `prompt_ids` are the tokens of, and where in it each token lies.
+) -> tuple[list[int], str, list[tuple[int, int]]]:
+    """`prompt_ids`, the text that they are the tokens of, and where in it each lies.
 
     Raises BarError as `prompt_ids` does.
     """
-    if messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    text, spans = _text(tokenizer, messages, template, prompt=True)
+    text, spans = _prompt(tokenizer, messages, template)
     cuts = _cuts(text, spans)
-    encoded = tokenizer([text[start:end] for start, end in pairwise(cuts)],
-                        add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-    return text, [(cut + start, cut + end) for cut, piece in zip(cuts, encoded["offset_mapping"])
-                  for start, end in piece]
+    encoded = _encoded(tokenizer, text, cuts, return_offsets_mapping=True)
+    ids = [token for piece in encoded["input_ids"] for token in piece]
+    return ids, text, [
+        (cut + start, cut + end) for cut, piece in zip(cuts, encoded["offset_mapping"])
+        for start, end in piece
+    ]
+
+
+def before_reply(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages without the reply that they end with, if they do."""
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+def _prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
+) -> tuple[str, list[tuple[int, int]]]:
+    """`_text` of what a model continues with a reply."""
+    check_messages(messages)
+    messages = before_reply(messages)
+    if not messages:
+        raise BarError("the conversation has nothing before its reply")
+    return _text(tokenizer, messages, template, prompt=True)
 
 
 def _text(
@@ -272,14 +283,21 @@ def _tokens(
     tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[bool]]:
     """Tokenize the pieces between the ends of `spans`; those inside carry loss."""
-    pieces = [text[start:end] for start, end in pairwise(_cuts(text, spans))]
     ids: list[int] = []
     loss_mask: list[bool] = []
-    encoded = tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"]
-    for number, piece_ids in enumerate(encoded):
+    encoded = _encoded(tokenizer, text, _cuts(text, spans))
+    for number, piece_ids in enumerate(encoded["input_ids"]):
         ids += piece_ids
         loss_mask += [number % 2 == 1] * len(piece_ids)
     return ids, loss_mask
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, text: str, cuts: Sequence[int], **more: bool
+) -> BatchEncoding:
+    """The pieces of the text between the cuts, each tokenized by itself."""
+    return tokenizer([text[start:end] for start, end in pairwise(cuts)],
+                     add_special_tokens=False, verbose=False, **more)
 
 
 def _cuts(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
