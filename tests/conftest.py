@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.checkpoints.convert import import_hf
-from tests.models_hf import random_experts
+from tests.models_hf import imported, random_experts
 
 
 @pytest.fixture(scope="session")
 def two_experts(tmp_path_factory) -> Path:
     """A small model of two experts, in transformers' format (`hf`) and in ours (`checkpoint`)."""
     folder = tmp_path_factory.mktemp("experts")
-    random_experts(2).save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
+    imported(random_experts(2), folder)
     return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import (
     FlexOlmoConfig,
@@ -13,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.data.batch import Batch
 
 # Not square, fewer kv heads than heads, a vocabulary that tensor parallelism must pad.
@@ -105,3 +108,10 @@ def _masks(model: PreTrainedModel, batch: Batch) -> torch.Tensor | dict[str, tor
     too_far_SS = place_S[:, None] - place_S >= model.config.sliding_window
     return {"full_attention": full_B1SS,
             "sliding_attention": (hidden_B1SS | too_far_SS).float() * minus_inf}
+
+
+def imported(model: PreTrainedModel, folder: Path) -> Path:
+    """`folder`/checkpoint, an import of the model, which is saved as `folder`/hf."""
+    model.save_pretrained(folder / "hf")
+    import_hf(folder / "hf", folder / "checkpoint")
+    return folder / "checkpoint"

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots
 from megatron_bar.data.packing import Example, Examples, pack
@@ -14,7 +13,7 @@ from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from tests.distributed import ranks
 from tests.layouts import EXPERTS
-from tests.models_hf import SIZES, random_experts
+from tests.models_hf import SIZES, imported, random_experts
 
 LENGTHS = {"general": (20, 9), "math": (31, 7), "code": (13, 25, 6), "law": (30,)}
 OWNERS = [0, 1, 2, 3]
@@ -26,8 +25,7 @@ def start(tmp_path_factory):
     """A checkpoint, packed rows, and the rows that routers should have, [L, E, H]."""
     folder = tmp_path_factory.mktemp("centroids")
     model = random_experts(4)
-    model.save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
+    checkpoint = imported(model, folder)
     rng = np.random.default_rng(5)
     documents = {source: [rng.integers(SIZES["vocab_size"], size=length) for length in lengths]
                  for source, lengths in LENGTHS.items()}
@@ -40,7 +38,7 @@ def start(tmp_path_factory):
         for gate in gates
     ])
     lengths_L11 = torch.stack([gate.weight.norm(dim=1).mean() for gate in gates])[:, None, None]
-    return (folder / "checkpoint", rows,
+    return (checkpoint, rows,
             (lengths_L11 * torch.nn.functional.normalize(expected_LEH, dim=-1)).detach())
 
 

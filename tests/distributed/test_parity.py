@@ -8,26 +8,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from tests.distributed import ranks
 from tests.layouts import DENSE, EXPERTS
-from tests.models_hf import packed_batch, random_dense, random_experts, random_olmo3, reference
+from tests.models_hf import (
+    imported,
+    packed_batch,
+    random_dense,
+    random_experts,
+    random_olmo3,
+    reference,
+)
 
 LOGITS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 
 
 def _compare(hf_model, layout, folder: Path) -> None:
-    hf_model.save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
+    checkpoint = imported(hf_model, folder)
     batch = packed_batch(hf_model.config.vocab_size)
     (folder / "gradients").mkdir()
     processes.start(
-        ranks.logits_and_gradients, folder / "checkpoint", layout, batch, folder,
+        ranks.logits_and_gradients, checkpoint, layout, batch, folder,
         processes=layout.processes, timeout_seconds=120,
     ).wait()
     expected_logits, expected_loss, expected = reference(hf_model, batch)

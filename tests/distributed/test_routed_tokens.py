@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from megatron_bar.analysis.token_kinds import KINDS, SPEAKERS, Told
-from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from tests.distributed import ranks
 from tests.layouts import EXPERTS
-from tests.models_hf import SIZES, random_experts
+from tests.models_hf import SIZES, imported, random_experts
 
 EXPERTS_COUNT = 4
 
@@ -22,10 +21,8 @@ EXPERTS_COUNT = 4
 @pytest.fixture(scope="module", params=[4, 2], ids=["all active", "2 active"])
 def routed(request, tmp_path_factory):
     """A checkpoint, texts of unequal length, and transformers' shares of each text, [T, L, E]."""
-    folder = tmp_path_factory.mktemp("routed")
     model = random_experts(EXPERTS_COUNT, num_experts_per_tok=request.param)
-    model.save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
+    checkpoint = imported(model, tmp_path_factory.mktemp("routed"))
     rng = np.random.default_rng(5)
     texts, shares = [], []
     for length in (5, 30, 11, 12, 21, 7, 64, 9, 16):
@@ -39,7 +36,7 @@ def routed(request, tmp_path_factory):
         kept = probs_TLE.topk(request.param).indices
         chosen_TLE = torch.zeros_like(probs_TLE).scatter(-1, kept, probs_TLE.gather(-1, kept))
         shares.append((chosen_TLE / chosen_TLE.sum(-1, keepdim=True)).double().numpy())
-    return folder / "checkpoint", texts, shares
+    return checkpoint, texts, shares
 
 
 @pytest.mark.distributed

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE, texts
 from megatron_bar.runtime.files import read_json
 from tests.layouts import EXPERTS
-from tests.models_hf import random_experts
+from tests.models_hf import imported, random_experts
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
@@ -28,9 +27,7 @@ def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluated")
     tokenizer = train_tokenizer(list(texts("general", "train", 40, 0)), 320, folder / "hf",
                                 CHAT_TEMPLATE)
-    random_experts(2, vocab_size=len(tokenizer)).save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
-    return folder / "checkpoint"
+    return imported(random_experts(2, vocab_size=len(tokenizer)), folder)
 
 
 def ask(checkpoint: Path, items: Path, out: Path, layout: str, *overrides: str) -> dict:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots
@@ -23,6 +22,7 @@ from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.stages.context import read_done
 from megatron_bar.stages.data import load_tokenizer
+from tests.launch.answers import same_answers_as_transformers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
@@ -37,25 +37,6 @@ def rows_LEH(checkpoint: Path) -> torch.Tensor:
                         if slot.name is ROUTER_NAME])
 
 
-def same_answers_as_transformers(run: Path) -> int:
-    """How many answers were compared. Those of our evaluation, greedy, and the export's."""
-    folder = run / "hf" / "model"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    stops = GenerationConfig.from_pretrained(folder).eos_token_id
-    compared = 0
-    results = json.loads((run / "evaluate" / "routed" / "results.json").read_text())
-    for task in results["tasks"].values():
-        for sample in task["samples"]:
-            ids = tokenizer(sample["prompt"], add_special_tokens=False, return_tensors="pt")
-            out = model.generate(**ids, max_new_tokens=8, do_sample=False)[0]
-            new = out[ids["input_ids"].shape[1]:].tolist()
-            new = new[: next((i for i, token in enumerate(new) if token in stops), len(new))]
-            assert tokenizer.decode(new) == sample["response"]
-            compared += 1
-    return compared
-
-
 def test_fewer_active_experts_that_sum_to_one(run):
     """Trained, evaluated and exported alike; transformers' class says what is right."""
     assert again(run, "route.active=2", "route.renormalize=true", "route.load_balancing=0.01",
@@ -63,7 +44,7 @@ def test_fewer_active_experts_that_sum_to_one(run):
                  "evaluate.opt_out=[math]") == 0
     config = json.loads((run / "hf" / "model" / "config.json").read_text())
     assert (config["num_experts_per_tok"], config["norm_topk_prob"]) == (2, True)
-    assert same_answers_as_transformers(run) == 12
+    assert same_answers_as_transformers(run, max_new_tokens=8) == 12
     routed = json.loads((run / "evaluate" / "routed" / "routing.json").read_text())
     without = json.loads((run / "evaluate" / "without-math" / "routing.json").read_text())
     for found, least in ((routed, 0.01), (without, 0.0)):

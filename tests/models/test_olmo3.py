@@ -19,7 +19,7 @@ from megatron_bar.rlvr.rollouts import MegatronEngine
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
-from tests.models_hf import random_olmo3
+from tests.models_hf import imported, random_olmo3
 
 WINDOW = 5
 PROMPTS = [[5, 17, 301], [8, 2, 44, 9, 330, 12, 77, 3, 250, 61, 19], [7]]
@@ -36,10 +36,7 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def checkpoint(theirs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("olmo3")
-    theirs.save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
-    return folder / "checkpoint"
+    return imported(theirs, tmp_path_factory.mktemp("olmo3"))
 
 
 @torch.no_grad()

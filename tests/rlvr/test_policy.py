@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
-from megatron_bar.checkpoints.convert import export_hf, import_hf
+from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.checkpoints.hf_weights import HfReader
 from megatron_bar.launch import processes
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.objective import clipped_loss
 from tests.layouts import EXPERTS
-from tests.models_hf import random_experts
+from tests.models_hf import imported, random_experts
 from tests.rlvr import ranks
 
 pytestmark = pytest.mark.distributed
@@ -41,11 +41,9 @@ def _rows() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """The checkpoint's folder, and what transformers and AdamW make of the rows."""
-    folder = tmp_path_factory.mktemp("experts")
+    """The checkpoint, and what transformers and AdamW make of the rows."""
     model = random_experts(2)
-    model.save_pretrained(folder / "hf")
-    import_hf(folder / "hf", folder / "checkpoint")
+    checkpoint = imported(model, tmp_path_factory.mktemp("experts"))
     rows = _rows()
 
     def distribution() -> torch.Tensor:
@@ -70,7 +68,7 @@ def reference(tmp_path_factory):
     torch.nn.utils.clip_grad_norm_(opened + gates, SETTINGS.clip)
     optimizer.step()
     tokens = rows["mask"].sum().item()
-    return folder, rows, {
+    return checkpoint, rows, {
         "weights": {n: p.detach() for n, p in model.state_dict().items()},
         "logprobs": before.gather(-1, rows["tokens"][:, 1:, None])[..., 0],
         "entropy": -(before.exp() * before).sum(-1), "after": logprobs().detach(),
@@ -82,13 +80,13 @@ def reference(tmp_path_factory):
     ("tp1", 1), ("tp1", 8), ("tp2", 2), ("pp2", 2), ("dp2", 2), ("ep2", 2), ("tp2pp2ep2", 2),
 ])
 def test_an_update_is_that_of_plain_pytorch(name, micro_batch_size, reference, tmp_path):
-    folder, rows, expected = reference
+    checkpoint, rows, expected = reference
     layout = EXPERTS[name]
     settings = Rlvr(**vars(SETTINGS) | dict(
         weight_decay=0.0, micro_batch_size=micro_batch_size,
     ))
     processes.start(
-        ranks.one_update, folder / "checkpoint", layout, settings, rows, tmp_path,
+        ranks.one_update, checkpoint, layout, settings, rows, tmp_path,
         processes=layout.processes, timeout_seconds=120,
     ).wait()
     parts = [torch.load(tmp_path / f"scored-{i}.pt") for i in range(layout.data)]
