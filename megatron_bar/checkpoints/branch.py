@@ -17,7 +17,7 @@ from megatron_bar.checkpoints.names import (
     Slot,
     slots,
 )
-from megatron_bar.checkpoints.number_types import router_type, type_name
+from megatron_bar.checkpoints.number_types import ffn_type, type_name
 from megatron_bar.checkpoints.plan import Item, Made
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
@@ -72,7 +72,7 @@ def _load_dense(folder: Path) -> ModelConfig:
 
 def _item(slot: Slot, dense: ModelConfig, experts: list[CheckpointReader], seed: int) -> Item:
     if slot.name is ROUTER_NAME:
-        return slot_item(slot, router_type(experts[0], dense), RouterRows(slot, seed))
+        return slot_item(slot, ffn_type(experts[0], dense), RouterRows(slot, seed))
     if slot.name in DENSE_OF_EXPERT:
         layer, expert = slot.index
         source, reader = Slot(dense, DENSE_OF_EXPERT[slot.name], (layer,)), experts[expert]
@@ -83,11 +83,10 @@ def _item(slot: Slot, dense: ModelConfig, experts: list[CheckpointReader], seed:
 
 def _tell_cast(dense: ModelConfig, experts: Sequence[CheckpointReader]) -> None:
     """Say it where the domain expert doesn't start with the pretrained model's bits."""
-    for name in DENSE_OF_EXPERT.values():
-        anchor, other = (reader.dtype(Slot(dense, name, (0,))) for reader in experts)
-        if anchor != other:
-            say(f"branch: {experts[1].folder} stores {name.megatron} in {type_name(other)}; expert "
-                f"1 starts from it in the anchor's {type_name(anchor)}")
+    anchor, other = (ffn_type(reader, dense) for reader in experts)
+    if anchor != other:
+        say(f"branch: the FFNs of {experts[1].folder} are stored in {type_name(other)}; expert 1 "
+            f"starts from them in the anchor's {type_name(anchor)}")
 
 
 @dataclass(frozen=True)

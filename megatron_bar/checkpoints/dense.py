@@ -18,7 +18,7 @@ from megatron_bar.checkpoints.dcp import CheckpointReader, slot_item
 from megatron_bar.checkpoints.merge import Merged
 from megatron_bar.checkpoints.merge_plan import ANCHOR, Input
 from megatron_bar.checkpoints.names import DENSE_OF_EXPERT, ROUTER_NAME, Slot, slots
-from megatron_bar.checkpoints.number_types import check_one_type, router_type
+from megatron_bar.checkpoints.number_types import check_one_type, ffn_type
 from megatron_bar.checkpoints.plan import Item
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
@@ -103,7 +103,7 @@ def _stacked_item(
     inputs: list[Input], shared: list[Input], slot: Slot, seed: int
 ) -> Item:
     if slot.name is ROUTER_NAME:
-        dtype = router_type(inputs[0].reader, inputs[0].model)
+        dtype = ffn_type(inputs[0].reader, inputs[0].model)
         return slot_item(slot, dtype, RouterRows(slot, seed))
     if slot.name in DENSE_OF_EXPERT:
         layer, expert = slot.index

@@ -73,8 +73,8 @@ def _of_most(folder: Path) -> torch.dtype:
     return open_checkpoint(folder).dtype(next(attention))
 
 
-def router_type(dense: CheckpointReader, model: ModelConfig) -> torch.dtype:
-    """The type of fresh router rows beside the FFNs of the dense `model`."""
+def ffn_type(dense: CheckpointReader, model: ModelConfig) -> torch.dtype:
+    """The type of the FFNs of the dense `model`, and of fresh router rows beside them."""
     return dense.dtype(Slot(model, DENSE_FFN_NAMES[0], (0,)))
 
 
