@@ -80,8 +80,10 @@ def recipe(folder: Path, layout: dict[str, int], **changes: Any) -> dict[str, An
                 "tasks": [_path(folder, "code_sft", verifier="exact", count=2)],
             },
         },
-        "route": {"fraction": 0.5, "training": _STEP | {"steps": 2,
-                                                        "layout": layout | {"expert": 1}}},
+        # Three experts, which two ranks can't share.
+        "route": {"fraction": 0.5, "training": _STEP | {"steps": 2, "layout": {
+            key: size for key, size in layout.items() if not key.startswith("expert")
+        }}},
         "evaluate": {"general": [general | {"count": 2, "verifier": "exact"}],
                      "max_new_tokens": 8},
         **changes,

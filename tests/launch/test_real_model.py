@@ -63,8 +63,9 @@ def material(tmp_path_factory) -> Path:
 def run(request, material, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     file = folder / "real.yaml"
+    layout = LAYOUTS[request.param]
     file.write_text(yaml.safe_dump(
-        recipe(material, LAYOUTS[request.param], runs=str(folder / "runs"))
+        recipe(material, layout, runs=str(folder / "runs")), sort_keys=False
     ))
     made = folder / "runs" / "real"
     killed_in(made / "math" / "midtrain", file)
