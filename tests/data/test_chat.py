@@ -259,7 +259,7 @@ FIRST_ONLY = "{% for m in messages %}{{ m.role }}{% if loop.index == 2 %}{% gene
         (CHATML, "has no {% generation %}"),
         (MARKED, "'<|im_end|>' outside"),
         (FIRST_ONLY, "marks 1 of 3 replies"),
-        ("{% generation %}{% for %}", "refuses a conversation"),
+        ("{% generation %}{% for %}", "is broken in line 1: Expected an expression"),
         ("{% generation %}{{ raise_exception('no system') }}{% endgeneration %}", "no system"),
     ],
 )
