@@ -79,7 +79,8 @@ def evaluate(
     model.eval()
     results, routing, answers, left_out = {}, {}, [], LeftOut()
     for task, sources in tasks.items():
-        items, prompts = _asked(task, sources, speaker, model, seed, left_out)
+        items, prompts = load_items(
+            task, sources, speaker, model.max_sequence_length, seed, left_out)
         started = time.time()
         responses = _answer(model, prompts, settings, speaker, seed, task)
         scored = on_main(functools.partial(_scored, items, prompts, responses, speaker, task))
@@ -128,35 +129,34 @@ def _result(answers: list[dict[str, Any]], samples: int, seconds: float) -> dict
     }
 
 
-def _asked(
+def load_items(
     task: str,
     sources: Sequence[Source],
     speaker: Speaker,
-    model: OlmoModel,
+    positions: int,
     seed: int,
     left_out: LeftOut,
 ) -> tuple[list[Item], list[list[int]]]:
-    """The items of a task and the prompt of each; those that can't be used are in `left_out`."""
+    """The items of a task and the prompt of each, for a model of so many `positions`.
+
+    Raises BarError for an item that can't be asked or has no reference, with its place, unless its
+    source says to skip such items: then it is in `left_out`.
+    """
     items, prompts = [], []
     for source in sources:
         bad = left_out.of(f"{task}/{source_name(source)}", source)
         for conversation in load_conversations(source, seed, bad):
             with bad.caught(conversation.number, conversation.where):
-                prompt = _prompt(conversation, speaker, model)
-                scorer(source, conversation)  # a missing reference is known before an answer is
+                prompt = prompt_ids(speaker.tokenizer, conversation.messages, speaker.template)
+                if len(prompt) >= positions:
+                    raise BarError(f"the prompt has {len(prompt)} tokens, which leaves no room for "
+                                   f"an answer in the model's {positions} positions")
+                scorer(source, conversation)  # a missing reference is known before it is needed
                 items.append((source, conversation))
                 prompts.append(prompt)
     if not items:
         raise BarError(f"task {task} has no item left that can be asked")
     return items, prompts
-
-
-def _prompt(conversation: Conversation, speaker: Speaker, model: OlmoModel) -> list[int]:
-    ids = prompt_ids(speaker.tokenizer, conversation.messages, speaker.template)
-    if len(ids) >= model.max_sequence_length:
-        raise BarError(f"the prompt has {len(ids)} tokens, which leaves no room for an answer in "
-                       f"the model's {model.max_sequence_length} positions")
-    return ids
 
 
 def _scored(

@@ -125,7 +125,7 @@ def test_nothing_but_bad_items(tmp_path, small_tokenizer):
         store_conversations(drawn, small_tokenizer, TEMPLATE, tmp_path / "data", 1)
     path.write_text('{"text": "x", "y": 1}\n' * 3)
     source = Source(path=str(path), on_bad_item="skip")
-    with pytest.raises(BarError, match="3 bad items were left out, .* column 'messages' is missing"):
+    with pytest.raises(BarError, match=r"3 bad items were left out, .* 'messages' is missing"):
         load_conversations(source, 0)
 
 

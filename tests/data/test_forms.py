@@ -228,7 +228,12 @@ def test_a_form_or_a_column_can_be_named(tmp_path):
     assert messages(tmp_path, both) == [{"role": "user", "content": "Hi Yo"}]
     with pytest.raises(BarError, match="column 'turns' is missing; there are messages"):
         load(tmp_path, {"messages": CHAT}, messages_column="turns")
-    with pytest.raises(BarError, match="column 'prompt' is missing; there are messages"):
+    with pytest.raises(BarError, match="of the form messages, and its source is read as prompt"):
         load(tmp_path, {"messages": CHAT}, format="prompt_completion")
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in (
+        {"messages": CHAT}, {"conversations": [{"from": "human", "value": "Hi"}]})))
+    with pytest.raises(BarError, match=r"mixed\.jsonl:2: this is of the form sharegpt, and its"):
+        load_conversations(Source(path=str(path)), 0)
     with pytest.raises(BarError, match="format 'dpo' is unknown; there are sharegpt, messages"):
         load(tmp_path, {"messages": CHAT}, format="dpo")

@@ -58,6 +58,10 @@ def read(form: Form, record: Record, column: str | None) -> list[Message]:
     Raises BarError for what isn't a conversation and for what can't be said in messages.
     """
     _check_columns(record)
+    if not form.fits(record, column):
+        other = form_of(record, column)
+        raise BarError(f"this is of the form {other.name}, and its source is read as {form.name}; "
+                       "make it a source of its own, or correct the source's format")
     messages = form.messages(record, column)
     system = _column(record, _SYSTEM_COLUMNS)
     if system:

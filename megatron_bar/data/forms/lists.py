@@ -24,11 +24,7 @@ def column_of(record: Record, column: str | None) -> str | None:
     return next((name for name in candidates if name in record), None)
 
 
-def _list(record: Record, column: str | None) -> Any:
-    name = column_of(record, column)
-    if name is None:
-        raise BarError(f"column {column or _COLUMNS[0]!r} is missing; there are "
-                       f"{', '.join(record)}")
+def _list(record: Record, name: str) -> Any:
     value = record[name]
     if isinstance(value, str):
         try:
@@ -40,9 +36,8 @@ def _list(record: Record, column: str | None) -> Any:
 
 
 def _begins_with(record: Record, column: str | None, key: str) -> bool:
-    if column_of(record, column) is None:
-        return False
-    messages = _list(record, column)
+    name = column_of(record, column)
+    messages = None if name is None else _list(record, name)
     first = messages[0] if isinstance(messages, list) and messages else None
     return isinstance(first, Mapping) and key in first
 
@@ -56,11 +51,11 @@ def _is_messages(record: Record, column: str | None) -> bool:
 
 
 def _messages(record: Record, column: str | None) -> list[Message]:
-    return turns(_list(record, column))
+    return turns(_list(record, column_of(record, column)))
 
 
 def _sharegpt(record: Record, column: str | None) -> list[Message]:
-    raw = _list(record, column)
+    raw = _list(record, column_of(record, column))
     return turns([_renamed(turn) for turn in raw] if isinstance(raw, list) else raw)
 
 

@@ -23,7 +23,7 @@ def _fits_prompt(record: Record, column: str | None) -> bool:
 def _prompt_messages(record: Record, column: str | None) -> list[Message]:
     """Without a completion it is a prompt alone, as RLVR reads it."""
     _refuse(record, "context")
-    question, answer = _the(record, _PROMPT), _first(record, _COMPLETIONS)
+    question, answer = record[_PROMPT], _first(record, _COMPLETIONS)
     return _turns(question, "user") + ([] if answer is None else _turns(answer, "assistant"))
 
 
@@ -41,21 +41,14 @@ def _alpaca_messages(record: Record, column: str | None) -> list[Message]:
         if not isinstance(pair, list) or len(pair) != 2:
             raise BarError("history must be a list of pairs of a question and its answer")
         messages += [said("user", pair[0]), said("assistant", pair[1])]
-    question, more, answer = (
-        _the(record, _INSTRUCTION), _first(record, _INPUTS), _first(record, _OUTPUTS)
-    )
+    question = record[_INSTRUCTION]
+    more, answer = _first(record, _INPUTS), _first(record, _OUTPUTS)
     if more:
         if not isinstance(question, str) or not isinstance(more, str):
             raise BarError("instruction and input must be text")
         question = f"{question}\n{more}"
     messages.append(said("user", question))
     return messages + ([] if answer is None else [said("assistant", answer)])
-
-
-def _the(record: Record, column: str) -> Any:
-    if column not in record:
-        raise BarError(f"column {column!r} is missing; there are {', '.join(record)}")
-    return record[column]
 
 
 def _first(record: Record, columns: tuple[str, ...]) -> Any:
