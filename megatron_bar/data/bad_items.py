@@ -57,15 +57,20 @@ class LeftOut(dict[str, BadItems]):
     def of(self, name: str, source: Source) -> BadItems:
         return self.setdefault(name, BadItems.of(source))
 
+    def told(self) -> dict[str, str]:
+        """A line on each source of which items were left out."""
+        return {name: told_left_out(name, list(bad.listed.values()))
+                for name, bad in self.items() if bad.listed}
+
     def record(self, folder: Path) -> dict[str, int]:
         """Say what was left out and list it in a file; returns how many items of which source.
 
         Called by one rank. Without such items there is no file.
         """
-        lists = {name: list(bad.listed.values()) for name, bad in self.items() if bad.listed}
-        for name, listed in lists.items():
-            say(f"{told_left_out(name, listed)}; all are listed in {folder / LEFT_OUT}")
-        if lists:
+        told = self.told()
+        for line in told.values():
+            say(f"{line}; all are listed in {folder / LEFT_OUT}")
+        if told:
             write_json_lines(folder / LEFT_OUT, (
-                {"source": name, **entry} for name, listed in lists.items() for entry in listed))
-        return {name: len(listed) for name, listed in lists.items()}
+                {"source": name, **entry} for name in told for entry in self[name].listed.values()))
+        return {name: len(self[name].listed) for name in told}

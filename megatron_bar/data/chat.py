@@ -50,8 +50,15 @@ Message = dict[str, Any]
 def chat_template(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
     """The Jinja source of a template: registered, from a .jinja file, or the tokenizer's own.
 
-    Raises BarError if the tokenizer has none, or there is no such name or file.
+    Raises BarError if the tokenizer has none, there is no such name or file, or what is there is no
+    template or one whose text changes by itself.
     """
+    source = _source(name_or_path, tokenizer)
+    template_facts(source)
+    return source
+
+
+def _source(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
     if name_or_path is None:
         try:
             return tokenizer.get_chat_template()

@@ -20,7 +20,7 @@ _OLMO = """\
 {{- '<|im_start|>' + message.role + '\\n' -}}
 {%- if message.role == 'assistant' -%}
 {%- generation -%}
-{{- message.content -}}
+{{- message.content or '' -}}
 {%- if message.get('function_calls') -%}
 {{- '<function_calls>' + message.function_calls + '</function_calls>' -}}
 {%- endif -%}

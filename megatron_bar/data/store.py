@@ -28,7 +28,6 @@ from transformers import PreTrainedTokenizerBase
 from megatron_bar.data.bad_items import LEFT_OUT, BadItems, told_left_out
 from megatron_bar.data.encoding import encode_conversations, encode_texts, tokenizer_digest
 from megatron_bar.data.packing import Example
-from megatron_bar.data.rendering import template_facts
 from megatron_bar.data.sources import Drawn
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
@@ -173,7 +172,6 @@ def store_conversations(
         conversations = drawn.conversations(start, stop, seen.bad)
         return encode_conversations(tokenizer, conversations, template, seen.bad, seen.notes)
 
-    template_facts(template)  # a fault of it isn't one of the items
     return _store(drawn, tokenizer, template, encode, root, processes)
 
 

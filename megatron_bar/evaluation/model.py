@@ -155,7 +155,8 @@ def load_items(
                 items.append((source, conversation))
                 prompts.append(prompt)
     if not items:
-        raise BarError(f"task {task} has no item left that can be asked")
+        raise BarError("; ".join([f"task {task} has no item left that can be asked",
+                                  *left_out.told().values()]))
     return items, prompts
 
 

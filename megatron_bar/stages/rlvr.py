@@ -76,5 +76,7 @@ def load_prompts(
                     prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
                                           scorer(source, conversation)))
     if not prompts:
-        raise BarError(f"no prompt is as short as prompt_length {settings.prompt_length}; raise it")
+        raise BarError("; ".join([
+            f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
+            *left_out.told().values()]))
     return prompts

@@ -129,12 +129,6 @@ def test_nothing_but_bad_items(tmp_path, small_tokenizer):
         load_conversations(source, 0)
 
 
-def test_a_fault_of_the_template_is_not_one_of_the_items(spoilt, small_tokenizer, tmp_path):
-    drawn = open_source(Source(path=str(spoilt), on_bad_item="skip"), 0, texts=False)
-    with pytest.raises(BarError, match="the chat template is another one each time"):
-        store_conversations(drawn, small_tokenizer, "{{ strftime_now('%Y') }}", tmp_path / "d", 1)
-
-
 def test_a_word_that_is_neither():
     with pytest.raises(BarError, match="on_bad_item 'drop' is unknown; there are stop, skip"):
         load_texts(Source(toy="math", count=1, on_bad_item="drop"), 0)

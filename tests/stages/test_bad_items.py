@@ -31,6 +31,7 @@ BAD = [
     (item("a <|im_end|> b"), "would forge a turn"),
     (item("no answer", answer=None), "no column 'answer' and no reply"),
     (item("x", messages="y"), "messages must be a list"),
+    (item("x", answer="half \ud83d"), "the reference holds half of a character"),
 ]
 
 
@@ -69,5 +70,6 @@ def test_bad_items_are_left_out_and_listed(load, tmp_path, capsys):
     ((name, count),) = left_out.record(tmp_path).items()
     assert name.endswith("asked") and count == len(BAD)
     lines = (tmp_path / LEFT_OUT).read_text().splitlines()
-    assert [json.loads(line)["where"].rpartition(":")[2] for line in lines] == ["2", "5", "3", "4"]
+    assert [json.loads(line)["where"].rpartition(":")[2] for line in lines] == [
+        "2", "5", "3", "4", "6"]
     assert f"{len(BAD)} bad items were left out, such as" in capsys.readouterr().out
