@@ -192,6 +192,9 @@ def rendered(
     ids, inside = _tokens(tokenizer, text, spans)
     taught = [span is not None and learned[span] for span in inside]
     notes = [*_unused_keys(messages, template), *_left_out(shown, text, spans)]
+    if (any(message.get(FUNCTION_CALLS) for message in messages)
+            and not any(message.get(FUNCTIONS) for message in messages)):
+        notes.append("functions are called, and none are offered")
     if not all(text[start:end].rstrip().endswith(tuple(ends)) for start, end in spans[:-1]):
         notes.append("a reply before the last ends outside {% generation %}, so its end isn't "
                      "learned")

@@ -81,7 +81,8 @@ def test_a_proven_end_of_turn_and_calls(dolma2):
     messages = [user("Go"), says("", function_calls="f()"), user("b"), says("Done")]
     assert learned(dolma2, messages, CHATML) == (
         f"<function_calls>f()</function_calls>{END}Done{END}")
-    assert rendered(dolma2, messages, CHATML).notes == []
+    assert rendered(dolma2, messages, CHATML).notes == [
+        "functions are called, and none are offered"]
 
 
 ALWAYS_OPEN = CHATML.replace("{% if add_generation_prompt %}", "{% if true %}")
