@@ -31,11 +31,11 @@ _HARMLESS = frozenset({
 
 
 def changes_learning(key: str) -> bool:
-    """A key that no form knows and that may not be left out without a word."""
-    known = key in LOSS_KEYS or key in REASONING or key in PARTS or key in _HARMLESS
+    """Whether a key that no form understands may not be left out."""
+    known = key in REASONING or key in _HARMLESS
     return not known and any(word.lower() in _CHANGES_LEARNING for word in _WORD.findall(key))
 
 
 def is_told(key: str) -> bool:
-    """A key that is left out, and said to be."""
+    """Whether it is said that a key is left out."""
     return key not in (*PARTS, *REASONING, *LOSS_KEYS, *_HARMLESS)

@@ -103,7 +103,7 @@ class StoredDocuments:
         name, form = self.manifest["source"], self.manifest.get("form")
         lines = []
         if form is not None:
-            lines.append(f"{name}: {len(self)} conversations, read as {form}")
+            lines.append(f"{name}: read as {form} (conversations: {len(self)})")
         if left_out := self.left_out:
             lines.append(f"{told_left_out(name, left_out)}; all are listed in "
                          f"{self.folder / LEFT_OUT}")

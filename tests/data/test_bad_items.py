@@ -87,7 +87,7 @@ def test_skipped_items_are_listed(spoilt, small_tokenizer, tmp_path, processes, 
         reply = small_tokenizer.decode(stored.get(document).ids)
         assert conversation.messages[1]["content"] == f"Yo {document}" in reply
     form, left_out = stored.told()
-    assert form == "chat: 40 conversations, read as messages with role and content"
+    assert form == "chat: read as messages with role and content (conversations: 40)"
     assert left_out.startswith(f"chat: 5 bad items were left out, such as {spoilt}:1: message 2")
     assert left_out.endswith(str(stored.folder / LEFT_OUT))
 

@@ -14,6 +14,7 @@ from megatron_bar.data.message_keys import (
     FUNCTIONS,
     LOSS,
     LOSS_KEYS,
+    PARTS,
     changes_learning,
 )
 from megatron_bar.runtime.errors import BarError
@@ -24,6 +25,7 @@ _ROLES = {
     "model": "assistant", "tool": "environment", "ipython": "environment",
     "function": "environment", "observation": "environment", "function_response": "environment",
 }
+_UNDERSTOOD = {"role", *PARTS, *CALL_KEYS, *LOSS_KEYS}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -49,32 +51,34 @@ def said(role: str, content: str) -> Message:
 
 def _turn(raw: Mapping[str, Any]) -> Message:
     given = {key: value for key, value in raw.items() if value is not None and value != []}
-    role = given.pop("role", None)
+    role = given.get("role")
     if isinstance(role, str):
         role = _ROLES.get(role.lower(), role.lower())
     message: Message = {"role": role}
     if CONTENT in given:
-        message[CONTENT] = _text(given.pop(CONTENT))
+        message[CONTENT] = _text(given[CONTENT])
     if FUNCTIONS in given:
-        message[FUNCTIONS] = functions_text(given.pop(FUNCTIONS))
-    calls = [key for key in (FUNCTION_CALLS, *CALL_KEYS) if given.get(key)]
-    if len(calls) > 1:
-        raise BarError(f"{' and '.join(calls)} are given; keep one of them")
-    for key in calls:
-        message[FUNCTION_CALLS] = calls_text(given[key], is_json=key in CALL_KEYS)
-    given = {key: value for key, value in given.items()
-             if key not in (FUNCTION_CALLS, *CALL_KEYS)}
-    loss = _carries_loss(given, role)
-    if loss is not None and not loss:
+        message[FUNCTIONS] = functions_text(given[FUNCTIONS])
+    if (calls := _calls(given)) is not None:
+        message[FUNCTION_CALLS] = calls
+    if not _carries_loss(given, role):
         message[LOSS] = False
     for key, value in given.items():
-        if key in LOSS_KEYS or value in ("", {}):
+        if key in _UNDERSTOOD or value in ("", {}):
             continue
         if changes_learning(key):
             raise BarError(f"key {key!r} would change what is learned, and isn't understood; "
                            "remove it from the data")
         message[key] = value
     return message
+
+
+def _calls(given: Mapping[str, Any]) -> str | None:
+    """The calls of a turn as text, from the one key that has some."""
+    keys = [key for key in (FUNCTION_CALLS, *CALL_KEYS) if given.get(key)]
+    if len(keys) > 1:
+        raise BarError(f"{' and '.join(keys)} are given; keep one of them")
+    return calls_text(given[keys[0]], is_json=keys[0] in CALL_KEYS) if keys else None
 
 
 def _text(content: Any) -> Any:
@@ -97,18 +101,15 @@ def _text(content: Any) -> Any:
     return "".join(texts)
 
 
-def _carries_loss(given: Mapping[str, Any], role: Any) -> bool | None:
-    """What the keys about loss say of a turn, or None if there are none of them."""
+def _carries_loss(given: Mapping[str, Any], role: Any) -> bool:
+    """What the keys about loss say of a turn; without one it may."""
     values = {key: given[key] for key in LOSS_KEYS if key in given}
     for key, value in values.items():
         if isinstance(value, (list, dict, str)) or value not in (0, 1):
             raise BarError(f"{key} is {value!r}; only 0, 1, false and true are understood")
-    if not values:
-        return None
     if len({bool(value) for value in values.values()}) > 1:
         raise BarError(f"{' and '.join(values)} contradict each other")
-    loss = bool(next(iter(values.values())))
-    if loss and role != "assistant":
+    if any(values.values()) and role != "assistant":
         raise BarError(f"{next(iter(values))} asks for loss on a {role} turn; only what the "
                        "assistant says carries loss")
-    return loss
+    return all(values.values())
