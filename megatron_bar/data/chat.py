@@ -1,7 +1,7 @@
 """Chat templates, and which tokens carry loss.
 
-A template marks what the assistant says with `{% generation %}`: its words, its function calls and
-the token that ends its turn. These tokens carry loss, the others don't.
+What the assistant says carries loss: its words, its function calls and the token that ends its
+turn. `replies` finds these places; a turn with `loss: False` has none.
 
 Text is tokenized piece by piece, cut where the assistant begins and stops to speak. A token can
 then never lie half inside a reply, and the tokens of a prompt are the same at training and at
@@ -11,86 +11,38 @@ merge with the frame.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from megatron_bar.data.chat_formats import TEMPLATES
+from megatron_bar.data.message_keys import (
+    CONTENT,
+    FUNCTION_CALLS,
+    FUNCTIONS,
+    LOSS,
+    PARTS,
+    REASONING,
+    is_told,
+)
+from megatron_bar.data.rendering import Span, run_template, template_facts
+from megatron_bar.data.replies import (
+    MARKER,
+    UnprovenReplies,
+    check_end,
+    ends_of_turn,
+    proven_spans,
+)
 from megatron_bar.runtime.errors import BarError
 
 ROLES = ("system", "user", "assistant", "environment")
-
-# What BAR trains its experts on: ChatML frames, tool results from the environment, no bos. The
-# last reply ends with eos alone, which also ends the document when rows are packed. The layout is
-# open-instruct's "olmo"; the wording of the two system sentences is ours. A model that was trained
-# on theirs has it in its tokenizer's own template.
-_OLMO = """\
-{%- set no_functions = 'No functions are available to you.' -%}
-{%- macro offered(functions) -%}
-<functions>{{ functions }}</functions>
-{%- endmacro -%}
-{%- if messages | selectattr('role', 'equalto', 'system') | list | length == 0 -%}
-{{- '<|im_start|>system\\nYou are OLMo, a helpful AI assistant built by Ai2 that can call '
-    'functions. Your knowledge ends in November 2024. ' + no_functions + ' ' + offered('')
-    + '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-{%- set functions = message.get('functions') -%}
-{{- '<|im_start|>' + message.role + '\\n' -}}
-{%- if message.role == 'assistant' -%}
-{%- generation -%}
-{{- message.content -}}
-{%- if message.get('function_calls') -%}
-{{- '<function_calls>' + message.function_calls + '</function_calls>' -}}
-{%- endif -%}
-{{- eos_token if loop.last and not add_generation_prompt else '<|im_end|>' -}}
-{%- endgeneration -%}
-{%- if not loop.last or add_generation_prompt -%}{{- '\\n' -}}{%- endif -%}
-{%- elif message.role == 'system' -%}
-{{- message.content + ' ' -}}
-{{- offered(functions) if functions else no_functions + ' ' + offered('') -}}
-{{- '<|im_end|>\\n' -}}
-{%- else -%}
-{{- message.content -}}
-{%- if functions -%}{{- '\\n' + offered(functions) -}}{%- endif -%}
-{{- '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
-
-# OLMo-2 Instruct: role lines are ordinary text, every reply ends with eos.
-_TULU = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-{%- if message.role not in ('system', 'user', 'assistant') -%}
-{{- raise_exception('the tulu template has no role ' + message.role) -}}
-{%- endif -%}
-{{- {'system': '<|system|>', 'user': '<|user|>', 'assistant': '<|assistant|>'}[message.role] -}}
-{{- '\\n' -}}
-{%- if message.role == 'assistant' -%}
-{%- generation -%}
-{{- message.content + eos_token -}}
-{%- endgeneration -%}
-{%- if not loop.last or add_generation_prompt -%}{{- '\\n' -}}{%- endif -%}
-{%- else -%}
-{{- message.content + '\\n' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
-"""
-
-TEMPLATES = {"olmo": _OLMO, "tulu": _TULU}
-
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_MARKER = re.compile(r"<\|[^|<>]+\|>")
-# Parts of a message besides its content that a template may show.
-_EXTRAS = ("functions", "function_calls", "tool_calls")
+# Keys that a conversation can't do without, where it has them.
+_NEEDED = (FUNCTIONS, FUNCTION_CALLS, "tool_calls")
 
 Message = dict[str, Any]
 
@@ -98,8 +50,15 @@ Message = dict[str, Any]
 def chat_template(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
     """The Jinja source of a template: registered, from a .jinja file, or the tokenizer's own.
 
-    Raises BarError if the tokenizer has none, or there is no such name or file.
+    Raises BarError if the tokenizer has none, there is no such name or file, or what is there is no
+    template or one whose text changes by itself.
     """
+    source = _source(name_or_path, tokenizer)
+    template_facts(source)
+    return source
+
+
+def _source(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
     if name_or_path is None:
         try:
             return tokenizer.get_chat_template()
@@ -122,11 +81,27 @@ def chat_template(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) 
         raise BarError(f"chat_template {path} can't be read: {error}") from None
 
 
+def differs_from_own(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a template writes a plain chat in another way than the tokenizer's own template."""
+    chat = [{"role": role, CONTENT: "x"} for role in ("user", "assistant", "user", "assistant")]
+    try:
+        own = chat_template(None, tokenizer)
+    except BarError:
+        return False  # there is no format to differ from
+    try:
+        return any(run_template(tokenizer, some, template, prompt)[0]
+                   != run_template(tokenizer, some, own, prompt)[0]
+                   for some, prompt in ((chat, False), (chat[:-1], True)))
+    except BarError:
+        return template != own
+
+
 def check_messages(messages: Any) -> None:
     """Refuse what isn't a conversation, before any template or tokenizer is at hand.
 
-    Raises BarError for an unknown role, for content that isn't text, and for an assistant turn
-    with neither content nor function calls.
+    Raises BarError for an unknown role, for content that isn't text or no text that can be written,
+    for functions and calls where they don't belong, and for an assistant turn with neither content
+    nor function calls.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise BarError("messages must be a list of at least one message")
@@ -136,54 +111,97 @@ def check_messages(messages: Any) -> None:
         role = message.get("role")
         if role not in ROLES:
             raise BarError(f"message {number} has role {role!r}; roles are {', '.join(ROLES)}")
-        for key in ("content", "functions", "function_calls"):
+        for key in (*PARTS, *REASONING):
             value = message.get(key)
-            if value is not None and not isinstance(value, str):
-                raise BarError(f"message {number}: {key} is {type(value).__name__}, not text")
+            if value is not None:
+                check_text(value, f"message {number}: {key}")
         if role == "assistant":
-            if not message.get("content") and not message.get("function_calls"):
+            if not message.get(CONTENT) and not message.get(FUNCTION_CALLS):
                 raise BarError(f"message {number}: neither content nor function_calls is given")
-        elif message.get("content") is None:
+        elif message.get(CONTENT) is None:
             raise BarError(f"message {number}: content is missing")
+        misplaced = FUNCTIONS if role == "assistant" else FUNCTION_CALLS
+        if message.get(misplaced):
+            raise BarError(f"message {number}: {misplaced} don't belong to a turn of role {role}")
+
+
+def check_text(value: Any, what: str) -> None:
+    """Raise BarError for a value that isn't text, or holds half a character."""
+    if not isinstance(value, str):
+        raise BarError(f"{what} is {type(value).__name__}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BarError(f"{what} holds half of a character ({ascii(value[error.start])[1:-1]}, one "
+                       "of a surrogate pair); mend it or leave the item out") from None
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Tokens of a conversation to train on, and which of them carry loss.
+
+    `notes` are what a person should know of how the template treats it, without a number in them,
+    so that they can be counted over conversations.
+    """
+
+    ids: list[int]
+    loss_mask: list[bool]
+    notes: list[str]
 
 
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
 ) -> tuple[list[int], list[bool]]:
-    """Tokens of a conversation to train on, and which of them carry loss.
+    """The tokens of `rendered`, and which of them carry loss. Raises as it does."""
+    made = rendered(tokenizer, messages, template)
+    return made.ids, made.loss_mask
+
+
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
+) -> Rendered:
+    """A conversation as it is trained on.
 
     `template` is Jinja source, from `chat_template`. Keys of a message whose value is None count as
     absent.
 
     Raises BarError for what `check_messages` refuses; for a conversation that has no assistant turn
-    or doesn't end with one, holds a marker of the template in its text (it would forge a turn), or
-    has parts that the template doesn't show; for a tokenizer without eos; and for a template that
-    doesn't mark replies and their ends with `{% generation %}`.
+    that carries loss or doesn't end with one, holds a marker of the template in its text (it would
+    forge a turn), or has parts that the template doesn't show; for a tokenizer without eos; and for
+    a template that fails, whose text changes by itself, of which it isn't known where replies lie,
+    or that doesn't end them with a token that carries loss.
     """
-    if not _GENERATION.search(template):
-        raise BarError(
-            "the chat template has no {% generation %}, so it doesn't say what carries loss; "
-            f"put it around replies and their end token, or use {', '.join(TEMPLATES)}"
-        )
     if tokenizer.eos_token is None:
         raise BarError(f"the tokenizer {tokenizer.name_or_path} has no eos token to end replies")
     check_messages(messages)
-    replies = sum(message["role"] == "assistant" for message in messages)
-    if not replies:
+    learned = [message.get(LOSS) is not False for message in messages
+               if message["role"] == "assistant"]
+    if not learned:
         raise BarError("the conversation has no assistant turn to learn from")
+    if not any(learned):
+        raise BarError("the conversation has no assistant turn that carries loss")
     if messages[-1]["role"] != "assistant":
         raise BarError(f"the conversation ends with a {messages[-1]['role']} turn, not a reply")
-    text, spans = _text(tokenizer, messages, template, prompt=False)
-    if len(spans) != replies:
-        raise BarError(
-            f"the chat template marks {len(spans)} of {replies} replies with {{% generation %}}"
-        )
-    if tail := text[spans[-1][1]:].strip():
-        raise BarError(
-            f"the chat template ends replies with {tail!r} outside {{% generation %}}, so that a "
-            "model would never learn to stop; move it inside"
-        )
-    return _tokens(tokenizer, text, spans)
+    shown = _as_shown(tokenizer, messages, template)
+    ends = ends_of_turn(tokenizer)
+    text, spans = _text(tokenizer, shown, template, prompt=False)
+    if len(spans) != len(learned):
+        raise BarError(f"the chat template marks {len(spans)} of {len(learned)} replies with "
+                       "{% generation %}")
+    check_end(text, spans, ends)
+    ids, inside = _tokens(tokenizer, text, spans)
+    taught = [span is not None and learned[span] for span in inside]
+    notes = [*_unused_keys(messages, template), *_left_out(shown, text, spans)]
+    if (any(message.get(FUNCTION_CALLS) for message in messages)
+            and not any(message.get(FUNCTIONS) for message in messages)):
+        notes.append("functions are called, and none are offered")
+    if not all(text[start:end].rstrip().endswith(tuple(ends)) for start, end in spans[:-1]):
+        notes.append("a reply before the last ends outside {% generation %}, so its end isn't "
+                     "learned")
+    if not _is_asked_for(tokenizer, shown, template, text[:spans[-1][0]]):
+        notes.append("the text that asks for the last reply (add_generation_prompt) isn't what "
+                     "stands before it in training")
+    return Rendered(ids, taught, list(dict.fromkeys(notes)))
 
 
 def prompt_ids(
@@ -193,7 +211,7 @@ def prompt_ids(
 
     They are what `render` puts before that reply.
 
-    Raises BarError as `render` does, but neither a reply nor `{% generation %}` is needed.
+    Raises BarError as `render` does, but a reply isn't needed, nor where others lie.
     """
     text, spans = _prompt(tokenizer, messages, template)
     return _tokens(tokenizer, text, spans)[0]
@@ -201,7 +219,7 @@ def prompt_ids(
 
 def prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
-) -> tuple[list[int], str, list[tuple[int, int]]]:
+) -> tuple[list[int], str, list[Span]]:
     """`prompt_ids`, the text that they are the tokens of, and where in it each lies.
 
     Raises BarError as `prompt_ids` does.
@@ -223,52 +241,57 @@ def before_reply(messages: Sequence[Message]) -> Sequence[Message]:
 
 def _prompt(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
-) -> tuple[str, list[tuple[int, int]]]:
+) -> tuple[str, list[Span]]:
     """`_text` of what a model continues with a reply."""
     check_messages(messages)
     messages = before_reply(messages)
     if not messages:
         raise BarError("the conversation has nothing before its reply")
-    return _text(tokenizer, messages, template, prompt=True)
+    shown = _as_shown(tokenizer, messages, template)
+    try:
+        return _text(tokenizer, shown, template, prompt=True)
+    except UnprovenReplies:  # the text is sure; that it is cut nowhere changes few of its tokens
+        return run_template(tokenizer, shown, template, True)[0], []
 
 
 def _text(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str, prompt: bool
-) -> tuple[str, list[tuple[int, int]]]:
+    tokenizer: PreTrainedTokenizerBase, shown: Sequence[Message], template: str, prompt: bool
+) -> tuple[str, list[Span]]:
     """The rendered text and the spans of its characters that the assistant says."""
-    cleaned = []
-    for message in messages:
-        kept = {key: value for key, value in message.items() if value is not None}
-        cleaned.append({"content": ""} | kept)
-    _check_shown(cleaned, template)
-    _check_forgery(tokenizer, cleaned, template)
-    try:
-        # What apply_chat_template itself calls; it maps the spans to tokens less exactly than we.
-        texts, spans = render_jinja_template(
-            [cleaned], chat_template=template, add_generation_prompt=prompt,
-            return_assistant_tokens_mask=bool(_GENERATION.search(template)),
-            **tokenizer.special_tokens_map,
-        )
-    except (TemplateError, TypeError) as error:
-        raise BarError(f"the chat template refuses a conversation: {error}") from None
-    return texts[0], spans[0] if spans else []
+    if template_facts(template).marks_replies:
+        return run_template(tokenizer, shown, template, prompt)
+    return proven_spans(lambda some, asking: run_template(tokenizer, some, template, asking)[0],
+                        shown, prompt, ends_of_turn(tokenizer))
 
 
-def _check_shown(messages: Sequence[Message], template: str) -> None:
+def _as_shown(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
+) -> list[Message]:
+    """The messages as the template gets them: checked, reasoning under the name that it knows."""
+    words = template_facts(template).words
+    known_reasoning = [name for name in REASONING if name in words]
+    shown = []
     for number, message in enumerate(messages, 1):
-        for key in _EXTRAS:
-            if message.get(key) and key not in template:
+        kept = {key: value for key, value in message.items() if value is not None and key != LOSS}
+        for key in (*_NEEDED, *REASONING):
+            if not kept.get(key) or key in words:
+                continue
+            if key not in REASONING or not known_reasoning:
                 raise BarError(
                     f"message {number} has {key}, which the chat template doesn't show; "
                     "use another template or leave the conversation out"
                 )
+            kept[known_reasoning[0]] = kept.pop(key)
+        shown.append({CONTENT: ""} | kept)
+    _check_forgery(tokenizer, shown, template)
+    return shown
 
 
 def _check_forgery(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
 ) -> None:
     """Text that holds a marker would become the marker: an end of turn, or a turn of its own."""
-    markers = set(_MARKER.findall(template)) | set(tokenizer.all_special_tokens)
+    markers = {*MARKER.findall(template), *tokenizer.all_special_tokens}
     for number, message in enumerate(messages, 1):
         for value in message.values():
             found = isinstance(value, str) and [mark for mark in markers if mark in value]
@@ -279,17 +302,58 @@ def _check_forgery(
                 )
 
 
+def _is_asked_for(
+    tokenizer: PreTrainedTokenizerBase, shown: Sequence[Message], template: str, before: str
+) -> bool:
+    """Whether the text before the last reply is what asks for it when the model is used."""
+    if len(shown) == 1:
+        return True  # a reply to nothing is never asked for
+    try:
+        return run_template(tokenizer, shown[:-1], template, True)[0] == before
+    except BarError:
+        return False
+
+
+def _unused_keys(messages: Sequence[Message], template: str) -> Iterator[str]:
+    words = template_facts(template).words
+    for key in dict.fromkeys(key for message in messages for key in message):
+        if is_told(key) and key not in words:
+            yield f"key {key!r} of a message isn't used"
+
+
+def _left_out(
+    shown: Sequence[Message], text: str, spans: Sequence[Span]
+) -> Iterator[str]:
+    """The parts of messages that aren't where they should be in the text."""
+    starts = [*(start for start, _ in spans), len(text)]
+    replies, since = 0, 0
+    for message in shown:
+        role = message["role"]
+        if role == "assistant":
+            end, replies = spans[replies][1], replies + 1
+            place, since = text[since:end], end
+        else:
+            place = text if role == "system" else text[since:starts[replies]]
+        for key in (*PARTS, *REASONING):
+            part = (message.get(key) or "").strip()
+            if part not in place and json.dumps(part, ensure_ascii=False)[1:-1] not in place:
+                yield f"the chat template leaves out {key} of {role} turns, or a part of it"
+
+
 def _tokens(
-    tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[tuple[int, int]]
-) -> tuple[list[int], list[bool]]:
-    """Tokenize the pieces between the ends of `spans`; those inside carry loss."""
+    tokenizer: PreTrainedTokenizerBase, text: str, spans: Sequence[Span]
+) -> tuple[list[int], list[int | None]]:
+    """The tokens, and for each the number of the span that it lies in; None outside of all.
+
+    The pieces between the ends of `spans` are tokenized by themselves.
+    """
     ids: list[int] = []
-    loss_mask: list[bool] = []
+    inside: list[int | None] = []
     encoded = _encoded(tokenizer, text, _cuts(text, spans))
     for number, piece_ids in enumerate(encoded["input_ids"]):
         ids += piece_ids
-        loss_mask += [number % 2 == 1] * len(piece_ids)
-    return ids, loss_mask
+        inside += [number // 2 if number % 2 else None] * len(piece_ids)
+    return ids, inside
 
 
 def _encoded(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.chat import render
+from megatron_bar.data.bad_items import BadItems
+from megatron_bar.data.chat import rendered
 from megatron_bar.data.packing import Example
 from megatron_bar.data.sources import Conversation
 from megatron_bar.runtime.errors import BarError
@@ -18,19 +20,27 @@ _TEXTS_AT_ONCE = 1000
 
 
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Conversation], template: str
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Iterable[Conversation],
+    template: str,
+    bad: BadItems | None = None,
+    notes: Counter[str] | None = None,
 ) -> Iterator[Example]:
     """Documents to learn replies from.
 
-    Raises BarError as `chat.render` does, with the file and line of the conversation.
+    Counts in `notes` how many conversations each note of `chat.rendered` holds for.
+
+    Raises BarError as `chat.rendered` does, with the file and line of the conversation, unless
+    `bad` lists such conversations.
     """
+    bad = bad or BadItems(skip=False)
     for conversation in conversations:
-        try:
-            ids, loss_mask = render(tokenizer, conversation.messages, template)
-        except BarError as error:
-            raise BarError(f"{conversation.where or conversation.source}: {error}") from None
-        # Arrays: five bytes a token, where lists take forty.
-        yield Example(np.array(ids, np.int32), np.array(loss_mask, bool))
+        with bad.caught(conversation.number, conversation.where or conversation.source):
+            made = rendered(tokenizer, conversation.messages, template)
+            if notes is not None:
+                notes.update(made.notes)
+            # Arrays: five bytes a token, where lists take forty.
+            yield Example(np.array(made.ids, np.int32), np.array(made.loss_mask, bool))
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[np.ndarray]:

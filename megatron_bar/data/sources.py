@@ -7,16 +7,26 @@ so that replacing one leaves the others' examples as they were.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from megatron_bar.data import toy
-from megatron_bar.data.chat import Message, check_messages
-from megatron_bar.data.records import Dataset, Listed, Record, Records, read_file
+from megatron_bar.data import forms, toy
+from megatron_bar.data.bad_items import SKIP, STOP, BadItems, told_left_out
+from megatron_bar.data.chat import Message, check_text
+from megatron_bar.data.files import path_name, read_path
+from megatron_bar.data.forms import Form
+from megatron_bar.data.records import Listed, Record, Records
+from megatron_bar.data.tables import Dataset
 from megatron_bar.recipe.schema import Source
+from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
+
+# With on_bad_item: skip the first records may be among the bad ones.
+_RECORDS_TRIED = 100
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -27,13 +37,15 @@ class Conversation:
     source: str
     item: Record
     where: str = ""
+    number: int = field(default=0, compare=False)  # among those drawn from the source
 
 
 @dataclass(frozen=True)
 class Drawn:
     """The records that a source contributes once, in its order: all, or `count` of them.
 
-    `repeat` and `weight` are for the mixture; here every record counts once.
+    `repeat` and `weight` are for the mixture; here every record counts once. Where a method takes
+    `bad`, it lists there what `on_bad_item: skip` leaves out.
     """
 
     source: Source
@@ -44,37 +56,72 @@ class Drawn:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def texts(self, start: int = 0, stop: int | None = None) -> Iterator[str]:
-        """The texts from `start` to `stop`. Raises BarError, with its place, for what isn't one."""
-        column = self.source.text_column
-        for where, record in self.records.read(self.chosen[start:stop]):
-            text = _column(record, column, where)
-            if not isinstance(text, str):
-                raise BarError(f"{where}: column {column!r} is {type(text).__name__}, not text")
-            yield text
+    def texts(
+        self, start: int = 0, stop: int | None = None, bad: BadItems | None = None
+    ) -> Iterator[str]:
+        """The texts from `start` to `stop`.
 
-    def conversations(self, start: int = 0, stop: int | None = None) -> Iterator[Conversation]:
+        Raises BarError, with its place, for what isn't one, where that isn't to be skipped.
+        """
+        column, bad = self.source.text_column, bad or BadItems.of(self.source)
+        for number, where, record in self._records(start, stop, bad):
+            with bad.caught(number, where):
+                text = _column(record, column)
+                check_text(text, f"column {column!r}")
+                yield text
+
+    def conversations(
+        self, start: int = 0, stop: int | None = None, bad: BadItems | None = None
+    ) -> Iterator[Conversation]:
         """The conversations from `start` to `stop`.
 
         They need not end with a reply: held-out items are prompts with an answer in their record.
 
-        Raises BarError, with its place, for what isn't a conversation.
+        Raises BarError, with its place, for what isn't a conversation, where that isn't to be
+        skipped.
         """
-        column = "messages" if self.source.toy else self.source.messages_column
-        for where, record in self.records.read(self.chosen[start:stop]):
-            messages = _column(record, column, where)
-            try:
-                check_messages(messages)
-            except BarError as error:
-                raise BarError(f"{where}: {error}") from None
-            yield Conversation(list(messages), self.name, record, where)
+        form, bad = self.form, bad or BadItems.of(self.source)
+        for number, where, record in self._records(start, stop, bad):
+            with bad.caught(number, where):
+                messages = forms.read(form, record, self._messages_column)
+                yield Conversation(messages, self.name, record, where, number)
+
+    @cached_property
+    def form(self) -> Form:
+        """How the records hold conversations: as the recipe says, else as the first one does.
+
+        Raises BarError if they are of no form that is known.
+        """
+        if self.source.format is not None:
+            return forms.FORMS[self.source.format]
+        bad = BadItems.of(self.source)
+        for number, where, record in self._records(0, _RECORDS_TRIED, bad):
+            with bad.caught(number, where):
+                return forms.form_of(record, self._messages_column)
+        raise BarError(told_left_out(self.name, list(bad.listed.values())))
 
     @property
     def identity(self) -> Any:
         """A JSON value that changes when what is drawn does."""
         drawn = None if isinstance(self.chosen, range) else list(self.chosen)
-        columns = [self.source.text_column, self.source.messages_column]
+        columns = [self.source.text_column, self.source.messages_column, self.source.format]
         return [self.records.identity, drawn, columns]
+
+    @property
+    def _messages_column(self) -> str | None:
+        """The column that the recipe names; None where it is the usual one."""
+        column = self.source.messages_column
+        return None if self.source.toy or column == Source.messages_column else column
+
+    def _records(
+        self, start: int, stop: int | None, bad: BadItems
+    ) -> Iterator[tuple[int, str, Record]]:
+        read = self.records.read(self.chosen[start:stop])
+        for number, (where, record) in enumerate(read, start):
+            if isinstance(record, BarError):
+                bad.add(number, where, record)
+            else:
+                yield number, where, record
 
 
 def source_name(source: Source) -> str:
@@ -82,7 +129,7 @@ def source_name(source: Source) -> str:
     kind, value = _kind(source)
     if source.name:
         return source.name
-    return value if kind == "toy" else Path(value).stem if kind == "path" else Path(value).name
+    return path_name(value) if kind == "path" else Path(value).name
 
 
 def open_source(source: Source, seed: int, texts: bool) -> Drawn:
@@ -92,6 +139,11 @@ def open_source(source: Source, seed: int, texts: bool) -> Drawn:
     """
     kind, value = _kind(source)
     name = source_name(source)
+    for key, known in (("format", forms.FORMS), ("on_bad_item", (STOP, SKIP))):
+        given = getattr(source, key)
+        if given is not None and given not in known:
+            raise BarError(f"source {name}: {key} {given!r} is unknown; "
+                           f"there are {', '.join(known)}")
     for key in ("count", "repeat"):
         number = getattr(source, key)
         if number is not None and number < 1:
@@ -101,11 +153,7 @@ def open_source(source: Source, seed: int, texts: bool) -> Drawn:
     elif kind == "hub":
         records = Dataset(value, source.split)
     else:
-        if not texts and Path(value).suffix == ".txt":
-            raise BarError(
-                f"{value} holds text, not conversations; give .jsonl, .json or .parquet"
-            )
-        records = read_file(Path(value), source.text_column)
+        records = read_path(value, source.text_column, texts)
     size = len(records)
     if size == 0:
         raise BarError(f"source {name} is empty")
@@ -116,14 +164,32 @@ def open_source(source: Source, seed: int, texts: bool) -> Drawn:
     return Drawn(source, name, records, choose(size, source.count, f"source/{seed}"))
 
 
-def load_conversations(source: Source, seed: int) -> list[Conversation]:
-    """All conversations that a source contributes, `repeat` times. Raises as `Drawn` does."""
-    return list(open_source(source, seed, texts=False).conversations()) * source.repeat
+def load_conversations(
+    source: Source, seed: int, bad: BadItems | None = None
+) -> list[Conversation]:
+    """All conversations that a source contributes, `repeat` times. Raises as `Drawn` does.
+
+    Those that `on_bad_item: skip` leaves out are listed in `bad`, or said.
+    """
+    drawn = open_source(source, seed, texts=False)
+    return _all(drawn, drawn.conversations, bad) * source.repeat
 
 
 def load_texts(source: Source, seed: int) -> list[str]:
     """All texts that a source contributes, `repeat` times. Raises as `Drawn` does."""
-    return list(open_source(source, seed, texts=True).texts()) * source.repeat
+    drawn = open_source(source, seed, texts=True)
+    return _all(drawn, drawn.texts, None) * source.repeat
+
+
+def _all(drawn: Drawn, read: Callable[..., Iterator[Item]], bad: BadItems | None) -> list[Item]:
+    listed = bad or BadItems.of(drawn.source)
+    found = list(read(bad=listed))
+    left_out = list(listed.listed.values())
+    if not found:
+        raise BarError(told_left_out(drawn.name, left_out))
+    if left_out and bad is None:
+        say(told_left_out(drawn.name, left_out))
+    return found
 
 
 def choose(size: int, count: int, seed: str) -> list[int]:
@@ -140,11 +206,11 @@ def _kind(source: Source) -> tuple[str, str]:
     return given[0]
 
 
-def _column(record: Any, column: str, where: str) -> Any:
+def _column(record: Any, column: str) -> Any:
     if not isinstance(record, dict):
-        raise BarError(f"{where}: a record is {type(record).__name__}, not an object with columns")
+        raise BarError(f"a record is {type(record).__name__}, not an object with columns")
     if column not in record:
-        raise BarError(f"{where}: column {column!r} is missing; there are {', '.join(record)}")
+        raise BarError(f"column {column!r} is missing; there are {', '.join(record)}")
     return record[column]
 
 

@@ -1,8 +1,9 @@
 """Tokenized documents on disk, made once, by many processes, and memory-mapped by every rank.
 
 A folder holds a Megatron-Core indexed dataset, tokens.bin and tokens.idx, a document a sequence;
-for conversations also loss.bin, a byte a token, 1 where it carries loss; and manifest.json. Its
-name ends in a digest of all that its content depends on, so what stands under a name never changes.
+for conversations also loss.bin, a byte a token, 1 where it carries loss; left_out.jsonl where a
+source's `on_bad_item: skip` left items out; and manifest.json. Its name ends in a digest of all
+that its content depends on, so what stands under a name never changes.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,20 +25,46 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from transformers import PreTrainedTokenizerBase
 
+from megatron_bar.data.bad_items import LEFT_OUT, BadItems, told_left_out
 from megatron_bar.data.encoding import encode_conversations, encode_texts, tokenizer_digest
 from megatron_bar.data.packing import Example
 from megatron_bar.data.sources import Drawn
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import json_digest, publish, read_json, staging_path, write_json
+from megatron_bar.runtime.files import (
+    json_digest,
+    publish,
+    read_json,
+    staging_path,
+    write_json,
+    write_json_lines,
+)
 from megatron_bar.runtime.pool import WorkerKilled, cores, spread
 
 MANIFEST = "manifest.json"
 _TOKENS = "tokens"
 _LOSS = "loss.bin"
 # Changes with the format of the folders, or with how texts and conversations become tokens.
-_VERSION = 1
+_VERSION = 2
 _SMALLEST_SHARD, _MOST_SHARDS = 2000, 2000
+
+
+@dataclass
+class _Seen:
+    """What is met on the way through a source's items: what can't be used, and notes, counted."""
+
+    bad: BadItems
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def save(self, path: Path) -> None:
+        write_json(path, {"left_out": list(self.bad.listed.values()), "notes": self.notes})
+
+    def add(self, path: Path) -> None:
+        """Add what `save` wrote."""
+        saved = read_json(path)
+        for entry in saved["left_out"]:
+            self.bad.add(entry["item"], entry["where"], BarError(entry["reason"]))
+        self.notes.update(saved["notes"])
 
 
 class StoredDocuments:
@@ -52,6 +82,33 @@ class StoredDocuments:
     @property
     def tokens(self) -> int:
         return self.manifest["tokens"]
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """The items that aren't here because they can't be used, as `BadItems` lists them."""
+        path = self.folder / LEFT_OUT
+        if not path.is_file():
+            return []
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    @cached_property
+    def items_D(self) -> np.ndarray:
+        """For each conversation its number among the items drawn from the source."""
+        missing = [entry["item"] for entry in self.left_out]
+        return np.delete(np.arange(self.manifest["records"]), missing)
+
+    def told(self) -> list[str]:
+        """Lines that say what a person should know of how the source was read, if anything."""
+        name, form = self.manifest["source"], self.manifest.get("form")
+        lines = []
+        if form is not None:
+            lines.append(f"{name}: read as {form} (conversations: {len(self)})")
+        if left_out := self.left_out:
+            lines.append(f"{told_left_out(name, left_out)}; all are listed in "
+                         f"{self.folder / LEFT_OUT}")
+        return lines + [f"{name}: {note} (conversations: {count})"
+                        for note, count in self.manifest.get("notes", {}).items()]
 
     def __len__(self) -> int:
         return self.manifest["documents"]
@@ -96,8 +153,8 @@ def store_texts(
     drawn: Drawn, tokenizer: PreTrainedTokenizerBase, root: Path, processes: int | None = None
 ) -> Path:
     """The folder with the source's texts, a document each that ends with eos. See `_store`."""
-    def encode(start: int, stop: int) -> Iterator[Example]:
-        for ids in encode_texts(tokenizer, drawn.texts(start, stop)):
+    def encode(start: int, stop: int, seen: _Seen) -> Iterator[Example]:
+        for ids in encode_texts(tokenizer, drawn.texts(start, stop, seen.bad)):
             yield Example(ids, np.ones(len(ids), bool))
 
     return _store(drawn, tokenizer, None, encode, root, processes)
@@ -111,8 +168,9 @@ def store_conversations(
     processes: int | None = None,
 ) -> Path:
     """The folder with the source's conversations and what in them carries loss. See `_store`."""
-    def encode(start: int, stop: int) -> Iterator[Example]:
-        return encode_conversations(tokenizer, drawn.conversations(start, stop), template)
+    def encode(start: int, stop: int, seen: _Seen) -> Iterator[Example]:
+        conversations = drawn.conversations(start, stop, seen.bad)
+        return encode_conversations(tokenizer, conversations, template, seen.bad, seen.notes)
 
     return _store(drawn, tokenizer, template, encode, root, processes)
 
@@ -129,7 +187,7 @@ def _store(
     drawn: Drawn,
     tokenizer: PreTrainedTokenizerBase,
     template: str | None,
-    encode: Callable[[int, int], Iterator[Example]],
+    encode: Callable[[int, int, _Seen], Iterator[Example]],
     root: Path,
     processes: int | None,
 ) -> Path:
@@ -138,41 +196,58 @@ def _store(
     The work is cut into shards, on `processes` forked children (the cores by default). Killed, it
     goes on with the shards that are missing. Of several that want the same folder one makes it.
 
-    Raises BarError for what is wrong with a text or a conversation; then nothing is left behind.
+    Raises BarError for what is wrong with a text or a conversation, unless the source says to skip
+    such items; then nothing is left behind.
     Raises WorkerKilled if a child is killed; the shards that stand are kept.
     """
     target = stored_path(drawn, tokenizer, template, root)
     if (target / MANIFEST).is_file():
-        return target
+        return _accepted(target, drawn)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _only_writer(target):
         if (target / MANIFEST).is_file():
-            return target
+            return _accepted(target, drawn)
         staging = staging_path(target)
         staging.mkdir(exist_ok=True)
         dtype = DType.optimal_dtype(len(tokenizer))
         try:
             shards = _write_shards(drawn, encode, template is not None, dtype, staging, processes)
+            seen = _seen_in(shards, drawn)
             counts = _join(shards, staging, dtype)
+            left_out = list(seen.bad.listed.values())
             if not counts["documents"]:
-                raise BarError(f"source {drawn.name} holds no tokens to train on")
+                why = f": {told_left_out(drawn.name, left_out)}" if left_out else ""
+                raise BarError(f"source {drawn.name} holds no tokens to train on{why}")
         except WorkerKilled:
             raise
         except BarError:
             shutil.rmtree(staging)
             raise
+        if left_out:
+            write_json_lines(staging / LEFT_OUT, left_out)
         write_json(staging / MANIFEST, {
             "source": drawn.name, **counts, "records": len(drawn),
+            "form": drawn.form.what if template is not None else None,
+            "left_out": len(left_out), "notes": dict(seen.notes),
             "tokenizer": tokenizer_digest(tokenizer), "eos": tokenizer.eos_token_id,
             "dtype": dtype.__name__, "chat_template": template,
         })
         publish(staging, target)
+    return _accepted(target, drawn)
+
+
+def _accepted(target: Path, drawn: Drawn) -> Path:
+    """`target`, unless items were left out that may not be any more."""
+    bad = BadItems.of(drawn.source)
+    if not bad.skip:
+        for entry in StoredDocuments(target).left_out:
+            bad.add(entry["item"], entry["where"], BarError(entry["reason"]))
     return target
 
 
 def _write_shards(
     drawn: Drawn,
-    encode: Callable[[int, int], Iterator[Example]],
+    encode: Callable[[int, int, _Seen], Iterator[Example]],
     with_loss: bool,
     dtype: type,
     folder: Path,
@@ -185,7 +260,9 @@ def _write_shards(
     prefixes = {span: folder / f"shard-{number:05}" for number, span in enumerate(spans)}
 
     def write(span: tuple[int, int]) -> tuple[int, int]:
-        return span[1] - span[0], _write_shard(prefixes[span], encode(*span), with_loss, dtype)
+        seen = _Seen(BadItems.of(drawn.source))
+        examples = encode(*span, seen)
+        return span[1] - span[0], _write_shard(prefixes[span], examples, with_loss, dtype, seen)
 
     missing = [span for span in spans if not Path(f"{prefixes[span]}.idx").is_file()]
     done = total - sum(stop - start for start, stop in missing)
@@ -199,7 +276,9 @@ def _write_shards(
     return list(prefixes.values())
 
 
-def _write_shard(prefix: Path, examples: Iterable[Example], with_loss: bool, dtype: type) -> int:
+def _write_shard(
+    prefix: Path, examples: Iterable[Example], with_loss: bool, dtype: type, seen: _Seen
+) -> int:
     """Write one shard; its index takes its name last. Returns the number of tokens."""
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
     with contextlib.ExitStack() as stack:
@@ -209,8 +288,17 @@ def _write_shard(prefix: Path, examples: Iterable[Example], with_loss: bool, dty
             if loss is not None:
                 loss.write(example.loss_mask.astype(np.uint8).tobytes())
     builder.finalize(f"{prefix}.partial")
+    seen.save(Path(f"{prefix}.seen"))
     os.replace(f"{prefix}.partial", f"{prefix}.idx")
     return sum(builder.sequence_lengths)
+
+
+def _seen_in(shards: list[Path], drawn: Drawn) -> _Seen:
+    """What was met in all shards. Raises BarError as `_accepted` does: some may be old."""
+    whole = _Seen(BadItems.of(drawn.source))
+    for shard in shards:
+        whole.add(Path(f"{shard}.seen"))
+    return whole
 
 
 def _join(shards: list[Path], folder: Path, dtype: type) -> dict[str, int]:

@@ -17,8 +17,9 @@ from megatron_bar.analysis.routed_tokens import ROUTING, route_texts
 from megatron_bar.analysis.token_kinds import told
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.checkpoints.number_types import compute_type, type_name
+from megatron_bar.data.bad_items import LeftOut
 from megatron_bar.data.chat import prompt_ids
-from megatron_bar.data.sources import Conversation, load_conversations
+from megatron_bar.data.sources import Conversation, load_conversations, source_name
 from megatron_bar.evaluation.answers import answer_all
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import OlmoModel, build_model
@@ -26,7 +27,7 @@ from megatron_bar.models.router import leave_out
 from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.rlvr.engine import Response, Sampling
 from megatron_bar.rlvr.rollouts import MegatronEngine
-from megatron_bar.rlvr.verifiers import reference_of, score_answers
+from megatron_bar.rlvr.verifiers import reference_of, score_answers, scorer
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
@@ -77,11 +78,10 @@ def evaluate(
     leave_out(model, [config.expert_id(name) for name in settings.opt_out])
     set_model_to_sequence_parallel(model, False)  # one token can't be cut into pieces
     model.eval()
-    results, routing, answers = {}, {}, []
+    results, routing, answers, left_out = {}, {}, [], LeftOut()
     for task, sources in tasks.items():
-        items = [(source, conversation) for source in sources
-                 for conversation in load_conversations(source, seed)]
-        prompts = [_prompt(conversation, speaker, model) for _, conversation in items]
+        items, prompts = load_items(
+            task, sources, speaker, model.max_sequence_length, seed, left_out)
         started = time.time()
         responses = _answer(model, prompts, settings, speaker, seed, task)
         scored = on_main(functools.partial(_scored, items, prompts, responses, speaker, task))
@@ -92,6 +92,7 @@ def evaluate(
                      for (_, conversation), (first, *_) in zip(items, responses)]
             routing[task] = route_texts(model, texts, speaker.pad_id)
     if is_main():
+        left_out.record(folder)
         write_json_lines(folder / ANSWERS, answers)
         write_json(folder / RESULTS, {
             "model": name, "experts": config.all_expert_names, "tasks": results,
@@ -129,12 +130,35 @@ def _result(answers: list[dict[str, Any]], samples: int, seconds: float) -> dict
     }
 
 
-def _prompt(conversation: Conversation, speaker: Speaker, model: OlmoModel) -> list[int]:
-    ids = prompt_ids(speaker.tokenizer, conversation.messages, speaker.template)
-    if len(ids) >= model.max_sequence_length:
-        raise BarError(f"{conversation.where}: the prompt has {len(ids)} tokens, which leaves no "
-                       f"room for an answer in the model's {model.max_sequence_length} positions")
-    return ids
+def load_items(
+    task: str,
+    sources: Sequence[Source],
+    speaker: Speaker,
+    positions: int,
+    seed: int,
+    left_out: LeftOut,
+) -> tuple[list[Item], list[list[int]]]:
+    """The items of a task and the prompt of each, for a model of so many `positions`.
+
+    Raises BarError for an item that can't be asked or has no reference, with its place, unless its
+    source says to skip such items: then it is in `left_out`.
+    """
+    items, prompts = [], []
+    for source in sources:
+        bad = left_out.of(f"{task}/{source_name(source)}", source)
+        for conversation in load_conversations(source, seed, bad):
+            with bad.caught(conversation.number, conversation.where):
+                prompt = prompt_ids(speaker.tokenizer, conversation.messages, speaker.template)
+                if len(prompt) >= positions:
+                    raise BarError(f"the prompt has {len(prompt)} tokens, which leaves no room for "
+                                   f"an answer in the model's {positions} positions")
+                scorer(source, conversation)  # a missing reference is known before it is needed
+                items.append((source, conversation))
+                prompts.append(prompt)
+    if not items:
+        raise BarError("; ".join([f"task {task} has no item left that can be asked",
+                                  *left_out.told().values()]))
+    return items, prompts
 
 
 def _scored(

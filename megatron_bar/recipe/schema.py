@@ -19,13 +19,22 @@ class Source:
 
     Mid-training reads texts, SFT and routing read conversations: a list of `messages` with `role`
     and `content`, and where they occur `functions` (on a system or user turn) and `function_calls`
-    (on an assistant turn).
+    (on an assistant turn). docs/data.md has the other forms that are read.
     """
 
-    path: str | None = None  # a .jsonl, .json, .parquet or .txt file
+    # A file (.jsonl, .ndjson, .json, .parquet or .txt, all but .parquet also .gz), a folder of such
+    # files, or a pattern such as law/*.jsonl; ~ and $HOME are filled in. Several files are one
+    # source.
+    path: str | None = None
     hub: str | None = None  # a dataset of the Hugging Face hub, or a folder datasets can load
     toy: str | None = None  # a domain of the toy world: general, math, code, tool_use, safety
     name: str | None = None  # how the source is called in logs; its file or domain name by default
+    # The form of conversations: messages (OpenAI's, and the project's own), sharegpt, alpaca or
+    # prompt_completion; by default it is seen from the first record.
+    format: str | None = None
+    # What becomes of an item that can't be used: stop says its place and ends; skip leaves it out,
+    # and all that were are counted and listed in left_out.jsonl.
+    on_bad_item: str = "stop"
     split: str = "train"  # of a hub dataset or the toy world
     count: int | None = None  # take this many examples, spread over the source by the seed
     repeat: int = 1  # go through the source this many times in each epoch

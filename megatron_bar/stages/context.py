@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from megatron_bar.data.files import files_of
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.graph import Stage, deciding
 from megatron_bar.recipe.schema import Evaluate, Recipe, Rlvr, Source, Training
@@ -101,7 +102,10 @@ def external_fingerprint(stage: Stage) -> dict[str, list]:
                 visit(inner, key)
         elif isinstance(value, str) and key in ("path", "hf", "hub", "chat_template"):
             path = Path(value)
-            files = sorted(path.rglob("*")) if path.is_dir() else [path]
+            if key == "path":
+                files = files_of(value)
+            else:
+                files = sorted(path.rglob("*")) if path.is_dir() else [path]
             found[value] = [[p.name, p.stat().st_size, p.stat().st_mtime_ns]
                             for p in files if p.is_file()]
 

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from megatron_bar.checkpoints.convert import COMPANION_FOLDER
 from megatron_bar.data.batches import planned_steps
 from megatron_bar.data.blend import BlendedRows
-from megatron_bar.data.chat import chat_template
+from megatron_bar.data.chat import chat_template, differs_from_own
 from megatron_bar.data.joined import JoinedRows
 from megatron_bar.data.mixture import check_mixture, natural_size, picks, shares, stratified
 from megatron_bar.data.packing import PackedDocuments, pack
@@ -109,8 +109,14 @@ def _own_rows(
     rows = PackedDocuments.load(context.folder / _PACKED, _stored(folders))
     report = rows.report
     say(f"data: {report}")
-    return rows, {"conversations": report.documents_by_source,
+    return rows, {"conversations": report.documents_by_source, "sources": _how_read(folders),
                   "packing": dataclasses.asdict(report) | {"efficiency": report.efficiency}}
+
+
+def _how_read(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Facts about each source: its form, how many items were left out, and notes on them."""
+    return {name: {key: stored.manifest[key] for key in ("form", "left_out", "notes")}
+            for name, stored in _stored(folders).items()}
 
 
 def validation_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> Rows | None:
@@ -161,17 +167,31 @@ def _prepare(
     processes: int | None = None,
 ) -> dict[str, Path]:
     seed, root = context.recipe.seed, context.run / "data"
-    folders = {}
+    folders, template = {}, None
     for source in chosen:
         if context.stage.kind == "midtrain":
             drawn = open_source(source, seed, texts=True)
             folder = store_texts(drawn, tokenizer, root / _TEXTS, processes)
         else:
             drawn = open_source(source, seed, texts=False)
-            template = chat_template(context.recipe.chat_template, tokenizer)
+            template = template or named_template(context.recipe.chat_template, tokenizer)
             folder = store_conversations(drawn, tokenizer, template, root / _CHATS, processes)
         folders[drawn.name] = folder
+        for line in StoredDocuments(folder).told():
+            say(line)
     return folders
+
+
+def named_template(name: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template that the recipe names, or the model's own.
+
+    Says so if the recipe's is another format than the model's. Raises BarError as `chat_template`.
+    """
+    template = chat_template(name, tokenizer)
+    if name is not None and differs_from_own(template, tokenizer):
+        say(f"warning: chat_template {name} is another format than the model's own, so the model "
+            "has to learn it; leave chat_template out to use its own")
+    return template
 
 
 def _sources(context: Context) -> list[Source]:
@@ -234,18 +254,21 @@ def _sample(
 
 def _record_sample(context: Context, folders: Mapping[str, Path]) -> None:
     """Write down what route drew, a conversation a line: its source, its place and itself."""
-    write_json_lines(context.folder / SAMPLE, _drawn(context, _sample(context, _stored(folders))))
+    taken = _sample(context, _stored(folders))
+    write_json_lines(context.folder / SAMPLE, _drawn(context, folders, taken))
 
 
-def _drawn(context: Context, taken: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+def _drawn(
+    context: Context, folders: Mapping[str, Path], taken: Mapping[str, np.ndarray]
+) -> Iterator[dict[str, Any]]:
     for source in _sources(context):
         drawn = open_source(source, context.recipe.seed, texts=False)
-        documents = taken[drawn.name].tolist()
-        chosen = [drawn.chosen[document] for document in documents]
-        column = "messages" if source.toy else source.messages_column
-        for document, (where, record) in zip(documents, drawn.records.read(chosen)):
-            yield {"source": drawn.name, "document": document, "where": where,
-                   "messages": record[column]}
+        documents = taken[drawn.name]
+        items = StoredDocuments(folders[drawn.name]).items_D[documents].tolist()
+        chosen = dataclasses.replace(drawn, chosen=[drawn.chosen[item] for item in items])
+        for document, conversation in zip(documents.tolist(), chosen.conversations(), strict=True):
+            yield {"source": drawn.name, "document": document, "where": conversation.where,
+                   "messages": conversation.messages}
 
 
 def _blended(context: Context, folders: Mapping[str, Path]) -> tuple[BlendedRows, dict[str, Any]]:
@@ -263,7 +286,8 @@ def _blended(context: Context, folders: Mapping[str, Path]) -> tuple[BlendedRows
     for (name, documents), share in zip(stored.items(), rows.shares):
         epochs = share * len(rows) * training.sequence_length / documents.tokens
         facts[name] = {"documents": len(documents), "tokens": documents.tokens,
-                       "share": share, "epochs": epochs}
+                       "share": share, "epochs": epochs,
+                       "left_out": documents.manifest["left_out"]}
         say(f"data: {name}: {documents.tokens} tokens in {len(documents)} documents, "
             f"{share:.1%} of the mixture, {epochs:.2f} epochs")
     return rows, {"texts": facts}

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.chat import chat_template, prompt_ids
-from megatron_bar.data.sources import load_conversations
+from megatron_bar.data.bad_items import LeftOut
+from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.sources import load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.nemo import accommodations
@@ -19,7 +20,7 @@ from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.data import load_tokenizer, pad_id, stop_ids
+from megatron_bar.stages.data import load_tokenizer, named_template, pad_id, stop_ids
 from megatron_bar.stages.train import proof_of_freezing
 
 
@@ -34,8 +35,9 @@ def run(context: Context) -> dict[str, Any]:
     settings: Rlvr = context.training
     start = context.checkpoint("start")
     tokenizer = load_tokenizer(start)
-    template = chat_template(context.stage.settings["chat_template"], tokenizer)
-    prompts = load_prompts(tokenizer, template, settings, context.recipe.seed)
+    template = named_template(context.stage.settings["chat_template"], tokenizer)
+    left_out = LeftOut()
+    prompts = load_prompts(tokenizer, template, settings, context.recipe.seed, left_out)
     say(f"{context.stage.name}: {len(prompts)} prompts")
     reinforced = Reinforcement(
         config=ModelConfig.load(start), start=start, folder=context.folder, settings=settings,
@@ -45,25 +47,36 @@ def run(context: Context) -> dict[str, Any]:
     ).run(NemoAlignerBackend())
     if not is_main():
         return {}
-    return dataclasses.asdict(reinforced) | {"prompts": len(prompts)} | proof_of_freezing(
+    facts = {"prompts": len(prompts), "left_out": left_out.record(context.folder)}
+    return dataclasses.asdict(reinforced) | facts | proof_of_freezing(
         context, settings.trainable, f"reward {reinforced.reward:.3f}"
     )
 
 
 def load_prompts(
-    tokenizer: PreTrainedTokenizerBase, template: str, settings: Rlvr, seed: int
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    settings: Rlvr,
+    seed: int,
+    left_out: LeftOut,
 ) -> list[Prompt]:
-    """The conversations of all sources as tasks; those with long prompts are left out.
+    """The conversations of all sources as tasks; those with long prompts don't count.
 
-    Raises BarError for a missing reference, with its place, and if no prompt is short enough.
+    Raises BarError for a prompt that can't be used and a missing reference, with its place, unless
+    its source says to skip such items: then they are in `left_out`. Raises it too if no prompt is
+    short enough.
     """
     prompts = []
     for source in settings.data:
-        for conversation in load_conversations(source, seed):
-            ids = prompt_ids(tokenizer, conversation.messages, template)
-            if len(ids) <= settings.prompt_length:
-                prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
-                                      scorer(source, conversation)))
+        bad = left_out.of(source_name(source), source)
+        for conversation in load_conversations(source, seed, bad):
+            with bad.caught(conversation.number, conversation.where):
+                ids = prompt_ids(tokenizer, conversation.messages, template)
+                if len(ids) <= settings.prompt_length:
+                    prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
+                                          scorer(source, conversation)))
     if not prompts:
-        raise BarError(f"no prompt is as short as prompt_length {settings.prompt_length}; raise it")
+        raise BarError("; ".join([
+            f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
+            *left_out.told().values()]))
     return prompts

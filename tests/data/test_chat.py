@@ -259,7 +259,7 @@ FIRST_ONLY = "{% for m in messages %}{{ m.role }}{% if loop.index == 2 %}{% gene
         (CHATML, "has no {% generation %}"),
         (MARKED, "'<|im_end|>' outside"),
         (FIRST_ONLY, "marks 1 of 3 replies"),
-        ("{% generation %}{% for %}", "refuses a conversation"),
+        ("{% generation %}{% for %}", "is broken in line 1: Expected an expression"),
         ("{% generation %}{{ raise_exception('no system') }}{% endgeneration %}", "no system"),
     ],
 )
@@ -291,6 +291,11 @@ def test_choosing_a_template(dolma2, tmp_path: Path):
         chat_template(None, dolma2)
     with pytest.raises(BarError, match="'chatml' is unknown; there are olmo, tulu"):
         chat_template("chatml", dolma2)
+    for content, fault in (("{% for %}", "is broken in line 1"),
+                           ("{{ strftime_now('%Y') }}", "is another one each time")):
+        path.write_text(content)
+        with pytest.raises(BarError, match=fault):  # before any item is read, so none is skipped
+            chat_template(str(path), dolma2)
     with pytest.raises(BarError, match=r"missing\.jinja can't be read"):
         chat_template(str(tmp_path / "missing.jinja"), dolma2)
 

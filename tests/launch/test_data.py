@@ -104,3 +104,79 @@ def test_wrong_input_gets_one_line(recipe, arguments, message, tmp_path, capsys)
 def test_what_the_recipe_tells_is_done(recipe, stage, overrides, message, capsys):
     assert main(["data", "show", str(recipe), stage, *overrides.split()]) == 0
     assert message in capsys.readouterr().out.replace("\n", " ")
+
+
+CHAT = [{"role": "user", "content": "Weather in Bergen?"},
+        {"role": "assistant", "content": "Rain."}]
+CALL = {"function": {"name": "weather", "arguments": '{"city": "Bergen"}'}}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+
+
+def _with_data(recipe: Path, folder: Path, records: list, *more: str, **keys: str) -> list[str]:
+    """Arguments for a recipe whose SFT reads these records (text as it is), into an own run."""
+    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
+    (folder / "chat.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    source = {"path": str(folder / "chat.jsonl")} | keys
+    return [str(recipe), "math/sft", f"runs={folder}/runs",
+            f"domains.math.sft.data=[{json.dumps(source)}]", *more]
+
+
+@pytest.mark.parametrize("record, learned, read", [
+    ({"messages": [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [CALL]}],
+      "tools": [WEATHER]},
+     '<function_calls>weather(city="Bergen")</function_calls><|endoftext|>',
+     '<functions>[{"name": "weather", "parameters": {}}]</functions>'),
+    ({"messages": [*CHAT[:1], {"role": "assistant", "content": "Bad.", "weight": 0}, *CHAT]},
+     "Rain.<|endoftext|>", "assistant\nBad.<|im_end|>"),
+    ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Rain."}]},
+     "Rain.<|endoftext|>", "user\nHi"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, CHAT[1]]},
+     "Rain.<|endoftext|>", "user\nHi"),
+], ids=["tools", "weight", "sharegpt", "parts"])
+def test_conversations_as_they_exist(recipe, record, learned, read, tmp_path, capsys):
+    arguments = _with_data(recipe, tmp_path, [record], "chat_template=olmo",
+                           "domains.math.sft.batch_size=1", "domains.math.sft.sequence_length=512")
+    assert main(["data", "show", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert f"\u27e6{learned}\u27e7" in shown and shown.count("\u27e6") == 1 and read in shown
+    assert "chat: read as " in shown
+    assert "warning: chat_template olmo is another format than the model's own" in shown
+
+
+@pytest.mark.parametrize("bad, fault", [
+    ('{"messages": [{"role": "user", "content": "Hi \\ud83d"}]}', "half of a character"),
+    (f'{{"messages": [], "x": {"[" * 10**5}{"]" * 10**5}}}', "nested too deep"),
+    ({"messages": [CHAT[0], CHAT[1] | {"reasoning_content": "Bergen is wet"}]},
+     "has reasoning_content, which the chat template doesn't show"),
+    ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is a preference pair"),
+], ids=["surrogate", "deep", "reasoning", "preference"])
+def test_a_bad_item_stops_or_is_listed(recipe, bad, fault, tmp_path, capsys):
+    good = {"messages": CHAT}
+    assert main(["data", "prepare", *_with_data(recipe, tmp_path, [good, bad])]) == 1
+    said = capsys.readouterr().err.strip()
+    assert f"{tmp_path}/chat.jsonl:2: " in said and fault in said and "\n" not in said
+    arguments = _with_data(recipe, tmp_path, [good, bad, good], on_bad_item="skip")
+    assert main(["data", "prepare", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert f"1 bad item was left out, such as {tmp_path}/chat.jsonl:2: " in said and fault in said
+    (listed,) = tmp_path.glob("runs/mini/data/chats/chat-*/left_out.jsonl")
+    assert fault in listed.read_text() and str(listed) in said
+
+
+def test_a_number_without_end_does_not_matter(recipe, tmp_path):
+    record = f'{json.dumps({"messages": CHAT})[:-1]}, "id": {"9" * 5000}}}'
+    assert main(["data", "prepare", *_with_data(recipe, tmp_path, [record])]) == 0
+
+
+def test_the_own_format_needs_no_marks(recipe, tmp_path, capsys):
+    """A template without {% generation %}, as OLMo-2's own is, teaches the replies all the same."""
+    template = tmp_path / "own.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+        "{{ '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    arguments = _with_data(recipe, tmp_path, [{"messages": CHAT}], f"chat_template={template}",
+                           "domains.math.sft.batch_size=1")
+    assert main(["data", "show", *arguments]) == 0
+    assert "assistant\n\u27e6Rain.<|im_end|>\u27e7" in capsys.readouterr().out

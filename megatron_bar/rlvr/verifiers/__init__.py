@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from megatron_bar.data.chat import check_text
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
 from megatron_bar.rlvr.verifiers import (
@@ -64,12 +65,14 @@ def score_answers(
 def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]:
     """What scores responses to an item of `source`.
 
-    Raises BarError for an unknown verifier and a missing reference, with the item's place; so does
-    what is returned, for a reference that is broken.
+    Raises BarError for an unknown verifier and a reference that is missing or no whole text, with
+    the item's place; so does what is returned, for a reference that is broken.
     """
     with _told(conversation):
         verifier = verifier_for(source)
         prompt, reference = prompt_text(conversation), reference_of(source, conversation)
+        if isinstance(reference, str):
+            check_text(reference, "the reference")
 
     def score(response: str) -> float:
         with _told(conversation):
