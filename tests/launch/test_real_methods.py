@@ -1,9 +1,8 @@
-"""Every method of docs/systems.md on a bf16 model with real data: types, bits and a whole export."""
+"""Every method of docs/systems.md on a bf16 model with real data: types, and a whole export."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
