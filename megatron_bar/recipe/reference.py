@@ -107,9 +107,12 @@ def _keys(schema: type) -> list[Key]:
 
 def _default(value: ast.expr, source: str) -> str:
     """As a recipe would write it."""
-    if isinstance(value, ast.Call):  # field(default_factory=...)
-        factory = next(word.value for word in value.keywords if word.arg == "default_factory")
-        return {"list": "`[]`", "dict": "`{}`"}.get(ast.unparse(factory), "its defaults")
+    if isinstance(value, ast.Call):  # field(default_factory=...) or field(default=...)
+        words = {word.arg: word.value for word in value.keywords}
+        if "default" in words:
+            return _default(words["default"], source)
+        factory = ast.unparse(words["default_factory"])
+        return {"list": "`[]`", "dict": "`{}`"}.get(factory, "its defaults")
     default = ast.literal_eval(value)
     if default is None:
         return ""

@@ -12,6 +12,13 @@ from typing import Any
 
 from megatron_bar.runtime.layout import Layout
 
+# In the metadata of fields that name a file or folder which stages read. Relative ones are named
+# from the folder of the recipe's file.
+FILE = "file"
+PATH = {FILE: "path"}
+PATH_OR_NAME = {FILE: "path or name"}  # where no such path is, a name on the Hugging Face hub
+TEMPLATE = {FILE: ".jinja"}  # a path if it ends so, else a name
+
 
 @dataclass
 class Source:
@@ -22,8 +29,9 @@ class Source:
     (on an assistant turn).
     """
 
-    path: str | None = None  # a .jsonl, .json, .parquet or .txt file
-    hub: str | None = None  # a dataset of the Hugging Face hub, or a folder datasets can load
+    path: str | None = field(default=None, metadata=PATH)  # a .jsonl, .json, .parquet or .txt file
+    # a dataset of the Hugging Face hub, or a folder datasets can load
+    hub: str | None = field(default=None, metadata=PATH_OR_NAME)
     toy: str | None = None  # a domain of the toy world: general, math, code, tool_use, safety
     name: str | None = None  # how the source is called in logs; its file or domain name by default
     split: str = "train"  # of a hub dataset or the toy world
@@ -169,7 +177,7 @@ class Domain:
 
     # A branch that was trained elsewhere from the same anchor, in place of the stages: a checkpoint
     # folder. `megatron-bar upgrade` writes it.
-    checkpoint: str | None = None
+    checkpoint: str | None = field(default=None, metadata=PATH)
     routing: list[Source] = field(default_factory=list)  # what route samples; SFT's by default
     midtrain: Training | None = None  # on texts
     sft: Training | None = None  # on conversations
@@ -242,11 +250,14 @@ class Recipe:
     systems: dict[str, Any] = field(default_factory=dict)
     # Folders of other runs. Finished stages that are what this recipe asks for are taken from
     # there (as hard links where they can be), not made again.
-    reuse: list[str] = field(default_factory=list)
-    anchor: str | None = None  # Hugging Face folder of the post-trained model
-    pretrained: str | None = None  # ... of the pretrained one, whose FFN the experts start from
+    reuse: list[str] = field(default_factory=list, metadata=PATH)
+    # Hugging Face folder of the post-trained model
+    anchor: str | None = field(default=None, metadata=PATH_OR_NAME)
+    # ... of the pretrained one, whose FFN the experts start from
+    pretrained: str | None = field(default=None, metadata=PATH_OR_NAME)
     pretrain: Pretrain | None = None  # instead of the two above
-    chat_template: str | None = None  # olmo, tulu or a .jinja file; the tokenizer's own by default
+    # olmo, tulu or a .jinja file; the tokenizer's own by default
+    chat_template: str | None = field(default=None, metadata=TEMPLATE)
     layout: Layout = field(default_factory=Layout)  # of stages that train and name no other
     domains: dict[str, Domain] = field(default_factory=dict)  # one expert each, by name
     order: str = "mixed"  # of domains in method continued: mixed, or in sequence
