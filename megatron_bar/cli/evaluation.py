@@ -8,7 +8,6 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.runtime.errors import BarError
@@ -137,21 +136,14 @@ def _settings(args: argparse.Namespace) -> Evaluate:
 
     A recipe's opt_out asks for evaluations of several models; the command line's for this one.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from megatron_bar.recipe.check import check_evaluate
+    from megatron_bar.recipe.layers import overridden
+    from megatron_bar.recipe.load import load_recipe
 
-    from megatron_bar.recipe.layers import merged, parse_overrides
-    from megatron_bar.recipe.load import check_evaluate, load_recipe
-
-    start: Any = Evaluate
+    start = Evaluate()
     if args.recipe is not None:
         start = dataclasses.replace(load_recipe(args.recipe).evaluate, opt_out=[])
-    try:
-        settings = OmegaConf.to_object(
-            merged(OmegaConf.structured(start), parse_overrides(args.overrides))
-        )
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise BarError(f"evaluate: {' '.join(str(error).split())}") from None
+    settings = overridden(start, args.overrides, "evaluate")
     check_evaluate(settings)
     return settings
 

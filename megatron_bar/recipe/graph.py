@@ -32,10 +32,12 @@ ALL = "all"  # the folder of stages that train on all domains at once, and the m
 # Folders of a run, a task, or a word of merge.shared, that a domain's name would collide with.
 TAKEN_NAMES = frozenset({
     "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
-    "general", "data", ALL, "published", "branches", "sections", "suites", "before",
+    "general", "data", ALL, "published", "branches", "sections", "suites", "before", "slurm",
 })
-# A routed model that is evaluated without one of its experts; no domain's name begins so.
+# A routed model that is evaluated without one of its experts.
 WITHOUT = "without-"
+# No domain's name begins so: it would pass for such a model, or its logs for an evaluation's.
+TAKEN_STARTS = (WITHOUT, "evaluate-")
 ROUTE_EPOCHS = 2.0  # as published, where the recipe says nothing
 
 

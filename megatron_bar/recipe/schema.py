@@ -12,12 +12,15 @@ from typing import Any
 
 from megatron_bar.runtime.layout import Layout
 
-# In the metadata of fields that name a file or folder which stages read. Relative ones are named
-# from the folder of the recipe's file.
+# In the metadata of fields that name a file or folder which stages read: what kind of name it is.
+# `recipe/paths.py` makes them absolute, from the folder of the recipe's file.
 FILE = "file"
-PATH = {FILE: "path"}
-PATH_OR_NAME = {FILE: "path or name"}  # where no such path is, a name on the Hugging Face hub
-TEMPLATE = {FILE: ".jinja"}  # a path if it ends so, else a name
+PATH = "path"
+PATH_OR_NAME = "path or name"  # where no such path is, a name on the Hugging Face hub
+RUN = "run"  # the folder of a run; where there is none, it is one of the working directory
+TEMPLATE = ".jinja"  # a path if it ends so, else a name
+# In the metadata of a field whose values have the keys of a recipe.
+KEYS_OF_RECIPE = "keys of a recipe"
 
 
 @dataclass
@@ -29,9 +32,10 @@ class Source:
     (on an assistant turn).
     """
 
-    path: str | None = field(default=None, metadata=PATH)  # a .jsonl, .json, .parquet or .txt file
+    # a .jsonl, .json, .parquet or .txt file
+    path: str | None = field(default=None, metadata={FILE: PATH})
     # a dataset of the Hugging Face hub, or a folder datasets can load
-    hub: str | None = field(default=None, metadata=PATH_OR_NAME)
+    hub: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
     toy: str | None = None  # a domain of the toy world: general, math, code, tool_use, safety
     name: str | None = None  # how the source is called in logs; its file or domain name by default
     split: str = "train"  # of a hub dataset or the toy world
@@ -177,7 +181,7 @@ class Domain:
 
     # A branch that was trained elsewhere from the same anchor, in place of the stages: a checkpoint
     # folder. `megatron-bar upgrade` writes it.
-    checkpoint: str | None = field(default=None, metadata=PATH)
+    checkpoint: str | None = field(default=None, metadata={FILE: PATH})
     routing: list[Source] = field(default_factory=list)  # what route samples; SFT's by default
     midtrain: Training | None = None  # on texts
     sft: Training | None = None  # on conversations
@@ -247,17 +251,17 @@ class Recipe:
     method: str = "bar"
     # Several runs in one, runs/name/SYSTEM each: this recipe with the keys given for the system, on
     # top of what the system extends in place of the recipe. What they have in common is made once.
-    systems: dict[str, Any] = field(default_factory=dict)
+    systems: dict[str, Any] = field(default_factory=dict, metadata={KEYS_OF_RECIPE: True})
     # Folders of other runs. Finished stages that are what this recipe asks for are taken from
     # there (as hard links where they can be), not made again.
-    reuse: list[str] = field(default_factory=list, metadata=PATH)
+    reuse: list[str] = field(default_factory=list, metadata={FILE: RUN})
     # Hugging Face folder of the post-trained model
-    anchor: str | None = field(default=None, metadata=PATH_OR_NAME)
+    anchor: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
     # ... of the pretrained one, whose FFN the experts start from
-    pretrained: str | None = field(default=None, metadata=PATH_OR_NAME)
+    pretrained: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
     pretrain: Pretrain | None = None  # instead of the two above
     # olmo, tulu or a .jinja file; the tokenizer's own by default
-    chat_template: str | None = field(default=None, metadata=TEMPLATE)
+    chat_template: str | None = field(default=None, metadata={FILE: TEMPLATE})
     layout: Layout = field(default_factory=Layout)  # of stages that train and name no other
     domains: dict[str, Domain] = field(default_factory=dict)  # one expert each, by name
     order: str = "mixed"  # of domains in method continued: mixed, or in sequence
