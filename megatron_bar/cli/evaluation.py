@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_bar.recipe.schema import Evaluate, Source
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.errors import BarError, raise_all
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -136,15 +136,15 @@ def _settings(args: argparse.Namespace) -> Evaluate:
 
     A recipe's opt_out asks for evaluations of several models; the command line's for this one.
     """
-    from megatron_bar.recipe.check import check_evaluate
     from megatron_bar.recipe.layers import overridden
     from megatron_bar.recipe.load import load_recipe
+    from megatron_bar.recipe.values import evaluate_faults
 
     start = Evaluate()
     if args.recipe is not None:
         start = dataclasses.replace(load_recipe(args.recipe).evaluate, opt_out=[])
     settings = overridden(start, args.overrides, "evaluate")
-    check_evaluate(settings)
+    raise_all(list(evaluate_faults(settings)))
     return settings
 
 

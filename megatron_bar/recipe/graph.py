@@ -57,6 +57,17 @@ class Stage:
     domain: str | None = None
 
 
+def stage_key(stage: Stage) -> str:
+    """The recipe's key that says how a stage trains, or how models are evaluated."""
+    if stage.kind == "pretrain":
+        return "pretrain.training"
+    if stage.kind == "route":
+        return "route.training"
+    if stage.kind == "evaluate":
+        return "evaluate"
+    return f"domains.{stage.domain or '*'}.{stage.kind}"
+
+
 def deciding(settings: Any) -> Any:
     """`settings` without the keys of any Training in it that don't decide what comes out."""
     if not isinstance(settings, dict):
@@ -176,8 +187,11 @@ class Graph:
 
 
 def route_training(recipe: Recipe) -> Training:
-    """How the router trains."""
+    """How the router trains. By default in the recipe's layout, as far as the experts divide so."""
     training = with_defaults(recipe.route.training, ROUTE_GROUPS)
+    if training.layout is None:
+        layout = recipe.layout.spread(len(recipe.domains) + 1)
+        training = dataclasses.replace(training, layout=layout)
     if (training.steps, training.epochs, training.tokens) == (None, None, None):
         training = dataclasses.replace(training, epochs=ROUTE_EPOCHS)
     return training

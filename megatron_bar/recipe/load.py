@@ -10,29 +10,33 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from megatron_bar.recipe.check import is_plain, recipe_faults
 from megatron_bar.recipe.layers import file_layers, merged, parse_overrides, resolved
 from megatron_bar.recipe.paths import all_located
 from megatron_bar.recipe.schema import Recipe
+from megatron_bar.recipe.structure import is_plain, structure_faults
+from megatron_bar.recipe.values import value_faults
 from megatron_bar.runtime.errors import BarError, raise_all
 from megatron_bar.runtime.files import staging_path
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), values: bool = True) -> Recipe:
     """The recipe at `path`, with dotted `key=value` overrides applied.
 
     Raises BarError, with a line for each fault, for a file that is missing or not YAML, keys that
     don't exist, values of the wrong type, and settings that don't go together; and for several
-    systems.
+    systems. Values that can't be are told too, unless `values` is false, for a check of all there
+    is.
     """
-    recipes = load_recipes(path, overrides)
+    recipes = load_recipes(path, overrides, values)
     if len(recipes) > 1:
         raise BarError(f"recipe {path} has {len(recipes)} systems, which only megatron-bar run "
                        "takes at once; what it makes has a recipe.yaml each")
     return recipes[0]
 
 
-def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
+def load_recipes(
+    path: Path, overrides: Sequence[str] = (), values: bool = True
+) -> list[Recipe]:
     """The recipe at `path`, or one for each of its `systems`, with overrides applied to all.
 
     Systems are the runs NAME/SYSTEM; each may take over what those before it have made.
@@ -49,8 +53,11 @@ def load_recipes(path: Path, overrides: Sequence[str] = ()) -> list[Recipe]:
     else:
         recipes = {f"{where}, system {name}": _system(where, layers, whole, name, told)
                    for name in whole.systems}
-    raise_all([f"{place}: {fault}" for place, recipe in recipes.items()
-               for fault in recipe_faults(recipe, of_run=_run_of(path))])
+    faults = {place: structure_faults(recipe, of_run=_run_of(path))
+              for place, recipe in recipes.items()}
+    if values and not any(faults.values()):
+        faults = {place: value_faults(recipe) for place, recipe in recipes.items()}
+    raise_all([f"{place}: {line}" for place, lines in faults.items() for line in lines])
     runs = _as_runs(whole.systems, recipes.values()) if whole.systems else recipes.values()
     return [all_located(recipe) for recipe in runs]
 

@@ -86,8 +86,8 @@ class Training:
     # Activations to compute a second time in the backward pass: none, moe (the expert FFNs) or
     # full (whole layers).
     recompute: str = "none"
-    # Fields of Megatron-Core's TransformerConfig, DistributedDataParallelConfig and
-    # OptimizerConfig that nothing here decides, such as {overlap_grad_reduce: true}.
+    # Fields of Megatron-Core's configurations that make a stage faster or smaller and leave alone
+    # what it computes, such as {overlap_grad_reduce: true}; docs/training.md lists them.
     megatron: dict[str, Any] = field(default_factory=dict)
     # A bad step: its loss or gradient isn't a number, or its gradient norm is more than `spike`
     # times the median of the last good ones. stop ends the stage with the items it saw; skip
@@ -201,7 +201,11 @@ class Merge:
 
 @dataclass
 class RouteTraining(Training):
-    """Defaults are the published settings, 1.31 million tokens a step; two epochs if unsaid."""
+    """Defaults are the published settings, 1.31 million tokens a step; two epochs if unsaid.
+
+    Where the recipe's `layout.expert` doesn't divide the merged model's experts, they are spread
+    over as many ranks as divide both, unless `layout` is given here.
+    """
 
     sequence_length: int = 2048
     batch_size: int = 640

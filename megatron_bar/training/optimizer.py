@@ -24,7 +24,7 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import agreed
-from megatron_bar.training.overrides import data_parallel_overrides, optimizer_overrides
+from megatron_bar.training.overrides import data_parallel_overrides
 
 
 def wrap(model: torch.nn.Module, training: Training) -> DistributedDataParallel:
@@ -85,7 +85,6 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
         bf16=training.dtype == "bfloat16",
         params_dtype=torch.bfloat16 if training.dtype == "bfloat16" else torch.float32,
         use_distributed_optimizer=training.distributed_optimizer,
-        **optimizer_overrides(training),
     )
     overrides = get_standard_config_overrides(config)
     for pattern, scale in training.lr_scale.items():

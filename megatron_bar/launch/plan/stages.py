@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_bar.data.batches import planned_steps
+from megatron_bar.data.sources import open_source
 from megatron_bar.launch.check import TRAINING_KINDS, dense_model, stage_models
 from megatron_bar.launch.plan.compute import (
     Machine,
@@ -17,19 +20,19 @@ from megatron_bar.launch.plan.compute import (
     stage_flops,
     stage_seconds,
 )
+from megatron_bar.launch.plan.fitting import evaluation_cure, training_cure
 from megatron_bar.launch.plan.memory import (
     WIDTH,
     Memory,
     evaluation_memory,
-    nearest_evaluation_fit,
-    nearest_fit,
+    row_length,
     saved_bytes,
     training_memory,
 )
 from megatron_bar.launch.plan.traffic import Traffic, step_traffic
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS, preset_named
-from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.graph import Stage, stage_key
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr, Source, Training
 from megatron_bar.rlvr.settings import check_settings
@@ -51,8 +54,8 @@ class StagePlan:
     model: ModelConfig
     memory: Memory
     trainable: int = 0
-    fits: Layout | None = None  # the nearest layout that fits, where this one doesn't
     too_big: bool = False
+    cure: dict[str, Any] | None = None  # keys of the stage, and values in which it would fit
     steps: int | None = None
     flops: float | None = None
     traffic: Traffic | None = None  # of a step
@@ -96,6 +99,16 @@ def planned_model(recipe: Recipe, name: str | None) -> ModelConfig:
     return dense_model(recipe)
 
 
+def length_warnings(plans: Sequence[StagePlan]) -> list[str]:
+    """A line for each stage whose rows are longer than what the model was made for."""
+    told = []
+    for plan in plans:
+        if plan.stage.kind in TRAINING_KINDS:
+            warning = plan.model.length_warning(row_length(training_of(plan.stage)))
+            told += [f"{plan.stage.name}: {warning}"] if warning else []
+    return told
+
+
 def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[StagePlan]:
     """A plan of every stage, in the graph's order.
 
@@ -117,12 +130,12 @@ def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[St
 def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan:
     training = training_of(stage)
     layout = stage.layout
-    try:
-        model.check(layout)
-        if isinstance(training, Rlvr):
+    _check_layout(stage, model, layout)
+    if isinstance(training, Rlvr):
+        try:
             check_settings(training, layout)
-    except BarError as error:
-        raise BarError(f"{stage.name}: {error}") from None
+        except BarError as error:
+            raise BarError(f"{stage.name}: {error}") from None
     groups = group_sizes(model)
     trainable = matching(list(groups), training.trainable, f"{stage.name}: trainable")
     memory = training_memory(model, layout, training, trainable)
@@ -135,8 +148,8 @@ def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StageP
     open_count = sum(groups[group] for group in trainable)
     return StagePlan(
         stage, model, memory, open_count,
-        fits=nearest_fit(model, layout, training, trainable, machine.memory) if too_big else None,
         too_big=too_big, steps=steps, flops=flops,
+        cure=training_cure(model, layout, training, trainable, machine.memory) if too_big else None,
         traffic=step_traffic(model, layout, training, trainable, machine.per_node),
         seconds=seconds, checkpoint=WIDTH[training.dtype] * sum(groups.values()),
         saved_state=saved_bytes(training, open_count),
@@ -145,15 +158,12 @@ def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StageP
 
 def _plan_evaluation(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan:
     settings, layout = evaluation_of(stage), stage.layout.fitted(model.num_experts)
-    try:
-        model.check(layout)
-    except BarError as error:
-        raise BarError(f"{stage.name}: {error}") from None
+    _check_layout(stage, model, layout)
     memory = evaluation_memory(model, layout, settings)
     too_big = memory.total > machine.memory
     plan = StagePlan(
         dataclasses.replace(stage, layout=layout), model, memory, too_big=too_big,
-        fits=nearest_evaluation_fit(model, layout, settings, machine.memory) if too_big else None,
+        cure=evaluation_cure(model, layout, settings, machine.memory) if too_big else None,
     )
     items = _items(stage)
     if items is None:
@@ -177,10 +187,28 @@ def _plan_other(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan
                      seconds=2 * size / machine.checkpoint_rate, checkpoint=size)
 
 
+def _check_layout(stage: Stage, model: ModelConfig, layout: Layout) -> None:
+    try:
+        model.check(layout)
+    except BarError as error:
+        raise BarError(f"{stage.name}: {error}; {stage_key(stage)}.layout is its own") from None
+
+
 def _items(stage: Stage) -> int | None:
-    counts = [source["count"] for entries in stage.settings["tasks"].values()
+    """How many it asks; None where a file isn't here and its source has no count."""
+    counts = [_records(Source(**source)) for entries in stage.settings["tasks"].values()
               for source in entries]
     return None if None in counts else sum(counts)
+
+
+def _records(source: Source) -> int | None:
+    """How many a source holds, or its count."""
+    if source.count is not None:
+        return source.count
+    try:
+        return len(open_source(source, seed=0, texts=False))
+    except BarError:
+        return None
 
 
 def _steps(stage: Stage, training: Training) -> int | None:
@@ -203,11 +231,22 @@ def _steps(stage: Stage, training: Training) -> int | None:
 
 
 def _tokens(sources: Sequence[Source], kind: str) -> float | None:
-    """From the bytes of the files, for sources that are taken whole."""
+    """From the bytes of the files."""
     total = 0.0
     for source in sources:
-        path = None if source.path is None else Path(source.path)
-        if path is None or not path.is_file() or source.count is not None:
+        size = None if source.path is None else _bytes(source.path)
+        if size is None:
             return None
-        total += source.repeat * path.stat().st_size / _FILE_BYTES_PER_TOKEN[kind]
+        if source.count is not None:
+            records = _records(dataclasses.replace(source, count=None))
+            if records is None:
+                return None
+            size *= min(1.0, source.count / records)
+        total += source.repeat * size / _FILE_BYTES_PER_TOKEN[kind]
     return total
+
+
+def _bytes(path: str) -> int | None:
+    """Of the file, or of all that a pattern names; None where there is none."""
+    files = [Path(path)] if Path(path).is_file() else list(map(Path, glob.glob(path)))
+    return sum(file.stat().st_size for file in files) if files else None
