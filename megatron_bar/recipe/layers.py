@@ -50,9 +50,8 @@ def parse_overrides(overrides: Sequence[str], schema: type = Recipe) -> list[dic
             if not equals or not all(key.split(".")):
                 raise BarError(f"override {override!r} is not of the form key=value")
             word = parse_yaml(value, "command line")
-            # `key=` is an empty text.
-            root = under(key.split("."), word.root) if word.root else None
-            layers.append(keys_of(dataclasses.replace(word, root=root), schema, Path()))
+            within = dataclasses.replace(word, root=under(key.split("."), word.root))
+            layers.append(keys_of(within, schema, Path()))
         except BarError as error:
             faults.append(str(error))
     raise_all(faults)

@@ -7,6 +7,7 @@ and only where no field says what it wants (`recipe/typed.py`).
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ _CORE = {
              r"|\.(nan|NaN|NAN)",
     "merge": "<<",
 }
+
+_MARKS = ("*", "&", "!", "%", "@", "`")
 
 
 # The parser written in C is there in most installations, and several times as fast.
@@ -77,8 +80,14 @@ def read_yaml(path: Path, what: str) -> Document:
 
 
 def parse_yaml(text: str, source: str) -> Document:
-    """The YAML in one word of the command line. Raises BarError as `read_yaml` does."""
-    return _document(text, source, has_lines=False)
+    """The YAML in one word of the command line, null if it is empty. Raises as `read_yaml` does.
+
+    A word that begins with what a file would need quotes for, such as *.jsonl, is a text.
+    """
+    if text.startswith(_MARKS):
+        return Document(yaml.ScalarNode(TEXT, text), source, has_lines=False)
+    document = _document(text, source, has_lines=False)
+    return dataclasses.replace(document, root=document.root or yaml.ScalarNode(NULL, text))
 
 
 def _document(text: str, source: str, has_lines: bool = True) -> Document:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -167,16 +166,14 @@ def _cure(plan: StagePlan) -> str:
     key = stage_key(plan.stage)
     if plan.cure is None:
         return f"give it more processes, in {key}.layout"
-    changes = (_override(f"{key}.{name}", value) for name, value in plan.cure.items())
+    changes = [f"{key}.{name}={value}" for name, value in plan.cure.items() if name != "layout"]
+    if (layout := plan.cure.get("layout")) is not None:
+        sizes = {"processes": layout.processes, **_sizes(layout)}
+        if plan.stage.layout.expert_tensor is not None:  # it would stay
+            sizes["expert_tensor"] = layout.resolved_expert_tensor
+        words = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        changes.append(f"'{key}.layout={{{words}}}'")
     return f"fits with {' '.join(changes)}"
-
-
-def _override(key: str, value: Any) -> str:
-    """As the command line takes it."""
-    if not isinstance(value, Layout):
-        return f"{key}={value}"
-    sizes = {"processes": value.processes, **_sizes(value)}
-    return f"'{key}={{{', '.join(f'{name}: {size}' for name, size in sizes.items())}}}'"
 
 
 def _known(value: float | None, form: str) -> str:
