@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from megatron_bar.checkpoints import parity, verify
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
+from megatron_bar.recipe.load import load_recipe, save_recipe
 from tests.models_hf import random_dense, random_experts, random_olmo3
 
 TOY = Path(__file__).parents[1] / "examples" / "toy.yaml"
@@ -185,3 +188,58 @@ def test_the_installed_command_exits_with_its_status():
     )
     assert done.returncode == 1
     assert done.stderr.startswith("megatron-bar: nowhere is not a folder")
+
+
+def test_versions_are_told_whichever_way_it_is_called(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("megatron-bar 0.1.0, Python 3.") and "megatron-core" in shown
+    for module in ("megatron_bar", "megatron_bar.cli"):
+        called = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True,
+                                text=True, timeout=60)
+        assert called.returncode == 0 and called.stdout == shown
+
+
+def test_looking_at_a_run_loads_nothing_that_computes(tmp_path):
+    run = tmp_path / "toy"
+    run.mkdir()
+    save_recipe(load_recipe(TOY), run / "recipe.yaml")
+    code = """
+import sys
+from megatron_bar.cli import main
+from megatron_bar.recipe.load import load_recipe, save_recipe
+assert main(sys.argv[1:]) == 0
+print({"torch", "megatron.core", "transformers", "numpy"} & sys.modules.keys())
+"""
+    told = subprocess.run([sys.executable, "-c", code, "status", str(run)], capture_output=True,
+                          text=True, timeout=60)
+    assert told.returncode == 0, told.stderr
+    assert "routed" in told.stdout and told.stdout.endswith("set()\n")
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly():
+    """As head does: while it writes, or where all waits to be written at the very end."""
+    for times in (1, 2000):
+        code = f"""
+import sys
+from megatron_bar import cli
+cli.COMMANDS["status"] = lambda args: print("a line of a script\\n" * {times})
+sys.exit(cli.main(["status", "x"]))
+"""
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            ended = subprocess.run([sys.executable, "-c", code], stdout=writing, text=True,
+                                   stderr=subprocess.PIPE, timeout=60)
+        finally:
+            os.close(writing)
+        assert ended.stderr == "" and ended.returncode == 128 + signal.SIGPIPE
+
+
+def test_faults_that_were_found_together_are_a_line_each(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text("nmae: x\nseed: many\n")
+    assert main(["plan", str(tmp_path / "r.yaml")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("megatron-bar: recipe ") for line in lines)

@@ -8,14 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from megatron_bar.recipe.graph import WITHOUT
 from megatron_bar.recipe.methods import METHODS
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
+from megatron_bar.runtime.plain_yaml import read_yaml
 
 # Models that are no domain's branch. ALL was trained on all domains at once.
 ANCHOR, ALL, MERGED, ROUTED = "anchor", "all", "merged", "routed"
@@ -35,10 +32,7 @@ def read_recipe(run: Path) -> dict[str, Any]:
     path = Path(run) / "recipe.yaml"
     if not path.is_file():
         return {}
-    try:
-        recipe = OmegaConf.to_container(OmegaConf.load(path))
-    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
-        raise BarError(f"recipe {path}: {' '.join(str(error).split())}") from None
+    recipe = read_yaml(path, "recipe").plain()
     if not isinstance(recipe, dict) or not isinstance(recipe.get("domains") or {}, dict):
         raise BarError(f"recipe {path}: domains are missing or no mapping")
     return recipe

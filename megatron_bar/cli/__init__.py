@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -11,12 +12,14 @@ from megatron_bar.cli.parser import build_parser
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import CONTINUE_LATER, ContinueLater
 
+_BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell says of a program that the signal has ended
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status.
 
-    0 done, 1 a fault the user can mend, 2 bad usage, 75 (CONTINUE_LATER) asked to stop before the
-    work was done: the same command goes on.
+    0 done, 1 a fault the user can mend, 2 bad usage, 3 a plan that doesn't fit its GPUs, 75
+    (CONTINUE_LATER) asked to stop before the work was done: the same command goes on.
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
@@ -30,14 +33,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command != "data" and not getattr(args, "suite", None):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        COMMANDS[args.command](args)
+        status = COMMANDS[args.command](args)
+        sys.stdout.flush()
+        return status or 0
     except BarError as error:
-        print(f"megatron-bar: {error}", file=sys.stderr)
+        for line in str(error).splitlines():  # of several faults, each
+            print(f"megatron-bar: {line}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # who reads what we print has seen enough, as head has
+        # What is still to be written at the interpreter's end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
     except ContinueLater as asked:
         print(f"megatron-bar: {asked}; run it again to go on", file=sys.stderr)
         return CONTINUE_LATER
     except KeyboardInterrupt:
         print("megatron-bar: interrupted; run it again to go on", file=sys.stderr)
         return 130
-    return 0

@@ -7,6 +7,8 @@ import argparse
 from megatron_bar.cli import evaluation
 from megatron_bar.runtime.errors import BarError
 
+DOES_NOT_FIT = 3  # exit status of a plan with stages that are too big for their GPUs
+
 
 def _run(args: argparse.Namespace) -> None:
     from megatron_bar.analysis.compare import compare_runs
@@ -57,11 +59,11 @@ def _data(args: argparse.Namespace) -> None:
         show_data(load_recipe(args.recipe, args.overrides), args.stage, args.step, args.items)
 
 
-def _plan(args: argparse.Namespace) -> None:
+def _plan(args: argparse.Namespace) -> int:
     from megatron_bar.launch.plan import show
     from megatron_bar.launch.plan.compute import machine_named
     from megatron_bar.launch.plan.growth import growth
-    from megatron_bar.launch.plan.stages import plan_stages, planned_model
+    from megatron_bar.launch.plan.stages import length_warnings, plan_stages, planned_model
     from megatron_bar.recipe.load import load_recipe
     from megatron_bar.runtime.console import print_wide
 
@@ -74,12 +76,15 @@ def _plan(args: argparse.Namespace) -> None:
     if costs is not None:
         print_wide(show.growth_table(costs))
     print(show.assumptions(machine))
+    for line in [*show.advice(plans), *length_warnings(plans)]:
+        print(line)
     if args.plot is not None:
         if costs is None:
             raise BarError("--plot needs a recipe with branches and the steps of every stage, and "
                            "some aren't known")
         show.plot_growth(costs, args.plot)
         print(f"{args.plot} is written")
+    return DOES_NOT_FIT if any(plan.too_big for plan in plans) else 0
 
 
 def _upgrade(args: argparse.Namespace) -> None:

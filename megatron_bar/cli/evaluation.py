@@ -8,10 +8,9 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from megatron_bar.recipe.schema import Evaluate, Source
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.errors import BarError, raise_all
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -137,22 +136,15 @@ def _settings(args: argparse.Namespace) -> Evaluate:
 
     A recipe's opt_out asks for evaluations of several models; the command line's for this one.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from megatron_bar.recipe.layers import overridden
+    from megatron_bar.recipe.load import load_recipe
+    from megatron_bar.recipe.values import evaluate_faults
 
-    from megatron_bar.recipe.layers import merged, parse_overrides
-    from megatron_bar.recipe.load import check_evaluate, load_recipe
-
-    start: Any = Evaluate
+    start = Evaluate()
     if args.recipe is not None:
         start = dataclasses.replace(load_recipe(args.recipe).evaluate, opt_out=[])
-    try:
-        settings = OmegaConf.to_object(
-            merged(OmegaConf.structured(start), parse_overrides(args.overrides))
-        )
-    except (OmegaConfBaseException, ValueError, TypeError) as error:
-        raise BarError(f"evaluate: {' '.join(str(error).split())}") from None
-    check_evaluate(settings)
+    settings = overridden(start, args.overrides, "evaluate")
+    raise_all(list(evaluate_faults(settings)))
     return settings
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
+import platform
 import sys
 from pathlib import Path
+
+import megatron_bar
 
 _DESCRIPTION = """\
 Branch, Adapt, Route: add a capability to a post-trained OLMo-2 model without retraining it.
@@ -149,11 +154,28 @@ models in fp32 don't fit into 80 % of the free memory, it compares tensor by ten
 }
 
 
+class _Versions(argparse.Action):
+    """Ours, and those of what decides what comes out, as a report of a fault should have them."""
+
+    def __init__(self, option_strings, dest, **kwargs) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print versions")
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        names = ("torch", "megatron-core", "transformer-engine", "transformers", "nemo-aligner")
+        words = [f"megatron-bar {megatron_bar.__version__}", f"Python {platform.python_version()}"]
+        for name in names:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                words.append(f"{name} {importlib.metadata.version(name)}")
+        print(", ".join(words))
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "megatron-bar", description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=_Versions)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, summary: str, among=commands) -> argparse.ArgumentParser:

@@ -8,9 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.plain_yaml import read_yaml
 
 SUITES = Path(__file__).parent / "suites"
 
@@ -53,14 +52,14 @@ def load_suite(name: str) -> Suite:
     if not path.is_file():
         known = ", ".join(sorted(suite.stem for suite in SUITES.glob("*.yaml")))
         raise BarError(f"suite {name!r} is unknown; there are {known}, or give a .yaml file")
+    content = read_yaml(path, "suite").plain()
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         benchmarks = tuple(
             Benchmark(benchmark, category, **keys)
             for category, members in content["categories"].items()
             for benchmark, keys in members.items()
         )
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise BarError(f"suite {path}: {' '.join(str(error).split())}") from None
     for benchmark in benchmarks:
         if (benchmark.missing is None) != (benchmark.task is not None and

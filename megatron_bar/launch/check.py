@@ -64,7 +64,7 @@ def check_recipe(recipe: Recipe) -> None:
         groups = list(group_sizes(model))
         matching(groups, training.trainable, f"{stage.name}: trainable")
         matching(groups, list(training.lr_scale), f"{stage.name}: lr_scale")
-        check_overrides(training, stage.name)
+        check_overrides(training, model, stage.name)
 
 
 def check_installed(recipe: Recipe) -> None:

@@ -6,15 +6,17 @@ import contextlib
 import fcntl
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.launch import processes
 from megatron_bar.launch.check import check_installed, check_recipe
+from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.processes import Job, JobFailed
 from megatron_bar.launch.reuse import reused_runs, take_over
 from megatron_bar.launch.slurm.jobs import active_jobs
+from megatron_bar.launch.work import stale_stages
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
 from megatron_bar.recipe.methods import stage_graph
@@ -23,29 +25,9 @@ from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import cores
 from megatron_bar.runtime.stopping import ContinueLater, StopSignals
-from megatron_bar.stages.context import is_done, read_done
+from megatron_bar.stages.context import read_done
 from megatron_bar.stages.export_hf import MODEL_FOLDER
 from megatron_bar.stages.registry import run_stage
-
-
-def log_path(run: Path, stage: str) -> Path:
-    """Where a stage's output goes: outside its folder, which is emptied when it starts anew."""
-    return run / "logs" / f"{stage.replace('/', '-')}.txt"
-
-
-def stale_stages(
-    stages: list[Stage], run: Path, elsewhere: Mapping[str, Path] | None = None
-) -> list[Stage]:
-    """Those to run: not done, done with other settings or inputs, or downstream of such a one.
-
-    Stages that are named in `elsewhere` stand in that run instead.
-    """
-    stale: dict[str, Stage] = {}
-    for stage in stages:
-        upstream = any(name in stale for name in stage.inputs.values())
-        if upstream or not is_done(stage, run, elsewhere):
-            stale[stage.name] = stage
-    return list(stale.values())
 
 
 @dataclass

@@ -23,7 +23,8 @@ from megatron_bar.analysis.runs import read_stages
 from megatron_bar.analysis.upgrade import BEFORE, PLAN, Upgrade, read_upgrade
 from megatron_bar.checkpoints.adopt import check_branch
 from megatron_bar.launch.check import check_recipe
-from megatron_bar.launch.local import check_no_slurm_jobs, only_run, run_recipe, stale_stages
+from megatron_bar.launch.local import check_no_slurm_jobs, only_run, run_recipe
+from megatron_bar.launch.work import stale_stages
 from megatron_bar.models.config import FILE_NAME as MODEL_FILE
 from megatron_bar.recipe.graph import routing_data
 from megatron_bar.recipe.load import load_recipe, save_recipe

@@ -71,6 +71,13 @@ class ModelConfig:
     # they are no plain mean. Merging more branches into it needs the number.
     merged_from: tuple[str, ...] | None = None
 
+    def length_warning(self, length: int) -> str | None:
+        """What to tell who wants rows of more tokens than the model knows positions, else None."""
+        if length <= self.max_position_embeddings:
+            return None
+        return (f"rows of {length} tokens are longer than the {self.max_position_embeddings} "
+                "positions that the model knows; it would have to learn the others here")
+
     @property
     def all_expert_names(self) -> tuple[str, ...]:
         """A name for each expert, by global id; empty for a dense model."""

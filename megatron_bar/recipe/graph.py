@@ -32,10 +32,12 @@ ALL = "all"  # the folder of stages that train on all domains at once, and the m
 # Folders of a run, a task, or a word of merge.shared, that a domain's name would collide with.
 TAKEN_NAMES = frozenset({
     "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
-    "general", "data", ALL, "published", "branches", "sections", "suites", "before",
+    "general", "data", ALL, "published", "branches", "sections", "suites", "before", "slurm",
 })
-# A routed model that is evaluated without one of its experts; no domain's name begins so.
+# A routed model that is evaluated without one of its experts.
 WITHOUT = "without-"
+# No domain's name begins so: it would pass for such a model, or its logs for an evaluation's.
+TAKEN_STARTS = (WITHOUT, "evaluate-")
 ROUTE_EPOCHS = 2.0  # as published, where the recipe says nothing
 
 
@@ -53,6 +55,17 @@ class Stage:
     settings: dict[str, Any] = field(default_factory=dict)
     layout: Layout = field(default_factory=Layout)
     domain: str | None = None
+
+
+def stage_key(stage: Stage) -> str:
+    """The recipe's key that says how a stage trains, or how models are evaluated."""
+    if stage.kind == "pretrain":
+        return "pretrain.training"
+    if stage.kind == "route":
+        return "route.training"
+    if stage.kind == "evaluate":
+        return "evaluate"
+    return f"domains.{stage.domain or '*'}.{stage.kind}"
 
 
 def deciding(settings: Any) -> Any:
@@ -174,8 +187,11 @@ class Graph:
 
 
 def route_training(recipe: Recipe) -> Training:
-    """How the router trains."""
+    """How the router trains. By default in the recipe's layout, as far as the experts divide so."""
     training = with_defaults(recipe.route.training, ROUTE_GROUPS)
+    if training.layout is None:
+        layout = recipe.layout.spread(len(recipe.domains) + 1)
+        training = dataclasses.replace(training, layout=layout)
     if (training.steps, training.epochs, training.tokens) == (None, None, None):
         training = dataclasses.replace(training, epochs=ROUTE_EPOCHS)
     return training

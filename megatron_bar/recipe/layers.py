@@ -2,65 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.recipe.typed import keys_of
+from megatron_bar.runtime.errors import BarError, raise_all
+from megatron_bar.runtime.plain_yaml import parse_yaml, read_yaml, under
 
 
-def file_layers(path: Path, above: tuple[Path, ...] = ()) -> list[DictConfig]:
-    """The YAML at `path` and the files that it `extends`, the farthest first.
+def file_layers(path: Path, above: tuple[Path, ...] = ()) -> list[dict[str, Any]]:
+    """The recipe at `path` and the files that it `extends`, the farthest first, typed.
 
     Files that its systems extend are named from its folder, too; here they get their whole path.
 
-    Raises BarError for a file that doesn't exist, or that extends itself.
+    Raises BarError for a file that doesn't exist or extends itself, and for keys and values that a
+    recipe hasn't.
     """
-    if not path.is_file():
-        raise BarError(f"recipe {path} doesn't exist")
-    content = OmegaConf.load(path)
-    if not isinstance(content, DictConfig):
-        raise BarError(f"recipe {path} is not YAML with keys")
-    systems = content.get("systems")
-    for keys in systems.values() if isinstance(systems, DictConfig) else ():
-        if isinstance(keys, DictConfig) and keys.get("extends") is not None:
-            keys.extends = str(path.parent / str(keys.extends))
+    content = keys_of(read_yaml(path, "recipe"), Recipe, path.parent)
+    for keys in (content.get("systems") or {}).values():
+        if keys and keys.get("extends") is not None:
+            keys["extends"] = str(path.parent / keys["extends"])
     extended = content.pop("extends", None)
     if extended is None:
         return [content]
-    below = path.parent / str(extended)
+    below = path.parent / extended
     if below.resolve() in (seen := (*above, path.resolve())):
         raise BarError(f"recipe {path} extends {below}, which extends it")
     return [*file_layers(below, seen), content]
 
 
-def parse_overrides(overrides: Sequence[str]) -> DictConfig:
-    """Dotted `key=value` words as keys. Raises BarError for a word that isn't one."""
+def parse_overrides(overrides: Sequence[str], schema: type = Recipe) -> list[dict[str, Any]]:
+    """Dotted `key=value` words as keys of `schema`, a layer each; files are named from here.
+
+    Raises BarError for words that aren't of this form, and for keys and values that `schema`
+    hasn't.
+    """
+    layers, faults = [], []
     for override in overrides:
-        if "=" not in override:
-            raise BarError(f"override {override!r} is not of the form key=value")
-    return OmegaConf.from_dotlist(list(overrides))
+        key, equals, value = override.partition("=")
+        try:
+            if not equals or not all(key.split(".")):
+                raise BarError(f"override {override!r} is not of the form key=value")
+            word = parse_yaml(value, "command line")
+            within = dataclasses.replace(word, root=under(key.split("."), word.root))
+            layers.append(keys_of(within, schema, Path()))
+        except BarError as error:
+            faults.append(str(error))
+    raise_all(faults)
+    return layers
 
 
-def merged(below: DictConfig, *layers: DictConfig) -> DictConfig:
+def overridden(start: Any, overrides: Sequence[str], where: str) -> Any:
+    """The dataclass `start` with `key=value` words in place of its own values.
+
+    Raises BarError, which begins with `where`.
+    """
+    told = parse_overrides(overrides, type(start))
+    return resolved(merged(where, OmegaConf.structured(start), *told), where)
+
+
+def merged(where: str, below: DictConfig, *layers: Mapping[str, Any]) -> DictConfig:
     """`below` with the keys of each of `layers`, the last one's before all others'.
 
-    A list takes the place of a list; `data.0.count=20`, keys that are numbers, changes an item.
+    Keys are added to keys, a list takes the place of a list; `data.0.count=20`, keys that are
+    numbers, changes an item.
 
-    Raises ValueError for an item that isn't there, and OmegaConf's errors for keys and values that
-    don't fit.
+    Raises BarError, which begins with `where`, for an item that isn't there.
     """
-    for layer in layers:
-        held, told = (OmegaConf.to_container(keys) for keys in (below, layer))
-        below = OmegaConf.merge(below, _with_whole_lists(told, held))
+    try:
+        for layer in layers:
+            below = OmegaConf.merge(below, _with_whole_lists(layer, OmegaConf.to_container(below)))
+    except (BarError, OmegaConfBaseException) as error:
+        raise BarError(f"{where}: {str(error).splitlines()[0]}") from None
     return below
+
+
+def resolved(config: DictConfig, where: str) -> Any:
+    """The object that `config` describes. Raises BarError where `${...}` leads nowhere."""
+    try:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        if isinstance(error, MissingMandatoryValue):
+            raise BarError(f"{where}: {error.key} is missing") from None
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise BarError(f"{where}: {key}{str(error).splitlines()[0]}") from None
 
 
 def _with_whole_lists(told: Any, held: Any, where: str = "") -> Any:
     """`told`, with a list in place of each mapping that counts into a list of `held`."""
-    if not isinstance(told, dict):
+    if not isinstance(told, Mapping):
         return told
     if isinstance(held, list):
         items = list(held)
@@ -75,10 +111,10 @@ def _with_whole_lists(told: Any, held: Any, where: str = "") -> Any:
             for key, value in told.items()}
 
 
-def _index(key: Any, items: list[Any], where: str) -> int:
+def _index(key: str, items: list[Any], where: str) -> int:
     if not str(key).isdecimal():
-        raise ValueError(f"{where} is a list, and {key!r} is not the number of an item; they are "
-                         "counted from 0")
+        raise BarError(f"{where} is a list, and {key!r} is not the number of an item; they are "
+                       "counted from 0")
     if int(key) >= len(items):
-        raise ValueError(f"{where} has no item {key}; there are {len(items)}, counted from 0")
+        raise BarError(f"{where} has no item {key}; there are {len(items)}, counted from 0")
     return int(key)

@@ -20,10 +20,23 @@ _HEAD = """\
 Every key a recipe may have, with its type and default. Written by `make docs` from
 [`recipe/schema.py`](../megatron_bar/recipe/schema.py); change the comments there.
 
-A recipe is YAML, read with OmegaConf: `${...}` refers to another key, and `a.b=c` on the command
-line overrides one; `domains.math.tasks.0.count=20` changes an item of a list, counted from 0.
-A key that isn't here is refused. A row without a text belongs to the one above it. Examples:
-[`examples/`](../examples).
+`${...}` refers to another key, and `a.b=c` on the command line overrides one;
+`domains.math.tasks.0.count=20` changes an item of a list, counted from 0. A key that isn't here is
+refused. A row without a text belongs to the one above it. Examples: [`examples/`](../examples).
+
+**Words** are what their key wants them to be. Where it wants a text, `on`, `010`, `1.10` and
+`2026-11-27` are texts as written; where it wants a number, `1e-4`, `1e6` and `1_000` are numbers;
+where it wants `true` or `false`, `on`, `off`, `yes` and `no` are as good. So it is in `site.yaml` and
+on the command line. Anchors, aliases and `<<` work; a key that is given twice is refused.
+
+**On top of each other**: what a file `extends` lies below it, the command line above all. Keys are
+added to keys: `layout={processes: 8}` keeps a `tensor: 2` that stands below. A list takes the place of
+a list, and `null` takes a part away (`domains.math.rlvr=null`).
+
+**Files** (`path`, `anchor`, `chat_template`, ...) are named from the folder of the file that says so, on
+the command line from the working directory; `~`, `$NAME` and `${NAME}` of the environment are filled
+in. Where there is none of the name, one of the working directory is taken. A run's own `recipe.yaml` has
+their whole paths, so it holds from anywhere. `runs` is a folder of the working directory.
 """
 _HOW_NOT_WHAT = """\
 ## Keys that leave finished stages alone
@@ -107,9 +120,12 @@ def _keys(schema: type) -> list[Key]:
 
 def _default(value: ast.expr, source: str) -> str:
     """As a recipe would write it."""
-    if isinstance(value, ast.Call):  # field(default_factory=...)
-        factory = next(word.value for word in value.keywords if word.arg == "default_factory")
-        return {"list": "`[]`", "dict": "`{}`"}.get(ast.unparse(factory), "its defaults")
+    if isinstance(value, ast.Call):  # field(default_factory=...) or field(default=...)
+        words = {word.arg: word.value for word in value.keywords}
+        if "default" in words:
+            return _default(words["default"], source)
+        factory = ast.unparse(words["default_factory"])
+        return {"list": "`[]`", "dict": "`{}`"}.get(factory, "its defaults")
     default = ast.literal_eval(value)
     if default is None:
         return ""

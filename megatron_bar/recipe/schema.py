@@ -12,6 +12,16 @@ from typing import Any
 
 from megatron_bar.runtime.layout import Layout
 
+# In the metadata of fields that name a file or folder which stages read: what kind of name it is.
+# `recipe/paths.py` makes them absolute, from the folder of the recipe's file.
+FILE = "file"
+PATH = "path"
+PATH_OR_NAME = "path or name"  # where no such path is, a name on the Hugging Face hub
+RUN = "run"  # the folder of a run; where there is none, it is one of the working directory
+TEMPLATE = ".jinja"  # a path if it ends so, else a name
+# In the metadata of a field whose values have the keys of a recipe.
+KEYS_OF_RECIPE = "keys of a recipe"
+
 
 @dataclass
 class Source:
@@ -25,8 +35,9 @@ class Source:
     # A file (.jsonl, .ndjson, .json, .parquet or .txt, all but .parquet also .gz), a folder of such
     # files, or a pattern such as law/*.jsonl; ~ and $HOME are filled in. Several files are one
     # source.
-    path: str | None = None
-    hub: str | None = None  # a dataset of the Hugging Face hub, or a folder datasets can load
+    path: str | None = field(default=None, metadata={FILE: PATH})
+    # a dataset of the Hugging Face hub, or a folder datasets can load
+    hub: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
     toy: str | None = None  # a domain of the toy world: general, math, code, tool_use, safety
     name: str | None = None  # how the source is called in logs; its file or domain name by default
     # The form of conversations: messages (OpenAI's, and the project's own), sharegpt, alpaca or
@@ -85,8 +96,8 @@ class Training:
     # Activations to compute a second time in the backward pass: none, moe (the expert FFNs) or
     # full (whole layers).
     recompute: str = "none"
-    # Fields of Megatron-Core's TransformerConfig, DistributedDataParallelConfig and
-    # OptimizerConfig that nothing here decides, such as {overlap_grad_reduce: true}.
+    # Fields of Megatron-Core's configurations that make a stage faster or smaller and leave alone
+    # what it computes, such as {overlap_grad_reduce: true}; docs/training.md lists them.
     megatron: dict[str, Any] = field(default_factory=dict)
     # A bad step: its loss or gradient isn't a number, or its gradient norm is more than `spike`
     # times the median of the last good ones. stop ends the stage with the items it saw; skip
@@ -180,7 +191,7 @@ class Domain:
 
     # A branch that was trained elsewhere from the same anchor, in place of the stages: a checkpoint
     # folder. `megatron-bar upgrade` writes it.
-    checkpoint: str | None = None
+    checkpoint: str | None = field(default=None, metadata={FILE: PATH})
     routing: list[Source] = field(default_factory=list)  # what route samples; SFT's by default
     midtrain: Training | None = None  # on texts
     sft: Training | None = None  # on conversations
@@ -200,7 +211,11 @@ class Merge:
 
 @dataclass
 class RouteTraining(Training):
-    """Defaults are the published settings, 1.31 million tokens a step; two epochs if unsaid."""
+    """Defaults are the published settings, 1.31 million tokens a step; two epochs if unsaid.
+
+    Where the recipe's `layout.expert` doesn't divide the merged model's experts, they are spread
+    over as many ranks as divide both, unless `layout` is given here.
+    """
 
     sequence_length: int = 2048
     batch_size: int = 640
@@ -250,14 +265,17 @@ class Recipe:
     method: str = "bar"
     # Several runs in one, runs/name/SYSTEM each: this recipe with the keys given for the system, on
     # top of what the system extends in place of the recipe. What they have in common is made once.
-    systems: dict[str, Any] = field(default_factory=dict)
+    systems: dict[str, Any] = field(default_factory=dict, metadata={KEYS_OF_RECIPE: True})
     # Folders of other runs. Finished stages that are what this recipe asks for are taken from
     # there (as hard links where they can be), not made again.
-    reuse: list[str] = field(default_factory=list)
-    anchor: str | None = None  # Hugging Face folder of the post-trained model
-    pretrained: str | None = None  # ... of the pretrained one, whose FFN the experts start from
+    reuse: list[str] = field(default_factory=list, metadata={FILE: RUN})
+    # Hugging Face folder of the post-trained model
+    anchor: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
+    # ... of the pretrained one, whose FFN the experts start from
+    pretrained: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
     pretrain: Pretrain | None = None  # instead of the two above
-    chat_template: str | None = None  # olmo, tulu or a .jinja file; the tokenizer's own by default
+    # olmo, tulu or a .jinja file; the tokenizer's own by default
+    chat_template: str | None = field(default=None, metadata={FILE: TEMPLATE})
     layout: Layout = field(default_factory=Layout)  # of stages that train and name no other
     domains: dict[str, Domain] = field(default_factory=dict)  # one expert each, by name
     order: str = "mixed"  # of domains in method continued: mixed, or in sequence

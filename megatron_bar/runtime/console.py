@@ -19,8 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from megatron_bar.runtime import heartbeat
-from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.beats import beat
+from megatron_bar.runtime.ranks import is_main
 
 console = Console(highlight=False, soft_wrap=True)
 LOG_EVERY_SECONDS = 10.0
@@ -52,7 +52,7 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
     `advance`, on every rank, is a sign that the rank doesn't hang.
     """
     if not is_main():
-        yield lambda units=1, note="": heartbeat.beat()
+        yield lambda units=1, note="": beat()
         return
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -62,7 +62,7 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
             task = bar.add_task(what, total=total, note="", rate="")
 
             def advance(units: int = 1, note: str = "") -> None:
-                heartbeat.beat()
+                beat()
                 speed = bar.tasks[0].speed
                 rate = f"{speed:.1f}/s" if speed else ""
                 bar.update(task, advance=units, note=note, rate=rate)
@@ -74,7 +74,7 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
 
     def log(units: int = 1, note: str = "") -> None:
         nonlocal done, last
-        heartbeat.beat()
+        beat()
         done += units
         now = time.monotonic()
         if done and now - last >= LOG_EVERY_SECONDS:  # before that there is no rate

@@ -19,6 +19,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import publish, read_json, staging_path, write_json
 from megatron_bar.runtime.heartbeat import hang_minutes
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.runtime.ranks import is_main
 
 _TIMEOUT_MINUTES = 10
 RENDEZVOUS_FILE = "MEGATRON_BAR_RENDEZVOUS_FILE"
@@ -91,11 +92,6 @@ def _local_store(rank: int, world_size: int) -> dist.Store | None:
     if path := os.environ.get(RENDEZVOUS_FILE):
         return dist.FileStore(path, world_size)
     return None
-
-
-def is_main() -> bool:
-    """True in one process of the run: the one that prints and writes small files."""
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def on_main(function: Callable[[], Any]) -> Any:

@@ -1,8 +1,19 @@
 """Errors for people."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class BarError(Exception):
     """Something the user can put right. The message is one line: what, where, what to do.
 
-    The command line prints it without a traceback and exits with status 1.
+    Several faults that were found together are a line each. The command line prints it without a
+    traceback and exits with status 1.
     """
+
+
+def raise_all(faults: Sequence[str]) -> None:
+    """Raise BarError with a line for each of `faults`, if there are any."""
+    if faults:
+        raise BarError("\n".join(faults))

@@ -8,12 +8,14 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
 
 from megatron_bar.runtime.errors import BarError
+
+if TYPE_CHECKING:  # most who use this module never touch a tensor
+    import torch
 
 
 def staging_path(target: Path) -> Path:
@@ -113,6 +115,8 @@ def read_json(path: Path) -> Any:
 
 def tensor_digest(tensor: torch.Tensor) -> str:
     """xxh3 of a tensor's bytes, its shape and its dtype."""
+    import torch
+
     data = tensor.detach().contiguous().cpu()
     digest = xxhash.xxh3_128(f"{data.dtype}{tuple(data.shape)}".encode())
     digest.update(data.view(torch.uint8).numpy() if data.dim() else data.numpy().tobytes())

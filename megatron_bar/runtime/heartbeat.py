@@ -22,16 +22,11 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from megatron_bar.runtime.beats import beat, seconds_still
+
 HANG_MINUTES = "MEGATRON_BAR_HANG_MINUTES"
 HUNG = 70  # exit status
 _SIGNS_SECONDS = 10.0
-_last_beat = time.monotonic()
-
-
-def beat() -> None:
-    """This rank has got on. Called at every step of whatever shows progress."""
-    global _last_beat
-    _last_beat = time.monotonic()
 
 
 def hang_minutes() -> float | None:
@@ -88,7 +83,7 @@ class _Watch(threading.Thread):
             self.store = self._connect()
         while not self.stopped.wait(self.interval):
             self._sign()
-            still = time.monotonic() - _last_beat
+            still = seconds_still()
             if still <= self.seconds:
                 continue
             signs = self._signs()
@@ -113,7 +108,7 @@ class _Watch(threading.Thread):
         if self.store is None:
             return
         now = time.time()
-        sign = _Sign(self.host, now, now - (time.monotonic() - _last_beat))
+        sign = _Sign(self.host, now, now - seconds_still())
         with contextlib.suppress(dist.DistError):
             self.store.set(str(self.rank), json.dumps(dataclasses.astuple(sign)))
 

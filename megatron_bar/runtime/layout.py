@@ -62,15 +62,22 @@ class Layout:
     def data(self) -> int:
         return self.processes // (self.tensor * self.context * self.pipeline)
 
-    def fitted(self, num_experts: int | None) -> Layout:
-        """This layout for generating with a model of so many experts (None: dense).
+    def spread(self, num_experts: int | None) -> Layout:
+        """This layout for a model of so many experts (None: dense).
 
-        As many processes. Where `expert` doesn't divide the experts they are spread over fewer
-        ranks, and context-parallel ranks become data-parallel ones: they would share rows.
+        As many processes. Where `expert` doesn't divide the experts they are spread over as many
+        ranks as divide both.
         """
         expert = math.gcd(self.expert, num_experts or 1)
         expert_tensor = None if expert == 1 else self.expert_tensor
-        return dataclasses.replace(self, expert=expert, expert_tensor=expert_tensor, context=1)
+        return dataclasses.replace(self, expert=expert, expert_tensor=expert_tensor)
+
+    def fitted(self, num_experts: int | None) -> Layout:
+        """This layout, spread, for generating with such a model.
+
+        Context-parallel ranks become data-parallel ones: they would share rows.
+        """
+        return dataclasses.replace(self.spread(num_experts), context=1)
 
     def __str__(self) -> str:
         sizes = {"tp": self.tensor, "pp": self.pipeline, "ep": self.expert, "dp": self.data}

@@ -12,9 +12,6 @@ import signal
 import time
 from types import FrameType, TracebackType
 
-import torch
-import torch.distributed as dist
-
 # EX_TEMPFAIL of sysexits.h. The exit status of `megatron-bar stage` and `megatron-bar run` (and of
 # each rank) when they were asked to stop before the work was done: start them again, unchanged.
 CONTINUE_LATER = 75
@@ -72,6 +69,9 @@ class StopAtStep(StopSignals):
 
     def agreed(self) -> str | None:
         """Why to stop now, or None. All ranks call it, and get an answer if any has a reason."""
+        import torch
+        import torch.distributed as dist
+
         mine = self.received or (-1 if time.time() >= self.time else 0)
         worst = torch.tensor([mine, -mine], device=torch.cuda.current_device())
         dist.all_reduce(worst, op=dist.ReduceOp.MAX)

@@ -93,6 +93,8 @@ class _Stage:
             task.config, task.start, training, task.layout, self.steps, task.what, task.begin,
             task.load_balancing,
         )
+        if warning := task.config.length_warning(training.sequence_length):
+            say(f"{task.what}: {warning}")
         self.model, self.wrapped = trainee.model, trainee.wrapped
         self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
         self.budget = trainee.budget

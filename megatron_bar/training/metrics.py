@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.ranks import is_main
 from megatron_bar.training.step_lines import StepLines, read_lines
 
 METRICS_FILE = "metrics.jsonl"

@@ -24,7 +24,7 @@ from megatron.core.transformer.module import Float16Module
 
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import agreed
-from megatron_bar.training.overrides import data_parallel_overrides, optimizer_overrides
+from megatron_bar.training.overrides import data_parallel_overrides
 
 
 def wrap(model: torch.nn.Module, training: Training) -> DistributedDataParallel:
@@ -86,7 +86,6 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
         bf16=computed.bf16,
         params_dtype=computed.params_dtype,
         use_distributed_optimizer=training.distributed_optimizer,
-        **optimizer_overrides(training),
     )
     overrides = get_standard_config_overrides(config)
     for pattern, scale in training.lr_scale.items():

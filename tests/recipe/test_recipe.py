@@ -85,15 +85,16 @@ def test_overrides_reach_into_lists():
     "domains.math.sft.steps=null domains.math.sft.tokens=many": "sft: tokens 'many' is not",
     "domains.math.sft.data.2.count=7": "sft.data has no item 2; there are 2, counted from 0",
     "domains.math.sft.data.last.count=7": "sft.data is a list, and 'last' is not the number of an",
-    "domains.math.sft.data.0.cuont=7": "Key 'cuont' not in 'Source'",
-    "domains.math.sft.data.0=math": "str is not a subclass of Source",
+    "domains.math.sft.data.0.cuont=7": "data.0.cuont: there is no such key; did you mean count",
+    "domains.math.sft.data.0=math": "data.0 is 'math' and should be keys",
     'pretrain.chat=[{"toy":"general","weight":2}]': "by count, not by weight",
     'pretrain.training.validation=[{"toy":"math"}]': "pretrain has no validation",
     'domains.math.sft.validation=[{"toy":"math","repeat":2}]': "reads each source once",
     "domains.math.sft.overlong=split": "overlong 'split' is not truncate or drop",
     "anchor=some/folder": "either anchor",
     "route": "not of the form",
-    "domains.merged.sft.steps=1": "can't be called 'merged'",
+    'domains.merged.sft.steps=1 domains.merged.sft.data=[{"toy":"math"}]':
+        "can't be called 'merged'",
     "domains.law.sft.steps=1": "domains.law.sft: data is empty",
 }.items())
 def test_a_wrong_key_or_value_gets_one_line(override, message):

@@ -196,7 +196,7 @@ def test_a_template_beside_the_site_file_is_used(workplace, capsys):
     ([], {"environment": {"WANDB_API_KEY": "x"}}, "list its name under secrets"),
     ([], {"environment": {"a-b": "x"}}, "is not a variable's name"),
     ([], {"acount": "x"}, "acount"),
-    ([], {"times": {"sft": "soon"}}, "is not of the form"),
+    ([], {"times": {"sft": "soon"}}, "is not a time as SLURM has it"),
     ([], {"container": {"runtime": "docker"}}, "is not none, pyxis or apptainer"),
     ([], {"container": {"runtime": "pyxis"}}, "container.image is missing"),
 ])

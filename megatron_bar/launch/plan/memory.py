@@ -1,4 +1,4 @@
-"""Bytes on one GPU by kind, and the nearest layout in which a stage fits.
+"""Bytes on one GPU by kind.
 
 Weights, gradients and optimizer state are counted as the training loop allocates them, without the
 padding of Megatron's buffers (some kilobytes). Activations and buffers are estimates.
@@ -7,14 +7,12 @@ padding of Megatron's buffers (some kilobytes). Activations and buffers are esti
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
-from megatron_bar.rlvr.settings import check_settings, reference_share
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.layout import Layout
 
 WIDTH = {"float32": 4, "bfloat16": 2}
@@ -22,7 +20,6 @@ WIDTH = {"float32": 4, "bfloat16": 2}
 BUFFER_BYTES = 5 << 30
 # Of an item that a model is asked; what real ones have isn't known before they are read.
 PROMPT_TOKENS = 2048
-_TENSOR_SIZES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -229,66 +226,3 @@ def _logits(model: ModelConfig, layout: Layout, training: Training, pipeline_ran
     copies = 4 if isinstance(training, Rlvr) else 1
     columns = model.padded_vocab_size(layout.tensor) // layout.tensor
     return tokens * columns * (WIDTH[training.dtype] + 4 * copies)
-
-
-def nearest_fit(
-    model: ModelConfig,
-    layout: Layout,
-    training: Training,
-    trainable: Sequence[str],
-    limit: int,
-) -> Layout | None:
-    """Of the layouts of as many processes in which a stage fits, the one with least changed."""
-    return min((
-        other for other in _layouts(model, layout)
-        if _shares(training, other)
-        and training_memory(model, other, training, trainable).total <= limit
-    ), key=lambda other: _distance(layout, other), default=None)
-
-
-def nearest_evaluation_fit(
-    model: ModelConfig, layout: Layout, settings: Evaluate, limit: int
-) -> Layout | None:
-    """The same of an evaluation."""
-    return min((
-        other for other in _layouts(model, layout)
-        if evaluation_memory(model, other, settings).total <= limit
-    ), key=lambda other: _distance(layout, other), default=None)
-
-
-def _distance(layout: Layout, other: Layout) -> tuple[float, float]:
-    changes = [abs(math.log2(getattr(other, name) / getattr(layout, name)))
-               for name in ("tensor", "expert", "pipeline")]
-    return sum(changes), changes[2]
-
-
-def _shares(training: Training, layout: Layout) -> bool:
-    """Whether the ranks of `layout` can share a step's work evenly."""
-    if isinstance(training, Rlvr):
-        try:
-            check_settings(training, layout)
-        except BarError:
-            return False
-    return training.batch_size % (layout.data * training.micro_batch_size) == 0
-
-
-def _layouts(model: ModelConfig, given: Layout) -> Iterator[Layout]:
-    """Layouts that can hold `model`."""
-    experts = model.num_experts or 1
-    for tensor, pipeline, expert in itertools.product(
-        _TENSOR_SIZES, _divisors(model.num_layers), _divisors(experts)
-    ):
-        for expert_tensor in {tensor, 1 if expert > 1 else tensor}:
-            layout = Layout(
-                given.processes, tensor, pipeline, expert, expert_tensor, given.context
-            )
-            try:
-                layout.check()
-                model.check(layout)
-            except BarError:
-                continue
-            yield layout
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]

@@ -12,6 +12,8 @@ from megatron_bar.launch.plan.compute import Machine
 from megatron_bar.launch.plan.growth import Growth
 from megatron_bar.launch.plan.memory import PROMPT_TOKENS
 from megatron_bar.launch.plan.stages import StagePlan
+from megatron_bar.recipe.graph import stage_key
+from megatron_bar.runtime.layout import Layout
 
 _PLOTTED_DOMAINS = 8
 _UNKNOWN = "?"
@@ -60,8 +62,8 @@ def memory_table(plans: Sequence[StagePlan], machine: Machine) -> Table:
             continue
         advice = "fits"
         if plan.too_big:
-            advice = (f"too big; fits with {_keys(plan)}" if plan.fits
-                      else "too big; layouts of as many processes don't help")
+            advice = (f"too big; fits with {_keys(plan)}" if plan.cure
+                      else "too big; needs more processes")
         table.add_row(
             plan.stage.name, str(plan.stage.layout),
             *(f"{size / 2**30:.1f}" for size in (
@@ -108,6 +110,23 @@ def plot_growth(growth: Growth, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def advice(plans: Sequence[StagePlan]) -> list[str]:
+    """What to change where a stage doesn't fit, and what to tell where something isn't known."""
+    cures: dict[str, list[str]] = {}
+    for plan in plans:
+        if plan.too_big:
+            cures.setdefault(_cure(plan), []).append(plan.stage.name)
+    lines = [f"too big: {', '.join(stages)}; {cure}" for cure, stages in cures.items()]
+    unknown = [plan for plan in plans if plan.seconds is None]
+    if trained := dict.fromkeys(stage_key(p.stage) for p in unknown if p.trainable):
+        lines.append("steps of ? need the data, which isn't all here; or give steps or tokens in "
+                     f"place of epochs: {', '.join(trained)}")
+    if any(plan.stage.kind == "evaluate" for plan in unknown):
+        lines.append("evaluations of ? need the items of domains.*.tasks and evaluate.general, "
+                     "which aren't all here; or give each source of them a count")
+    return lines
+
+
 def assumptions(machine: Machine) -> str:
     return (
         f"Assumed: {machine.name}, {machine.efficiency:.0%} of its peak and, where tokens are "
@@ -115,7 +134,7 @@ def assumptions(machine: Machine) -> str:
         f"responses, items of {PROMPT_TOKENS} tokens to evaluate. Weights, gradients and optimizer "
         "are counted; activations and buffers, traffic (rings, one step, the busiest GPU) and "
         "times are estimates. A KV cache takes the place of activations. Conversions are reckoned "
-        "in fp32. A step count of ? needs data that isn't here: set training.steps."
+        "in fp32."
     )
 
 
@@ -127,13 +146,34 @@ def _table(*columns: str) -> Table:
 
 
 def _keys(plan: StagePlan) -> str:
-    layout = plan.fits
-    keys = {"tensor": layout.tensor, "expert": layout.expert, "pipeline": layout.pipeline}
+    words = [f"{key} {value}" for key, value in plan.cure.items() if key != "layout"]
+    layout = plan.cure.get("layout")
+    return ", ".join(words + ([] if layout is None else [
+        f"{name} {size}" for name, size in _sizes(layout).items()
+    ]))
+
+
+def _sizes(layout: Layout) -> dict[str, int]:
+    sizes = {"tensor": layout.tensor, "expert": layout.expert, "pipeline": layout.pipeline}
     if layout.resolved_expert_tensor != layout.tensor:
-        keys["expert_tensor"] = layout.resolved_expert_tensor
+        sizes["expert_tensor"] = layout.resolved_expert_tensor
     if layout.context > 1:
-        keys["context"] = layout.context
-    return ", ".join(f"{name} {size}" for name, size in keys.items())
+        sizes["context"] = layout.context
+    return sizes
+
+
+def _cure(plan: StagePlan) -> str:
+    key = stage_key(plan.stage)
+    if plan.cure is None:
+        return f"give it more processes, in {key}.layout"
+    changes = [f"{key}.{name}={value}" for name, value in plan.cure.items() if name != "layout"]
+    if (layout := plan.cure.get("layout")) is not None:
+        sizes = {"processes": layout.processes, **_sizes(layout)}
+        if plan.stage.layout.expert_tensor is not None:  # it would stay
+            sizes["expert_tensor"] = layout.resolved_expert_tensor
+        words = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        changes.append(f"'{key}.layout={{{words}}}'")
+    return f"fits with {' '.join(changes)}"
 
 
 def _known(value: float | None, form: str) -> str:

@@ -14,6 +14,8 @@ import torch
 from megatron_bar.checkpoints.hf import stored_type
 from megatron_bar.checkpoints.number_types import compute_type, default_compute_type, type_name
 from megatron_bar.data.batches import planned_steps
+from megatron_bar.data.files import files_of
+from megatron_bar.data.sources import open_source
 from megatron_bar.launch.check import TRAINING_KINDS, dense_model, stage_models
 from megatron_bar.launch.plan.compute import (
     Machine,
@@ -22,18 +24,18 @@ from megatron_bar.launch.plan.compute import (
     stage_flops,
     stage_seconds,
 )
+from megatron_bar.launch.plan.fitting import evaluation_cure, training_cure
 from megatron_bar.launch.plan.memory import (
     Memory,
     evaluation_memory,
-    nearest_evaluation_fit,
-    nearest_fit,
+    row_length,
     saved_bytes,
     training_memory,
 )
 from megatron_bar.launch.plan.traffic import Traffic, step_traffic
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS, preset_named
-from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.graph import Stage, stage_key
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr, Source, Training
 from megatron_bar.rlvr.settings import check_settings
@@ -56,8 +58,8 @@ class StagePlan:
     memory: Memory
     training: Training | None = None  # with the type that it computes in
     trainable: int = 0
-    fits: Layout | None = None  # the nearest layout that fits, where this one doesn't
     too_big: bool = False
+    cure: dict[str, Any] | None = None  # keys of the stage, and values in which it would fit
     steps: int | None = None
     flops: float | None = None
     traffic: Traffic | None = None  # of a step
@@ -101,6 +103,16 @@ def planned_model(recipe: Recipe, name: str | None) -> ModelConfig:
     return dense_model(recipe)
 
 
+def length_warnings(plans: Sequence[StagePlan]) -> list[str]:
+    """A line for each stage whose rows are longer than what the model was made for."""
+    told = []
+    for plan in plans:
+        if plan.stage.kind in TRAINING_KINDS:
+            warning = plan.model.length_warning(row_length(training_of(plan.stage)))
+            told += [f"{plan.stage.name}: {warning}"] if warning else []
+    return told
+
+
 def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[StagePlan]:
     """A plan of every stage, in the graph's order.
 
@@ -141,12 +153,12 @@ def _plan_training(
 ) -> StagePlan:
     training = _with_type(training_of(stage), stored)
     layout = stage.layout
-    try:
-        model.check(layout)
-        if isinstance(training, Rlvr):
+    _check_layout(stage, model, layout)
+    if isinstance(training, Rlvr):
+        try:
             check_settings(training, layout)
-    except BarError as error:
-        raise BarError(f"{stage.name}: {error}") from None
+        except BarError as error:
+            raise BarError(f"{stage.name}: {error}") from None
     groups = group_sizes(model)
     trainable = matching(list(groups), training.trainable, f"{stage.name}: trainable")
     memory = training_memory(model, layout, training, trainable)
@@ -159,8 +171,8 @@ def _plan_training(
     open_count = sum(groups[group] for group in trainable)
     return StagePlan(
         stage, model, memory, training, open_count,
-        fits=nearest_fit(model, layout, training, trainable, machine.memory) if too_big else None,
         too_big=too_big, steps=steps, flops=flops,
+        cure=training_cure(model, layout, training, trainable, machine.memory) if too_big else None,
         traffic=step_traffic(model, layout, training, trainable, machine.per_node),
         seconds=seconds, checkpoint=stored.itemsize * sum(groups.values()),
         saved_state=saved_bytes(training, open_count),
@@ -172,15 +184,12 @@ def _plan_evaluation(
 ) -> StagePlan:
     settings = _with_type(evaluation_of(stage), stored)
     layout = stage.layout.fitted(model.num_experts)
-    try:
-        model.check(layout)
-    except BarError as error:
-        raise BarError(f"{stage.name}: {error}") from None
+    _check_layout(stage, model, layout)
     memory = evaluation_memory(model, layout, settings)
     too_big = memory.total > machine.memory
     plan = StagePlan(
         dataclasses.replace(stage, layout=layout), model, memory, too_big=too_big,
-        fits=nearest_evaluation_fit(model, layout, settings, machine.memory) if too_big else None,
+        cure=evaluation_cure(model, layout, settings, machine.memory) if too_big else None,
     )
     items = _items(stage)
     if items is None:
@@ -206,10 +215,28 @@ def _plan_other(
                      seconds=2 * size / machine.checkpoint_rate, checkpoint=size)
 
 
+def _check_layout(stage: Stage, model: ModelConfig, layout: Layout) -> None:
+    try:
+        model.check(layout)
+    except BarError as error:
+        raise BarError(f"{stage.name}: {error}; {stage_key(stage)}.layout is its own") from None
+
+
 def _items(stage: Stage) -> int | None:
-    counts = [source["count"] for entries in stage.settings["tasks"].values()
+    """How many it asks; None where a file isn't here and its source has no count."""
+    counts = [_records(Source(**source)) for entries in stage.settings["tasks"].values()
               for source in entries]
     return None if None in counts else sum(counts)
+
+
+def _records(source: Source) -> int | None:
+    """How many a source holds, or its count."""
+    if source.count is not None:
+        return source.count
+    try:
+        return len(open_source(source, seed=0, texts=False))
+    except BarError:
+        return None
 
 
 def _steps(stage: Stage, training: Training) -> int | None:
@@ -232,11 +259,22 @@ def _steps(stage: Stage, training: Training) -> int | None:
 
 
 def _tokens(sources: Sequence[Source], kind: str) -> float | None:
-    """From the bytes of the files, for sources that are taken whole."""
+    """From the bytes of the files."""
     total = 0.0
     for source in sources:
-        path = None if source.path is None else Path(source.path)
-        if path is None or not path.is_file() or source.count is not None:
+        size = None if source.path is None else _bytes(source.path)
+        if size is None:
             return None
-        total += source.repeat * path.stat().st_size / _FILE_BYTES_PER_TOKEN[kind]
+        if source.count is not None:
+            records = _records(dataclasses.replace(source, count=None))
+            if records is None:
+                return None
+            size *= min(1.0, source.count / records)
+        total += source.repeat * size / _FILE_BYTES_PER_TOKEN[kind]
     return total
+
+
+def _bytes(path: str) -> int | None:
+    """Of the files that a source's `path` names; None where there are none."""
+    files = files_of(path)
+    return sum(file.stat().st_size for file in files) if files else None

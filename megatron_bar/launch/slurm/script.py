@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from megatron_bar.launch.local import log_path
+from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.slurm.site import Nodes, Site
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.runtime.errors import BarError

@@ -6,19 +6,17 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from megatron_bar.recipe.typed import filled, keys_of
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.plain_yaml import read_yaml
 
 # The project's slurm/ folder; an installed package carries a copy of it.
 TEMPLATES = Path(__file__).parent / "templates"
 TEMPLATE = "stage.sbatch.j2"
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
-_TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
+# Minutes, minutes:seconds, hours:minutes:seconds; with days, from hours on.
+_TIME = re.compile(r"\d+(:[0-5]?\d){0,2}|\d+-([01]?\d|2[0-3])(:[0-5]?\d){0,2}")
 # SLURM may send its warning a minute early, and looks at time limits every half a minute.
 _SHORTEST_WARNING = 30
 
@@ -32,7 +30,7 @@ class Nodes:
     gpus: bool = False  # one for each rank
     cpus: int | None = None  # cores of one node, for all its ranks; fewer ranks get their share
     memory: str | None = None  # of one node, as sbatch --mem takes it
-    time: str = "1-00:00:00"
+    time: str = "1-00:00:00"  # as sbatch --time takes it: 12:00:00, 1-12:00:00; 90 is minutes
     options: list[str] = field(default_factory=list)  # further options of sbatch
 
 
@@ -76,27 +74,12 @@ class Site:
 def load_site(path: Path) -> Site:
     """The site that a YAML file describes.
 
-    Raises BarError, in one line, for a file that is missing or no YAML, an unknown key, a value of
-    the wrong kind, and for a secret that would be written into scripts.
+    Raises BarError for a file that is missing or no YAML, for unknown keys and values of the wrong
+    kind, a line each, and for a secret that would be written into scripts.
     """
-    if not path.is_file():
-        raise BarError(f"site {path} doesn't exist")
-    try:
-        content = _escaped(yaml.safe_load(path.read_text()) or {})
-        site = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Site), content))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise BarError(f"site {path}: {' '.join(str(error).split())}") from None
+    site = filled(Site(), keys_of(read_yaml(path, "site"), Site))
     _check(site, path)
     return site
-
-
-def _escaped(content: Any) -> Any:
-    """What belongs to the shell, `${...}`, isn't for OmegaConf to resolve."""
-    if isinstance(content, dict):
-        return {key: _escaped(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_escaped(value) for value in content]
-    return content.replace("${", "\\${") if isinstance(content, str) else content
 
 
 def template_of(site_path: Path) -> Path:
@@ -115,7 +98,8 @@ def _check(site: Site, path: Path) -> None:
     times = {"gpu_nodes.time": site.gpu_nodes.time, "cpu_nodes.time": site.cpu_nodes.time}
     for where, time in (times | {f"times.{k}": v for k, v in site.times.items()}).items():
         if not _TIME.fullmatch(time):
-            raise BarError(f"site {path}: {where} {time!r} is not of the form 1-12:00:00")
+            raise BarError(f"site {path}: {where} {time!r} is not a time as SLURM has it, such as "
+                           "12:00:00, 1-12:00:00 or 90 (minutes)")
     for nodes in ("gpu_nodes", "cpu_nodes"):
         if getattr(site, nodes).ranks < 1:
             raise BarError(f"site {path}: {nodes}.ranks must be 1 or more")

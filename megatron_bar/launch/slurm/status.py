@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from megatron_bar.launch.local import log_path, stale_stages
+from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.slurm.attempts import read_attempts
 from megatron_bar.launch.slurm.jobs import Job, active_jobs, read_jobs
 from megatron_bar.launch.slurm.scheduler import JobState, cancel_jobs, job_states
-from megatron_bar.launch.slurm.submit import matching_stages
+from megatron_bar.launch.work import stale_stages
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
@@ -66,6 +66,8 @@ def cancel(run: Path, only: Sequence[str] = ()) -> list[str]:
 
     Raises BarError if `run` is no run's folder or a word of `only` fits no stage.
     """
+    from megatron_bar.launch.slurm.submit import matching_stages  # loads all that a run needs
+
     stages = _stages(run)
     names = matching_stages(stages, only) if only else {stage.name for stage in stages}
     ending = {name: job for name, job in active_jobs(run, settled=False).items() if name in names}

@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from megatron_bar.launch.check import check_installed, check_recipe
-from megatron_bar.launch.local import log_path, only_run, stale_stages
+from megatron_bar.launch.local import only_run
+from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.reuse import donors, reused_runs, take_over
 from megatron_bar.launch.slurm import jobs as job_book
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
 from megatron_bar.launch.slurm.script import render, script_path
 from megatron_bar.launch.slurm.site import Site, secrets_missing
+from megatron_bar.launch.work import stale_stages
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
 from megatron_bar.recipe.methods import stage_graph

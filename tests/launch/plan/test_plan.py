@@ -19,11 +19,15 @@ from megatron_bar.launch.plan.compute import (
     stage_flops,
     stage_seconds,
 )
+from megatron_bar.launch.plan.fitting import (
+    evaluation_cure,
+    nearest_evaluation_fit,
+    nearest_fit,
+    training_cure,
+)
 from megatron_bar.launch.plan.growth import growth
 from megatron_bar.launch.plan.memory import (
     evaluation_memory,
-    nearest_evaluation_fit,
-    nearest_fit,
     rank_memory,
     rank_parameters,
     saved_bytes,
@@ -190,7 +194,8 @@ def test_evaluations_are_planned_in_their_own_layout(seven_b):
                                    "evaluate.batch_size=128"])
     plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
     found = plans["evaluate/routed"]
-    assert found.stage.layout == Layout(8, tensor=2) and found.too_big and found.fits is not None
+    assert found.stage.layout == Layout(8, tensor=2)
+    assert found.too_big and found.cure == {"batch_size": 64}
 
 
 def test_the_nearest_layout_that_fits_fits_and_changes_least():
@@ -204,6 +209,24 @@ def test_the_nearest_layout_that_fits_fits_and_changes_least():
     assert training_memory(model, fits, training, groups).total <= 80 * GIB
     assert nearest_fit(model, fits, training, groups, 80 * GIB) == fits
     assert nearest_fit(model, Layout(1), training, groups, 80 * GIB) is None
+
+
+def test_one_key_is_changed_before_the_layout_is():
+    model, groups = PRESETS["olmo2-7b"].with_experts(2), ["expert.1", "router.1"]
+    layout, limit = Layout(64, tensor=2, expert=2), 80 * GIB
+    wide = Training(dtype="float32", batch_size=256, micro_batch_size=4, recompute="full")
+    assert training_cure(model, layout, wide, groups, limit) == {"dtype": "bfloat16"}
+    long = Training(dtype="bfloat16", batch_size=256, sequence_length=16384)
+    assert training_cure(model, layout, long, groups, limit) == {"recompute": "full"}
+    both = dataclasses.replace(long, micro_batch_size=8)
+    assert training_cure(model, layout, both, groups, limit) == {
+        "micro_batch_size": 1, "recompute": "full"}
+    many = Rlvr(dtype="bfloat16", recompute="full", rollout_batch_size=64, steps=3)
+    cure = training_cure(model, Layout(32, tensor=2, expert=2), many, RLVR_GROUPS, limit)
+    assert cure == {"rollout_batch_size": 32}
+    asked = Evaluate(batch_size=128, dtype="bfloat16", max_new_tokens=2048)
+    assert evaluation_cure(model, layout, asked, limit) == {"batch_size": 64}
+    assert evaluation_cure(model, Layout(), asked, 8 * GIB) is None
 
 
 def test_traffic_goes_where_the_ranks_are():
@@ -234,6 +257,7 @@ domains:
 route:
   training: {{steps: 66, sequence_length: 2048, batch_size: 640, dtype: bfloat16,
              layout: {{processes: 40, tensor: 2, expert: 4}}}}
+evaluate: {{dtype: bfloat16}}
 """)
     return path
 
@@ -265,8 +289,11 @@ def test_a_plan_is_shown_and_plotted(seven_b, tmp_path, capsys):
                   "a better tools expert", "Assumed: H100"):
         assert words in shown
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert main(["plan", str(seven_b), "layout.tensor=1", "layout.expert=1", "--memory=24"]) == 0
-    assert "too big; fits with" in capsys.readouterr().out
+    assert main(["plan", str(seven_b), "layout.tensor=1", "layout.expert=1", "--memory=24"]) == 3
+    shown = capsys.readouterr().out
+    assert "too big; fits with tensor 8, expert 1, pipeline 1" in shown
+    assert ("too big: math/midtrain; fits with 'domains.math.midtrain.layout={processes: 64, "
+            "tensor: 8, expert: 1, pipeline: 1}'") in shown
 
 
 def test_steps_come_from_the_data_where_it_is_at_hand(seven_b, tmp_path, capsys, monkeypatch):
@@ -278,6 +305,63 @@ def test_steps_come_from_the_data_where_it_is_at_hand(seven_b, tmp_path, capsys,
     recipe = load_recipe(seven_b, epochs)
     plans = plan_stages(recipe, planned_model(recipe, None), Machine())
     assert next(p for p in plans if p.stage.name == "tools/sft").steps == 6
+
+
+def test_evaluations_are_counted_where_their_items_are_at_hand(seven_b, tmp_path, capsys):
+    held_out = f"domains.math.tasks=[{{path: {tmp_path / 'held_out.jsonl'}}}]"
+    assert main(["plan", str(seven_b), held_out]) == 0
+    shown = capsys.readouterr().out
+    assert "evaluations of ? need the items of domains.*.tasks" in shown
+    assert "steps of ?" not in shown
+    (tmp_path / "held_out.jsonl").write_text('{"messages": []}\n' * 500)
+    assert main(["plan", str(seven_b), held_out]) == 0
+    shown = capsys.readouterr().out
+    assert "?" not in shown
+    assert any(line.split()[0] == "all" and float(line.split()[-1].replace(",", "")) > 100
+               for line in shown.splitlines() if line.strip())
+    assert main(["plan", str(seven_b), "domains.tools.sft.steps=null",
+                 "domains.tools.sft.epochs=2"]) == 0
+    assert ("steps of ? need the data, which isn't all here; or give steps or tokens in place of "
+            "epochs: domains.tools.sft\n") in capsys.readouterr().out
+
+
+def test_a_part_of_a_source_counts_for_a_part(seven_b, tmp_path):
+    (tmp_path / "x.jsonl").write_text(("x" * 5 * 4096 + "\n") * 3 * 256)
+    epochs = ["domains.tools.sft.steps=null", "domains.tools.sft.epochs=2"]
+
+    def steps(*overrides: str) -> int:
+        recipe = load_recipe(seven_b, [*epochs, *overrides])
+        plans = plan_stages(recipe, planned_model(recipe, None), Machine())
+        return next(p for p in plans if p.stage.name == "tools/sft").steps
+
+    assert steps() == 7
+    assert steps("domains.tools.sft.data.0.count=256") == 3
+    assert steps(f"domains.tools.sft.data.0.path={tmp_path}/*.jsonl") == 7
+
+
+def test_a_third_domain_needs_no_layout_for_the_router(seven_b, capsys):
+    """Three experts on a layout that shares two ranks' experts: each rank holds all of them."""
+    recipe = load_recipe(seven_b, [
+        "route.training.layout=null", "domains={math: {sft: {steps: 1, batch_size: 64, "
+        "dtype: bfloat16, data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, batch_size: 64, "
+        "dtype: bfloat16, data: [{path: x.jsonl}]}}}", "domains.tools=null",
+    ])
+    del recipe.domains["tools"]
+    plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
+    assert plans["routed"].stage.layout == Layout(64, tensor=2)
+    assert plans["math/sft"].stage.layout == Layout(64, tensor=2, expert=2)
+    given = "route.training.layout={processes: 60, tensor: 2, expert: 3}"
+    assert main(["plan", str(seven_b), given]) == 1
+    assert ("routed: layout.expert 3 doesn't divide the model's 4 experts; route.training.layout "
+            "is its own") in capsys.readouterr().err
+
+
+def test_rows_longer_than_the_model_knows_are_told(seven_b, capsys):
+    assert main(["plan", str(seven_b), "domains.math.midtrain.sequence_length=8192",
+                 "domains.math.midtrain.recompute=full"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "positions" in line]
+    assert len(told) == 1 and told[0].startswith(
+        "math/midtrain: rows of 8192 tokens are longer than the 4096 positions")
 
 
 def test_steps_told_in_tokens_need_no_data(seven_b):
@@ -293,7 +377,7 @@ def test_steps_told_in_tokens_need_no_data(seven_b):
     (["--model", "olmo9"], "olmo9: unknown"),
     (["--gpu", "TPU"], "its peak isn't known"),
     (["--efficiency", "0"], "is not in (0, 1]"),
-    (["layout.tensor=3", "layout.processes=96"], "doesn't divide"),
+    (["layout.tensor=3", "layout.processes=96"], "math.midtrain.layout is its own"),
 ])
 def test_what_can_not_be_planned_is_told(arguments, message, seven_b, capsys):
     assert main(["plan", str(seven_b), *arguments]) == 1

@@ -1,0 +1,18 @@
+"""When this process last got on, for those who show progress and those who watch it."""
+
+from __future__ import annotations
+
+import time
+
+_last = time.monotonic()
+
+
+def beat() -> None:
+    """This rank has got on. Called at every step of whatever shows progress."""
+    global _last
+    _last = time.monotonic()
+
+
+def seconds_still() -> float:
+    """How long ago that was."""
+    return time.monotonic() - _last

@@ -1,0 +1,11 @@
+"""Which of a run's processes this is, for those that may not have torch loaded."""
+
+from __future__ import annotations
+
+import sys
+
+
+def is_main() -> bool:
+    """True in one process of the run: the one that prints and writes small files."""
+    dist = sys.modules.get("torch.distributed")  # who hasn't loaded it has joined no others
+    return dist is None or not dist.is_initialized() or dist.get_rank() == 0
