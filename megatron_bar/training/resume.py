@@ -20,12 +20,22 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_bar.checkpoints.model_io import sharded_model_state
 from megatron_bar.recipe.schema import Training
+from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import agreed, is_main, on_main, written_together
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import remove_folder
 from megatron_bar.training.background import BackgroundSave
-from megatron_bar.training.optimizer_state import allocate, restore, sharded_optimizer_state
+from megatron_bar.training.optimizer_state import (
+    allocate,
+    count_steps,
+    restore,
+    sharded_optimizer_state,
+)
 from megatron_bar.training.saved import FOLDER, saved_steps
+
+# Marks states whose moments are where they belong. Earlier ones lack it: where gradients lay in
+# several buckets, theirs may be elsewhere.
+_SOUND = "moments_in_place"
 
 
 @dataclass
@@ -136,7 +146,7 @@ class ResumePoints:
             return
         state = self._state(loading=False)
         state |= {"schedule": self.schedule.state_dict(),
-                  "progress": dataclasses.asdict(progress)}
+                  "progress": dataclasses.asdict(progress), _SOUND: True}
         with contextlib.ExitStack() as publishing:
             publishing.callback(self._remove_old)
             folder = publishing.enter_context(written_together(self.folder / str(progress.step)))
@@ -173,12 +183,15 @@ class ResumePoints:
 
         Raises BarError if it can't be read.
         """
-        steps = on_main(self.steps)
-        if not steps:
-            return self.kind()
-        path = self.folder / str(steps[-1])
+        # What saves before the optimizer's first step needs them too.
         for part in self.optimizer.chained_optimizers:
             allocate(part)
+        steps = on_main(self.steps)
+        if not steps:
+            for part in self.optimizer.chained_optimizers:
+                count_steps(part, 0)
+            return self.kind()
+        path = self.folder / str(steps[-1])
         try:
             state = dist_checkpointing.load(self._state(loading=True), str(path))
         except (CheckpointingException, OSError, RuntimeError) as error:
@@ -192,4 +205,8 @@ class ResumePoints:
         for number, part in enumerate(self.optimizer.chained_optimizers):
             restore(part, restored.get(number, {}), progress.updates)
         self.schedule.load_state_dict(state["schedule"])
+        if not state.get(_SOUND) and self.training.megatron.get("overlap_grad_reduce"):
+            say(f"warning: {path} is of an earlier version, which with overlap_grad_reduce could "
+                "save the optimizer's moments in wrong places; if the loss jumps now, remove "
+                f"{self.folder.parent} to start the stage anew")
         return progress
