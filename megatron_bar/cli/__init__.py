@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from megatron_bar.cli.commands import COMMANDS
 from megatron_bar.cli.parser import build_parser
+from megatron_bar.runtime.disk import disk_fault
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import CONTINUE_LATER, ContinueLater
 
@@ -33,6 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[args.command](args)
     except BarError as error:
         print(f"megatron-bar: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        where = error.filename or "a file"
+        print(f"megatron-bar: {where} can't be written: its disk {fault}; make room and run it "
+              "again", file=sys.stderr)
         return 1
     except ContinueLater as asked:
         print(f"megatron-bar: {asked}; run it again to go on", file=sys.stderr)

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -170,13 +170,16 @@ def _rank_main(
             with RaiseOnStopSignal(), heard():
                 function(*args)
         except BarError as error:
-            print(f"error: {error}", file=sys.stderr)
             errors.put(str(error))
-            sys.exit(1)
+            _end(1, f"error: {error}")
         except ContinueLater as asked:
-            print(asked, file=sys.stderr)
-            sys.exit(CONTINUE_LATER)
+            _end(CONTINUE_LATER, str(asked))
         except BaseException as error:
-            traceback.print_exc()
             errors.put(f"{type(error).__name__}: {error}")
-            sys.exit(2)
+            _end(2, traceback.format_exc())
+
+
+def _end(status: int, last_words: str) -> NoReturn:
+    with contextlib.suppress(OSError):  # the log may be on the disk that is full
+        print(last_words, file=sys.stderr)
+    sys.exit(status)

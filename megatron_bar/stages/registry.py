@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.runtime.disk import disk_faults_told
 from megatron_bar.runtime.distributed import is_main, process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.heartbeat import watched
@@ -73,7 +74,10 @@ def run_stage(run: Path, name: str) -> None:
         context = Context(recipe, run, stage)
     started = time.time()
     PREPARE.get(stage.kind, lambda: None)()
-    with watched(name), process_groups(stage.layout, recipe.seed):
+    with (
+        disk_faults_told(context.folder, lambda: "; what the stage saved before stands"),
+        watched(name), process_groups(stage.layout, recipe.seed),
+    ):
         if is_main():
             prepare_folder(context)
         dist.barrier()

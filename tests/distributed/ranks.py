@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from pathlib import Path
 
 import torch
@@ -114,11 +115,14 @@ def train_steps(
     validation: PackedRows | None = None,
     snapshots: dict[int, Path] | None = None,
     bad_steps: int = 0,
+    longest_file: int | None = None,
 ) -> None:
     """A stage's training; with `die_at_save` killed as soon as its first resume point stands.
 
-    The first `bad_steps` are judged to be bad.
+    The first `bad_steps` are judged to be bad. No file may have more than `longest_file` bytes.
     """
+    if longest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, longest_file))
     if die_at_save:
         kills.die_at_save()
     judge = Guard.fault
