@@ -35,15 +35,16 @@ test: $(VENV)/rlvr
 test-fast: setup
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not distributed and not demo and not sandbox'
 
-# Parity, training and checkpoints on the newer Megatron-Core that clusters run, by hand. Installs a
-# CUDA build of torch (several GB) where the index has no other.
+# All tests on the newer Megatron-Core that clusters run, by hand. Installs a CUDA build of torch
+# (several GB) where the index has no other.
 test-next: $(VENV_NEXT)/ready
-	$(VENV_NEXT)/bin/python -m pytest tests/distributed tests/checkpoints tests/models
+	$(VENV_NEXT)/bin/python -m pytest $(SIDE_BY_SIDE)
 
 $(VENV_NEXT)/ready: setup.py
 	$(PYTHON_NEXT) -m venv $(VENV_NEXT)
 	$(VENV_NEXT)/bin/pip install --quiet torch==2.13.0
-	$(VENV_NEXT)/bin/pip install --quiet megatron-core==0.19.2 transformers==4.57.6 -e '.[test]'
+	$(VENV_NEXT)/bin/pip install --quiet megatron-core==0.19.2 transformers==4.57.6 \
+		-e '.[test,rlvr,eval]'
 	touch $@
 
 # transformers 5 loads what we export, and we import what it saves. By hand: it needs an environment

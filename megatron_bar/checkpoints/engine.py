@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from megatron_bar.checkpoints.manifest import write_manifest
 from megatron_bar.checkpoints.plan import Item, Part, description
-from megatron_bar.checkpoints.staging import Staging, staged
+from megatron_bar.checkpoints.staging import staged
 from megatron_bar.checkpoints.write import write_part
 from megatron_bar.runtime.console import progress
+from megatron_bar.runtime.disk import lacking
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest
 from megatron_bar.runtime.pool import WorkerKilled, cores, spread
@@ -63,8 +64,9 @@ def convert(
             if staging.holds(output.parts[number])
         }
         missing = {n: part for n, part in enumerate(output.parts) if n not in records}
-        _check_space(staging, target, sum(p.item.nbytes for m in missing.values()
-                                          for p in m.placed))
+        needed = sum(placed.item.nbytes for part in missing.values() for placed in part.placed)
+        if refusal := lacking(target, needed):
+            raise BarError(refusal)
         with progress(what, len(output.items)) as advance:
             for number in records:
                 advance(len(output.parts[number].placed))
@@ -108,13 +110,6 @@ def _remove_small_files(folder: Path, tensor_files: set[str]) -> None:
             shutil.rmtree(path)
         elif path.name not in tensor_files:
             path.unlink()
-
-
-def _check_space(staging: Staging, target: Path, needed: int) -> None:
-    free = shutil.disk_usage(staging.folder).free
-    if needed > free:
-        raise BarError(f"{target} can't be written: it needs {needed / 2**30:.1f} GiB, and the "
-                       f"disk has {free / 2**30:.1f} GiB free")
 
 
 def _written(

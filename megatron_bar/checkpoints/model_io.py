@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace, nested_values
@@ -15,6 +17,7 @@ from megatron.core.dist_checkpointing.mapping import (
     ShardedTensorFactory,
     apply_factories,
 )
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_bar.checkpoints.names import Slot, slots
 from megatron_bar.checkpoints.number_types import holds, stored_types, type_name
@@ -23,6 +26,11 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 
 _Entry = ShardedTensor | ShardedTensorFactory
+# Of a distributed checkpoint, beside the tensors.
+_FILES = ("metadata.json", ".metadata", "common.pt")
+# What Megatron-Core and torch raise over files that are cut short or overwritten.
+_DAMAGE = (CheckpointingException, CheckpointException, OSError, EOFError, LookupError, ValueError,
+           RuntimeError, pickle.UnpicklingError)
 
 
 def sharding_metadata() -> dict[str, Any]:
@@ -46,12 +54,29 @@ def load_model(model: torch.nn.Module, folder: Path) -> None:
 
     Raises BarError if a tensor is missing or damaged.
     """
+    model.load_state_dict(load_shards(sharded_model_state(model), folder), strict=False)
+
+
+def load_shards(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What a distributed checkpoint has for a sharded state dict; every rank takes part.
+
+    Raises BarError if a tensor or a file is missing or damaged.
+    """
+    for name in _FILES:
+        if not (Path(folder) / name).is_file():
+            raise BarError(f"{folder} can't be loaded: {name} is missing")
     try:
-        state = dist_checkpointing.load(sharded_model_state(model), str(folder))
-    except (CheckpointingException, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise BarError(f"{folder} can't be loaded: {reason}") from error
-    model.load_state_dict(state, strict=False)
+        return dist_checkpointing.load(state, str(folder))
+    except (torch.OutOfMemoryError, dist.DistError):
+        raise  # not the files' fault
+    except _DAMAGE as error:
+        raise BarError(f"{folder} can't be loaded: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # it shows the tracebacks of all ranks
+        error, _ = next(iter(error.failures.values()))
+    return (str(error).splitlines() or [f"a file is damaged ({type(error).__name__})"])[0]
 
 
 def save_model(model: torch.nn.Module, folder: Path, start: Path | None = None) -> None:

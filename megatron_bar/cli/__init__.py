@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from megatron_bar.cli.commands import COMMANDS
 from megatron_bar.cli.parser import build_parser
+from megatron_bar.runtime.disk import disk_fault
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import CONTINUE_LATER, ContinueLater
 
@@ -44,6 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is still to be written at the interpreter's end goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    except OSError as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        where = error.filename or "a file"
+        print(f"megatron-bar: {where} can't be written: its disk {fault}; make room and run it "
+              "again", file=sys.stderr)
+        return 1
     except ContinueLater as asked:
         print(f"megatron-bar: {asked}; run it again to go on", file=sys.stderr)
         return CONTINUE_LATER

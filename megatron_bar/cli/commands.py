@@ -153,9 +153,12 @@ def _cancel(args: argparse.Namespace) -> None:
 
 
 def _stage(args: argparse.Namespace) -> None:
-    from megatron_bar.stages.registry import run_stage
+    from megatron_bar.runtime.stopping import RaiseOnStopSignal
 
-    run_stage(args.run, args.name)
+    with RaiseOnStopSignal():
+        from megatron_bar.stages.registry import run_stage
+
+        run_stage(args.run, args.name)
 
 
 def _import(args: argparse.Namespace) -> None:

@@ -149,7 +149,8 @@ class _Scheduler:
         """Start nothing more, and let what runs save and end."""
         self.waiting.clear()
         for running in self.running:
-            if running.job.stop_signal is None:
+            if not running.job.asked_to_stop:
+                say(f"{running.stage.name}: asked to save and stop; Ctrl-C ends it at once")
                 running.job.ask_to_stop(signal)
 
     def _startable(self) -> Iterator[Stage]:

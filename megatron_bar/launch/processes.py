@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import sys
 import tempfile
@@ -12,14 +14,20 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from megatron_bar.runtime.distributed import RENDEZVOUS_FILE
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import die_with_parent, die_with_starter
-from megatron_bar.runtime.stopping import CONTINUE_LATER, ContinueLater
+from megatron_bar.runtime.stopping import (
+    CONTINUE_LATER,
+    ContinueLater,
+    RaiseOnStopSignal,
+    heard,
+    unheard,
+)
 
 # Ranks are forked from a server that has imported the slow libraries once.
 _context = multiprocessing.get_context("forkserver")
@@ -42,7 +50,7 @@ class Job:
     errors: Any
     folder: tempfile.TemporaryDirectory
     deadline: float | None = None
-    stop_signal: int | None = None  # that was passed on to the ranks
+    asked_to_stop: bool = False
     _parting: float | None = None
 
     def poll(self) -> bool:
@@ -55,7 +63,7 @@ class Job:
             self.stop()
             raise JobFailed("did not end within its time limit")
         codes = [rank.exitcode for rank in self.ranks]
-        if any(map(self._stopped, codes)):
+        if CONTINUE_LATER in codes:
             self._parting = self._parting or time.monotonic()
             if None in codes and time.monotonic() - self._parting < PARTING_SECONDS:
                 return False
@@ -72,18 +80,13 @@ class Job:
             self.folder.cleanup()
         return done
 
-    def _stopped(self, code: int | None) -> bool:
-        # A rank that was only starting had no handler yet, and died of the signal.
-        died_of_it = self.stop_signal is not None and code == -self.stop_signal
-        return code == CONTINUE_LATER or died_of_it
-
     def wait(self) -> None:
         while not self.poll():
             time.sleep(POLL_SECONDS)
 
     def ask_to_stop(self, number: int) -> None:
         """Pass a stop signal on to every rank."""
-        self.stop_signal = number
+        self.asked_to_stop = True
         for rank in self.ranks:
             if rank.is_alive():
                 os.kill(rank.pid, number)
@@ -120,6 +123,7 @@ def start(
 
     What the ranks print goes to `log`, or to this process's output.
     """
+    _start_server()
     folder = tempfile.TemporaryDirectory(prefix="megatron-bar-")
     errors = _context.SimpleQueue()
     ranks = []
@@ -136,6 +140,14 @@ def start(
         ranks.append(process)
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     return Job(ranks, errors, folder, deadline)
+
+
+def _start_server() -> None:
+    """Start what forks the ranks, unless it runs; it hands down to them that it hears no signal."""
+    # Multiprocessing starts a tracker first, and has signals heard again then.
+    for helper in (multiprocessing.resource_tracker, multiprocessing.forkserver):
+        with unheard():
+            helper.ensure_running()
 
 
 def _rank_main(
@@ -155,15 +167,19 @@ def _rank_main(
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         try:
-            function(*args)
+            with RaiseOnStopSignal(), heard():
+                function(*args)
         except BarError as error:
-            print(f"error: {error}", file=sys.stderr)
             errors.put(str(error))
-            sys.exit(1)
+            _end(1, f"error: {error}")
         except ContinueLater as asked:
-            print(asked, file=sys.stderr)
-            sys.exit(CONTINUE_LATER)
+            _end(CONTINUE_LATER, str(asked))
         except BaseException as error:
-            traceback.print_exc()
             errors.put(f"{type(error).__name__}: {error}")
-            sys.exit(2)
+            _end(2, traceback.format_exc())
+
+
+def _end(status: int, last_words: str) -> NoReturn:
+    with contextlib.suppress(OSError):  # the log may be on the disk that is full
+        print(last_words, file=sys.stderr)
+    sys.exit(status)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.stopping import unheard
 
 MAX_MESSAGE = 1 << 16  # bytes
 _START_SECONDS = 120.0  # importing, on a busy machine
@@ -36,7 +37,7 @@ class Worker:
         if self._process is not None:
             return self._hello
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, unheard():
             self._process = subprocess.Popen(
                 [sys.executable, *self._command(theirs.fileno())], env=self._environment,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,

@@ -114,15 +114,21 @@ def agreed(mine: bool) -> bool:
 def written_together(target: Path) -> Iterator[Path]:
     """A folder beside `target` for all ranks to write into, which starts empty.
 
-    It gets its name, in place of what stood there, when all have left the block.
+    It gets its name, in place of what stood there, when all have left the block. After an error
+    that the main rank sees it is removed.
     """
     staging = staging_path(target)
     if is_main():
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
     dist.barrier()
-    yield staging
-    dist.barrier()
+    try:
+        yield staging
+        dist.barrier()
+    except BaseException:
+        if is_main():
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
     if is_main():
         publish(staging, target)
     dist.barrier()

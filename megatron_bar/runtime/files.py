@@ -82,11 +82,23 @@ def _link(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """Where to write a file that gets its name when the block ends without an error."""
+    staging = staging_path(path)
+    try:
+        yield staging
+        os.replace(staging, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            staging.unlink(missing_ok=True)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text under its final name in one step; what UTF-8 can't say becomes a `?`."""
-    staging = staging_path(path)
-    staging.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(staging, path)
+    with _whole_file(path) as staging:
+        staging.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -96,11 +108,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_json_lines(path: Path, records: Iterable[Any]) -> None:
     """Write a JSON value a line under the file's final name in one step."""
-    staging = staging_path(path)
-    with open(staging, "w", encoding="utf-8") as file:
+    with _whole_file(path) as staging, open(staging, "w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record) + "\n")
-    os.replace(staging, path)
 
 
 def read_json(path: Path) -> Any:

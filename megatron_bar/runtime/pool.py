@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.stopping import unheard
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -72,7 +73,9 @@ def spread(
         processes, multiprocessing.get_context("fork"), _become_worker, (function,)
     )
     try:
-        for future in as_completed([pool.submit(_work, task) for task in tasks]):
+        with unheard():  # this process hears stop signals, and ends its children
+            futures = [pool.submit(_work, task) for task in tasks]
+        for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:
         raise WorkerKilled(
@@ -89,8 +92,6 @@ _function: Callable | None = None
 def _become_worker(function: Callable) -> None:
     global _function
     die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its children
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what the parent does at it is not for them
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)

@@ -1,21 +1,27 @@
 """Being asked to stop, by a signal or by the clock, and to go on later.
 
 A scheduler that takes a machine away says so beforehand: SIGTERM, SIGUSR1, or a time that is known
-from the start. A stage that trains then saves at its next step and ends with `CONTINUE_LATER`;
-started again in the same way it goes on to the same bits.
+from the start; a person presses Ctrl-C (SIGINT). A stage that trains then saves at its next step
+and ends with `CONTINUE_LATER`; started again in the same way it goes on to the same bits.
+
+A signal may come to one process or to all of them: a terminal, systemd and some batch systems
+signal whole process groups. So all that helps a rank is started `unheard`, and goes on until the
+rank ends it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 # EX_TEMPFAIL of sysexits.h. The exit status of `megatron-bar stage` and `megatron-bar run` (and of
 # each rank) when they were asked to stop before the work was done: start them again, unchanged.
 CONTINUE_LATER = 75
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # When to save and stop, in seconds since 1970; what a batch system knows of a job's end.
 STOP_AT = "MEGATRON_BAR_STOP_AT"
 
@@ -24,17 +30,46 @@ class ContinueLater(Exception):
     """Asked to stop before the work was done. The process ends with status CONTINUE_LATER."""
 
 
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Have stop signals wait. A process that is started in the block never hears them at all."""
+    yield from _masked(signal.SIG_BLOCK)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Hear stop signals in a process that was started `unheard`, those that wait too."""
+    yield from _masked(signal.SIG_UNBLOCK)
+
+
+def _masked(how: int) -> Iterator[None]:
+    before = signal.pthread_sigmask(how, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class StopSignals:
-    """While open, a stop signal is noted in `received` instead of ending the process."""
+    """While open, a stop signal is noted in `received` instead of ending the process.
+
+    A SIGINT after another signal does end it, with KeyboardInterrupt: who presses Ctrl-C twice
+    doesn't want to wait. Not in a rank, which may be given one signal several times.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received is not None and "RANK" not in os.environ:
+            raise KeyboardInterrupt
         self.received = number
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        # A shell has its background jobs ignore SIGINT; a job script its own signals, for itself.
+        numbers = [number for number in STOP_SIGNALS
+                   if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(
@@ -48,10 +83,13 @@ class StopSignals:
 
 
 class RaiseOnStopSignal(StopSignals):
-    """While open, a stop signal raises ContinueLater, wherever the process is."""
+    """While open, the first stop signal raises ContinueLater, wherever the process is."""
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        raise ContinueLater(f"stopped by {signal.Signals(number).name}")
+        is_first = self.received is None
+        super()._handle(number, frame)
+        if is_first:
+            raise ContinueLater(f"stopped by {signal.Signals(number).name}")
 
 
 class StopAtStep(StopSignals):
@@ -69,7 +107,7 @@ class StopAtStep(StopSignals):
 
     def agreed(self) -> str | None:
         """Why to stop now, or None. All ranks call it, and get an answer if any has a reason."""
-        import torch
+        import torch  # not for the helpers that import this, such as the sandbox
         import torch.distributed as dist
 
         mine = self.received or (-1 if time.time() >= self.time else 0)

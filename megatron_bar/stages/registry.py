@@ -10,10 +10,10 @@ import torch.distributed as dist
 
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.runtime.disk import disk_faults_told
 from megatron_bar.runtime.distributed import is_main, process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.heartbeat import watched
-from megatron_bar.runtime.stopping import RaiseOnStopSignal
 from megatron_bar.stages import (
     adopt,
     branch,
@@ -56,8 +56,9 @@ PREPARE = {"rlvr": rlvr.prepare}
 def run_stage(run: Path, name: str) -> None:
     """Run one stage of the run in folder `run`, as one of its ranks.
 
-    Every rank calls this, with torchrun's environment. A stage's function does its work and returns
-    the facts for stage.json, which the main rank writes last; `summary` among them is one line.
+    Every rank calls this, with torchrun's environment, inside `RaiseOnStopSignal`. A stage's
+    function does its work and returns the facts for stage.json, which the main rank writes last;
+    `summary` among them is one line.
 
     Raises BarError if the run has no such stage, and whatever the stage finds wrong; ContinueLater
     when a stop signal came: a stage that trains saves its state first.
@@ -73,7 +74,10 @@ def run_stage(run: Path, name: str) -> None:
         context = Context(recipe, run, stage)
     started = time.time()
     PREPARE.get(stage.kind, lambda: None)()
-    with watched(name), RaiseOnStopSignal(), process_groups(stage.layout, recipe.seed):
+    with (
+        disk_faults_told(context.folder, lambda: "; what the stage saved before stands"),
+        watched(name), process_groups(stage.layout, recipe.seed),
+    ):
         if is_main():
             prepare_folder(context)
         dist.barrier()

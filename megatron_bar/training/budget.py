@@ -9,6 +9,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from rich.table import Table
 
+from megatron_bar.runtime.disk import readable
 from megatron_bar.training.optimizer_state import stepped_tensors
 
 PADDING = "padding"
@@ -93,10 +94,7 @@ class Budget:
 
 
 def _bytes(size: int) -> str:
-    for unit, step in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size >= step:
-            return f"{size / step:.1f} {unit}"
-    return f"{size} B" if size else "-"
+    return readable(size) if size else "-"
 
 
 def stage_budget(

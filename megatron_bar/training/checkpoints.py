@@ -13,6 +13,9 @@ from megatron_bar.checkpoints.resume_point import write_start
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import agreed, is_main, written_together
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.training.room import room_for, sizes_of
+
+_STANDS = "the states that the stage saved before stand"
 
 
 def check_finite(model: torch.nn.Module, when: str) -> None:
@@ -48,8 +51,11 @@ def write_checkpoint(
     """Write a whole checkpoint, with the tokenizer in `companions`; every rank takes part.
 
     With `start`, the checkpoint that the model was loaded from, it has the types of that one.
+
+    Raises BarError where the disk hasn't room for it.
     """
-    with written_together(target) as folder:
+    needed = sizes_of(model).checkpoint
+    with room_for(target, needed, lambda: _STANDS), written_together(target) as folder:
         save_model(model, folder, start)
         if is_main():
             describe_model(folder, config, companions)

@@ -104,6 +104,7 @@ class _Stage:
                 folder, task.config, self.companions, task.start
             ),
         )
+        self.points.check_room(task.what)
         self.progress = self.points.load()
         if self.progress.step:
             say(f"{task.what}: goes on after step {self.progress.step}")

@@ -54,21 +54,45 @@ def sharded_optimizer_state(
     """
     if part.optimizer is None:
         return {}
-    if isinstance(part, DistributedOptimizer):
-        # None on ranks that sent their shards to another one.
-        return part.sharded_param_state_fully_reshardable(
-            model_state, loading, sharding_metadata()
-        ) or {}
     entry_of = {entry.data: entry for entry in model_state.values()}
+    whole = _gathered(part, loading) if isinstance(part, DistributedOptimizer) else (
+        (parameter, _tensors(part, stepped, is_copy))
+        for parameter, stepped, is_copy in stepped_tensors(part)
+    )
     return {
         number: {
             name: make_sharded_optimizer_tensor(
                 entry_of[parameter], tensor, f"optimizer.state.{name}"
             )
-            for name, tensor in _tensors(part, stepped, is_copy).items()
+            for name, tensor in tensors.items()
         }
-        for number, (parameter, stepped, is_copy) in enumerate(stepped_tensors(part))
+        for number, (parameter, tensors) in enumerate(whole)
     }
+
+
+def _gathered(
+    part: DistributedOptimizer, loading: bool
+) -> Iterator[tuple[torch.nn.Parameter, dict[str, torch.Tensor]]]:
+    """Each parameter with what all ranks together know of it, in the order a load expects.
+
+    Megatron's own way from a gathered buffer to its parameters is wrong in 0.16 to 0.19 (its pull
+    request 5077): the buffer comes without the padding that ends each bucket, and they are looked
+    for where they would be with it. A rank that has sent its shards to another one yields nothing.
+    """
+    on_first_rank = sharding_metadata()["distrib_optim_fully_reshardable_mem_efficient"]
+    gathered = part.get_parameter_state_dp_zero(
+        use_gloo_comm=on_first_rank, empty_data=loading,
+        return_on_all_ranks=loading or not on_first_rank,
+    )
+    for number, buffer in enumerate(part.buffers if gathered is not None else ()):
+        (tensors,) = gathered[number].values()  # a buffer has one dtype
+        padding = [bucket.grad_data.numel() - bucket.numel_unpadded for bucket in buffer.buckets]
+        for parameter, (start, end, bucket) in buffer.param_index_map.items():
+            before = sum(padding[:bucket])
+            yield parameter, {
+                name: tensors[name][start - before : end - before].view(parameter.shape)
+                for name in ("param", *_MOMENTS)
+            }
 
 
 def _tensors(
@@ -94,6 +118,13 @@ def restore(part: MegatronOptimizer, state: dict[int, dict[str, Any]], steps: in
         for number, (_, stepped, is_copy) in enumerate(stepped_tensors(part)):
             for name, tensor in _tensors(part, stepped, is_copy).items():
                 tensor.copy_(state[number][name])
+    count_steps(part, steps)
+
+
+def count_steps(part: MegatronOptimizer, steps: int) -> None:
+    """Let an optimizer whose moments stand go on after so many steps, which may be none."""
+    if part.optimizer is None:
+        return
     for group in part.optimizer.param_groups:
         if not isinstance(part.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
             group["step"] = steps  # Transformer Engine's Adam counts by group

@@ -12,20 +12,30 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_bar.checkpoints.model_io import sharded_model_state
+from megatron_bar.checkpoints.model_io import load_shards, sharded_model_state
 from megatron_bar.recipe.schema import Training
+from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import agreed, is_main, on_main, written_together
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import remove_folder
 from megatron_bar.training.background import BackgroundSave
-from megatron_bar.training.optimizer_state import allocate, restore, sharded_optimizer_state
-from megatron_bar.training.saved import FOLDER, saved_steps
+from megatron_bar.training.optimizer_state import (
+    allocate,
+    count_steps,
+    restore,
+    sharded_optimizer_state,
+)
+from megatron_bar.training.room import check_room, room_for, sizes_of
+from megatron_bar.training.saved import FOLDER, remove_partial, saved_steps
+
+# Marks states whose moments are where they belong. Earlier ones lack it: where gradients lay in
+# several buckets, theirs may be elsewhere.
+_SOUND = "moments_in_place"
 
 
 @dataclass
@@ -101,12 +111,22 @@ class ResumePoints:
         self.training = training
         self.describe = describe
         self._last_save = time.monotonic()
+        self._sizes = sizes_of(model)
         # What is being written, and what is to be done when it is.
         self._on_its_way: tuple[BackgroundSave, contextlib.ExitStack] | None = None
 
     def steps(self) -> list[int]:
         """The steps after which a state is saved, in order; all of them are whole."""
         return saved_steps(self.folder.parent)
+
+    def check_room(self, what: str) -> None:
+        """Compare what the stage will write with the room there is. All ranks call this.
+
+        Raises BarError where it can't end, and says where it may not be enough. A new state is
+        written before the oldest one goes.
+        """
+        to_come = self.training.keep + 1 - len(on_main(self.steps))
+        check_room(self.folder.parent, self._sizes, max(to_come, 0), what)
 
     def due(self, step: int) -> bool:
         """Whether to save after `step`, the same on every rank."""
@@ -130,16 +150,20 @@ class ResumePoints:
 
         The folder takes its name when all have written; only then the oldest one goes. With
         `save_async` this returns as soon as the state is copied: `check` and `finish` do the rest.
+
+        Raises BarError where the disk hasn't room for it.
         """
         self.finish()
         if progress.step == 0 or progress.step in on_main(self.steps):
             return
         state = self._state(loading=False)
         state |= {"schedule": self.schedule.state_dict(),
-                  "progress": dataclasses.asdict(progress)}
+                  "progress": dataclasses.asdict(progress), _SOUND: True}
+        target = self.folder / str(progress.step)
         with contextlib.ExitStack() as publishing:
+            publishing.enter_context(room_for(target, self._sizes.point, self._stands))
             publishing.callback(self._remove_old)
-            folder = publishing.enter_context(written_together(self.folder / str(progress.step)))
+            folder = publishing.enter_context(written_together(target))
             saving = None
             if self.training.save_async:
                 saving = BackgroundSave(state, folder)
@@ -150,6 +174,11 @@ class ResumePoints:
             if saving is not None:
                 self._on_its_way = saving, publishing.pop_all()
         self._last_save = time.monotonic()
+
+    def _stands(self) -> str:
+        if steps := self.steps():
+            return f"the state after step {steps[-1]} stands"
+        return "no state was saved before"
 
     def _remove_old(self) -> None:
         if is_main():
@@ -165,26 +194,30 @@ class ResumePoints:
         """Wait until the state that is being written, if one is, has its name."""
         if self._on_its_way is not None:
             (saving, publishing), self._on_its_way = self._on_its_way, None
-            saving.finish()
-            publishing.close()
+            with publishing:
+                saving.finish()
 
     def load(self) -> Progress:
         """Restore the last state; returns its progress, or that of step 0 where none is saved.
 
         Raises BarError if it can't be read.
         """
-        steps = on_main(self.steps)
-        if not steps:
-            return self.kind()
-        path = self.folder / str(steps[-1])
+        # What saves before the optimizer's first step needs them too.
         for part in self.optimizer.chained_optimizers:
             allocate(part)
+        if is_main():
+            remove_partial(self.folder.parent)
+        steps = on_main(self.steps)
+        if not steps:
+            for part in self.optimizer.chained_optimizers:
+                count_steps(part, 0)
+            return self.kind()
+        path = self.folder / str(steps[-1])
         try:
-            state = dist_checkpointing.load(self._state(loading=True), str(path))
-        except (CheckpointingException, OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise BarError(f"{path} can't be loaded: {reason}; remove it to go on from the state "
-                           "before, or the stage's folder to start anew") from error
+            state = load_shards(self._state(loading=True), path)
+        except BarError as error:
+            raise BarError(f"{error}; remove it to go on from the state before, or the stage's "
+                           "folder to start anew") from error
         # A rank on which nothing trains gets nothing back, not even empty dictionaries.
         self.model.load_state_dict(state.get("model", {}), strict=False)
         progress = self.kind(**state["progress"])
@@ -192,4 +225,8 @@ class ResumePoints:
         for number, part in enumerate(self.optimizer.chained_optimizers):
             restore(part, restored.get(number, {}), progress.updates)
         self.schedule.load_state_dict(state["schedule"])
+        if not state.get(_SOUND) and self.training.megatron.get("overlap_grad_reduce"):
+            say(f"warning: {path} is of an earlier version, which with overlap_grad_reduce could "
+                "save the optimizer's moments in wrong places; if the loss jumps now, remove "
+                f"{self.folder.parent} to start the stage anew")
         return progress

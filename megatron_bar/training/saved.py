@@ -10,7 +10,14 @@ FOLDER = "resume"
 
 def saved_steps(folder: Path) -> list[int]:
     """The steps after which a state of the stage in `folder` is saved, in order."""
-    return sorted(int(path.name) for path in (Path(folder) / FOLDER).glob("[0-9]*"))
+    return sorted(int(path.name) for path in (Path(folder) / FOLDER).glob("*")
+                  if path.name.isdecimal())
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a kill left of states that were being written or removed."""
+    for path in (Path(folder) / FOLDER).glob(".*"):
+        shutil.rmtree(path)
 
 
 def remove_saved(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.budget import PADDING, rank_budget
 from megatron_bar.training.groups import freeze, group_sizes, matching
+from megatron_bar.training.guards import Guard
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.optimizer import (
     apply_gradients,
@@ -112,10 +114,20 @@ def train_steps(
     die_at_save: bool = False,
     validation: PackedRows | None = None,
     snapshots: dict[int, Path] | None = None,
+    bad_steps: int = 0,
+    longest_file: int | None = None,
 ) -> None:
-    """A stage's training; with `die_at_save` killed as soon as its first resume point stands."""
+    """A stage's training; with `die_at_save` killed as soon as its first resume point stands.
+
+    The first `bad_steps` are judged to be bad. No file may have more than `longest_file` bytes.
+    """
+    if longest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, longest_file))
     if die_at_save:
         kills.die_at_save()
+    judge = Guard.fault
+    Guard.fault = lambda self, *numbers: (
+        "it is one of the first" if self.progress.step < bad_steps else judge(self, *numbers))
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
         TrainingRun(

@@ -40,15 +40,16 @@ def start(
     checkpoint: Path, layout: Layout, settings: Training, folder: Path, **more
 ) -> processes.Job:
     folder.mkdir(exist_ok=True)
-    arguments = (more.get("die_at_save", False), more.get("validation"), more.get("snapshots"))
+    arguments = (more.get("die_at_save", False), more.get("validation"), more.get("snapshots"),
+                 more.get("bad_steps", 0), more.get("longest_file"))
     return processes.start(
         ranks.train_steps, checkpoint, layout, settings, rows(), folder, *arguments,
-        processes=layout.processes, timeout_seconds=240,
+        processes=layout.processes, timeout_seconds=240, log=more.get("log"),
     )
 
 
 def run(checkpoint: Path, layout: Layout, settings: Training, folder: Path, **more) -> None:
-    """Train to the end; `more` as ranks.train_steps has it."""
+    """Train to the end; `more` as ranks.train_steps has it, and a `log` for what is said."""
     start(checkpoint, layout, settings, folder, **more).wait()
 
 

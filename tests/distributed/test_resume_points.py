@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 import torch
 
@@ -10,7 +13,8 @@ from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
 from megatron_bar.checkpoints.verify import verify_folder
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.graph import SFT_GROUPS
+from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, SFT_GROUPS
+from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.groups import group_digests
 from tests.distributed.stages import run, training
 from tests.layouts import EXPERTS
@@ -47,3 +51,21 @@ def test_a_resume_point_is_the_model_of_its_step(
             merge([source, checkpoint], tmp_path / "merged", average="branches", overwrite=True)
             merged.append(_tensor_bytes(tmp_path / "merged"))
         assert merged[0] == merged[1] == merged[2] != {}
+
+
+def test_a_damaged_state_is_named_in_a_line(checkpoint, tmp_path):
+    settings = training(MIDTRAIN_GROUPS, save_every=2)
+    with pytest.raises(JobFailed):
+        run(checkpoint, Layout(), settings, tmp_path / "whole", die_at_save=True)
+    for name, size in {"__0_0.distcp": 100, ".metadata": 100, "metadata.json": 0, "common.pt": 0,
+                       "__0_1.distcp": None, "common.pt ": None}.items():
+        folder = tmp_path / f"{name}-{size}"
+        shutil.copytree(tmp_path / "whole", folder)
+        damaged = folder / "resume" / "2" / name.strip()
+        damaged.unlink() if size is None else os.truncate(damaged, size)
+        with pytest.raises(JobFailed) as raised:
+            run(checkpoint, Layout(), settings, folder)
+        said = str(raised.value)
+        assert said.startswith(f"{damaged.parent} can't be loaded: "), said
+        assert said.endswith("; remove it to go on from the state before, or the stage's folder to "
+                             "start anew") and "\n" not in said, said

@@ -127,6 +127,23 @@ def test_skipped_steps_leave_model_and_optimizer_alone(checkpoint, tmp_path):
     _assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name, changes", [
+    ("dp2", {}), ("tp1", {"distributed_optimizer": False}),
+    ("tp1", {"distributed_optimizer": False, "dtype": "bfloat16"}),
+], ids=str)
+def test_a_stage_saves_and_goes_on_before_the_optimizer_has_stepped(
+    name, changes, checkpoint, tmp_path
+):
+    settings = training(MIDTRAIN_GROUPS, on_bad_step="skip", save_every=1, **changes)
+    run(checkpoint, EXPERTS[name], settings, tmp_path / "whole", bad_steps=2)
+    with pytest.raises(JobFailed):
+        run(checkpoint, EXPERTS[name], settings, tmp_path / "killed", bad_steps=2,
+            die_at_save=True)
+    assert (tmp_path / "killed" / "resume" / "1").is_dir()
+    run(checkpoint, EXPERTS[name], settings, tmp_path / "killed", bad_steps=2)
+    _assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
 def test_too_many_skips_in_a_row_stop(checkpoint, tmp_path):
     settings = training(("*",), steps=40, lr=1e30, clip=0.0, on_bad_step="skip", max_skips=3,
                         save_every=1000)

@@ -79,6 +79,16 @@ def test_a_dense_model_is_reinforced_with_every_parameter(recipe, tmp_path):
     assert read_done(tmp_path / "runs" / "mini" / "hf") is not None
 
 
+def test_a_stage_that_has_nothing_to_learn_from_saves_and_says_so(recipe, tmp_path, capsys):
+    """Cut after one token, no answer is worth anything, so the optimizer takes no step."""
+    changes = ("truncated=zero", "response_length=1", "save_every=1", "steps=2", "layout.expert=1")
+    assert main(["run", str(recipe), "method=continued",
+                 *(f"domains.math.rlvr.{change}" for change in changes)]) == 0
+    done = read_done(tmp_path / "runs" / "mini" / "all" / "rlvr")
+    assert (done["updates"], done["reward"]) == (0, 0)
+    assert "- warning: nothing was learned, in 2 steps all answers" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("override, message", [
     ("advantage=best", "math/rlvr: advantage is 'best'; there are centered, grpo, rloo"),
     ("samples_per_prompt=1", "math/rlvr: samples_per_prompt is 1"),

@@ -91,6 +91,18 @@ def test_a_run_killed_at_a_save_goes_on_to_the_same_bits(checkpoint, tmp_path):
     _assert_same_run(killed, whole)
 
 
+def test_a_run_saves_and_goes_on_before_there_was_an_update(checkpoint, tmp_path):
+    """Answers are cut after a token, and worth nothing then, so no group has anything to teach."""
+    settings = Rlvr(**ranks.SETTINGS | dict(save_every=1, truncated="zero", response_length=1))
+    whole = _reinforce(checkpoint, EXPERTS["dp2"], settings, tmp_path / "whole")
+    assert json.loads((whole / "trained.json").read_text())["updates"] == 0
+    with pytest.raises(JobFailed, match="exit status -9"):
+        _reinforce(checkpoint, EXPERTS["dp2"], settings, tmp_path / "killed", True)
+    killed = _reinforce(checkpoint, EXPERTS["dp2"], settings, tmp_path / "killed")
+    _assert_same_run(killed, whole)
+    assert group_digests(whole / "checkpoint") == group_digests(checkpoint)
+
+
 def test_a_run_killed_at_random_points_goes_on_to_the_same_bits(checkpoint, tmp_path):
     """In rollouts, verification, updates and saves; prompts and sampling included."""
     settings = Rlvr(**ranks.SETTINGS | dict(steps=12, save_every=2, keep=2))

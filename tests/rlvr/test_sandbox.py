@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from megatron_bar.rlvr.sandbox import Limits, Sandbox
+from megatron_bar.runtime.stopping import STOP_SIGNALS
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,20 @@ def test_tests_that_ran_before_the_time_was_up_count(sandbox):
                                ["f"], limits=Limits(wall=1.0))
     assert passed == [True, False, False]
     assert time.monotonic() - started < 3
+
+
+def test_stop_signals_are_not_for_its_processes():
+    """Given to all processes of a run, they would cost the answer that is being judged its reward.
+    """
+    sandbox = Sandbox(workers=1)
+    sandbox.describe()  # starts it
+    (worker,) = sandbox._pool._workers
+    process = worker._process
+    for number in STOP_SIGNALS:
+        process.send_signal(number)
+    assert sandbox.run_tests("def f(n): return n", ["assert f(1) == 1"], ["f"]) == [True]
+    assert worker._process is process
+    sandbox.close()
 
 
 def test_a_program_fails_with_an_error_or_a_code(sandbox):

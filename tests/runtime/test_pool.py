@@ -9,6 +9,7 @@ import pytest
 
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import WorkerKilled, cores, spread
+from megatron_bar.runtime.stopping import STOP_SIGNALS
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -35,3 +36,13 @@ def test_a_fault_in_a_child_is_the_callers():
 def test_a_killed_child_is_noticed():
     with pytest.raises(WorkerKilled, match="was killed, most likely for want of memory"):
         list(spread(lambda n: os.kill(os.getpid(), signal.SIGKILL), range(4), 2))
+
+
+def test_a_stop_signal_is_for_the_parent_to_obey():
+    """A terminal and systemd give it to all processes at once."""
+    def hit(n: int) -> int:
+        for number in STOP_SIGNALS:
+            os.kill(os.getpid(), number)
+        return n
+
+    assert sorted(spread(hit, range(4), 2)) == [0, 1, 2, 3]

@@ -22,12 +22,10 @@ import psutil
 
 from megatron_bar.launch.slurm.attempts import begin_attempt
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.stopping import CONTINUE_LATER
+from megatron_bar.runtime.stopping import CONTINUE_LATER, STOP_SIGNALS
 
 # srun ends with the highest status of its tasks: what failed must outdo what was only stopped.
 FAILED = CONTINUE_LATER + 1
-# Before the time limit, and before a preemption that grants some time.
-WARNINGS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 def run_ranks(command: list[str], what: str, ranks: int) -> int:
@@ -50,15 +48,15 @@ def run_ranks(command: list[str], what: str, ranks: int) -> int:
             rdzv_endpoint=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
             logs_specs=DefaultLogsSpecs(log_dir=logs, tee=Std.ERR),
             log_line_prefix_template=f"[{host} rank ${{rank}}] ",
-            # Without SIGTERM, which it would pass on too, and then wait only half a minute.
-            signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
+            # Without stop signals, which it would pass on too, and then wait only half a minute.
+            signals_to_handle="SIGHUP,SIGQUIT",
         )
         try:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             # Once one rank has ended, torchrun ends the others; some save, some just die of it.
             failed = {rank: failure.exitcode for rank, failure in error.failures.items()
-                      if failure.exitcode not in (CONTINUE_LATER, *(-n for n in WARNINGS))}
+                      if failure.exitcode not in (CONTINUE_LATER, *(-n for n in STOP_SIGNALS))}
             for rank, code in failed.items():
                 ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else (
                     f"ended with exit status {code}")
@@ -71,7 +69,8 @@ def run_ranks(command: list[str], what: str, ranks: int) -> int:
 def _warnings_passed_on() -> Iterator[None]:
     """Give SLURM's warnings to the ranks: on many clusters SLURM itself signals this process only.
 
-    Ranks that were given it already don't mind; one that is only starting dies of it.
+    SIGUSR1 comes before the time limit, SIGTERM before a preemption that grants some time. Ranks
+    that were given it already don't mind; one that is only starting dies of it.
     """
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -79,7 +78,7 @@ def _warnings_passed_on() -> Iterator[None]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 rank.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in WARNINGS}
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         yield
     finally:

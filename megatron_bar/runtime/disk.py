@@ -1,0 +1,99 @@
+"""Disks that are full, or can't be written: what to look at before, and how to say it after."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from megatron_bar.runtime.errors import BarError
+
+_FAULTS = {
+    errno.ENOSPC: "is full",
+    errno.EDQUOT: "lets you write no more (quota)",
+    errno.EFBIG: "takes no file as large as that",
+    errno.EROFS: "is read-only",
+    errno.EIO: "fails",
+}
+# torch's writer of checkpoints only notices that less was written than it gave.
+_CUT_SHORT = "unexpected pos"
+
+
+def disk_of(path: Path) -> Path:
+    """The mount point of the file system that `path` is on, or would be."""
+    path = Path(path).resolve()
+    while not path.is_mount():
+        path = path.parent
+    return path
+
+
+def free_bytes(path: Path) -> float:
+    """Bytes that may be written beside `path`; infinity where the file system doesn't tell."""
+    usage = shutil.disk_usage(_existing(path))
+    return usage.free if usage.total else float("inf")
+
+
+def _existing(path: Path) -> Path:
+    path = Path(path).resolve()
+    return path if path.exists() else _existing(path.parent)
+
+
+def readable(size: float) -> str:
+    """A number of bytes as a person says it."""
+    for unit, step in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def lacking(target: Path, needed: int) -> str | None:
+    """That `target` can't be written for want of room, in a line, or None where it can."""
+    if (free := free_bytes(target)) >= needed:
+        return None
+    return (f"{target} can't be written: it needs {readable(needed)}, and the disk at "
+            f"{disk_of(target)} has {readable(free)} free")
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """What `error`, or one that led to it, says of the disk, or None if it is of another kind.
+
+    Helper processes pass on no more than an error's text.
+    """
+    for one in _chain(error):
+        for number, fault in _FAULTS.items():
+            if getattr(one, "errno", None) == number or os.strerror(number) in str(one):
+                return fault
+        if _CUT_SHORT in str(one):
+            return "took only a part of a file: it is full, or a limit is reached"
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def disk_faults_told(target: Path, more: Callable[[], str] = str) -> Iterator[None]:
+    """Raise BarError in place of what a full disk, or one that can't be written, has raised.
+
+    It names `target`, which is being written, and its disk, and ends with what `more` says. Where
+    one in the block has told it already, and another error came of that, the first is repeated.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, BarError) or (fault := disk_fault(error)) is None:
+            raise
+        for one in _chain(error):
+            if isinstance(one, BarError):
+                raise BarError(str(one)) from error
+            target = getattr(one, "filename", None) or target
+        raise BarError(
+            f"{target} can't be written: the disk at {disk_of(target)} {fault} "
+            f"({readable(free_bytes(target))} free){more()}; make room and run it again"
+        ) from error

@@ -1,0 +1,71 @@
+"""Room on the disk for what a stage that trains writes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing.mapping import is_main_replica
+
+from megatron_bar.checkpoints.model_io import sharded_model_state
+from megatron_bar.runtime.console import say
+from megatron_bar.runtime.disk import disk_faults_told, disk_of, free_bytes, lacking, readable
+from megatron_bar.runtime.distributed import on_main
+from megatron_bar.runtime.errors import BarError
+
+_OF_OPTIMIZER = 12  # bytes of a trained element: two moments and the fp32 value
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes on disk, of all ranks together."""
+
+    checkpoint: int
+    point: int  # a state to go on from
+
+
+def sizes_of(model: torch.nn.Module) -> Sizes:
+    """Of a model whose parameters are open or frozen as they are to be. All ranks call this."""
+    mine = [entry.data for entry in sharded_model_state(model).values()
+            if is_main_replica(entry.replica_id)]
+    trained = [tensor for tensor in mine if tensor.requires_grad]
+    sizes = torch.tensor(
+        [sum(tensor.nbytes for tensor in mine),
+         sum(tensor.nbytes + _OF_OPTIMIZER * tensor.numel() for tensor in trained)],
+        device=torch.cuda.current_device(),
+    )
+    dist.all_reduce(sizes)
+    return Sizes(*sizes.tolist())
+
+
+def check_room(folder: Path, sizes: Sizes, points: int, what: str) -> None:
+    """Compare what a stage will write into `folder`, at most `points` states, with what is free.
+
+    Says so where that may be too little. Raises BarError, on every rank, where the checkpoint alone
+    is too much. All ranks call this.
+    """
+    if refusal := on_main(lambda: lacking(folder / "checkpoint", sizes.checkpoint)):
+        raise BarError(f"{what}: {refusal}; make room, or set runs to a folder on another disk")
+    free = on_main(lambda: free_bytes(folder))
+    needed = sizes.checkpoint + points * sizes.point
+    if free < needed:
+        say(f"warning: {what}: the disk at {disk_of(folder)} has {readable(free)} free, and up to "
+            f"{readable(needed)} will be written: a checkpoint of {readable(sizes.checkpoint)} and "
+            f"{points} states to go on from (keep) of {readable(sizes.point)} each")
+
+
+@contextlib.contextmanager
+def room_for(target: Path, needed: int, stands: Callable[[], str]) -> Iterator[None]:
+    """Write `needed` bytes into `target` in the block, as all ranks do together.
+
+    Raises BarError if there isn't room for them, before or in the block; `stands` says for the
+    message what is there already.
+    """
+    if refusal := on_main(lambda: lacking(target, needed)):
+        raise BarError(f"{refusal}; {stands()}; make room and run it again")
+    with disk_faults_told(target, lambda: f", {readable(needed)} are needed; {stands()}"):
+        yield
