@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from megatron_bar.cli.commands import COMMANDS
 from megatron_bar.cli.parser import build_parser
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import CONTINUE_LATER, ContinueLater
+
+# Commands that may fetch a model, data or lm-eval's tasks, before any rank or job starts.
+_DOWNLOADING = ("data", "run", "submit", "import", "evaluate", "verify")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,9 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    # Hub look-ups for local folders only cost time, and fail on nodes without a network. Only
-    # preparing data and lm-eval's tasks may download.
-    if args.command != "data" and not getattr(args, "suite", None):
+    # Hub look-ups for local folders only cost time, and fail on nodes without a network.
+    if not _may_download(args):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         COMMANDS[args.command](args)
@@ -41,3 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("megatron-bar: interrupted; run it again to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def _may_download(args: argparse.Namespace) -> bool:
+    for_show = getattr(args, "dry_run", False) or getattr(args, "write", False)
+    return args.command in _DOWNLOADING and not for_show

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.chat import chat_template, prompt_ids
+from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.sources import load_conversations
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
@@ -19,7 +19,7 @@ from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.data import load_tokenizer, pad_id, stop_ids
+from megatron_bar.stages.speaker import speaker_of, trained_companions
 from megatron_bar.stages.train import proof_of_freezing
 
 
@@ -33,15 +33,14 @@ def run(context: Context) -> dict[str, Any]:
 
     settings: Rlvr = context.training
     start = context.checkpoint("start")
-    tokenizer = load_tokenizer(start)
-    template = chat_template(context.stage.settings["chat_template"], tokenizer)
-    prompts = load_prompts(tokenizer, template, settings, context.recipe.seed)
+    speaker = speaker_of(start, context.stage.settings["chat_template"])
+    prompts = load_prompts(speaker.tokenizer, speaker.template, settings, context.recipe.seed)
     say(f"{context.stage.name}: {len(prompts)} prompts")
     reinforced = Reinforcement(
         config=ModelConfig.load(start), start=start, folder=context.folder, settings=settings,
-        prompts=prompts, stop_ids=frozenset(stop_ids(start, tokenizer)), pad_id=pad_id(tokenizer),
-        decode=tokenizer.decode, layout=context.stage.layout, seed=context.recipe.seed,
-        what=context.stage.name,
+        companions=trained_companions(context), prompts=prompts, stop_ids=speaker.stop_ids,
+        pad_id=speaker.pad_id, decode=speaker.tokenizer.decode, layout=context.stage.layout,
+        seed=context.recipe.seed, what=context.stage.name,
     ).run(NemoAlignerBackend())
     if not is_main():
         return {}

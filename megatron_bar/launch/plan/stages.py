@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.data.batches import planned_steps
-from megatron_bar.launch.check import TRAINING_KINDS, dense_model, stage_models
+from megatron_bar.launch.check import TRAINING_KINDS, stage_models
 from megatron_bar.launch.plan.compute import (
     Machine,
     evaluation_flops,
@@ -27,8 +27,9 @@ from megatron_bar.launch.plan.memory import (
     training_memory,
 )
 from megatron_bar.launch.plan.traffic import Traffic, step_traffic
+from megatron_bar.launch.starts import dense_model
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.presets import PRESETS, preset_named
+from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr, Source, Training
@@ -79,21 +80,15 @@ class StagePlan:
 
 
 def planned_model(recipe: Recipe, name: str | None) -> ModelConfig:
-    """The dense model: by preset, from the anchor's folder, or by a published folder's name.
-
-    Raises BarError if none of these tells.
-    """
+    """The dense model: by preset, or as the recipe tells. Raises BarError if neither does."""
     if name is not None:
         if name not in PRESETS:
             raise BarError(f"--model {name}: unknown; there are {', '.join(PRESETS)}")
         return PRESETS[name]
-    if recipe.pretrain is None and not Path(recipe.anchor).is_dir():
-        known = preset_named(Path(recipe.anchor).name)
-        if known is None:
-            raise BarError(f"{recipe.anchor} isn't here and its name tells no size; give --model "
-                           f"with one of {', '.join(PRESETS)}")
-        return known
-    return dense_model(recipe)
+    try:
+        return dense_model(recipe)
+    except BarError as error:
+        raise BarError(f"{error}; or give --model with one of {', '.join(PRESETS)}") from None
 
 
 def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[StagePlan]:
