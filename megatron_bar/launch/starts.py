@@ -11,7 +11,7 @@ from megatron_bar.checkpoints import hf
 from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import check_import
 from megatron_bar.checkpoints.hub import local_folder
-from megatron_bar.models.config import FILE_NAME, ModelConfig
+from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS, preset_named
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import Recipe
@@ -86,9 +86,8 @@ def _imported(recipe: Recipe, role: str, name: str) -> Path | None:
     """The run's import of a model of the hub: of the commit that the run goes on with."""
     checkpoint = _checkpoint(recipe, role)
     done = read_done(checkpoint.parent)
-    known = done is not None and done["settings"].get("hf") == name
-    usable = known and (checkpoint / FILE_NAME).is_file() and not Path(name).is_dir()
-    return checkpoint if usable else None
+    pinned = done is not None and done.get("commit") is not None and done["source"] == name
+    return checkpoint if pinned and not Path(name).is_dir() else None
 
 
 def _checkpoint(recipe: Recipe, role: str) -> Path:
