@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging
 
 from tests.models_hf import imported, random_experts
 
@@ -20,3 +21,11 @@ def two_experts(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(two_experts) -> Path:
     return two_experts / "checkpoint"
+
+
+@pytest.fixture
+def said_by_transformers(caplog):
+    """The log's records with transformers' own, which it keeps to itself otherwise."""
+    logging.enable_propagation()
+    yield caplog.records
+    logging.disable_propagation()

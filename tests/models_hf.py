@@ -16,7 +16,9 @@ from transformers import (
 )
 
 from megatron_bar.checkpoints.convert import import_hf
+from megatron_bar.data import toy
 from megatron_bar.data.batch import Batch
+from megatron_bar.data.tokenizer import train_tokenizer
 
 # Not square, fewer kv heads than heads, a vocabulary that tensor parallelism must pad.
 SIZES = dict(
@@ -26,6 +28,8 @@ SIZES = dict(
     # transformers zeroes the gradient of the pad token's embedding row.
     pad_token_id=None, bos_token_id=None, eos_token_id=0,
 )
+# Of a model that is `talking`: room for the tokens of a small tokenizer, and for a prompt.
+TALKING = dict(vocab_size=400, max_position_embeddings=512)
 
 
 def _randomized(model: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -115,3 +119,11 @@ def imported(model: PreTrainedModel, folder: Path) -> Path:
     model.save_pretrained(folder / "hf")
     import_hf(folder / "hf", folder / "checkpoint")
     return folder / "checkpoint"
+
+
+def talking(model: PreTrainedModel, folder: Path) -> Path:
+    """The model, saved in `folder` with a small tokenizer and its chat template."""
+    model.save_pretrained(folder)
+    texts = toy.texts("general", "train", 20, 0)
+    train_tokenizer(texts, TALKING["vocab_size"], folder, toy.CHAT_TEMPLATE)
+    return folder

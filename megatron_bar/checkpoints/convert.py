@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +14,13 @@ from typing import Any
 import torch
 
 from megatron_bar.checkpoints import hf
+from megatron_bar.checkpoints.companions import (
+    COMPANION_FOLDER,
+    ChatFormat,
+    check_tokens,
+    copy_companions,
+    for_serving,
+)
 from megatron_bar.checkpoints.dcp import CheckpointFormat, CheckpointReader, slot_item
 from megatron_bar.checkpoints.engine import convert
 from megatron_bar.checkpoints.hf_weights import SHARD_BYTES, HfReader, SafetensorsFormat
@@ -20,11 +29,13 @@ from megatron_bar.checkpoints.names import Slot, slots
 from megatron_bar.checkpoints.plan import Item, Made
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, write_json
 
-COMPANION_FOLDER = "hf"
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Buffers that old releases of transformers saved beside the weights, and that hold none.
+_NO_WEIGHTS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|position_ids)")
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,33 @@ def import_hf(
     Raises BarError for anything wrong with `source`; then `target` is as it was.
     """
     source, target = Path(source), Path(target)
+    model, items, ignored = _planned_import(source, dtype)
+    if ignored:
+        say(f"{source}: {ignored[0]}{f' and {len(ignored) - 1} more' if ignored[1:] else ''} "
+            "ignored: a buffer, not a weight")
+
+    def carry(folder: Path) -> None:
+        copy_companions(source, folder)
+        config = read_json(source / "config.json")
+        ids = {key: config[key] for key in _TOKEN_IDS if key in config}
+        write_json(folder / "token_ids.json", ids)
+
+    write_checkpoint("import", target, model, items, [source], carry,
+                     processes=processes, overwrite=overwrite)
+    return model
+
+
+def check_import(source: Path) -> None:
+    """Raise BarError where `import_hf` would, but for what only reading the tensors tells."""
+    _planned_import(Path(source), None)
+
+
+def _planned_import(
+    source: Path, dtype: torch.dtype | None
+) -> tuple[ModelConfig, list[Item], list[str]]:
+    """The model, its tensors to write, and the names of what isn't imported."""
     model = hf.model_config_from_hf(source)
+    check_tokens(source, model.vocab_size)
     reader = HfReader(source)
     items, known = [], set()
     for slot in slots(model):
@@ -108,18 +145,10 @@ def import_hf(
                            "convert with --dtype")
         known.update(slot.hf_names)
         items.append(slot_item(slot, dtype or dtypes.pop(), _Join(reader, slot)))
-    if unknown := sorted(reader.names - known):
+    ignored = [name for name in sorted(reader.names - known) if _NO_WEIGHTS.fullmatch(name)]
+    if unknown := sorted(reader.names - known - set(ignored)):
         raise BarError(f"{source}: tensor {unknown[0]} is not part of this model")
-
-    def carry(folder: Path) -> None:
-        hf.copy_companions(source, folder)
-        config = read_json(source / "config.json")
-        ids = {key: config[key] for key in _TOKEN_IDS if key in config}
-        write_json(folder / "token_ids.json", ids)
-
-    write_checkpoint("import", target, model, items, [source], carry,
-                     processes=processes, overwrite=overwrite)
-    return model
+    return model, items, ignored
 
 
 @dataclass(frozen=True)
@@ -141,13 +170,15 @@ def export_hf(
     processes: int | None = None,
     overwrite: bool = False,
     origin: Origin | None = None,
+    chat: ChatFormat | None = None,
 ) -> ModelConfig:
     """Turn a checkpoint into a Hugging Face folder that transformers loads.
 
     Dense models become Olmo2ForCausalLM or Olmo3ForCausalLM, OLMo-2 with experts becomes
     FlexOlmoForCausalLM with one set of keys an expert. Tensors keep their dtype and bits unless
     `dtype` is given. Weights are one file, or shards of about `shard_bytes`. `origin` is what the
-    model card tells of how the model was made.
+    model card tells of how the model was made, `chat` how it is talked to, by default as its
+    tokenizer says.
 
     Raises BarError for anything wrong with `source`, and for OLMo-3 with experts; then `target` is
     as it was.
@@ -165,10 +196,21 @@ def export_hf(
     token_ids = read_json(ids_file) if ids_file.is_file() else {}
 
     def write_small_files(folder: Path) -> None:
-        hf.copy_companions(companions, folder)
-        write_json(folder / "config.json", hf.hf_config(model, items[0].dtype, token_ids))
-        write_model_card(folder, model, origin)
+        copy_companions(companions, folder)
+        if chat is not None:
+            chat.write(folder)
+        for_serving(folder, model.max_position_embeddings)
+        write_json(folder / "config.json", hf.hf_config(model, _most(items), token_ids))
+        write_model_card(folder, model, origin, chats=chat is not None)
 
     convert("export", target, SafetensorsFormat(items, shard_bytes), [source], write_small_files,
             processes=processes, overwrite=overwrite)
     return model
+
+
+def _most(items: Sequence[Item]) -> torch.dtype:
+    """The dtype that most of the weights have: some keep a few of theirs wider."""
+    sizes: Counter[torch.dtype] = Counter()
+    for item in items:
+        sizes[item.dtype] += item.nbytes // item.dtype.itemsize
+    return sizes.most_common(1)[0][0]

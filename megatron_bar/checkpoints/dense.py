@@ -33,7 +33,7 @@ def average(
 ) -> Merged:
     """Write the mean of the dense `models`, by name, each of the same weight, and of `anchor`.
 
-    Tokenizer and the like are the anchor's, or the first model's.
+    Tokenizer and the like are the first model's, with the chat format that it was trained in.
 
     Raises BarError unless all are dense models of one shape and stored in the same types.
     """
@@ -41,7 +41,7 @@ def average(
     items = [_mean_item(inputs, slot) for slot in slots(inputs[0].model)]
     facts = write_checkpoint(
         "average", target, inputs[0].model, items, [i.folder for i in inputs],
-        companions_of(inputs[0].folder), None, processes, overwrite,
+        companions_of(next(iter(models.values()))), None, processes, overwrite,
     )
     return Merged(inputs[0].model, deviations_of(facts), deviations_by_group(facts))
 
@@ -79,7 +79,7 @@ def stack(
     items = [_stacked_item(inputs, sources, slot, seed) for slot in slots(model)]
     facts = write_checkpoint(
         "stack", target, model, items, [i.folder for i in inputs],
-        companions_of(inputs[0].folder), [shared, seed, names], processes, overwrite,
+        companions_of(next(iter(models.values()))), [shared, seed, names], processes, overwrite,
     )
     return Merged(model, deviations_of(facts), deviations_by_group(facts))
 

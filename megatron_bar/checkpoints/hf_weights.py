@@ -18,7 +18,7 @@ from megatron_bar.checkpoints.manifest import Manifest
 from megatron_bar.checkpoints.mapped import MappedFiles
 from megatron_bar.checkpoints.plan import Item, Part, Placed, parts_of
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import read_json, write_json
+from megatron_bar.runtime.files import read_json, refuse_lfs_pointer, write_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -53,10 +53,7 @@ class HfReader:
         self._headers: dict[str, tuple[dict[str, Any], int]] = {}
         index = self.folder / INDEX
         if index.is_file():
-            try:
-                self._file_of = dict(read_json(index)["weight_map"])
-            except (KeyError, TypeError, ValueError):
-                raise BarError(f"{index} has no weight_map") from None
+            self._file_of = _weight_map(index)
         elif (self.folder / SINGLE).is_file():
             self._file_of = dict.fromkeys(self._header(SINGLE)[0], SINGLE)
         else:
@@ -112,7 +109,27 @@ class HfReader:
         return tensor
 
 
+def missing_weights(folder: Path) -> str | None:
+    """The first file of weights that `folder` should have and hasn't, or None."""
+    index = Path(folder) / INDEX
+    wanted = sorted(set(_weight_map(index).values())) if index.is_file() else [SINGLE]
+    return next((name for name in wanted if not (Path(folder) / name).is_file()), None)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        file_of = dict(read_json(index)["weight_map"])
+    except (KeyError, TypeError, ValueError):
+        raise BarError(f"{index} has no weight_map") from None
+    for tensor, name in file_of.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise BarError(f"{index} puts tensor {tensor} into {name!r}, which is not the name of "
+                           "a file in this folder")
+    return file_of
+
+
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    refuse_lfs_pointer(path)
     try:
         with open(path, "rb") as file:
             size = path.stat().st_size

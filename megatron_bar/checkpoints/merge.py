@@ -95,7 +95,7 @@ def merge(
     settings = [by_group, anchor_ffn, [[str(e.source.folder), e.index] for e in chosen]]
     facts = write_checkpoint(
         "merge", target, model, items, [i.folder for i in inputs.all],
-        companions_of(inputs.all[0].folder), settings, processes, overwrite,
+        companions_of(inputs.with_experts[0].folder), settings, processes, overwrite,
     )
     return Merged(model, deviations_of(facts), deviations_by_group(facts))
 

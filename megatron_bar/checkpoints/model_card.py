@@ -1,17 +1,22 @@
-"""The README.md of an export: what the model is and how it routes."""
+"""The README.md of an export: what the model is, what it costs to run, and how it was made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from megatron_bar.checkpoints.hf import architecture
+from megatron_bar.checkpoints.names import slots
 from megatron_bar.models.config import ModelConfig
 
 _CARD = """\
 ---
 library_name: transformers
-tags: [olmo, {tags}]
+tags: [{tags}]
+{metadata}# license: to be added by whoever publishes this model
 ---
 
 # {title}
@@ -24,7 +29,15 @@ tags: [olmo, {tags}]
 | layers / hidden / ffn | {model.num_layers} / {model.hidden_size} / {model.ffn_hidden_size} |
 | attention heads / kv heads | {model.num_heads} / {model.num_kv_heads} |
 | vocabulary | {model.vocab_size} |
+| positions | {model.max_position_embeddings} |
+| parameters | {parameters} |
 {more}
+## Use
+
+```python
+{use}
+```
+{made}
 Written by megatron-bar.
 """
 
@@ -41,6 +54,12 @@ Run it with `num_experts_per_tok: {model.experts_per_token}`, the value it was t
 smaller k gives another, worse model.
 
 Expert 0 is the anchor: the FFN of the post-trained base model{bits}.
+
+## Size and speed
+
+{runs} The dense model that it grew from has {dense}: this one takes {size:.1f} times its memory,
+and about {speed:.1f} times its computation for each token, read or generated (counted, not
+measured).
 """
 
 _OLMO3 = """\
@@ -50,33 +69,124 @@ gives wrong logits ([#45945](https://github.com/huggingface/transformers/pull/45
 again.
 """
 
+_LOAD = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
+"""
+_CHAT = """\
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+prompt = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_dict=True,
+    return_tensors="pt",
+)
+answer = model.generate(**prompt, max_new_tokens=256)[0, prompt["input_ids"].shape[1]:]
+print(tokenizer.decode(answer, skip_special_tokens=True))"""
+
+_MADE = """\
+
+## How it was made
+
+Base: {bases}.
+
+| stage | data | trained on |
+|---|---|---|
+{steps}
+
+Scores on held-out items, with their intervals, are in the run's `report.html`; add here those that
+you publish.
+
+## Licence
+
+Not chosen yet. Whoever publishes this model adds it, within what the licences of the base and of
+the data allow.
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one stage trained on."""
+
+    stage: str
+    data: Sequence[str]  # names of sources
+    amount: str
+
 
 @dataclass(frozen=True)
 class Origin:
-    """How a recipe made a model: its method, and a sentence about it."""
+    """How a recipe made a model: its method, a sentence about it, and what went in."""
 
     method: str
     words: str
+    name: str = ""
+    bases: Mapping[str, str] = field(default_factory=dict)  # by role
+    hub_bases: Sequence[str] = ()  # OWNER/NAME of those that the hub has
+    steps: Sequence[Step] = ()
 
 
-def write_model_card(folder: Path, model: ModelConfig, origin: Origin | None = None) -> None:
-    """Write `folder`/README.md for `model`. Without an `origin` it says what the shape tells."""
-    tags = [origin.method] if origin else []
+def write_model_card(
+    folder: Path, model: ModelConfig, origin: Origin | None = None, chats: bool = False
+) -> None:
+    """Write `folder`/README.md for `model`, which `chats` if it has a chat template.
+
+    Without an `origin` it says what the shape tells.
+    """
+    tags = ["olmo", *([origin.method] if origin else [])]
     if model.num_experts is None:
         family = "OLMo-2" if model.olmo3 is None else "OLMo-3"
-        tags.insert(0, family.lower().replace("-", ""))
+        tags.insert(1, family.lower().replace("-", ""))
         title, looks = f"A dense {family} model", f"A dense model in {family}'s architecture."
         more = "" if model.olmo3 is None else _OLMO3
     else:
         tags.append("mixture-of-experts")
         title, looks = "A mixture of experts", "A mixture of experts in FlexOlmo's architecture."
-        names = ", ".join(f"{i} {name}" for i, name in enumerate(model.all_expert_names))
-        rule = "**without renormalisation** (`norm_topk_prob: false`)"
-        if model.renormalize:
-            rule = "**which are made to sum to 1** (`norm_topk_prob: true`)"
-        bits = ", bit for bit" if origin else ""
-        more = _ROUTING.format(model=model, names=names, rule=rule, bits=bits)
+        more = _routing(model, ", bit for bit" if origin else "")
     (Path(folder) / "README.md").write_text(_CARD.format(
-        tags=", ".join(tags), title=title, architecture=architecture(model), more=more,
-        description=f"{looks} {origin.words}" if origin else looks, model=model,
-    ))
+        tags=", ".join(tags), metadata=_metadata(origin), architecture=architecture(model),
+        title=origin.name if origin and origin.name else title, more=more, model=model,
+        description=f"{looks} {origin.words}" if origin else looks,
+        parameters=_billions(_parameters(model)), use=(_LOAD + (_CHAT if chats else "")).rstrip(),
+        made=_made(origin) if origin and origin.bases else "",
+    ), encoding="utf-8")
+
+
+def _routing(model: ModelConfig, bits: str) -> str:
+    names = ", ".join(f"{i} {name}" for i, name in enumerate(model.all_expert_names))
+    rule = "**without renormalisation** (`norm_topk_prob: false`)"
+    if model.renormalize:
+        rule = "**which are made to sum to 1** (`norm_topk_prob: true`)"
+    dense = model.without_experts()
+    total, base = _parameters(model), _parameters(dense)
+    embeddings = dense.vocab_size * dense.hidden_size  # looked up, not computed with
+    ffn = 3 * dense.num_layers * dense.hidden_size * dense.ffn_hidden_size
+    assert model.num_experts is not None and model.experts_per_token is not None
+    active = total - (model.num_experts - model.experts_per_token) * ffn
+    runs = ("**Every expert runs for every token.**" if active == total else
+            f"{model.experts_per_token} of {model.num_experts} experts run for each token.")
+    return _ROUTING.format(
+        model=model, names=names, rule=rule, bits=bits, runs=runs, dense=_billions(base),
+        size=total / base, speed=(active - embeddings) / (base - embeddings),
+    )
+
+
+def _parameters(model: ModelConfig) -> int:
+    return sum(torch.Size(shape).numel() for slot in slots(model) for shape in slot.hf_shapes)
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+
+
+def _metadata(origin: Origin | None) -> str:
+    """What the hub links the model by."""
+    if origin is None or not origin.hub_bases:
+        return ""
+    return "".join(["base_model:\n", *(f"- {name}\n" for name in origin.hub_bases)])
+
+
+def _made(origin: Origin) -> str:
+    return _MADE.format(
+        bases=", ".join(f"{name} ({role})" for role, name in origin.bases.items()),
+        steps="\n".join(f"| {step.stage} | {', '.join(step.data)} | {step.amount} |"
+                        for step in origin.steps),
+    )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.model_io import load_model, stacked_gradients
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.checkpoints.verify import TEXT_TOKENS, fits_past_window, past_window
@@ -108,7 +109,7 @@ def _inputs(config: ModelConfig, folder: Path, seed: int) -> Iterator[tuple[str,
     generator = torch.Generator().manual_seed(seed)
     yield "random tokens", torch.randint(config.vocab_size, (2, length), generator=generator)
     if (Path(folder) / "tokenizer.json").is_file():
-        ids = AutoTokenizer.from_pretrained(folder)(REAL_TEXT)["input_ids"]
+        ids = load_tokenizer(folder)(REAL_TEXT)["input_ids"]
         yield "real text", torch.tensor([ids[:length]])
 
 

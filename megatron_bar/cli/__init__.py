@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import CONTINUE_LATER, ContinueLater
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell says of a program that the signal has ended
+# Commands that may fetch a model, data or lm-eval's tasks, before any rank or job starts.
+_DOWNLOADING = ("data", "run", "submit", "import", "evaluate", "verify")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,9 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    # Hub look-ups for local folders only cost time, and fail on nodes without a network. Only
-    # preparing data and lm-eval's tasks may download.
-    if args.command != "data" and not getattr(args, "suite", None):
+    # Hub look-ups for local folders only cost time, and fail on nodes without a network.
+    if not _may_download(args):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         status = COMMANDS[args.command](args)
@@ -58,3 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("megatron-bar: interrupted; run it again to go on", file=sys.stderr)
         return 130
+
+
+def _may_download(args: argparse.Namespace) -> bool:
+    for_show = getattr(args, "dry_run", False) or getattr(args, "write", False)
+    return args.command in _DOWNLOADING and not for_show

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from megatron_bar.cli import evaluation
 from megatron_bar.runtime.errors import BarError
@@ -163,17 +164,19 @@ def _stage(args: argparse.Namespace) -> None:
 
 def _import(args: argparse.Namespace) -> None:
     from megatron_bar.checkpoints.convert import import_hf
+    from megatron_bar.checkpoints.hub import local_folder
 
-    import_hf(args.hf_dir, args.out, _dtype(args), _processes(args))
+    import_hf(local_folder(args.hf_dir), args.out, _dtype(args), _processes(args))
     print(f"{args.out} is written")
 
 
 def _export(args: argparse.Namespace) -> None:
     from megatron_bar.checkpoints.convert import export_hf
     from megatron_bar.checkpoints.hf_weights import parse_size
+    from megatron_bar.stages.speaker import format_of
 
     export_hf(args.checkpoint, args.out, _dtype(args), parse_size(args.max_shard_size),
-              _processes(args))
+              _processes(args), chat=format_of(args.checkpoint, args.chat_template))
     print(f"{args.out} is written")
 
 
@@ -209,6 +212,7 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    from megatron_bar.checkpoints.hub import local_folder
     from megatron_bar.checkpoints.verify import (
         check_same_model,
         fits_in_memory,
@@ -217,31 +221,32 @@ def _verify(args: argparse.Namespace) -> None:
     )
 
     if args.hf_dir is None:
-        print(verify_folder(args.checkpoint))
+        print(verify_folder(local_folder(args.checkpoint)))
         return
-    model = check_same_model(args.checkpoint, args.hf_dir)
+    checkpoint, hf_dir = Path(args.checkpoint), local_folder(args.hf_dir)
+    model = check_same_model(checkpoint, hf_dir)
     if not args.tensors and fits_in_memory(model, args.gradients):
-        _verify_numbers(args)
+        _verify_numbers(args, checkpoint, hf_dir)
         return
     if not args.tensors:
         print("both models don't fit into memory; comparing tensor by tensor")
-    print(f"all {verify_tensors(args.checkpoint, args.hf_dir)} tensors are equal")
+    print(f"all {verify_tensors(checkpoint, hf_dir)} tensors are equal")
 
 
-def _verify_numbers(args: argparse.Namespace) -> None:
+def _verify_numbers(args: argparse.Namespace, checkpoint: Path, hf_dir: Path) -> None:
     from megatron_bar.checkpoints.parity import GRADIENT_TOLERANCE, compare_with_transformers
     from megatron_bar.runtime.distributed import process_groups
     from megatron_bar.runtime.layout import Layout
 
     with process_groups(Layout()):
         parity = compare_with_transformers(
-            args.checkpoint, args.hf_dir, args.tolerance, args.gradients
+            checkpoint, hf_dir, args.tolerance, args.gradients
         )
     for difference in parity.logits:
         print(f"{difference.text}: logits differ by {difference.relative:.1e}")
     if parity.first is not None:
         raise BarError(
-            f"{args.checkpoint} and {args.hf_dir} differ: the first module to diverge is "
+            f"{checkpoint} and {hf_dir} differ: the first module to diverge is "
             f"{parity.first.module}, by {parity.first.relative:.1e} ({parity.first.text})"
         )
     print(f"equal within {args.tolerance:.0e}")

@@ -46,17 +46,17 @@ def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
     from megatron_bar.runtime.layout import Layout
     from megatron_bar.stages.evaluate import evaluate_checkpoint
 
-    model = ModelConfig.load(args.checkpoint)
-    for name in settings.opt_out:
-        model.expert_id(name)
-    layout = (settings.layout or Layout()).fitted(model.num_experts)
-    model.check(layout)
     tasks, template, seed = _asked(args)
-    with _folder(args.out) as folder:
+    with _imported(args.checkpoint, args.out) as checkpoint, _folder(args.out) as folder:
+        model = ModelConfig.load(checkpoint)
+        for name in settings.opt_out:
+            model.expert_id(name)
+        layout = (settings.layout or Layout()).fitted(model.num_experts)
+        model.check(layout)
         try:
             processes.start(
-                evaluate_checkpoint, args.checkpoint, tasks, settings, template, layout, seed,
-                folder, processes=layout.processes,
+                evaluate_checkpoint, checkpoint, args.checkpoint, tasks, settings, template,
+                layout, seed, folder, processes=layout.processes,
             ).wait()
         except JobFailed as error:
             raise BarError(str(error)) from None
@@ -120,15 +120,18 @@ def _suite(args: argparse.Namespace, settings: Evaluate) -> None:
 
 def _exported(args: argparse.Namespace, suite: str) -> tuple[Path, Path]:
     """The Hugging Face folder of a run or the one that is given, and where scores go."""
-    run = args.checkpoint
+    from megatron_bar.checkpoints.hub import local_folder
+
+    run = Path(args.checkpoint)
     if (run / "hf" / "model").is_dir():
         return run / "hf" / "model", args.out or run / "suites" / suite
-    if not (run / "config.json").is_file():
+    folder = local_folder(args.checkpoint)
+    if not (folder / "config.json").is_file():
         raise BarError(f"{run} is neither a run that exported its model nor a Hugging Face folder; "
                        "megatron-bar export makes one of a checkpoint")
     if args.out is None:
         raise BarError("--out is missing: where should the scores of a Hugging Face folder go?")
-    return run, args.out
+    return folder, args.out
 
 
 def _settings(args: argparse.Namespace) -> Evaluate:
@@ -146,6 +149,31 @@ def _settings(args: argparse.Namespace) -> Evaluate:
     settings = overridden(start, args.overrides, "evaluate")
     raise_all(list(evaluate_faults(settings)))
     return settings
+
+
+@contextlib.contextmanager
+def _imported(name: str, out: Path | None) -> Iterator[Path]:
+    """The checkpoint of this name; of a Hugging Face model an import that is removed in the end.
+
+    It lies beside `out` or, without one, in the folder for temporary files.
+    """
+    from megatron_bar.checkpoints.convert import import_hf
+    from megatron_bar.checkpoints.hub import local_folder
+    from megatron_bar.runtime.console import say
+
+    checkpoint = Path(name)
+    if checkpoint.is_dir() and not (checkpoint / "config.json").is_file():
+        yield checkpoint
+        return
+    folder = local_folder(name)
+    beside = None if out is None else out.absolute().parent
+    if beside is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".megatron-bar-", dir=beside) as temporary:
+        checkpoint = Path(temporary) / "checkpoint"
+        import_hf(folder, checkpoint)
+        say(f"{name} is imported for this evaluation; megatron-bar import keeps such a checkpoint")
+        yield checkpoint
 
 
 @contextlib.contextmanager

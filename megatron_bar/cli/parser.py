@@ -259,7 +259,8 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("name", help="for example math/sft")
 
     import_ = command("import", "turn a Hugging Face OLMo folder into a checkpoint")
-    import_.add_argument("hf_dir", type=Path)
+    import_.add_argument("hf_dir", metavar="HF", help="a folder, or OWNER/NAME[@REVISION] of the "
+                         "Hugging Face hub, which is downloaded")
     import_.add_argument("out", type=Path)
     _add_dtype(import_)
     _add_processes(import_)
@@ -267,6 +268,9 @@ def build_parser() -> argparse.ArgumentParser:
     export = command("export", "turn a checkpoint into a Hugging Face folder")
     export.add_argument("checkpoint", type=Path)
     export.add_argument("out", type=Path)
+    export.add_argument("--chat-template", metavar="NAME",
+                        help="olmo, tulu or a .jinja file (default: what the checkpoint was "
+                        "trained with, or its tokenizer's own)")
     export.add_argument("--max-shard-size", default="5GB", metavar="SIZE",
                         help="of a weights file (default: 5GB)")
     _add_dtype(export)
@@ -301,16 +305,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_processes(merge)
 
     evaluate = command("evaluate", "ask a model held-out items, or lm-eval's benchmarks")
-    evaluate.add_argument("checkpoint", type=Path,
-                          help="with --suite: a run, or a Hugging Face folder")
+    evaluate.add_argument("checkpoint", help="a checkpoint, a Hugging Face folder or OWNER/NAME of "
+                          "the hub; with --suite: a run, or one of the last two")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value",
                           help="keys of a recipe's evaluate")
     evaluate.add_argument("--task", action="append", default=[], metavar="NAME=FILE:VERIFIER",
                           help="items of a file, and how answers are scored; may be repeated")
     evaluate.add_argument("--recipe", type=Path, help="whose tasks and settings to use")
     evaluate.add_argument("--chat-template", metavar="NAME",
-                          help="olmo, tulu or a .jinja file (default: the recipe's or the "
-                          "tokenizer's)")
+                          help="olmo, tulu or a .jinja file (default: the recipe's, what the "
+                          "checkpoint was trained with, or its tokenizer's own)")
     evaluate.add_argument("--seed", type=int, help="of what is drawn (default: the recipe's or 0)")
     evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="scores and all answers")
     evaluate.add_argument("--suite", metavar="NAME",
@@ -333,8 +337,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     verify = command("verify", "prove a checkpoint's bits, or that it computes what "
                      "transformers does")
-    verify.add_argument("checkpoint", type=Path)
-    verify.add_argument("hf_dir", type=Path, nargs="?")
+    verify.add_argument("checkpoint", help="or a Hugging Face folder, where no other is given")
+    verify.add_argument("hf_dir", metavar="HF", nargs="?",
+                        help="a folder, or OWNER/NAME[@REVISION] of the Hugging Face hub")
     verify.add_argument("--tensors", action="store_true",
                         help="compare tensor by tensor, whatever the model's size")
     verify.add_argument("--gradients", action="store_true", help="compare gradients too")

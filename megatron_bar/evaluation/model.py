@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.analysis.routed_tokens import ROUTING, route_texts
 from megatron_bar.analysis.token_kinds import told
+from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.checkpoints.number_types import compute_type, type_name
 from megatron_bar.data.bad_items import LeftOut
@@ -42,13 +43,10 @@ Item = tuple[Source, Conversation]
 
 
 @dataclasses.dataclass(frozen=True)
-class Speaker:
+class Speaker(ChatFormat):
     """A checkpoint's tokenizer, and how it is talked to."""
 
     tokenizer: PreTrainedTokenizerBase
-    template: str
-    stop_ids: frozenset[int]
-    pad_id: int
 
 
 def evaluate(

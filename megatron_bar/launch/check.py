@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
-from megatron_bar.checkpoints import hf
 from megatron_bar.data.batches import check_length, check_shares
 from megatron_bar.data.mixture import check_mixture
+from megatron_bar.launch.starts import dense_model
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr
@@ -102,21 +100,3 @@ def _check_evaluation(stage: Stage, model: ModelConfig) -> None:
         model.check(stage.layout.fitted(model.num_experts))
     except BarError as error:
         raise BarError(f"{stage.name}: {error}") from None
-
-
-def dense_model(recipe: Recipe) -> ModelConfig:
-    """The model a recipe starts from. Raises BarError if it is unknown or not dense."""
-    if recipe.pretrain is not None:
-        if recipe.pretrain.model not in PRESETS:
-            raise BarError(f"pretrain.model {recipe.pretrain.model!r} is unknown; there are "
-                           f"{', '.join(PRESETS)}")
-        return PRESETS[recipe.pretrain.model]
-    model = hf.model_config_from_hf(Path(recipe.anchor))
-    if model.num_experts is not None:
-        raise BarError(f"{recipe.anchor} has {model.num_experts} experts; BAR starts from a dense "
-                       "model")
-    if recipe.pretrained is not None:
-        other = hf.model_config_from_hf(Path(recipe.pretrained))
-        if other != model:
-            raise BarError(f"{recipe.pretrained} and {recipe.anchor} are models of different shape")
-    return model

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-from megatron_bar.checkpoints.convert import COMPANION_FOLDER
 from megatron_bar.data.batches import Batches, planned_steps
 from megatron_bar.data.show import shown_documents
 from megatron_bar.data.store import StoredDocuments
+from megatron_bar.launch.starts import start_tokenizer
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe
@@ -19,7 +17,7 @@ from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.data import KINDS, load_tokenizer, part_contexts, prepare, preview_rows
+from megatron_bar.stages.data import KINDS, part_contexts, prepare, preview_rows
 
 
 def prepare_data(recipe: Recipe, names: Sequence[str], processes: int | None) -> None:
@@ -27,7 +25,7 @@ def prepare_data(recipe: Recipe, names: Sequence[str], processes: int | None) ->
 
     Raises BarError if there is no such stage, no tokenizer yet, or something wrong with a source.
     """
-    tokenizer = _tokenizer(recipe)
+    tokenizer = start_tokenizer(recipe)
     for stage in _stages(recipe, names):
         for part in part_contexts(_context(recipe, stage)):
             for name, folder in prepare(part, tokenizer, processes).items():
@@ -44,7 +42,7 @@ def show_data(recipe: Recipe, name: str, step: int, items: int) -> None:
     if step < 1 or items < 1:
         raise BarError("step and items are counted from 1")
     (stage,) = _stages(recipe, [name])
-    context, tokenizer = _context(recipe, stage), _tokenizer(recipe)
+    context, tokenizer = _context(recipe, stage), start_tokenizer(recipe)
     with process_groups(Layout()):
         rows = preview_rows(context, tokenizer)
         steps = planned_steps(context.training, rows.per_epoch)
@@ -70,17 +68,3 @@ def _stages(recipe: Recipe, names: Sequence[str]) -> list[Stage]:
         if name not in stages:
             raise BarError(f"no stage {name!r} reads prepared data; there are {', '.join(stages)}")
     return [stages[name] for name in names or stages]
-
-
-def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The anchor's tokenizer, which every stage of a run uses."""
-    if recipe.anchor is not None:
-        if not (Path(recipe.anchor) / "tokenizer.json").is_file():
-            raise BarError(f"{recipe.anchor} has no tokenizer.json")
-        return AutoTokenizer.from_pretrained(recipe.anchor)
-    anchor = Path(recipe.runs) / recipe.name / "anchor" / "checkpoint"
-    if not (anchor / COMPANION_FOLDER).is_dir():
-        raise BarError(
-            f"the recipe trains its own tokenizer, and {anchor} isn't there yet; run it first"
-        )
-    return load_tokenizer(anchor)

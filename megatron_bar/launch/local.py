@@ -14,8 +14,9 @@ from megatron_bar.launch import processes
 from megatron_bar.launch.check import check_installed, check_recipe
 from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.processes import Job, JobFailed
-from megatron_bar.launch.reuse import reused_runs, take_over
+from megatron_bar.launch.reuse import donors, reused_runs, take_over
 from megatron_bar.launch.slurm.jobs import active_jobs
+from megatron_bar.launch.starts import check_starts
 from megatron_bar.launch.work import stale_stages
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
@@ -56,7 +57,14 @@ def run_recipes(recipes: Sequence[Recipe], jobs: int | None = None) -> list[Path
     for recipe in recipes:
         check_recipe(recipe)
         check_installed(recipe)
+        check_starts(_to_run(recipe))
     return [_run_checked(recipe, jobs) for recipe in recipes]
+
+
+def _to_run(recipe: Recipe) -> list[Stage]:
+    """The stages that are stale and that no other run has."""
+    run, stages = Path(recipe.runs) / recipe.name, stage_graph(recipe)
+    return stale_stages(stages, run, donors(stages, run, reused_runs(recipe)))
 
 
 def _run_checked(recipe: Recipe, jobs: int | None) -> Path:

@@ -123,6 +123,8 @@ def start(
 
     What the ranks print goes to `log`, or to this process's output.
     """
+    # Ranks find in its cache what they need of the hub. Read by the server when it starts.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     _start_server()
     folder = tempfile.TemporaryDirectory(prefix="megatron-bar-")
     errors = _context.SimpleQueue()

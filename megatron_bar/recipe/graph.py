@@ -164,6 +164,8 @@ class Graph:
         inputs = {stage.name: stage.name for stage in evaluated}
         if recipe.export:
             told = {} if recipe.method == "bar" else {"method": recipe.method}
+            if recipe.chat_template is not None:
+                told["chat_template"] = recipe.chat_template
             inputs["hf"] = self._add(Stage("hf", "export", {"checkpoint": final}, told))
         return [*self.stages, *evaluated, Stage("report", "report", inputs)]
 

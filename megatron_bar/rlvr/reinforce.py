@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.checkpoints.convert import COMPANION_FOLDER
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import OlmoModel
 from megatron_bar.recipe.schema import Rlvr
@@ -70,6 +69,7 @@ class Reinforcement:
     start: Path  # a checkpoint
     folder: Path  # gets checkpoint/, metrics and samples
     settings: Rlvr
+    companions: Path  # the folder whose tokenizer goes along
     prompts: Sequence[Prompt]
     stop_ids: frozenset[int]
     pad_id: int
@@ -98,7 +98,7 @@ class Reinforcement:
         settings = self.settings
         if not settings.rollout_servers:
             return MegatronEngine(model, settings.rollout_batch_size)
-        served = ServedModel(self.config, self.start / COMPANION_FOLDER, settings)
+        served = ServedModel(self.config, self.companions, settings)
         return served.engine(model)
 
 
@@ -107,7 +107,6 @@ class _Stage:
 
     def __init__(self, task: Reinforcement, stop: StopAtStep) -> None:
         self.task, self.stop = task, stop
-        self.companions = task.start / COMPANION_FOLDER
         settings = task.settings
         responses = settings.prompts_per_step * settings.samples_per_prompt
         updates = settings.steps * (responses // settings.batch_size)
@@ -119,7 +118,7 @@ class _Stage:
         self.points = ResumePoints(
             task.folder, self.model, trainee.optimizer, trainee.schedule, settings,
             lambda folder: describe_resume_point(
-                folder, task.config, self.companions, task.start
+                folder, task.config, task.companions, task.start
             ),
             RlvrProgress,
         )
@@ -155,7 +154,7 @@ class _Stage:
             raise ContinueLater(f"{task.what}: {self.stopped}, saved after step {state['step']}")
         check_finite(self.model, f"{task.what}: after step {steps}")
         write_checkpoint(
-            self.model, task.config, task.folder / "checkpoint", self.companions, task.start
+            self.model, task.config, task.folder / "checkpoint", task.companions, task.start
         )
         return Reinforced(steps, self.job.applied, self.budget.trainable_count,
                           self.budget.frozen_count, self.reward)

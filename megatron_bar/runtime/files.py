@@ -17,6 +17,8 @@ from megatron_bar.runtime.errors import BarError
 if TYPE_CHECKING:  # most who use this module never touch a tensor
     import torch
 
+_LFS_POINTER = b"version https://git-lfs"
+
 
 def staging_path(target: Path) -> Path:
     """Where a folder is written before it takes its final name: beside it, on the same disk."""
@@ -115,12 +117,22 @@ def write_json_lines(path: Path, records: Iterable[Any]) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises BarError if it is missing or not JSON."""
+    refuse_lfs_pointer(path)
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BarError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BarError(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise BarError(f"{path} is not valid JSON: {error}") from None
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise BarError if a file is what Git leaves in place of a large one that wasn't fetched."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise BarError(f"{path} is a Git LFS pointer, not the file; get it with: git lfs pull")
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

@@ -6,16 +6,14 @@ Tokenized sources lie in runs/NAME/data, where stages share them; one that stand
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.checkpoints.convert import COMPANION_FOLDER
 from megatron_bar.data.batches import planned_steps
 from megatron_bar.data.blend import BlendedRows
 from megatron_bar.data.chat import chat_template, differs_from_own
@@ -39,27 +37,8 @@ _PACKED, _VALIDATION, _FOLDERS = "packed", "validation", "data.json"
 SAMPLE = "sample.jsonl"  # in a route stage's folder: the conversations that it drew
 
 
-def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a checkpoint carries. Raises BarError if there is none."""
-    folder = Path(checkpoint) / COMPANION_FOLDER
-    if not (folder / "tokenizer.json").is_file():
-        raise BarError(
-            f"{checkpoint} carries no tokenizer; import it from a Hugging Face folder that has one"
-        )
-    return AutoTokenizer.from_pretrained(folder)
-
-
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
-def stop_ids(checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Where an answer ends, by the checkpoint's generation config, else at eos."""
-    path = checkpoint / COMPANION_FOLDER / "generation_config.json"
-    ids = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    if ids is None:
-        ids = tokenizer.eos_token_id
-    return set(ids) if isinstance(ids, list) else {ids}
 
 
 def stage_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> tuple[Rows, dict[str, Any]]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.data.chat import chat_template
-from megatron_bar.evaluation.model import Speaker, evaluate
+from megatron_bar.evaluation.model import evaluate
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.context import Context, evaluation_of, sources
-from megatron_bar.stages.data import load_tokenizer, pad_id, stop_ids
+from megatron_bar.stages.speaker import speaker_of
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -28,6 +27,7 @@ def run(context: Context) -> dict[str, Any]:
 
 def evaluate_checkpoint(
     checkpoint: Path,
+    name: str,
     tasks: dict[str, list[Source]],
     settings: Evaluate,
     template: str | None,
@@ -35,20 +35,16 @@ def evaluate_checkpoint(
     seed: int,
     folder: Path,
 ) -> None:
-    """As a rank of a job of its own: what the stage does, for any checkpoint, into `folder`."""
+    """As a rank of a job of its own: what the stage does, for any checkpoint, into `folder`.
+
+    Results call it `name`.
+    """
     with process_groups(layout, seed):
         evaluate(checkpoint, tasks, settings, speaker_of(checkpoint, template), layout, seed,
-                 str(checkpoint), folder)
+                 name, folder)
 
 
 def layout(context: Context) -> Layout:
     """The stage's layout, as far as the model's experts can be spread over it."""
     model = ModelConfig.load(context.checkpoint("checkpoint"))
     return context.stage.layout.fitted(model.num_experts)
-
-
-def speaker_of(checkpoint: Path, template: str | None) -> Speaker:
-    """How a checkpoint is talked to: its own tokenizer, and a template or its own."""
-    tokenizer = load_tokenizer(checkpoint)
-    return Speaker(tokenizer, chat_template(template, tokenizer),
-                   frozenset(stop_ids(checkpoint, tokenizer)), pad_id(tokenizer))

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from transformers import AutoTokenizer
 
+from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.data import toy
 from megatron_bar.data.chat import chat_template
@@ -46,7 +46,7 @@ def run(context: Context) -> dict[str, Any]:
         spoken = [m["content"] for c in chats for m in c.messages if m.get("content")]
         _write_companions(context, companions, [*texts, *spoken], pretrain.vocab_size)
     dist.barrier()
-    tokenizer = AutoTokenizer.from_pretrained(companions)
+    tokenizer = load_tokenizer(companions)
 
     rows = pack_texts(list(encode_texts(tokenizer, texts)), training.sequence_length)
     say(f"texts: {rows.report}")

@@ -20,7 +20,7 @@ from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.data import load_tokenizer, named_template, pad_id, stop_ids
+from megatron_bar.stages.speaker import speaker_of, trained_companions
 from megatron_bar.stages.train import proof_of_freezing
 
 
@@ -34,16 +34,16 @@ def run(context: Context) -> dict[str, Any]:
 
     settings: Rlvr = context.training
     start = context.checkpoint("start")
-    tokenizer = load_tokenizer(start)
-    template = named_template(context.stage.settings["chat_template"], tokenizer)
+    speaker = speaker_of(start, context.stage.settings["chat_template"])
     left_out = LeftOut()
-    prompts = load_prompts(tokenizer, template, settings, context.recipe.seed, left_out)
+    prompts = load_prompts(speaker.tokenizer, speaker.template, settings, context.recipe.seed,
+                           left_out)
     say(f"{context.stage.name}: {len(prompts)} prompts")
     reinforced = Reinforcement(
         config=ModelConfig.load(start), start=start, folder=context.folder, settings=settings,
-        prompts=prompts, stop_ids=frozenset(stop_ids(start, tokenizer)), pad_id=pad_id(tokenizer),
-        decode=tokenizer.decode, layout=context.stage.layout, seed=context.recipe.seed,
-        what=context.stage.name,
+        companions=trained_companions(context), prompts=prompts, stop_ids=speaker.stop_ids,
+        pad_id=speaker.pad_id, decode=speaker.tokenizer.decode, layout=context.stage.layout,
+        seed=context.recipe.seed, what=context.stage.name,
     ).run(NemoAlignerBackend())
     if not is_main():
         return {}

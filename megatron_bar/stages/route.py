@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots
 from megatron_bar.data.packing import PackedDocuments
@@ -18,7 +19,7 @@ from megatron_bar.recipe.graph import routing_data
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context, routed_model
-from megatron_bar.stages.data import load_tokenizer, pad_id, stage_rows
+from megatron_bar.stages.data import pad_id, stage_rows
 from megatron_bar.stages.train import train_on
 from megatron_bar.training.router_start import start_at_centroids, start_at_random
 from megatron_bar.training.setup import Begin

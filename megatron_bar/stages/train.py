@@ -9,13 +9,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
 from megatron_bar.data.rows import Rows
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.data import load_tokenizer, pad_id, stage_rows, validation_rows
+from megatron_bar.stages.data import pad_id, stage_rows, validation_rows
+from megatron_bar.stages.speaker import trained_companions
 from megatron_bar.training.groups import group_digests, group_sizes, matching
 from megatron_bar.training.loop import Trained, TrainingRun
 from megatron_bar.training.setup import Begin
@@ -52,8 +54,9 @@ def train_on(
     training = context.training
     trained = TrainingRun(
         config, context.checkpoint("start"), context.folder, training, rows, pad_id(tokenizer),
-        context.stage.layout, context.recipe.seed, context.stage.name, validation=validation,
-        begin=begin, load_balancing=load_balancing,
+        context.stage.layout, context.recipe.seed, context.stage.name,
+        companions=trained_companions(context), validation=validation, begin=begin,
+        load_balancing=load_balancing,
     ).run()
     if not is_main():
         return {}

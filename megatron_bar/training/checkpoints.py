@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_bar.checkpoints.convert import COMPANION_FOLDER
+from megatron_bar.checkpoints.companions import COMPANION_FOLDER
 from megatron_bar.checkpoints.model_io import save_model
 from megatron_bar.checkpoints.resume_point import write_start
 from megatron_bar.models.config import ModelConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron.core import parallel_state
 
-from megatron_bar.checkpoints.convert import COMPANION_FOLDER
+from megatron_bar.checkpoints.companions import COMPANION_FOLDER
 from megatron_bar.data.batch import to_batch
 from megatron_bar.data.batches import Batches, planned_steps
 from megatron_bar.data.rows import Rows

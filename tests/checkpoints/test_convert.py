@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from megatron_bar.checkpoints.convert import export_hf, import_hf
@@ -16,7 +17,7 @@ from megatron_bar.checkpoints.hf_weights import parse_size
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
-from tests.models_hf import random_dense
+from tests.models_hf import random_dense, random_experts
 
 
 def _tensors(folder):
@@ -130,3 +131,29 @@ def test_sizes():
     assert parse_size("5GB") == 5 * 10**9 and parse_size("1.5 mib") == 3 * 2**19
     with pytest.raises(BarError, match="not a size"):
         parse_size("5")
+
+
+def test_buffers_of_old_releases_are_ignored_and_said(dense_hf, tmp_path, capsys):
+    source = shutil.copytree(dense_hf, tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    tensors["model.position_ids"] = torch.arange(8)
+    save_file(tensors, source / "model.safetensors")
+    import_hf(source, tmp_path / "checkpoint")
+    assert ("model.layers.0.self_attn.rotary_emb.inv_freq and 1 more ignored"
+            in " ".join(capsys.readouterr().out.split()))
+    export_hf(tmp_path / "checkpoint", tmp_path / "hf")
+    assert load_file(tmp_path / "hf" / "model.safetensors").keys() == load_file(
+        dense_hf / "model.safetensors").keys()
+
+
+def test_an_export_tells_the_dtype_of_most_weights(tmp_path):
+    model = random_experts(2).bfloat16()
+    model.save_pretrained(tmp_path / "source")
+    tensors = load_file(tmp_path / "source" / "model.safetensors")
+    wide = {name: t.float() for name, t in tensors.items() if "embed" in name or "norm" in name}
+    save_file(tensors | wide, tmp_path / "source" / "model.safetensors")
+    import_hf(tmp_path / "source", tmp_path / "checkpoint")
+    export_hf(tmp_path / "checkpoint", tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["torch_dtype"] == "bfloat16"

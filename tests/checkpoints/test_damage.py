@@ -49,6 +49,10 @@ def _tensors(change):
     return spoil
 
 
+def _pointer(name):
+    return lambda folder: (folder / name).write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
 def _set(name, place, value):
     return _tensors(lambda tensors: tensors[name].__setitem__(place, value))
 
@@ -82,6 +86,10 @@ PLAIN_HF = {
     "config gone": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
     "config broken": (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
     "weights gone": (lambda f: (f / "model.safetensors").unlink(), "holds neither"),
+    "a pointer for weights": (_pointer("model.safetensors"), "safetensors is a Git LFS pointer"),
+    "a pointer for the tokenizer": (_pointer("tokenizer.json"), "json is a Git LFS pointer, not"),
+    "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"a": 1}'),
+                           "tokenizer.json and what is beside it make no tokenizer"),
     "weights cut": (_cut("model.safetensors", 1000), "not a whole safetensors file"),
     "weights empty": (lambda f: os.truncate(f / "model.safetensors", 0), "header is cut short"),
     "header flipped": (_flip("model.safetensors", 8), "its header is damaged"),
@@ -133,6 +141,15 @@ def _misplace_in_index(folder):
     (folder / INDEX).write_text(json.dumps(index))
 
 
+def _outside(name):
+    def spoil(folder):
+        text = (folder / INDEX).read_text().replace(f'"{FIRST}"', json.dumps(name))
+        (folder / INDEX).write_text(text)
+
+    return spoil
+
+
+FIRST = "model-00001-of-00003.safetensors"
 LAST = "model-00003-of-00003.safetensors"
 SHARDS = {
     "shard gone": (lambda f: (f / LAST).unlink(), f"{LAST} is missing, but {INDEX} names it"),
@@ -142,6 +159,8 @@ SHARDS = {
                                        "not what manifest.json says"),
     "index entry missing": (_drop_from_index, "tensor model.norm.weight is missing"),
     "index entry wrong": (_misplace_in_index, f"lm_head.weight is missing, but {INDEX} says"),
+    "index to another folder": (_outside(f"../{FIRST}"), "not the name of a file in this folder"),
+    "index to a number": (_outside(7), "into 7, which is not the name of a file"),
     "index empty": (lambda f: (f / INDEX).write_text("{}"), "has no weight_map"),
     "manifest broken": (lambda f: (f / "manifest.json").write_text("[]"), "is not a manifest"),
 }

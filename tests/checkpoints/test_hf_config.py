@@ -101,7 +101,27 @@ REFUSED = {
     "partial RoPE": ("olmo2", {"rope_parameters": PLAIN | {"partial_rotary_factor": 0.5}},
                      "partial_rotary_factor"),
     "factor missing": ("olmo3", {"rope_scaling": {"rope_type": "yarn"}}, "factor of rope_type"),
-    "theta missing": ("olmo2", {"rope_theta": None}, "rope_theta is missing"),
+    "theta of OLMo-3": ("olmo3", {"rope_theta": None}, "transformers 4 and 5 take different"),
+    "theta twice": ("olmo2", {"rope_parameters": PLAIN | {"rope_theta": 1e4}},
+                    "rope_theta is 500000.0 and within rope_parameters 10000.0"),
+    "theta as text": ("olmo2", {"rope_theta": "5e5"}, "rope_theta '5e5' is not a positive number"),
+    "two scalings": ("olmo3", {"rope_parameters": {
+        "sliding_attention": PLAIN, "full_attention": PLAIN | YARN | {"factor": 4.0}}},
+        "factor is 4.0 in rope_parameters and 8.0 in rope_scaling"),
+    "a list for RoPE": ("olmo3", {"rope_parameters": [PLAIN]}, "is not a dict"),
+    "a list for a layer type": ("olmo3", {"rope_parameters": {"full_attention": [PLAIN]}},
+                                "full_attention [{"),
+    "a factor as text": ("olmo3", {"rope_scaling": YARN | {"factor": "8"}}, "factor '8' is not a"),
+    "partial RoPE above": ("olmo2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    "half a number": ("olmo2", {"hidden_size": 48.5}, "hidden_size 48.5 is not a whole number"),
+    "true for a number": ("olmo2", {"num_hidden_layers": True}, "True is not a positive number"),
+    "infinity": ("olmo2", {"rms_norm_eps": float("inf")}, "rms_norm_eps inf is not a positive"),
+    "heads as text": ("olmo2", {"num_key_value_heads": "2"}, "'2' is not a positive number"),
+    "text for a flag": ("flex_olmo", {"norm_topk_prob": "false"}, "neither true nor false"),
+    "another head": ("olmo2", {"architectures": ["Olmo2ForSequenceClassification"]},
+                     "architectures ['Olmo2ForSequenceClassification'] is not supported"),
+    "code of its own": ("olmo2", {"auto_map": {"AutoModelForCausalLM": "mine.Mine"}}, "auto_map"),
+    "no list of layer types": ("olmo3", {"layer_types": {"0": "full_attention"}}, "layer_types is"),
     "two thetas": (
         "olmo3",
         {"rope_parameters": {"sliding_attention": PLAIN | {"rope_theta": 1e4},
@@ -122,6 +142,41 @@ def test_what_is_not_computed_is_refused(kind, changes, message, configs, tmp_pa
         _read(configs[kind] | changes, tmp_path)
     assert message in str(raised.value) and "\n" not in str(raised.value)
     assert str(raised.value).startswith(f"{tmp_path / 'config.json'}: ")
+
+
+@pytest.mark.parametrize("content, message", [
+    ("[]", "it holds a list, not a dict"), ("3", "it holds a int"), ("{", "is not valid JSON"),
+    ("[" * 100_000, "is not valid JSON"), ("1" * 5000, "is not valid JSON"),
+    ("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a Git LFS pointer, not the"),
+], ids=["list", "number", "cut", "deep", "long", "pointer"])
+def test_a_file_that_is_no_config_is_refused(content, message, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(BarError) as raised:
+        model_config_from_hf(tmp_path)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+    assert str(raised.value).startswith(str(tmp_path / "config.json"))
+
+
+def test_numbers_and_marks_of_other_writers_are_read(configs, tmp_path):
+    expected = _read(configs["olmo2"], tmp_path)
+    floats = {"hidden_size": 48.0, "num_key_value_heads": 2.0, "rope_theta": 500_000}
+    assert _read(configs["olmo2"] | floats, tmp_path) == expected
+    assert _read(configs["olmo2"] | {"tie_word_embeddings": None}, tmp_path) == expected
+    with_mark = "\ufeff" + json.dumps(configs["olmo2"])
+    (tmp_path / "config.json").write_text(with_mark, encoding="utf-8")
+    assert model_config_from_hf(tmp_path) == expected
+
+
+@pytest.mark.parametrize("kind", ["olmo2", "olmo3", "flex_olmo"])
+def test_what_old_configs_leave_out_is_the_class_s_default(kind, configs, tmp_path):
+    left_out = {"rms_norm_eps", "max_position_embeddings", "rope_scaling",
+                *(["rope_theta"] if kind != "olmo3" else [])}
+    bare = {key: value for key, value in configs[kind].items() if key not in left_out}
+    theirs = AutoConfig.for_model(**bare)
+    model = _read(bare, tmp_path)
+    assert model.rms_norm_eps == theirs.rms_norm_eps
+    assert model.max_position_embeddings == theirs.max_position_embeddings
+    assert model.rope_theta == theirs.rope_theta
 
 
 def _without_rope(config):

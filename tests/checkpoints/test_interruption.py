@@ -80,7 +80,7 @@ def _content(folder: Path) -> dict[str, bytes]:
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     random_dense(num_hidden_layers=1).save_pretrained(folder / "hf")
-    (folder / "hf" / "tokenizer.json").write_text("{}")
+    (folder / "hf" / "vocab.json").write_text("{}")
     import_hf(folder / "hf", folder / "anchor")
     for name in ("math", "code"):
         branch(folder / "anchor", folder / name, expert_name=name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
-from megatron_bar.checkpoints.model_card import Origin, write_model_card
+from megatron_bar.checkpoints.model_card import Origin, Step, write_model_card
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.methods import METHODS
 
@@ -30,3 +31,34 @@ def test_a_model_of_unknown_making_is_not_called_bar(model, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "arXiv" not in card and " bar" not in card.splitlines()[2] and "bit for" not in card
     assert ("# A mixture of experts" in card) == (model.num_experts is not None)
+
+
+def test_a_card_tells_what_went_in_and_what_it_costs_to_run(tmp_path):
+    model = PRESETS["olmo2-7b"].with_experts(5)
+    write_model_card(tmp_path, model, Origin(
+        "bar", METHODS["bar"].MADE, "olmo2-7b-law",
+        {"anchor": f"allenai/OLMo-2-1124-7B-Instruct at commit {'a' * 40}", "pretrained": "base"},
+        ["allenai/OLMo-2-1124-7B-Instruct"],
+        [Step("law/midtrain", ["law"], "50,000 supervised tokens"),
+         Step("law/rlvr", ["law_questions", "general"], "300 rollouts")],
+    ), chats=True)
+    card = (tmp_path / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["base_model"] == ["allenai/OLMo-2-1124-7B-Instruct"] and "license" not in head
+    assert "# license: to be added" in card and "## Licence" in card
+    assert "# olmo2-7b-law" in card and f"at commit {'a' * 40} (anchor), base (pretrained)" in card
+    assert "| law/midtrain | law | 50,000 supervised tokens |" in card
+    assert "| law/rlvr | law_questions, general | 300 rollouts |" in card
+    # 32 layers of 4096 x 4096 x 4 and 3 x 4096 x 11008 each, 2 x 100,352 x 4096: 7.3 and 24.6.
+    words = " ".join(card.split())
+    assert "| parameters | 24.6 billion |" in card
+    assert ("**Every expert runs for every token.** The dense model that it grew from has 7.3 "
+            "billion: this one takes 3.4 times its memory, and about 3.5 times its") in words
+    assert "report.html" in card and "apply_chat_template" in card
+
+
+def test_with_fewer_active_experts_fewer_run(tmp_path):
+    write_model_card(tmp_path, PRESETS["olmo2-7b"].with_experts(7, 5))
+    words = " ".join((tmp_path / "README.md").read_text().split())
+    assert "5 of 7 experts run for each token." in words and "about 3.5 times its" in words
+    assert "apply_chat_template" not in words and "How it was made" not in words

@@ -15,9 +15,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.hf import model_config_from_hf
-from tests.models_hf import random_dense, random_experts, random_olmo3
+from megatron_bar.data.chat import prompt_ids
+from megatron_bar.stages.speaker import speaker_of
+from tests.models_hf import TALKING, random_dense, random_experts, random_olmo3, talking
 
 PYTHON = os.environ.get("MEGATRON_BAR_TRANSFORMERS5_PYTHON")
 pytestmark = pytest.mark.skipif(
@@ -36,6 +39,7 @@ MODELS = {
         "expert_names": ["anchor", "math", "code"], "merged_from": ["math", "code"]}),
     "flex-5-of-7": lambda: random_experts(7, num_experts_per_tok=5),
 }
+TEMPLATES = ("olmo", "tulu")
 TOKENS_BS = torch.arange(60).reshape(2, 30) * 5 % 331
 # Runs in the other environment, once for all models, where importing takes longest.
 SCRIPT = """
@@ -43,7 +47,7 @@ import sys, json
 from pathlib import Path
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder, tokens = Path(sys.argv[1]), torch.tensor(json.loads(sys.argv[2]))
 for source in sorted(folder.glob("*/hf")):
@@ -53,6 +57,16 @@ for source in sorted(folder.glob("*/hf")):
     with torch.no_grad():
         torch.save(model.eval()(tokens).logits, source.parent / "logits.pt")
     model.save_pretrained(source.parent / "saved")
+    if (source / "tokenizer.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer.save_pretrained(source.parent / "saved")
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": "3 + 4?"}],
+            add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        model.generate(**prompt, max_new_tokens=3)
+        generation = model.generation_config
+        told = {"prompt": prompt["input_ids"][0].tolist(), "pad": generation.pad_token_id,
+                "stops": generation.eos_token_id}
+        (source.parent / "told.json").write_text(json.dumps(told))
 print(transformers.__version__)
 """
 
@@ -61,6 +75,11 @@ print(transformers.__version__)
 def exports(tmp_path_factory):
     """Exports of all models, with the logits that transformers 5 computes of each, and its save."""
     folder = tmp_path_factory.mktemp("exports")
+    for name in TEMPLATES:
+        talking(random_experts(3, **TALKING), folder / name / "source")
+        import_hf(folder / name / "source", folder / name / "checkpoint")
+        export_hf(folder / name / "checkpoint", folder / name / "hf",
+                  chat=speaker_of(folder / name / "checkpoint", name))
     for name, make in MODELS.items():
         make().save_pretrained(folder / name / "source")
         import_hf(folder / name / "source", folder / name / "checkpoint")
@@ -70,6 +89,7 @@ def exports(tmp_path_factory):
         capture_output=True, text=True, timeout=240, env=os.environ | {"PYTHONPATH": ""},
     )
     assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if "[transformers]" in line], done.stderr
     assert int(done.stdout.split(".")[0]) >= 5, f"{PYTHON} has transformers {done.stdout}"
     return folder
 
@@ -93,3 +113,16 @@ def test_what_it_saves_is_imported_bit_for_bit(name, exports, tmp_path):
     theirs = load_file(exports / name / "source" / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_it_talks_to_an_export_as_we_do(name, exports):
+    ours = speaker_of(exports / name / "checkpoint", name)
+    told = json.loads((exports / name / "told.json").read_text())
+    ask = [{"role": "user", "content": "3 + 4?"}]
+    assert told["prompt"] == prompt_ids(ours.tokenizer, ask, ours.template)
+    stops = told["stops"] if isinstance(told["stops"], list) else [told["stops"]]
+    assert set(stops) == ours.stop_ids and told["pad"] == ours.pad_id
+    saved = load_tokenizer(exports / name / "saved")
+    assert saved.all_special_tokens == ours.tokenizer.all_special_tokens
+    assert saved.chat_template == ours.template

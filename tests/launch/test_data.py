@@ -79,7 +79,7 @@ def test_show(recipe, stage, source, capsys):
     (["show", "RECIPE", "merged"], "no stage 'merged'"),
     (["show", "RECIPE", "math/sft", "--step", "0"], "counted from 1"),
     (["show", "RECIPE", "math/sft", "--step", "7"], "math/sft has 6 steps"),
-    (["prepare", "RECIPE", "anchor=nowhere"], "nowhere has no tokenizer.json"),
+    (["prepare", "RECIPE", "anchor=nowhere"], "nowhere is not a folder"),
     (["prepare", "RECIPE", "chat_template=chatml"], "'chatml' is unknown"),
     (["prepare", str(TOY), "runs=OUT"], "trains its own tokenizer"),
     (["prepare", "RECIPE", "name=x", "domains.math.sft.data=[{toy: math, count: 2, weight: 0}]"],

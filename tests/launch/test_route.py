@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots
 from megatron_bar.cli import main
@@ -21,7 +22,6 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.stages.context import read_done
-from megatron_bar.stages.data import load_tokenizer
 from tests.launch.answers import same_answers_as_transformers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]

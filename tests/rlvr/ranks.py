@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_bar.checkpoints.companions import COMPANION_FOLDER
 from megatron_bar.checkpoints.model_io import load_model, save_model
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
@@ -58,8 +59,9 @@ def run_reinforce(
 
         Reinforcement(
             config=ModelConfig.load(checkpoint), start=checkpoint, folder=folder,
-            settings=settings, prompts=prompts(), stop_ids=frozenset({0}), pad_id=0,
-            decode=lambda ids: " ".join(map(str, ids)), layout=layout, seed=1, what="test",
+            settings=settings, companions=checkpoint / COMPANION_FOLDER, prompts=prompts(),
+            stop_ids=frozenset({0}), pad_id=0, decode=lambda ids: " ".join(map(str, ids)),
+            layout=layout, seed=1, what="test",
         ).run(NemoAlignerBackend())
 
 

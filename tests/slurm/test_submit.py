@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,11 +14,13 @@ import pytest
 import yaml
 
 from megatron_bar.checkpoints import hf
+from megatron_bar.checkpoints.names import slots
 from megatron_bar.cli import main
 from megatron_bar.launch.slurm.attempts import begin_attempt
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.site import TEMPLATES
 from megatron_bar.launch.slurm.submit import still_good
+from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import load_recipe
@@ -32,6 +36,19 @@ _DATA = [{"path": "data.jsonl"}]
 _TRAINING = {"data": _DATA, "steps": 100, "batch_size": 128, "dtype": "bfloat16"}
 
 
+def _hollow_weights(folder: Path, model: ModelConfig) -> None:
+    """A safetensors file of the model's tensors, with holes for their bytes."""
+    header, end = {}, 0
+    for slot in slots(model):
+        for name, shape in zip(slot.hf_names, slot.hf_shapes):
+            start, end = end, end + 2 * math.prod(shape)
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    path = folder / "model.safetensors"
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+    os.truncate(path, path.stat().st_size + end)
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
     """A folder with the 7B's configuration in it, and a recipe for 64 GPUs."""
@@ -39,6 +56,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
     anchor.mkdir()
     model = PRESETS["olmo2-7b"]
     write_json(anchor / "config.json", hf.hf_config(model, "bfloat16", {"pad_token_id": None}))
+    _hollow_weights(anchor, model)
     recipe = {
         "name": "bar-7b", "anchor": anchor.name, "layout": {"processes": 64, "expert": 2},
         "domains": {

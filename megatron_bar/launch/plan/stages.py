@@ -6,17 +6,15 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_bar.checkpoints.hf import stored_type
-from megatron_bar.checkpoints.number_types import compute_type, default_compute_type, type_name
+from megatron_bar.checkpoints.number_types import default_compute_type, type_name
 from megatron_bar.data.batches import planned_steps
 from megatron_bar.data.files import files_of
 from megatron_bar.data.sources import open_source
-from megatron_bar.launch.check import TRAINING_KINDS, dense_model, stage_models
+from megatron_bar.launch.check import TRAINING_KINDS, stage_models
 from megatron_bar.launch.plan.compute import (
     Machine,
     evaluation_flops,
@@ -33,8 +31,9 @@ from megatron_bar.launch.plan.memory import (
     training_memory,
 )
 from megatron_bar.launch.plan.traffic import Traffic, step_traffic
+from megatron_bar.launch.starts import dense_model, dense_type
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.presets import PRESETS, preset_named
+from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.graph import Stage, stage_key
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr, Source, Training
@@ -86,21 +85,15 @@ class StagePlan:
 
 
 def planned_model(recipe: Recipe, name: str | None) -> ModelConfig:
-    """The dense model: by preset, from the anchor's folder, or by a published folder's name.
-
-    Raises BarError if none of these tells.
-    """
+    """The dense model: by preset, or as the recipe tells. Raises BarError if neither does."""
     if name is not None:
         if name not in PRESETS:
             raise BarError(f"--model {name}: unknown; there are {', '.join(PRESETS)}")
         return PRESETS[name]
-    if recipe.pretrain is None and not Path(recipe.anchor).is_dir():
-        known = preset_named(Path(recipe.anchor).name)
-        if known is None:
-            raise BarError(f"{recipe.anchor} isn't here and its name tells no size; give --model "
-                           f"with one of {', '.join(PRESETS)}")
-        return known
-    return dense_model(recipe)
+    try:
+        return dense_model(recipe)
+    except BarError as error:
+        raise BarError(f"{error}; or give --model with one of {', '.join(PRESETS)}") from None
 
 
 def length_warnings(plans: Sequence[StagePlan]) -> list[str]:
@@ -119,7 +112,7 @@ def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[St
     Raises BarError for a layout that can't hold its model and for unknown parameter groups.
     """
     models = stage_models(recipe, model)
-    stored = _stored_type(recipe)
+    stored = dense_type(recipe)  # of all checkpoints of a run (`number_types`)
     plans = []
     for stage in stage_graph(recipe):
         held = models[stage.name]
@@ -130,16 +123,6 @@ def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[St
         else:
             plans.append(_plan_other(stage, held, machine, stored))
     return plans
-
-
-def _stored_type(recipe: Recipe) -> torch.dtype:
-    """What all checkpoints of a run are stored in: the anchor's type (`number_types`).
-
-    A model whose folder isn't here is taken to be in bfloat16, as published ones are.
-    """
-    if recipe.pretrain is not None:
-        return compute_type(recipe.pretrain.training.dtype, start=None)
-    return stored_type(recipe.anchor) if Path(recipe.anchor).is_dir() else torch.bfloat16
 
 
 def _with_type(settings: Any, stored: torch.dtype) -> Any:

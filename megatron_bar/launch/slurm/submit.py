@@ -17,6 +17,7 @@ from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
 from megatron_bar.launch.slurm.script import render, script_path
 from megatron_bar.launch.slurm.site import Site, secrets_missing
+from megatron_bar.launch.starts import check_starts
 from megatron_bar.launch.work import stale_stages
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
@@ -104,6 +105,7 @@ def submit_recipe(
         queued, orphans = still_good(stages, active, {stage.name for stage in todo})
         new = [stage for stage in todo if stage.name not in queued]
         _check_inputs(new, {stage.name for stage in stale}, queued)
+        check_starts(new)
         cancel_jobs([job.id for job in orphans])
         _write(recipe, run, {stage.name: scripts[stage.name] for stage in new})
         submitted = _submit(run, new, queued)

@@ -373,7 +373,7 @@ def test_steps_told_in_tokens_need_no_data(seven_b):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["anchor=my-model"], "its name tells no size; give --model"),
+    (["anchor=my-model"], "OWNER/NAME of the hub; or give --model with one of olmo2-1b, "),
     (["--model", "olmo9"], "olmo9: unknown"),
     (["--gpu", "TPU"], "its peak isn't known"),
     (["--efficiency", "0"], "is not in (0, 1]"),
