@@ -11,7 +11,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from megatron_bar.analysis.runs import ANCHOR, last_model
-from megatron_bar.recipe.graph import Stage, deciding
+from megatron_bar.recipe.deciding import deciding
+from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import METHODS, stage_graph
 from megatron_bar.recipe.schema import Recipe

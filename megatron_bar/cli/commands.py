@@ -22,7 +22,7 @@ def _run(args: argparse.Namespace) -> None:
     from megatron_bar.runtime.console import console, print_wide, say
 
     recipes = load_recipes(args.recipe, args.overrides)
-    runs = run_recipes(recipes, args.jobs)
+    runs = run_recipes(recipes, args.jobs, args.yes)
     if len(runs) > 1:
         systems = compare_runs(runs)
         print_wide(*comparison_tables(systems))
@@ -61,6 +61,8 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from megatron_bar.launch.check import check_recipe
+    from megatron_bar.launch.faults import require, tell_absent, wherever
     from megatron_bar.launch.plan import show
     from megatron_bar.launch.plan.compute import machine_named
     from megatron_bar.launch.plan.growth import growth
@@ -69,6 +71,8 @@ def _plan(args: argparse.Namespace) -> int:
     from megatron_bar.runtime.console import print_wide
 
     recipe = load_recipe(args.recipe, args.overrides)
+    faults = check_recipe(recipe)
+    require(wherever(faults))
     machine = machine_named(args.gpu, args.memory, args.efficiency)
     model = planned_model(recipe, args.model)
     plans = plan_stages(recipe, model, machine)
@@ -79,6 +83,7 @@ def _plan(args: argparse.Namespace) -> int:
     print(show.assumptions(machine))
     for line in [*show.advice(plans), *length_warnings(plans)]:
         print(line)
+    tell_absent(faults)
     if args.plot is not None:
         if costs is None:
             raise BarError("--plot needs a recipe with branches and the steps of every stage, and "
@@ -102,7 +107,7 @@ def _upgrade(args: argparse.Namespace) -> None:
         undo(args.run)
         say(f"{args.run} is as it was before its last upgrade")
         return
-    done = upgrade(args.run, asked, args.jobs, args.prepare)
+    done = upgrade(args.run, asked, args.jobs, args.prepare, args.yes)
     if done is not None:
         console.print(upgrade_table(done))
         say(done.words())
@@ -134,9 +139,9 @@ def _submit(args: argparse.Namespace) -> None:
         for name, script in scripts_of(*chosen).items():
             print(f"===== {name}\n{script}")
     elif args.write:
-        write_scripts(*chosen)
+        write_scripts(*chosen, args.yes)
     else:
-        submit_recipe(*chosen)
+        submit_recipe(*chosen, args.yes)
 
 
 def _status(args: argparse.Namespace) -> None:

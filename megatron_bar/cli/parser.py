@@ -23,7 +23,8 @@ router learns to weigh them.
 """
 _EXAMPLES = {
     "run": """\
-Runs what is missing or stale, and what lies downstream of that. A second run does nothing.
+Runs what is missing or stale, and what lies downstream of that. A second run does nothing. All is
+checked before; a question is asked before hours of finished training are replaced.
 
   megatron-bar run examples/toy.yaml
   megatron-bar run examples/toy.yaml seed=1 name=toy-1
@@ -188,6 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("recipe", type=Path)
     run.add_argument("overrides", nargs="*", metavar="key=value")
     run.add_argument("--jobs", type=int, help="processes at once (default: the cores)")
+    _add_yes(run)
 
     compare = command("compare", "put finished runs side by side: scores, forgetting, cost")
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN")
@@ -231,6 +233,7 @@ def build_parser() -> argparse.ArgumentParser:
                          help="change RUN/recipe.yaml only, for run or submit to do the rest")
     upgrade.add_argument("--undo", action="store_true", help="put back what stood before")
     upgrade.add_argument("--jobs", type=int, help="processes at once (default: the cores)")
+    _add_yes(upgrade)
 
     submit = command("submit", "run a recipe as SLURM jobs")
     submit.add_argument("recipe", type=Path)
@@ -245,6 +248,7 @@ def build_parser() -> argparse.ArgumentParser:
     instead.add_argument("--dry-run", action="store_true", help="print the scripts, submit nothing")
     instead.add_argument("--write", action="store_true",
                          help="write the scripts into the run's folder, submit nothing")
+    _add_yes(submit)
 
     status = command("status", "show where a submitted run stands")
     status.add_argument("run", type=Path, help="the run's folder")
@@ -346,6 +350,11 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--tolerance", type=float, default=1e-5,
                         help="largest relative difference of a module's output (default: 1e-5)")
     return parser
+
+
+def _add_yes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true",
+                        help="replace finished training without a question")
 
 
 def _add_dtype(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from megatron_bar.runtime.digests import content_digest
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest
 
@@ -77,7 +78,6 @@ class Chained:
         return [part.identity for part in self.parts]
 
 
-def file_identity(path: Path) -> list:
-    """Path, size and time of a file: reading all of it would take longer than it is worth."""
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+def file_identity(path: Path) -> str:
+    """A digest of what is in the file, wherever it lies and whenever it was written."""
+    return content_digest(path)

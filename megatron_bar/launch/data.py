@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from megatron_bar.data.batches import Batches, planned_steps
 from megatron_bar.data.show import shown_documents
 from megatron_bar.data.store import StoredDocuments
+from megatron_bar.launch.check import check_writable
 from megatron_bar.launch.starts import start_tokenizer
+from megatron_bar.launch.work import run_folder
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe
@@ -25,6 +26,7 @@ def prepare_data(recipe: Recipe, names: Sequence[str], processes: int | None) ->
 
     Raises BarError if there is no such stage, no tokenizer yet, or something wrong with a source.
     """
+    check_writable(run_folder(recipe))
     tokenizer = start_tokenizer(recipe)
     for stage in _stages(recipe, names):
         for part in part_contexts(_context(recipe, stage)):
@@ -41,6 +43,7 @@ def show_data(recipe: Recipe, name: str, step: int, items: int) -> None:
     """
     if step < 1 or items < 1:
         raise BarError("step and items are counted from 1")
+    check_writable(run_folder(recipe))
     (stage,) = _stages(recipe, [name])
     context, tokenizer = _context(recipe, stage), start_tokenizer(recipe)
     with process_groups(Layout()):
@@ -59,7 +62,7 @@ def show_data(recipe: Recipe, name: str, step: int, items: int) -> None:
 
 
 def _context(recipe: Recipe, stage: Stage) -> Context:
-    return Context(recipe, Path(recipe.runs) / recipe.name, stage)
+    return Context(recipe, run_folder(recipe), stage)
 
 
 def _stages(recipe: Recipe, names: Sequence[str]) -> list[Stage]:

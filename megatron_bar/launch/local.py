@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.launch import processes
-from megatron_bar.launch.check import check_installed, check_recipe
+from megatron_bar.launch.check import check_works
 from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.processes import Job, JobFailed
-from megatron_bar.launch.reuse import donors, reused_runs, take_over
+from megatron_bar.launch.replacing import agree
+from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.slurm.jobs import active_jobs
-from megatron_bar.launch.starts import check_starts
-from megatron_bar.launch.work import stale_stages
+from megatron_bar.launch.work import run_folder, stale_stages, work_of
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
 from megatron_bar.recipe.methods import stage_graph
@@ -26,7 +26,7 @@ from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import cores
 from megatron_bar.runtime.stopping import ContinueLater, StopSignals
-from megatron_bar.stages.context import read_done
+from megatron_bar.stages.context import read_done, replaced_folder
 from megatron_bar.stages.export_hf import MODEL_FOLDER
 from megatron_bar.stages.registry import run_stage
 
@@ -38,44 +38,40 @@ class _Running:
     started: float
 
 
-def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
+def run_recipe(recipe: Recipe, jobs: int | None = None, yes: bool = False) -> Path:
     """Check the recipe, and run what it asks for and isn't there yet; returns the run's folder.
 
     `jobs` is how many processes may compute at once (the machine's cores by default). A stage that
-    fails stops those that need it; the others go on.
+    fails stops those that need it; the others go on. Where finished training would be replaced the
+    user is asked, unless `yes`.
 
-    Raises BarError before anything is written for a recipe that can't work, and if a stage fails
-    (with its message and log), or another `run` or a SLURM job is at work; ContinueLater when a
-    stop signal came, which the stages that run were given too.
+    Raises BarError before anything is written for a recipe that can't work, for training that the
+    user doesn't want to be replaced, and if a stage fails (with its message and log), or another
+    `run` or a SLURM job is at work; ContinueLater when a stop signal came, which the stages that
+    run were given too.
     """
-    (run,) = run_recipes([recipe], jobs)
+    (run,) = run_recipes([recipe], jobs, yes)
     return run
 
 
-def run_recipes(recipes: Sequence[Recipe], jobs: int | None = None) -> list[Path]:
+def run_recipes(
+    recipes: Sequence[Recipe], jobs: int | None = None, yes: bool = False
+) -> list[Path]:
     """Run them one after the other, as `run_recipe` does; all are checked before the first."""
-    for recipe in recipes:
-        check_recipe(recipe)
-        check_installed(recipe)
-        check_starts(_to_run(recipe))
+    works = [work_of(recipe) for recipe in recipes]
+    check_works(works)
+    agree([loss for work in works for loss in work.lost], yes)
     return [_run_checked(recipe, jobs) for recipe in recipes]
 
 
-def _to_run(recipe: Recipe) -> list[Stage]:
-    """The stages that are stale and that no other run has."""
-    run, stages = Path(recipe.runs) / recipe.name, stage_graph(recipe)
-    return stale_stages(stages, run, donors(stages, run, reused_runs(recipe)))
-
-
 def _run_checked(recipe: Recipe, jobs: int | None) -> Path:
-    reused = reused_runs(recipe)
-    run = Path(recipe.runs) / recipe.name
+    run = run_folder(recipe)
     run.mkdir(parents=True, exist_ok=True)
     with only_run(run):
         check_no_slurm_jobs(run)
         save_recipe(recipe, run / "recipe.yaml")
         stages = stage_graph(recipe)
-        take_over(stages, run, reused)
+        take_over(stages, run, [Path(other) for other in recipe.reuse])
         todo = stale_stages(stages, run)
         if not todo:
             say(f"{run}: nothing to do, all {len(stages)} stages are done")
@@ -198,7 +194,10 @@ class _Scheduler:
                 self.running.remove(running)
                 self.failed.append(f"stage {name}: {error} (log: {log_path(self.run, name)})")
                 self._drop_dependents(name)
-                say(f"{name}: failed")
+                kept = replaced_folder(self.run, name)
+                say(f"{name}: failed" + (
+                    f"; its last result is kept in {kept}, and back with the settings it was made "
+                    "with" if kept.is_dir() else ""))
                 yield running
                 continue
             self.running.remove(running)

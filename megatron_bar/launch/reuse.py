@@ -1,4 +1,7 @@
-"""Finished stages of other runs, taken over where they are what a recipe asks for."""
+"""Finished stages that are what a recipe asks for, taken over from where they are.
+
+They are in other runs, or in the run's own RUN/replaced, where what is made anew is kept.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import link_tree, publish, staging_path
-from megatron_bar.stages.context import is_done
+from megatron_bar.stages.context import REPLACED, is_done, remove_replaced, replaced_folder
 from megatron_bar.stages.data import STORES
 
 
-def reused_runs(recipe: Recipe) -> list[Path]:
-    """The runs that `recipe` may take stages from. Raises BarError if there is none in a folder."""
-    for other in map(Path, recipe.reuse):
-        if not (other / "recipe.yaml").is_file():
-            raise BarError(f"reuse: {other} is not the folder of a run")
-    return [Path(other) for other in recipe.reuse]
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is that of a run, to take stages from."""
+    return (folder / "recipe.yaml").is_file()
 
 
 def donors(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> dict[str, Path]:
-    """By the name of each of `stages` that `run` lacks, the first of `others` to take it from.
+    """By the name of each of `stages` that `run` lacks, the folder to take it from.
+
+    That is RUN/replaced, else the first of `others` that has it.
 
     A stage is taken if it was made with the same settings from the same executions of its inputs,
     which `run` has, or which are taken before it.
@@ -34,7 +34,7 @@ def donors(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> dict[s
         # The report isn't all in its folder.
         if stage.kind == "report" or is_done(stage, run, found):
             continue
-        donor = next((other for other in others
+        donor = next((other for other in (run / REPLACED, *others)
                       if is_done(stage, run, found | {stage.name: other})), None)
         if donor is not None:
             found[stage.name] = donor
@@ -52,8 +52,12 @@ def take_over(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> lis
     taken = donors(stages, run, others)
     for name, donor in taken.items():
         _copy(donor / name, run / name)
-    if taken:
-        say(f"{run}: {len(taken)} stages are taken over: {', '.join(taken)}")
+    for stage in stages:  # what a kill left there, or is back in its place
+        if replaced_folder(run, stage.name).exists() and is_done(stage, run):
+            remove_replaced(run, stage.name)
+    for where in dict.fromkeys(taken.values()):
+        names = [name for name, donor in taken.items() if donor == where]
+        say(f"{run}: {len(names)} stages are taken over from {where}: {', '.join(names)}")
     return list(taken)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,12 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.checkpoints import hf
 from megatron_bar.checkpoints.companions import load_tokenizer
-from megatron_bar.checkpoints.convert import check_import
+from megatron_bar.checkpoints.hf_weights import missing_weights
 from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.checkpoints.number_types import compute_type
+from megatron_bar.launch.work import run_folder
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS, preset_named
-from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import read_done
@@ -74,14 +73,17 @@ def start_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     return load_tokenizer(anchor)
 
 
-def check_starts(stages: Sequence[Stage]) -> None:
-    """Raise BarError if what the stages among these import isn't here whole.
+def weights_here(recipe: Recipe) -> bool:
+    """Whether the models that the recipe starts from are on this machine.
 
-    Weights of the hub are downloaded where they may be.
+    Where they aren't, plans and scripts can still be made of what is.
     """
-    for stage in stages:
-        if stage.kind == "import" and "hf" in stage.settings:
-            check_import(local_folder(stage.settings["hf"]))
+    try:
+        folders = [local_folder(name, download=False)
+                   for name in (recipe.anchor, recipe.pretrained) if name is not None]
+    except BarError:
+        return False
+    return not any(map(missing_weights, folders))
 
 
 def _sizes(recipe: Recipe, role: str, name: str) -> ModelConfig:
@@ -98,12 +100,13 @@ def _sizes(recipe: Recipe, role: str, name: str) -> ModelConfig:
 
 
 def _imported(recipe: Recipe, role: str, name: str) -> Path | None:
-    """The run's import of a model of the hub: of the commit that the run goes on with."""
+    """The run's import of a model that is of the hub, at the commit that the run goes on with, or
+    whose folder is gone."""
     checkpoint = _checkpoint(recipe, role)
     done = read_done(checkpoint.parent)
-    pinned = done is not None and done.get("commit") is not None and done["source"] == name
-    return checkpoint if pinned and not Path(name).is_dir() else None
+    imported = done is not None and done["source"] == name and not Path(name).is_dir()
+    return checkpoint if imported else None
 
 
 def _checkpoint(recipe: Recipe, role: str) -> Path:
-    return Path(recipe.runs) / recipe.name / role / "checkpoint"
+    return run_folder(recipe) / role / "checkpoint"

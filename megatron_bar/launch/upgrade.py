@@ -23,7 +23,9 @@ from megatron_bar.analysis.runs import read_stages
 from megatron_bar.analysis.upgrade import BEFORE, PLAN, Upgrade, read_upgrade
 from megatron_bar.checkpoints.adopt import check_branch
 from megatron_bar.launch.check import check_recipe
+from megatron_bar.launch.faults import require
 from megatron_bar.launch.local import check_no_slurm_jobs, only_run, run_recipe
+from megatron_bar.launch.replacing import Loss, agree, training_lost
 from megatron_bar.launch.work import stale_stages
 from megatron_bar.models.config import FILE_NAME as MODEL_FILE
 from megatron_bar.recipe.graph import routing_data
@@ -73,12 +75,17 @@ class Asked:
 
 
 def upgrade(
-    run: Path, asked: Asked, jobs: int | None = None, prepare_only: bool = False
+    run: Path,
+    asked: Asked,
+    jobs: int | None = None,
+    prepare_only: bool = False,
+    yes: bool = False,
 ) -> Upgrade | None:
     """Change the finished run in folder `run` as `asked`; returns what changed.
 
     Without anything asked it goes on with an upgrade that was cut short. With `prepare_only` the
-    recipe is changed and nothing run, for `run` or `submit` to do; it returns None.
+    recipe is changed and nothing run, for `run` or `submit` to do; it returns None. Where overrides
+    would replace the training of a domain the user is asked, unless `yes`.
 
     Raises BarError, before anything is changed, for a run that isn't finished, names that are there
     already or aren't, and branches that aren't of this anchor; and as `run_recipe` does.
@@ -92,7 +99,9 @@ def upgrade(
         if begun is None:
             if not asked.anything:
                 raise BarError(f"{run}: say what to change, with --replace, --add or --drop")
-            _keep(run, asked, _changed(run, asked))
+            changed = _changed(run, asked)
+            agree(_lost(run, asked, changed), yes)
+            _keep(run, asked, changed)
         elif asked.anything and begun != asked.as_json():
             raise BarError(f"{run}: another upgrade was begun ({_words(begun)}); finish it with "
                            f"megatron-bar upgrade {run}, or take it back with --undo")
@@ -100,7 +109,7 @@ def upgrade(
     if prepare_only:
         say(f"{run / _RECIPE} is changed; megatron-bar run or submit does the rest")
         return None
-    run_recipe(recipe, jobs)
+    run_recipe(recipe, jobs, yes)
     done = read_upgrade(run)
     write_json(run / _FINISHED, dataclasses.asdict(done) | {
         "id": _plan(run)["id"], "seconds": done.seconds, "tokens": done.tokens,
@@ -193,8 +202,18 @@ def _changed(run: Path, asked: Asked) -> Recipe:
         if not routing_data(changed.domains[name]):
             raise BarError("the branch doesn't tell what data it learned from, and route needs a "
                            f"sample of it; say 'domains.{name}.routing=[{{path: FILE}}]'")
-    check_recipe(changed)
+    stale = stale_stages(stage_graph(changed), run)
+    require(check_recipe(changed, {stage.name for stage in stale}))
     return changed
+
+
+def _lost(run: Path, asked: Asked, changed: Recipe) -> list[Loss]:
+    """Training that is replaced and isn't what an upgrade is for: domains, and the router."""
+    stages = stage_graph(changed)
+    meant = {stage.name for stage in stages if stage.kind == "route"
+             or stage.domain in asked.replace}
+    stale = {stage.name for stage in stale_stages(stages, run)}
+    return training_lost(stages, run, stale, meant)
 
 
 def _overridden(recipe: Recipe, overrides: Sequence[str], path: Path) -> Recipe:

@@ -1,12 +1,21 @@
-"""What a run still has to do for a recipe."""
+"""What a run still has to do for a recipe, and what of that is training that stands already."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_bar.launch.replacing import Loss, training_lost
+from megatron_bar.launch.reuse import donors, is_run
 from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.recipe.schema import Recipe
 from megatron_bar.stages.context import is_done
+
+
+def run_folder(recipe: Recipe) -> Path:
+    return Path(recipe.runs) / recipe.name
 
 
 def stale_stages(
@@ -22,3 +31,32 @@ def stale_stages(
         if upstream or not is_done(stage, run, elsewhere):
             stale[stage.name] = stage
     return list(stale.values())
+
+
+@dataclass(frozen=True)
+class Work:
+    """A recipe's stages, and what of them is to be done."""
+
+    recipe: Recipe
+    run: Path
+    stages: list[Stage]
+    taken: dict[str, Path]  # stages to take over, and from where
+    todo: list[Stage]
+    lost: list[Loss]
+
+    @property
+    def names(self) -> list[str]:
+        return [stage.name for stage in self.todo]
+
+
+def work_of(recipe: Recipe, chosen: Collection[str] | None = None) -> Work:
+    """What `recipe` asks for and isn't there yet, of the stages in `chosen` or of all.
+
+    Nothing is written, and folders to reuse that aren't runs are passed over.
+    """
+    run, stages = run_folder(recipe), stage_graph(recipe)
+    taken = donors(stages, run, [other for other in map(Path, recipe.reuse) if is_run(other)])
+    todo = [stage for stage in stale_stages(stages, run, taken)
+            if chosen is None or stage.name in chosen]
+    lost = training_lost(stages, run, {*taken, *(stage.name for stage in todo)})
+    return Work(recipe, run, stages, taken, todo, lost)

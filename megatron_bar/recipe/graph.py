@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_bar.recipe.schema import (
-    HOW_NOT_WHAT,
     Domain,
     Evaluate,
     Recipe,
@@ -19,6 +18,7 @@ from megatron_bar.recipe.schema import (
 )
 from megatron_bar.runtime.layout import Layout
 
+TRAINING_KINDS = ("pretrain", "midtrain", "sft", "rlvr", "route")
 # What each stage of BAR trains by default; expert 1 is the branch's domain expert.
 MIDTRAIN_GROUPS = ("expert.1", "router.1")
 SFT_GROUPS = ("expert.1", "router.1", "embeddings", "head", "final_norm")
@@ -33,6 +33,7 @@ ALL = "all"  # the folder of stages that train on all domains at once, and the m
 TAKEN_NAMES = frozenset({
     "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
     "general", "data", ALL, "published", "branches", "sections", "suites", "before", "slurm",
+    "replaced",
 })
 # A routed model that is evaluated without one of its experts.
 WITHOUT = "without-"
@@ -46,7 +47,7 @@ class Stage:
     """One node. Its folder is runs/NAME/`name`; its checkpoint, if it makes one, is in there.
 
     `inputs` maps a role to the stage that plays it. `settings` are those parts of the recipe that
-    matter to the stage: it is done again when they change.
+    the stage is given; `stages.made_of` says which of them decide what it makes.
     """
 
     name: str
@@ -66,15 +67,6 @@ def stage_key(stage: Stage) -> str:
     if stage.kind == "evaluate":
         return "evaluate"
     return f"domains.{stage.domain or '*'}.{stage.kind}"
-
-
-def deciding(settings: Any) -> Any:
-    """`settings` without the keys of any Training in it that don't decide what comes out."""
-    if not isinstance(settings, dict):
-        return settings
-    is_training = "trainable" in settings
-    return {key: deciding(value) for key, value in settings.items()
-            if not (is_training and key in HOW_NOT_WHAT)}
 
 
 def with_defaults(training: Training, trainable: Sequence[str]) -> Training:

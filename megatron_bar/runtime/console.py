@@ -36,6 +36,11 @@ def say(message: str) -> None:
         sys.stdout.flush()
 
 
+def warn(message: str) -> None:
+    """Print one line beside what a command prints, which another may read."""
+    print(f"megatron-bar: {message}", file=sys.stderr)
+
+
 def print_wide(*tables: Table) -> None:
     """Print tables one below the other, at the width they need, however narrow the terminal."""
     wide = Console(highlight=False, width=_WIDEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
@@ -15,15 +16,27 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from megatron_bar.data.files import files_of
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.graph import Stage, deciding
+from megatron_bar.recipe.deciding import deciding
+from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import Evaluate, Recipe, Rlvr, Source, Training
+from megatron_bar.runtime.console import say
+from megatron_bar.runtime.digests import remember_in
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import json_digest, read_json, write_json
+from megatron_bar.runtime.files import (
+    json_digest,
+    publish,
+    read_json,
+    remove_folder,
+    write_json,
+)
+from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.made_of import Change, changes, record
 
 DONE_FILE = "stage.json"
 BEGUN_FILE = "begun.json"
+REPLACED = "replaced"  # folder of a run
+_DIGESTS = "data/digests"
 _PACKAGES = ("megatron-bar", "megatron-core", "torch", "transformers")
 
 
@@ -58,7 +71,12 @@ def from_settings(schema: type, settings: Any) -> Any:
 def training_of(stage: Stage) -> Training:
     """How a stage trains, as the recipe has it."""
     schema = Rlvr if stage.kind == "rlvr" else Training
-    return from_settings(schema, stage.settings["training"])
+    settings = stage.settings["training"]
+    layout = settings["layout"]
+    return schema(**settings | {
+        "data": sources(settings["data"]), "validation": sources(settings["validation"]),
+        "layout": None if layout is None else Layout(**layout),
+    })
 
 
 def parts_of(stage: Stage) -> list[Stage]:
@@ -89,41 +107,22 @@ def sources(settings: list[dict]) -> list[Source]:
     return [Source(**entry) for entry in settings]
 
 
-def external_fingerprint(stage: Stage) -> dict[str, list]:
-    """Names, sizes and times of the files outside the run that the stage reads."""
-    found: dict[str, list] = {}
-
-    def visit(value: Any, key: str = "") -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                visit(inner, name)
-        elif isinstance(value, (list, tuple)):
-            for inner in value:
-                visit(inner, key)
-        elif isinstance(value, str) and key in ("path", "hf", "hub", "chat_template"):
-            path = Path(value)
-            if key == "path":
-                files = files_of(value)
-            else:
-                files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            found[value] = [[p.name, p.stat().st_size, p.stat().st_mtime_ns]
-                            for p in files if p.is_file()]
-
-    visit(deciding(stage.settings))
-    return found
-
-
 def identity(stage: Stage) -> str:
-    """Changes when the stage's settings or outside files do, in what decides its result."""
-    return json_digest([
-        stage.kind, deciding(stage.settings), stage.inputs, external_fingerprint(stage),
-    ])
+    """Changes when the stage's settings do, in what decides its result; files count by path."""
+    return json_digest([stage.kind, deciding(stage.settings, stage.kind), stage.inputs])
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
     """What the stage left when it ended, or None where it hasn't."""
     path = folder / DONE_FILE
     return read_json(path) if path.is_file() else None
+
+
+def read_begun(folder: Path) -> dict[str, Any] | None:
+    """What a stage noted when it began, or None where it hasn't, or before it noted settings."""
+    path = folder / BEGUN_FILE
+    begun = read_json(path) if path.is_file() else {}
+    return begun if "settings" in begun else None
 
 
 def is_done(stage: Stage, run: Path, elsewhere: Mapping[str, Path] | None = None) -> bool:
@@ -135,25 +134,56 @@ def is_done(stage: Stage, run: Path, elsewhere: Mapping[str, Path] | None = None
         return read_done((elsewhere or {}).get(name, run) / name)
 
     done = read(stage.name)
-    if done is None or done["identity"] != identity(stage):
+    if done is None or done["inputs"].keys() != stage.inputs.keys():
         return False
-    inputs = {role: read(name) for role, name in stage.inputs.items()}
-    return all(found is not None and found["id"] == done["inputs"][role]["id"]
-               for role, found in inputs.items())
+    for role, name in stage.inputs.items():
+        found = read(name)
+        if found is None or found["id"] != done["inputs"][role]["id"]:
+            return False
+    return not changes_since(done, stage, run)
+
+
+def changes_since(done: Mapping[str, Any], stage: Stage, run: Path) -> list[Change]:
+    """How the settings and files of a stage of `run` differ from those that `done` tells of."""
+    if run.is_dir():
+        remember_in(run / _DIGESTS)
+    return changes(done, stage)
 
 
 def prepare_folder(context: Context) -> None:
-    """Make the stage's folder; what an execution with other settings or inputs left is removed.
+    """Make the stage's folder, or leave it where an execution of the same kind was cut short.
 
-    An execution of the same kind that was cut short stays, to go on from.
+    What an execution with other settings or inputs left makes place: a finished result goes to
+    `replaced_folder`, until the new one is done. One that was cut short is removed.
     """
-    begun = {"identity": identity(context.stage), "inputs": _input_ids(context)}
-    path = context.folder / BEGUN_FILE
-    unfinished = read_done(context.folder) is None
-    if not (unfinished and path.is_file() and read_json(path) == begun):
-        shutil.rmtree(context.folder, ignore_errors=True)
-        context.folder.mkdir(parents=True)
-        write_json(path, begun)
+    remember_in(context.run / _DIGESTS)
+    folder, stage = context.folder, context.stage
+    begun, inputs = read_begun(folder), _input_ids(context)
+    if read_done(folder) is not None:
+        kept = replaced_folder(context.run, stage.name)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        publish(folder, kept)
+        say(f"{stage.name}: what stood is kept in {kept} until this is done")
+    elif begun is not None and begun["inputs"] == inputs and not changes(begun, stage):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_json(folder / BEGUN_FILE, record(stage) | {"inputs": inputs})
+
+
+def replaced_folder(run: Path, stage: str) -> Path:
+    """Where the finished result of a stage is while it is made anew; RUN/replaced is like a run."""
+    return run / REPLACED / stage
+
+
+def remove_replaced(run: Path, stage: str) -> None:
+    """Remove what stood before, if it is kept: the new result is done."""
+    folder = replaced_folder(run, stage)
+    if folder.exists():
+        remove_folder(folder)
+        with contextlib.suppress(OSError):  # others are kept there
+            for parent in (folder.parent, run / REPLACED):
+                parent.rmdir()
 
 
 def _input_ids(context: Context) -> dict[str, dict[str, str]]:
@@ -171,11 +201,7 @@ def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:
     write_json(context.folder / DONE_FILE, {
         "id": os.urandom(8).hex(),  # of this execution: what lies downstream compares it
         "stage": context.stage.name,
-        "kind": context.stage.kind,
-        "identity": identity(context.stage),
-        "inputs": _input_ids(context),
-        "outside": external_fingerprint(context.stage),
-        "settings": context.stage.settings,
+        **read_json(context.folder / BEGUN_FILE),
         "layout": dataclasses.asdict(context.stage.layout),
         "seconds": round(time.time() - started, 2),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -184,6 +210,7 @@ def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:
         },
         **facts,
     })
+    remove_replaced(context.run, context.stage.name)
 
 
 def _version(package: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -116,9 +117,16 @@ def test_other_files_give_the_same_tokens(texts, small_tokenizer, tmp_path, kind
 
 
 def test_a_second_call_does_nothing(texts, small_tokenizer, tmp_path, monkeypatch):
+    """Nor does one on the same bytes at another time or place."""
     first = tokenize_texts(texts, small_tokenizer, tmp_path / "data")
     monkeypatch.setattr(store, "encode_texts", None)
     assert tokenize_texts(texts, small_tokenizer, tmp_path / "data") == first
+    copy = tmp_path / "elsewhere" / Path(texts.path).name
+    copy.parent.mkdir()
+    shutil.copy(texts.path, copy)
+    Path(texts.path).touch()
+    for source in (texts, Source(path=str(copy))):
+        assert tokenize_texts(source, small_tokenizer, tmp_path / "data") == first
 
 
 def test_the_name_tells_the_content(texts, chats, small_tokenizer, tmp_path):

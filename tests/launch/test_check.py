@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_bar.launch.check import check_recipe
+from megatron_bar.launch.faults import require
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.errors import BarError
@@ -15,9 +16,9 @@ TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 def test_olmo3_runs_as_far_as_the_routed_checkpoint():
     recipe = load_recipe(TOY, ["pretrain.model=olmo3-7b"])
     with pytest.raises(BarError, match=r"the anchor is OLMo-3.*set export=false"):
-        check_recipe(recipe)
+        require(check_recipe(recipe))
     recipe = load_recipe(TOY, ["pretrain.model=olmo3-7b", "export=false"])
-    check_recipe(recipe)
+    assert check_recipe(recipe) == []
     stages = stage_graph(recipe)
     names = {stage.name for stage in stages}
     assert "hf" not in names and "routed" in names
@@ -27,7 +28,7 @@ def test_olmo3_runs_as_far_as_the_routed_checkpoint():
 def test_validation_sources_are_told_apart():
     twice = 'domains.math.sft.validation=[{"toy":"math"},{"toy":"math"}]'
     with pytest.raises(BarError, match="math/sft: two data sources are called 'math'"):
-        check_recipe(load_recipe(TOY, [twice]))
+        require(check_recipe(load_recipe(TOY, [twice])))
 
 
 @pytest.mark.parametrize("recipe, overrides, message", [
@@ -38,4 +39,4 @@ def test_validation_sources_are_told_apart():
 ])
 def test_context_ranks_share_rows_of_training_only(recipe, overrides, message):
     with pytest.raises(BarError, match=message):
-        check_recipe(load_recipe(TOY.with_name(recipe), overrides))
+        require(check_recipe(load_recipe(TOY.with_name(recipe), overrides)))

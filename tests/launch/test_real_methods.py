@@ -24,7 +24,7 @@ pytestmark = [
 def test_every_method_keeps_the_anchors_types_and_exports_them(tmp_path):
     write_material(tmp_path)
     made = recipe(tmp_path, {"processes": 1}, systems={name: {"method": name} for name in METHODS})
-    made["evaluate"] = {"max_new_tokens": 1}
+    made["evaluate"]["max_new_tokens"] = 1
     for domain in made["domains"].values():
         domain.pop("tasks")
         domain.pop("rlvr", None)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from megatron_bar.cli import main
-from megatron_bar.launch.local import stale_stages
 from megatron_bar.launch.reuse import take_over
+from megatron_bar.launch.work import stale_stages
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
-from megatron_bar.stages.context import identity
+from megatron_bar.stages.made_of import record
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 
@@ -30,8 +30,9 @@ def other(tmp_path) -> Path:
         folder.mkdir(parents=True)
         (folder / "made").write_text(stage.name)
         (folder / "stage.json").write_text(json.dumps({
-            "id": f"id of {stage.name}", "identity": identity(stage),
-            "inputs": {role: {"id": f"id of {name}"} for role, name in stage.inputs.items()},
+            "id": f"id of {stage.name}", **record(stage),
+            "inputs": {role: {"stage": name, "id": f"id of {name}"}
+                       for role, name in stage.inputs.items()},
         }))
     store = run / "data" / "chats" / "math-1234"
     store.mkdir(parents=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_bar.launch.check import check_recipe
+from megatron_bar.launch.faults import require, wherever
 from megatron_bar.launch.plan.compute import Machine
 from megatron_bar.launch.plan.stages import plan_stages, planned_model
 from megatron_bar.models.presets import PRESETS
@@ -106,10 +107,15 @@ def _models(folder: Path, preset: str) -> list[str]:
     return [f"anchor={folder}", f"pretrained={folder}"]
 
 
+def _check(path: Path, overrides: list[str]) -> None:
+    """Of the models there is the configuration alone, of the data nothing."""
+    require(wherever(check_recipe(load_recipe(path, overrides))))
+
+
 @pytest.mark.parametrize("size, processes", [("7b", 64), ("13b", 256), ("32b", 1024)])
 def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
     path = BAR_7B.with_name(f"bar-{size}.yaml")
-    check_recipe(load_recipe(path, _models(tmp_path, f"olmo2-{size}")))
+    _check(path, _models(tmp_path, f"olmo2-{size}"))
     recipe = load_recipe(path)
     assert recipe.layout.processes == processes and len(recipe.domains) == 4
     plans = plan_stages(recipe, planned_model(recipe, None), Machine(memory=80 << 30))
@@ -141,11 +147,9 @@ def test_what_cannot_work_is_refused_in_one_line_before_anything_is_loaded(
     override, message, models
 ):
     with pytest.raises(BarError, match=message) as raised:
-        check_recipe(load_recipe(BAR_7B, [*models, override]))
+        _check(BAR_7B, [*models, override])
     assert "\n" not in str(raised.value)
 
 
 def test_megatron_fields_that_are_free_pass(models):
-    check_recipe(load_recipe(
-        BAR_7B, [*models, "domains.code.sft.megatron.overlap_grad_reduce=true"]
-    ))
+    _check(BAR_7B, [*models, "domains.code.sft.megatron.overlap_grad_reduce=true"])

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_bar.launch.check import check_recipe, stage_models
+from megatron_bar.launch.check import check_recipe, check_works, stage_models
+from megatron_bar.launch.faults import require
+from megatron_bar.launch.work import work_of
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.load import load_recipe, load_recipes
 from megatron_bar.recipe.methods import METHODS, check_method, stage_graph
@@ -24,7 +26,7 @@ STARTS = ["base", "anchor", "pretrained"]
 
 def graph(*overrides):
     recipe = load_recipe(TOY, [*OPEN, *overrides])
-    check_recipe(recipe)
+    assert check_recipe(recipe, todo=()) == []
     return {stage.name: stage for stage in stage_graph(recipe)}
 
 
@@ -152,7 +154,7 @@ def test_what_does_not_go_together_gets_one_line(overrides, message):
 
 def test_a_dense_method_has_no_experts_to_name():
     with pytest.raises(BarError, match=r"math/sft: trainable: 'expert.1' matches no parameter"):
-        check_recipe(load_recipe(TOY, ["method=btx"]))
+        require(check_recipe(load_recipe(TOY, ["method=btx"])))
 
 
 def test_dense_methods_do_not_look_at_route():
@@ -193,8 +195,7 @@ def test_the_comparison_has_every_method_and_shares_what_it_can():
     assert {recipe.method for recipe in recipes} == set(METHODS)
     by_name = {recipe.name: {s.name: identity(s) for s in stage_graph(recipe)}
                for recipe in recipes}
-    for recipe in recipes:
-        check_recipe(recipe)
+    check_works([work_of(recipe) for recipe in recipes], installed=False)
     compared = Path("elsewhere/toy-compare").absolute()
     assert recipes[2].reuse == [str(compared / "bar"), str(compared / "flexolmo")]
     flexolmo, bar = by_name["toy-compare/flexolmo"], by_name["toy-compare/bar"]

@@ -27,7 +27,7 @@ from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
-from megatron_bar.stages.context import identity
+from megatron_bar.stages.made_of import record
 
 BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"
 GOLDEN = Path(__file__).parent / "golden"
@@ -126,8 +126,8 @@ def other(workplace) -> Path:
     for stage in stage_graph(load_recipe(workplace / "recipe.yaml")):
         (run / stage.name).mkdir(parents=True)
         write_json(run / stage.name / "stage.json", {
-            "id": stage.name, "identity": identity(stage),
-            "inputs": {role: {"id": name} for role, name in stage.inputs.items()},
+            "id": stage.name, **record(stage),
+            "inputs": {role: {"stage": name, "id": name} for role, name in stage.inputs.items()},
         })
     (run / "recipe.yaml").write_text((workplace / "recipe.yaml").read_text())
     return run
@@ -153,18 +153,30 @@ def test_scripts_are_for_what_no_reused_run_has(workplace, other, capsys):
     assert "reuse: runs/none is not the folder of a run" in capsys.readouterr().err
 
 
-def test_a_dry_run_needs_nothing_that_only_the_jobs_need(workplace, capsys, monkeypatch):
+@pytest.fixture
+def brought(workplace, anchor) -> str:
+    """An override that names a model with its weights; the recipe's data are there too."""
+    record = {"text": "One and one is two.", "answer": "2", "messages": [
+        {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]}
+    for name in ("data.jsonl", "prompts.jsonl"):
+        (workplace / name).write_text(json.dumps(record) + "\n")
+    return f"anchor={anchor}"
+
+
+def test_a_dry_run_needs_nothing_that_only_the_jobs_need(
+    workplace, brought, capsys, monkeypatch
+):
     rlvr = ("domains.math.rlvr={data: [{path: prompts.jsonl, verifier: math}], steps: 3, "
             "layout: {processes: 8, expert: 2}}")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: (
         None if name in ("nemo_aligner", "wandb") else find_spec(name, *more)))
-    recipe = [rlvr, "route.training.wandb=my-project"]
+    recipe = [brought, rlvr, "route.training.wandb=my-project"]
     assert "math/rlvr" in _scripts(capsys, *recipe)
     command = ["submit", "recipe.yaml", *recipe, "--site"]
     assert main([*command, _site(workplace, python=None)]) == 1
     assert "math/rlvr: NeMo-Aligner is missing" in capsys.readouterr().err
-    assert main([*command[:2], recipe[1], "--site", _site(workplace, python=None)]) == 1
+    assert main([*command[:3], recipe[2], "--site", _site(workplace, python=None)]) == 1
     assert "routed: wandb is asked for and not installed" in capsys.readouterr().err
     # What another Python has can't be known here.
     monkeypatch.setenv("PATH", str(workplace))
@@ -228,10 +240,10 @@ def test_what_can_not_work_is_refused_in_one_line(
     assert not (workplace / "runs").exists()
 
 
-def test_a_missing_secret_and_a_missing_slurm_are_told(workplace, capsys, monkeypatch):
+def test_a_missing_secret_and_a_missing_slurm_are_told(workplace, brought, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(workplace))
     monkeypatch.delenv("MY_TOKEN", raising=False)
-    command = ["submit", "recipe.yaml", "--site", _site(workplace, secrets=["MY_TOKEN"])]
+    command = ["submit", "recipe.yaml", brought, "--site", _site(workplace, secrets=["MY_TOKEN"])]
     assert main(command) == 1
     assert "secrets MY_TOKEN are not set" in capsys.readouterr().err
     assert not (workplace / "runs").exists()

@@ -14,7 +14,7 @@ from megatron_bar.checkpoints.number_types import default_compute_type, type_nam
 from megatron_bar.data.batches import planned_steps
 from megatron_bar.data.files import files_of
 from megatron_bar.data.sources import open_source
-from megatron_bar.launch.check import TRAINING_KINDS, stage_models
+from megatron_bar.launch.check import check_layout, stage_models
 from megatron_bar.launch.plan.compute import (
     Machine,
     evaluation_flops,
@@ -34,12 +34,11 @@ from megatron_bar.launch.plan.traffic import Traffic, step_traffic
 from megatron_bar.launch.starts import dense_model, dense_type
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.graph import Stage, stage_key
+from megatron_bar.recipe.graph import TRAINING_KINDS, Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr, Source, Training
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.context import evaluation_of, parts_of, training_of
 from megatron_bar.training.groups import group_sizes, matching
 
@@ -136,7 +135,7 @@ def _plan_training(
 ) -> StagePlan:
     training = _with_type(training_of(stage), stored)
     layout = stage.layout
-    _check_layout(stage, model, layout)
+    check_layout(stage, model, layout)
     if isinstance(training, Rlvr):
         try:
             check_settings(training, layout)
@@ -167,7 +166,7 @@ def _plan_evaluation(
 ) -> StagePlan:
     settings = _with_type(evaluation_of(stage), stored)
     layout = stage.layout.fitted(model.num_experts)
-    _check_layout(stage, model, layout)
+    check_layout(stage, model, layout)
     memory = evaluation_memory(model, layout, settings)
     too_big = memory.total > machine.memory
     plan = StagePlan(
@@ -196,13 +195,6 @@ def _plan_other(
     size = stored.itemsize * total
     return StagePlan(stage, model, Memory(0, buffers=3 * largest), flops=0.0,
                      seconds=2 * size / machine.checkpoint_rate, checkpoint=size)
-
-
-def _check_layout(stage: Stage, model: ModelConfig, layout: Layout) -> None:
-    try:
-        model.check(layout)
-    except BarError as error:
-        raise BarError(f"{stage.name}: {error}; {stage_key(stage)}.layout is its own") from None
 
 
 def _items(stage: Stage) -> int | None:

@@ -19,7 +19,7 @@ from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.console import read_progress
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import read_done
+from megatron_bar.stages.context import read_done, replaced_folder
 from megatron_bar.training.metrics import read_metrics
 
 _LOG_TAIL_BYTES = 1 << 16
@@ -103,6 +103,8 @@ def _status(
         said = "ended, not done"
     else:
         said = "stale" if done else "not submitted"
+    if not done and (kept := replaced_folder(run, stage.name)).is_dir():
+        progress = progress or f"its last result is in {kept.relative_to(run)}"
     return StageStatus(stage.name, job.id if job else "", said, progress, left,
                        str(log.relative_to(run)) if log.exists() else "")
 

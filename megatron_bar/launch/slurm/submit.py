@@ -8,22 +8,23 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from megatron_bar.launch.check import check_installed, check_recipe
+from megatron_bar.launch.check import check_works
 from megatron_bar.launch.local import only_run
 from megatron_bar.launch.logs import log_path
-from megatron_bar.launch.reuse import donors, reused_runs, take_over
+from megatron_bar.launch.replacing import agree
+from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.slurm import jobs as job_book
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
 from megatron_bar.launch.slurm.script import render, script_path
 from megatron_bar.launch.slurm.site import Site, secrets_missing
-from megatron_bar.launch.starts import check_starts
-from megatron_bar.launch.work import stale_stages
+from megatron_bar.launch.starts import weights_here
+from megatron_bar.launch.work import Work, run_folder, stale_stages, work_of
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe
-from megatron_bar.runtime.console import say
+from megatron_bar.runtime.console import say, warn
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import identity
 
@@ -34,41 +35,55 @@ def scripts_of(
     """The script of each stage that isn't done and none of `reuse` has done, in order.
 
     Nothing is written or asked of SLURM. `only` and `start` choose among them, as for
-    `submit_recipe`. Raises BarError as it does.
+    `submit_recipe`. Raises BarError as it does; but where the models that the recipe starts from
+    aren't on this machine, neither need the data be.
     """
-    run, stages, scripts = _prepared(recipe, site, template, only, start)
-    taken = donors(stages, run, reused_runs(recipe))
-    return {stage.name: scripts[stage.name] for stage in stale_stages(stages, run, taken)
-            if stage.name in scripts}
+    work, scripts = _prepared(recipe, site, template, only, start, elsewhere=True)
+    for loss in work.lost:
+        warn(f"to be trained anew: {loss}")
+    return {name: scripts[name] for name in work.names}
 
 
 def _prepared(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str], start: str | None
-) -> tuple[Path, list[Stage], dict[str, str]]:
-    """The run's folder, the stages of a recipe that can work, and the scripts of those chosen."""
-    check_recipe(recipe)
-    run = Path(recipe.runs) / recipe.name
+    recipe: Recipe,
+    site: Site,
+    template: Path,
+    only: Sequence[str],
+    start: str | None,
+    elsewhere: bool,
+) -> tuple[Work, dict[str, str]]:
+    """The work of a recipe that can be done, and the scripts of the stages that are chosen.
+
+    `elsewhere`: the jobs may be for another machine, which has what isn't here.
+    """
     stages = stage_graph(recipe)
     chosen = _chosen(stages, only, start)
-    return run, stages, {stage.name: render(stage, run, site, template, Path.cwd())
-                         for stage in stages if stage.name in chosen}
+    run = run_folder(recipe)
+    scripts = {stage.name: render(stage, run, site, template, Path.cwd())
+               for stage in stages if stage.name in chosen}
+    work = work_of(recipe, chosen)
+    check_works([work], installed=site.runs_here and not elsewhere,
+                absent=not elsewhere or weights_here(recipe))
+    return work, scripts
 
 
 def write_scripts(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None
+    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
+    yes: bool = False,
 ) -> Path:
     """Write those scripts into the run's folder, and the recipe they need; returns the folder.
 
     Nothing is queued: they are there to be changed, and submitted by hand. What `reuse` has is
-    taken over. Raises BarError as `submit_recipe` does, but doesn't look for what a stage needs.
+    taken over. Raises BarError as `scripts_of` does.
     """
-    reused = reused_runs(recipe)
-    run, stages, scripts = _prepared(recipe, site, template, only, start)
+    work, scripts = _prepared(recipe, site, template, only, start, elsewhere=True)
+    run, stages = work.run, work.stages
     with _open_run(run):
         active = job_book.active_jobs(run)
         _check_settings(stages, active)
+        agree([loss for loss in work.lost if loss.stage not in active], yes)
         if not active:
-            take_over(stages, run, reused)
+            take_over(stages, run, [Path(other) for other in recipe.reuse])
         todo = [stage.name for stage in stale_stages(stages, run) if stage.name in scripts]
         _write(recipe, run, {name: scripts[name] for name in todo})
     say(f"{run / 'slurm'}: {len(todo)} scripts; submit each with sbatch once its inputs are done")
@@ -76,36 +91,35 @@ def write_scripts(
 
 
 def submit_recipe(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None
+    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
+    yes: bool = False,
 ) -> Path:
     """Queue a job for each stage that isn't done or queued already; returns the run's folder.
 
     A job starts when those of its stage's inputs have ended well. `only` holds stages, domains or
     patterns of stages to confine it to; `start` is a stage to confine it to with all that lies
-    downstream.
+    downstream. Where finished training would be replaced the user is asked, unless `yes`.
 
-    Raises BarError, with nothing queued, for a recipe that can't work, a stage whose input is
-    neither done nor queued nor chosen, jobs that are queued with other settings, and what SLURM
-    refuses.
+    Raises BarError, with nothing queued, for a recipe that can't work, training that the user
+    doesn't want to be replaced, a stage whose input is neither done nor queued nor chosen, jobs
+    that are queued with other settings, and what SLURM refuses.
     """
-    run, stages, scripts = _prepared(recipe, site, template, only, start)
-    if site.runs_here:
-        check_installed(recipe)
+    work, scripts = _prepared(recipe, site, template, only, start, elsewhere=False)
+    run, stages = work.run, work.stages
     if missing := secrets_missing(site):
         raise BarError(f"the site's secrets {', '.join(missing)} are not set; export them first")
-    reused = reused_runs(recipe)
     with _open_run(run):
         # In this order: a stage that gets done in between is then still known as queued.
         active = job_book.active_jobs(run)
-        if not active:
-            take_over(stages, run, reused)
-        stale = stale_stages(stages, run)
         _check_settings(stages, active)
+        agree([loss for loss in work.lost if loss.stage not in active], yes)
+        if not active:
+            take_over(stages, run, [Path(other) for other in recipe.reuse])
+        stale = stale_stages(stages, run)
         todo = [stage for stage in stale if stage.name in scripts]
         queued, orphans = still_good(stages, active, {stage.name for stage in todo})
         new = [stage for stage in todo if stage.name not in queued]
         _check_inputs(new, {stage.name for stage in stale}, queued)
-        check_starts(new)
         cancel_jobs([job.id for job in orphans])
         _write(recipe, run, {stage.name: scripts[stage.name] for stage in new})
         submitted = _submit(run, new, queued)

@@ -1,0 +1,253 @@
+"""Whether a recipe's data can be read, by a sample of each source's records.
+
+A source is opened as its stage opens it, and its sample goes through what the stage does:
+templates, tokens and what carries loss, prompts and the references that verifiers read. Of each
+source the first hundred records are looked at, and a hundred spread over the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from megatron_bar.data.bad_items import BadItems
+from megatron_bar.data.chat import chat_template, prompt_ids
+from megatron_bar.data.encoding import encode_conversations, encode_texts
+from megatron_bar.data.files import files_of
+from megatron_bar.data.json_text import parse_json
+from megatron_bar.data.records import Listed
+from megatron_bar.data.sources import Conversation, Drawn, open_source, source_name
+from megatron_bar.data.tokenizer import train_tokenizer
+from megatron_bar.data.toy import CHAT_TEMPLATE
+from megatron_bar.launch.faults import Faults
+from megatron_bar.launch.starts import start_tokenizer
+from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.schema import Pretrain, Recipe, Rlvr, Source, Training
+from megatron_bar.rlvr.verifiers import scorer, verifier_for
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.context import from_settings, parts_of, sources, training_of
+from megatron_bar.stages.data import routing_sources
+
+FIRST, SPREAD = 100, 100
+_TOY = 20  # of the toy world's records, which are right if one is
+# A file of more bytes isn't read through for a sample of it.
+_LARGE = 1 << 29
+_STAND_IN_TOKENS = 300  # all bytes, and a few words
+# How long references are tried on the verifier of a source: one may have to start a process.
+_SCORE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a source, and how: as texts, chats or prompts."""
+
+    where: str  # the stage that reads it, or the tasks it is one of
+    source: Source
+    form: str
+    length: int | None = None  # of a row, or the longest prompt that is asked
+
+    @property
+    def key(self) -> tuple:
+        """Equal for readings that find the same faults."""
+        source = dataclasses.replace(self.source, repeat=1, weight=None, name=None)
+        return dataclasses.astuple(source), self.form
+
+
+def check_data(recipe: Recipe, stages: Sequence[Stage], faults: Faults) -> None:
+    """Add what is wrong with the data that `stages` read.
+
+    Where the anchor's tokenizer isn't here, or is yet to be trained, one of bytes stands in.
+    """
+    readings = {}
+    for stage in stages:
+        with faults.of(stage.name):
+            for reading in _readings(stage):
+                readings.setdefault(reading.key, reading)
+    if not readings:
+        return
+    language = None
+    with faults.of():
+        language = _language(recipe, chats=any(r.form != "texts" for r in readings.values()))
+    for reading in readings.values():
+        _check(reading, recipe.seed, language, faults)
+
+
+def _readings(stage: Stage) -> Iterator[Reading]:
+    settings, name = stage.settings, stage.name
+    if stage.kind == "evaluate":
+        for task, entries in settings["tasks"].items():
+            for source in sources(entries):
+                yield Reading(f"tasks of {task}", source, "prompts")
+        return
+    if "training" not in settings:
+        return
+    training = training_of(stage)
+    if isinstance(training, Rlvr):
+        for source in training.data:
+            yield Reading(name, source, "prompts", training.prompt_length)
+        return
+    form = "texts" if stage.kind in ("midtrain", "pretrain") else "chats"
+    if stage.kind == "pretrain":
+        for source in from_settings(Pretrain, settings["pretrain"]).chat:
+            yield Reading(name, source, "chats", training.sequence_length)
+    for source in [*_trained_on(stage), *training.validation]:
+        yield Reading(name, source, form, training.sequence_length)
+
+
+def _trained_on(stage: Stage) -> list[Source]:
+    if stage.kind == "route":
+        sampled = stage.settings["sampled"]
+        return routing_sources({domain: sources(some) for domain, some in sampled.items()})
+    parts: list[Training] = [training_of(part) for part in parts_of(stage)]
+    return [source for training in parts for source in training.data]
+
+
+@dataclass(frozen=True)
+class _Language:
+    """How records become tokens. Without a template conversations don't."""
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str | None
+    exact: bool  # False: the tokenizer stands in for another, which makes fewer tokens
+
+
+def _language(recipe: Recipe, chats: bool) -> _Language:
+    """Raises BarError for a tokenizer or a template that can't be read."""
+    named = None if recipe.chat_template is None else chat_template(recipe.chat_template, None)
+    try:
+        tokenizer = start_tokenizer(recipe)
+    except BarError:
+        if recipe.anchor is not None and (Path(recipe.anchor) / "tokenizer.json").is_file():
+            raise  # it is here and broken
+    else:
+        template = named or (chat_template(None, tokenizer) if chats else None)
+        return _Language(tokenizer, template, True)
+    # What a recipe with `pretrain` will train has the toy's template by default.
+    template = named or (CHAT_TEMPLATE if recipe.anchor is None else None)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = train_tokenizer(["a"], _STAND_IN_TOKENS, Path(scratch), template or "")
+    return _Language(tokenizer, template, False)
+
+
+def _check(
+    reading: Reading, seed: int, language: _Language | None, faults: Faults
+) -> None:
+    source = reading.source
+    absent = not source.toy and not (
+        files_of(source.path) if source.path else Path(source.hub or "").exists())
+    with faults.of(reading.where, absent):
+        drawn = sampled(source, seed, reading.form == "texts")
+        length = reading.length if language is not None and language.exact else None
+        if reading.form == "texts":
+            _check_texts(drawn, language)
+        elif reading.form == "chats":
+            _check_chats(drawn, language, length)
+        else:
+            _check_prompts(drawn, language, length)
+
+
+def sampled(source: Source, seed: int, texts: bool) -> Drawn:
+    """A sample of what a source contributes. Raises BarError as `open_source` does."""
+    if source.toy:
+        source = dataclasses.replace(source, count=source.count and min(source.count, _TOY))
+        return open_source(source, seed, texts)
+    path = Path(source.path or "")
+    if path.suffix == ".jsonl" and path.is_file() and path.stat().st_size > _LARGE:
+        records = list(_lines_of(path))
+        return Drawn(source, source_name(source), Listed(
+            [record for _, record in records], lambda index: records[index][0]),
+            range(len(records)))
+    drawn = open_source(source, seed, texts)
+    chosen, rest = drawn.chosen[:FIRST], drawn.chosen[FIRST:]
+    step = max(1, -(-len(rest) // SPREAD))
+    return dataclasses.replace(drawn, chosen=[*chosen, *rest[::step]])
+
+
+def _lines_of(path: Path) -> Iterator[tuple[str, object]]:
+    """Lines at the beginning of a file and at places spread over it, with where they stand."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        for number in range(FIRST):
+            yield f"{path}:{number + 1}", _record(file.readline(), f"{path}:{number + 1}")
+        start = file.tell()
+        for number in range(SPREAD):
+            file.seek(start + (size - start) * number // SPREAD)
+            if number:
+                file.readline()  # the rest of the line that this place is in
+            where = f"{path} at byte {file.tell():,}"
+            if (line := file.readline()).strip():
+                yield where, _record(line, where)
+
+
+def _record(line: bytes, where: str) -> object:
+    """The record, or, as `Records` have it, what is wrong with it."""
+    try:
+        return parse_json(line.decode())
+    except UnicodeDecodeError as error:
+        return BarError(f"{where}: not UTF-8: {error.reason}")
+    except BarError as error:
+        return BarError(f"{where}: {error}")
+
+
+def _check_texts(drawn: Drawn, language: _Language | None) -> None:
+    texts = list(drawn.texts())
+    if language is not None and not any(map(len, encode_texts(language.tokenizer, texts))):
+        raise BarError(f"source {drawn.name} holds no tokens to train on")
+
+
+def _check_chats(drawn: Drawn, language: _Language | None, length: int | None) -> None:
+    conversations = drawn.conversations()
+    if language is None or language.template is None:
+        for _ in conversations:
+            pass
+        return
+    examples = encode_conversations(language.tokenizer, conversations, language.template,
+                                    BadItems.of(drawn.source))
+    if not sum(example.loss_mask[1:length].sum() for example in examples):
+        raise BarError(f"source {drawn.name}: of {len(drawn)} conversations none has a token that "
+                       f"carries loss among its first {length}; raise sequence_length, or look "
+                       "with megatron-bar data show")
+
+
+def _check_prompts(drawn: Drawn, language: _Language | None, longest: int | None) -> None:
+    bad = BadItems.of(drawn.source)
+    items = list(drawn.conversations(bad=bad))
+    if language is not None and language.template is not None:
+        lengths = []
+        for item in items:
+            with bad.caught(item.number, item.where), _told(item):
+                lengths.append(len(prompt_ids(language.tokenizer, item.messages,
+                                              language.template)))
+        if longest is not None and lengths and min(lengths) > longest:
+            raise BarError(f"source {drawn.name}: all of {len(items)} prompts are longer than "
+                           f"prompt_length {longest}; raise it")
+    try:
+        verifier_for(drawn.source)
+    except BarError:
+        return  # told with what else the recipe says of its sources
+    end = time.monotonic() + _SCORE_SECONDS
+    for item in items:
+        with bad.caught(item.number, item.where), _told(item):
+            scorer(drawn.source, item)("")
+        if time.monotonic() > end:
+            break
+
+
+@contextlib.contextmanager
+def _told(item: Conversation) -> Iterator[None]:
+    """Errors inside name the item's place."""
+    try:
+        yield
+    except BarError as error:
+        place = item.where or item.source
+        raise BarError(str(error) if place in str(error) else f"{place}: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise BarError(f"{item.where}: the verifier can't read the reference: "
+                       f"{type(error).__name__}: {error}") from None
