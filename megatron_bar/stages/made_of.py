@@ -32,6 +32,10 @@ _OUTSIDE = (*_OF_SOURCES, _HF_FOLDER, _CHECKPOINT, _TEMPLATE)
 # In a folder of data, what is about the data and not data.
 _ABOUT = (".md", ".py")
 
+# Records have this key that were made when the usual type of a stage was float32, not that of its
+# start. Only starts in float32 could be trained from then, so it is the same.
+_OLD = "identity"
+
 Leaf = tuple[str | int, ...]  # the keys and places that lead to a setting
 
 
@@ -82,6 +86,9 @@ def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
         return [Change("the kind of stage", recorded.get("kind"), stage.kind)]
     outside = recorded.get("outside", {})
     was = dict(_leaves(deciding(recorded["settings"], stage.kind)))
+    if _OLD in recorded:
+        was = {leaf: None if leaf[-1] == "dtype" and value == "float32" else value
+               for leaf, value in was.items()}
     now = dict(_leaves(deciding(stage.settings, stage.kind)))
     found = [
         Change(recipe_key(stage, leaf), was.get(leaf, _ABSENT), now.get(leaf, _ABSENT))

@@ -79,8 +79,9 @@ def workplace(tmp_path_factory) -> Path:
 
 
 def _ids(run: Path) -> dict[str, str]:
-    return {str(path.parent.relative_to(run)): json.loads(path.read_text())["id"]
-            for path in run.rglob("stage.json")}
+    found = {str(path.parent.relative_to(run)): json.loads(path.read_text())["id"]
+             for path in run.rglob("stage.json")}
+    return {name: id for name, id in found.items() if not name.startswith("replaced/")}
 
 
 def _done_again(workplace: Path, *overrides: str, status: int = 0) -> set[str]:
@@ -165,7 +166,9 @@ def test_a_failed_stage_stops_what_needs_it_and_the_others_go_on(workplace, caps
     shown = capsys.readouterr()
     assert "math/sft: the loss is not a number" in shown.err and "log:" in shown.err
     assert len(shown.err.strip().splitlines()) == 1
-    assert _done_again(workplace) >= AFTER_A_DOMAIN | {"math/sft", "tool_use/sft"}
+    # What math/sft was before is back, and with it what was made of it.
+    assert _done_again(workplace) == AFTER_A_DOMAIN | {"tool_use/sft", "evaluate/tool_use"}
+    assert "math/sft" in _ids(run) and not (run / "replaced").exists()
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(workplace, tmp_path):

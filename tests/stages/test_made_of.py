@@ -130,13 +130,18 @@ def test_a_change_is_told_as_the_recipe_calls_it(brought):
 
 
 def test_what_earlier_versions_recorded_still_counts(brought):
-    """They took files by name, size and time, gave mid-training a template, and had fewer keys."""
+    """They took files by name, size and time, gave mid-training a template, had fewer keys, and
+    computed in float32 where the recipe named no type.
+    """
     made = _records()
     for done in made.values():
         done["outside"] = {path: _by_time(Path(path)) for path in done["outside"]}
         training = done["settings"].get("training", {})
         for key in ("max_skips", "save_async"):
             training.pop(key, None)
+        done["identity"] = "of settings and files"
+        if training:
+            training["dtype"] = "float32"
         for source in training.get("data", []):
             source.pop("split")
     made["law/midtrain"]["settings"]["chat_template"] = "olmo"
