@@ -68,6 +68,16 @@ Nothing is run. What is assumed stands below the tables.
   megatron-bar plan examples/bar-7b.yaml --plot growth.png
   megatron-bar plan recipe.yaml layout.processes=256 --efficiency 0.4
 """,
+    "rehearse": """\
+Takes the recipe through all of its stages, in real ranks, with a model of two narrow layers that is
+made like the anchor, and a few steps a stage; then loads the export with transformers, compares,
+talks to it and generates. The recipe's own data, tokenizer, templates, verifiers and number types
+are used; of its layouts as much as there are processes for. Nothing of the real run is touched.
+
+  megatron-bar rehearse recipe.yaml
+  megatron-bar rehearse recipe.yaml layout.tensor=4 --keep rehearsed
+  megatron-bar rehearse examples/bar-7b.yaml --tokenizer OLMo-2-1124-7B     models that aren't here
+""",
     "submit": """\
 Queues a job for each stage that isn't done, with dependencies; branches run side by side. A second
 submit goes on from what stands, and leaves alone what is queued.
@@ -190,12 +200,19 @@ def build_parser() -> argparse.ArgumentParser:
     plan = command("plan", "work out what a recipe needs and costs, before it is run")
     plan.add_argument("recipe", type=Path)
     plan.add_argument("overrides", nargs="*", metavar="key=value")
-    plan.add_argument("--model", help="sizes to plan with, where the anchor isn't at hand")
-    plan.add_argument("--gpu", default="H100", help="what the GPUs are (default: H100)")
-    plan.add_argument("--memory", type=int, default=80, help="GiB of one GPU (default: 80)")
-    plan.add_argument("--efficiency", type=float, default=0.35,
-                      help="share of the peak that training reaches (default: 0.35)")
+    _add_machine(plan)
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw how the cost grows")
+
+    rehearse = command("rehearse", "run a recipe small and short, before the real run")
+    rehearse.add_argument("recipe", type=Path)
+    rehearse.add_argument("overrides", nargs="*", metavar="key=value")
+    rehearse.add_argument("--processes", type=int, metavar="N",
+                          help="ranks of a stage at most (default: the GPUs, or 4 of a CPU)")
+    rehearse.add_argument("--tokenizer", type=Path, metavar="PATH",
+                          help="a folder or a tokenizer.json, where the anchor's isn't here")
+    rehearse.add_argument("--keep", type=Path, metavar="FOLDER",
+                          help="leave the small models and their run there")
+    _add_machine(rehearse)
 
     upgrade = command("upgrade", "change experts of a finished run")
     upgrade.add_argument("run", type=Path, help="the run's folder")
@@ -319,6 +336,15 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--tolerance", type=float, default=1e-5,
                         help="largest relative difference of a module's output (default: 1e-5)")
     return parser
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """What a plan is made for."""
+    parser.add_argument("--model", help="sizes to plan with, where the anchor isn't at hand")
+    parser.add_argument("--gpu", default="H100", help="what the GPUs are (default: H100)")
+    parser.add_argument("--memory", type=int, default=80, help="GiB of one GPU (default: 80)")
+    parser.add_argument("--efficiency", type=float, default=0.35,
+                        help="share of the peak that training reaches (default: 0.35)")
 
 
 def _add_dtype(parser: argparse.ArgumentParser) -> None:

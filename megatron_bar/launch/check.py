@@ -23,8 +23,10 @@ from megatron_bar.training.overrides import check_overrides
 TRAINING_KINDS = ("pretrain", "midtrain", "sft", "rlvr", "route")
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe, dense: ModelConfig | None = None) -> None:
     """Raise BarError if a stage can't do what is asked of it with the models there are.
+
+    They start from `dense`, by default the model that the recipe names.
 
     That is: its layout can't hold its model or share its batch, its training names groups that the
     model or fields that Megatron-Core hasn't, its sources can't be mixed, its tasks are scored by a
@@ -37,7 +39,7 @@ def check_recipe(recipe: Recipe) -> None:
                 verifier_for(source)
             except BarError as error:
                 raise BarError(f"tasks of {name}: {error}") from None
-    models = stage_models(recipe, dense_model(recipe))
+    models = stage_models(recipe, dense or dense_model(recipe))
     exported = models.get("hf")
     if exported is not None and exported.olmo3 is not None and exported.num_experts is not None:
         raise BarError("the anchor is OLMo-3, and Hugging Face has no class for OLMo-3 with "

@@ -48,6 +48,14 @@ def stale_stages(
     return list(stale.values())
 
 
+class StagesFailed(BarError):
+    """Some stages of a run failed; `failures` has a line for each."""
+
+    def __init__(self, failures: Sequence[str]) -> None:
+        super().__init__("; ".join(failures))
+        self.failures = list(failures)
+
+
 @dataclass
 class _Running:
     stage: Stage
@@ -61,9 +69,9 @@ def run_recipe(recipe: Recipe, jobs: int | None = None) -> Path:
     `jobs` is how many processes may compute at once (the machine's cores by default). A stage that
     fails stops those that need it; the others go on.
 
-    Raises BarError before anything is written for a recipe that can't work, and if a stage fails
-    (with its message and log), or another `run` or a SLURM job is at work; ContinueLater when a
-    stop signal came, which the stages that run were given too.
+    Raises BarError before anything is written for a recipe that can't work, or if another `run` or
+    a SLURM job is at work; StagesFailed, with messages and logs; and ContinueLater when a stop
+    signal came, which the stages that run were given too.
     """
     (run,) = run_recipes([recipe], jobs)
     return run
@@ -159,7 +167,7 @@ class _Scheduler:
             for running in self.running:
                 running.job.stop()
         if self.failed:
-            raise BarError("; ".join(self.failed))
+            raise StagesFailed(self.failed)
         if self.stopped or signals.received is not None:
             raise ContinueLater(f"{self.run}: {', '.join(self.stopped) or 'no stage'} was stopped")
 

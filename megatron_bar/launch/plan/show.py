@@ -12,6 +12,7 @@ from megatron_bar.launch.plan.compute import Machine
 from megatron_bar.launch.plan.growth import Growth
 from megatron_bar.launch.plan.memory import PROMPT_TOKENS
 from megatron_bar.launch.plan.stages import StagePlan
+from megatron_bar.runtime.layout import Layout
 
 _PLOTTED_DOMAINS = 8
 _UNKNOWN = "?"
@@ -60,7 +61,7 @@ def memory_table(plans: Sequence[StagePlan], machine: Machine) -> Table:
             continue
         advice = "fits"
         if plan.too_big:
-            advice = (f"too big; fits with {_keys(plan)}" if plan.fits
+            advice = (f"too big; fits with {keys_of(plan.fits)}" if plan.fits
                       else "too big; layouts of as many processes don't help")
         table.add_row(
             plan.stage.name, str(plan.stage.layout),
@@ -126,8 +127,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _keys(plan: StagePlan) -> str:
-    layout = plan.fits
+def keys_of(layout: Layout) -> str:
+    """A layout as a recipe's keys."""
     keys = {"tensor": layout.tensor, "expert": layout.expert, "pipeline": layout.pipeline}
     if layout.resolved_expert_tensor != layout.tensor:
         keys["expert_tensor"] = layout.resolved_expert_tensor

@@ -1,0 +1,96 @@
+"""What a rehearsal showed, stage by stage, beside what the real run needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from rich.table import Table
+
+from megatron_bar.launch.check import TRAINING_KINDS
+from megatron_bar.launch.plan.stages import StagePlan
+from megatron_bar.launch.rehearse.fold import lost_kinds
+from megatron_bar.launch.rehearse.rehearsal import Rehearsed
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.recipe.graph import Stage
+from megatron_bar.recipe.schema import Rlvr, Training
+from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.context import evaluation_of, training_of
+
+
+def rehearsal_table(rehearsed: Rehearsed) -> Table:
+    """A line a stage. Columns that begin with `real` are the plan's, for the machine it assumes."""
+    table = Table(box=None, show_lines=False)
+    for column in ("stage", "rehearsed as", "showed", "real needs", "not rehearsed"):
+        table.add_column(column, overflow="fold")
+    for plan, stage in zip(rehearsed.plans, rehearsed.stages, strict=True):
+        showed = "\n".join(rehearsed.showed.get(stage.name, ["-"]))
+        table.add_row(stage.name, _as(stage), showed, _needs(plan),
+                      "\n".join(_left_out(plan, stage)))
+    return table
+
+
+def closing(rehearsed: Rehearsed) -> str:
+    """What holds for all stages."""
+    where = ("" if torch.cuda.is_available() else
+             "GPU kernels and NCCL: this was a CPU over gloo. ")
+    return (f"Not rehearsed anywhere: {where}the real weights and their speed (here: "
+            f"{rehearsed.weights}), data beyond the examples that were read, more nodes than one.")
+
+
+def _as(stage: Stage) -> str:
+    layout = stage.layout
+    words = [str(layout) if layout.processes > 1 else "1 process"]
+    if stage.kind in TRAINING_KINDS:
+        training = training_of(stage)
+        words.append(f"{training.steps} x {training.batch_size} rows of {_row(training)}")
+        if training.dtype is not None:
+            words.append(training.dtype)
+    return ", ".join(words)
+
+
+def _row(training: Training) -> str:
+    if isinstance(training, Rlvr):
+        return f"{training.prompt_length} + {training.response_length}"
+    return str(training.sequence_length)
+
+
+def _needs(plan: StagePlan) -> str:
+    """Processes, memory and time."""
+    words = [f"{plan.stage.layout.processes} GPUs" if plan.memory.weights else "CPU"]
+    if plan.memory.weights:
+        words.append(f"{plan.memory.total / 2**30:.0f} GiB each")
+    words.append("? h" if plan.seconds is None else f"{plan.seconds / 3600:,.2f} h")
+    return ", ".join(words)
+
+
+def _left_out(plan: StagePlan, stage: Stage) -> Iterator[str]:
+    real = plan.stage
+    yield from _layouts(real.layout, stage.layout)
+    if stage.kind in TRAINING_KINDS:
+        yield from _trainings(training_of(real), training_of(stage), plan.model)
+    if stage.kind == "evaluate":
+        tokens = evaluation_of(real).max_new_tokens
+        if tokens > evaluation_of(stage).max_new_tokens:
+            yield f"answers of {tokens} tokens"
+
+
+def _layouts(real: Layout, fold: Layout) -> Iterator[str]:
+    if real.processes == fold.processes:
+        return
+    yield f"{real.processes} processes as {real}"
+    if lost := lost_kinds(real, fold):
+        yield f"{' and '.join(lost)} parallelism: more processes than here"
+
+
+def _trainings(real: Training, short: Training, model: ModelConfig) -> Iterator[str]:
+    positions = model.max_position_embeddings
+    if _row(real) != _row(short):
+        yield f"rows of {_row(real)} tokens"
+    if isinstance(real, Rlvr):
+        if real.prompt_length + real.response_length > positions:
+            yield f"answers end at the model's position {positions:,}"
+        if real.rollout_servers:
+            yield "the rollout servers"
+    elif real.sequence_length > positions:
+        yield f"rows are longer than the model's {positions:,} positions"
