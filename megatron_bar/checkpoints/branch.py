@@ -17,9 +17,11 @@ from megatron_bar.checkpoints.names import (
     Slot,
     slots,
 )
+from megatron_bar.checkpoints.number_types import router_type, type_name
 from megatron_bar.checkpoints.plan import Item, Made
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 
 ROUTER_STD = 0.02
@@ -39,7 +41,8 @@ def branch(
     Shared parameters come from the anchor. Router rows are drawn from a normal distribution of
     standard deviation 0.02, cut at 3 sigma, a function of `seed` and the layer alone: branches of
     one run share the seed, so that their anchor rows agree. Both experts are active (k = 2).
-    Follows the published recipe (FlexOlmo's dense_to_expert_moe without domain embeddings).
+    Follows the published recipe (FlexOlmo's dense_to_expert_moe without domain embeddings). All is
+    stored in the anchor's types (`number_types`), to which the pretrained model's FFN is cast.
 
     Raises BarError unless both are dense checkpoints of the same shape.
     """
@@ -50,6 +53,7 @@ def branch(
         if other != dense:
             raise BarError(f"{pretrained} and {anchor} are models of different shape")
         experts[1] = open_checkpoint(pretrained)
+        _tell_cast(dense, experts)
     model = dataclasses.replace(dense.with_experts(2), expert_names=("anchor", expert_name))
     items = [_item(slot, dense, experts, seed) for slot in slots(model)]
     write_checkpoint(
@@ -68,14 +72,22 @@ def _load_dense(folder: Path) -> ModelConfig:
 
 def _item(slot: Slot, dense: ModelConfig, experts: list[CheckpointReader], seed: int) -> Item:
     if slot.name is ROUTER_NAME:
-        # fp32, whatever the model's dtype: routing is computed in fp32.
-        return slot_item(slot, torch.float32, RouterRows(slot, seed))
+        return slot_item(slot, router_type(experts[0], dense), RouterRows(slot, seed))
     if slot.name in DENSE_OF_EXPERT:
         layer, expert = slot.index
         source, reader = Slot(dense, DENSE_OF_EXPERT[slot.name], (layer,)), experts[expert]
     else:
         source, reader = Slot(dense, slot.name, slot.index), experts[0]
-    return slot_item(slot, reader.dtype(source), SlotCopy(reader, source))
+    return slot_item(slot, experts[0].dtype(source), SlotCopy(reader, source))
+
+
+def _tell_cast(dense: ModelConfig, experts: Sequence[CheckpointReader]) -> None:
+    """Say it where the domain expert doesn't start with the pretrained model's bits."""
+    for name in DENSE_OF_EXPERT.values():
+        anchor, other = (reader.dtype(Slot(dense, name, (0,))) for reader in experts)
+        if anchor != other:
+            say(f"branch: {experts[1].folder} stores {name.megatron} in {type_name(other)}; expert "
+                f"1 starts from it in the anchor's {type_name(anchor)}")
 
 
 @dataclass(frozen=True)

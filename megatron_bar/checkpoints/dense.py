@@ -1,6 +1,6 @@
 """What dense models of one shape become together: one mean of them all, or experts side by side.
 
-`average` is a dense model: of every tensor the mean in fp32, in the first model's dtype; where all
+`average` is a dense model: of every tensor the mean in fp32, in the models' own type; where all
 agree, their bits. `stack` is Branch-Train-MiX: every model's FFN is an expert, as it is; the rest
 is averaged in the same way, or one model's; router rows are fresh.
 """
@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from megatron_bar.checkpoints.average import Mean, deviations_by_group, deviations_of
 from megatron_bar.checkpoints.branch import RouterRows
 from megatron_bar.checkpoints.convert import SlotCopy, companions_of, write_checkpoint
@@ -20,6 +18,7 @@ from megatron_bar.checkpoints.dcp import CheckpointReader, slot_item
 from megatron_bar.checkpoints.merge import Merged
 from megatron_bar.checkpoints.merge_plan import ANCHOR, Input
 from megatron_bar.checkpoints.names import DENSE_OF_EXPERT, ROUTER_NAME, Slot, slots
+from megatron_bar.checkpoints.number_types import check_one_type, router_type
 from megatron_bar.checkpoints.plan import Item
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
@@ -36,7 +35,7 @@ def average(
 
     Tokenizer and the like are the anchor's, or the first model's.
 
-    Raises BarError unless all are dense models of one shape.
+    Raises BarError unless all are dense models of one shape and stored in the same types.
     """
     inputs = _open(({} if anchor is None else {ANCHOR: anchor}) | models)
     items = [_mean_item(inputs, slot) for slot in slots(inputs[0].model)]
@@ -62,7 +61,8 @@ def stack(
     ("branches"), or that of the model called `shared`. Router rows are drawn as `branch` draws
     them; all experts are active.
 
-    Raises BarError unless all are dense models of one shape, and for a `shared` that none is.
+    Raises BarError unless all are dense models of one shape and stored in the same types, and for a
+    `shared` that none is.
     """
     inputs = _open({ANCHOR: anchor} | models)
     means = {"published": inputs, "branches": inputs[1:]}
@@ -95,6 +95,7 @@ def _open(models: Mapping[str, Path]) -> list[Input]:
         inputs.append(Input(name, Path(folder), model, CheckpointReader(folder)))
     if len(inputs) < 2:
         raise BarError("one model can't be merged; give at least two")
+    check_one_type((i.model, i.reader) for i in inputs)
     return inputs
 
 
@@ -102,8 +103,8 @@ def _stacked_item(
     inputs: list[Input], shared: list[Input], slot: Slot, seed: int
 ) -> Item:
     if slot.name is ROUTER_NAME:
-        # fp32, whatever the model's dtype: routing is computed in fp32.
-        return slot_item(slot, torch.float32, RouterRows(slot, seed))
+        dtype = router_type(inputs[0].reader, inputs[0].model)
+        return slot_item(slot, dtype, RouterRows(slot, seed))
     if slot.name in DENSE_OF_EXPERT:
         layer, expert = slot.index
         source = inputs[expert]

@@ -260,6 +260,12 @@ def _olmo3_config(model: ModelConfig, olmo3: Olmo3) -> dict[str, Any]:
     return config
 
 
+def stored_type(folder: Path) -> torch.dtype:
+    """The type that `folder`/config.json says most weights have; float32 where it says none."""
+    config = read_json(Path(folder) / "config.json")
+    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
 def copy_companions(source: Path, target: Path) -> None:
     """Copy tokenizer, chat template and generation config as far as `source` has them."""
     Path(target).mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 What is computed, for each tensor:
 
 - shared parameters, and the anchor's FFN with `anchor_ffn="average"`: the weighted mean in fp32 of
-  the inputs' tensors, in the first input's dtype; where all agree, their bits;
+  the inputs' tensors, in their own type; where all agree, their bits;
 - the anchor's FFN otherwise: a copy, after a proof that all inputs have the same;
 - a domain expert's FFN and router row: a copy;
 - the anchor's router row: the mean over the branches (a merged model counts for its branches).

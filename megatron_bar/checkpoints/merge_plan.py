@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import SHARED_NAMES
+from megatron_bar.checkpoints.number_types import check_one_type
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
@@ -100,6 +101,7 @@ def open_inputs(models: Sequence[Path], anchor: Path | None) -> Inputs:
         if other.model.without_experts() != inputs.all[0].model.without_experts():
             raise BarError(f"{other.folder} and {inputs.all[0].folder} are models of different "
                            "shape")
+    check_one_type((i.model, i.reader) for i in reversed(inputs.all))  # the anchor's types first
     return inputs
 
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace, nested_values
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedTensor,
+    ShardedTensorFactory,
+    apply_factories,
+)
 
+from megatron_bar.checkpoints.names import Slot, slots
+from megatron_bar.checkpoints.number_types import holds, stored_types, type_name
+from megatron_bar.checkpoints.resume_point import open_checkpoint
+from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
+
+_Entry = ShardedTensor | ShardedTensorFactory
 
 
 def sharding_metadata() -> dict[str, Any]:
@@ -43,9 +54,66 @@ def load_model(model: torch.nn.Module, folder: Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def save_model(model: torch.nn.Module, folder: Path) -> None:
-    """Write the model's tensors into `folder`, which exists; every rank takes part."""
-    dist_checkpointing.save(sharded_model_state(model), str(folder))
+def save_model(model: torch.nn.Module, folder: Path, start: Path | None = None) -> None:
+    """Write the model's tensors into `folder`, which exists; every rank takes part.
+
+    With `start`, the checkpoint that the model was loaded from, each is written in the type that it
+    has there, and those that don't train are the same to the bit (`number_types`).
+
+    Raises BarError for a weight that the type in `start` can't say.
+    """
+    state = sharded_model_state(model)
+    dist_checkpointing.save(state if start is None else _as_stored(state, start), str(folder))
+
+
+def _as_stored(state: dict[str, Any], start: Path) -> dict[str, Any]:
+    """`state` in the types of the checkpoint `start`. What is cast lies in host memory."""
+    types, original = stored_types(start), _Original(start)
+    return {name: _in_type(entry, types[entry.key], original) for name, entry in state.items()}
+
+
+def _in_type(entry: _Entry, dtype: torch.dtype, original: _Original) -> _Entry:
+    weight = entry.data
+    if weight.dtype == dtype:
+        return entry
+    if weight.requires_grad or holds(weight.dtype, dtype):
+        data = weight.detach().to("cpu", dtype)
+        if not torch.isfinite(data).all():
+            raise BarError(
+                f"a weight of {entry.key} overflows {type_name(dtype)}, in which the checkpoint "
+                "that the stage started from stores it; import the anchor with --dtype bfloat16"
+            )
+    else:  # computing has rounded it
+        data = original.read(entry)
+    if isinstance(entry, ShardedTensor):
+        return dataclasses.replace(entry, data=data, dtype=dtype)
+    return dataclasses.replace(entry, data=data)
+
+
+class _Original:
+    """This rank's shards as they are stored in the checkpoint that a model was loaded from."""
+
+    def __init__(self, folder: Path) -> None:
+        self._reader = open_checkpoint(folder)
+        self._slots: dict[str, dict[tuple[int, ...], Slot]] = {}
+        for slot in slots(ModelConfig.load(folder)):
+            self._slots.setdefault(slot.key, {})[slot.index] = slot
+
+    def read(self, entry: _Entry) -> torch.Tensor:
+        if isinstance(entry, ShardedTensor):
+            return self._shard(entry)
+        return entry.merge_fn(dict_list_map_outplace(self._shard, entry.build()))
+
+    def _shard(self, shard: ShardedTensor) -> torch.Tensor:
+        slots_of_key = self._slots[shard.key]
+        axes = len(next(iter(slots_of_key)))  # that say the layer and the expert
+        offsets, sizes = shard.global_offset, _shape_in_key(shard)
+        whole = self._reader.read(slots_of_key[tuple(offsets[:axes])])
+        held = whole[tuple(slice(o, o + n) for o, n in zip(offsets[axes:], sizes[axes:]))]
+        # Rows that pad the vocabulary for this layout may not be there.
+        missing = sizes[axes] - held.shape[0]
+        rows = torch.cat([held, held.new_zeros(missing, *held.shape[1:])])
+        return rows.reshape(shard.local_shape)
 
 
 def stacked_gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -54,7 +54,8 @@ class _Slice:
 class ResumePointReader(CheckpointReader):
     """Reads slots of the model as it was when the state was saved.
 
-    A key of which some layer or expert trains has the dtype it trains in, the others the start's.
+    It has the types of the start, as the stage's checkpoint will (`number_types`); where the stage
+    started from none, those that it computes in.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,7 +66,9 @@ class ResumePointReader(CheckpointReader):
                         for key, tensor in self._index.tensors.items()}
 
     def dtype(self, slot: Slot) -> torch.dtype:
-        return self._dtypes.get(slot.key) or self._before(slot).dtype(slot)
+        if self._start is None and slot.key in self._dtypes:
+            return self._dtypes[slot.key]
+        return self._before(slot).dtype(slot)
 
     def recorded_digest(self, slot: Slot) -> str | None:
         return None if self._trained(slot) else self._before(slot).recorded_digest(slot)
@@ -76,21 +79,25 @@ class ResumePointReader(CheckpointReader):
             self._before(slot).where(slot))
 
     def read(self, slot: Slot) -> torch.Tensor:
-        trained = {row: super(ResumePointReader, self).read(slice_)
+        dtype = self.dtype(slot)
+        trained = {row: super(ResumePointReader, self).read(slice_).to(dtype)
                    for row, slice_ in self._trained(slot).items()}
         if None in trained:
             return trained[None]
-        if len(trained) == slot.shape[0]:
-            return torch.stack([trained[row] for row in range(len(trained))])
-        before = self._before(slot).read(slot).to(self.dtype(slot))
-        return torch.stack([trained.get(row, before[row]) for row in range(len(before))]) if (
-            trained) else before
+        if not trained:
+            return self._before(slot).read(slot)
+        if len(trained) < slot.shape[0]:
+            trained = dict(enumerate(self._before(slot).read(slot))) | trained
+        return torch.stack([trained[row] for row in range(slot.shape[0])])
 
     def bands(self, slot: Slot, numbers: int) -> Iterator[torch.Tensor]:
         trained = self._trained(slot)
-        if None in trained:
-            return super().bands(trained[None], numbers)
-        return (band.to(self.dtype(slot)) for band in self._before(slot).bands(slot, numbers))
+        if not trained:
+            return self._before(slot).bands(slot, numbers)
+        if None not in trained:
+            return iter([self.read(slot)])  # a router is small
+        dtype = self.dtype(slot)
+        return (band.to(dtype) for band in super().bands(trained[None], numbers))
 
     def _trained(self, slot: Slot) -> dict[int | None, _Slice]:
         """What the resume point has of `slot`: of a router by row, of others under None."""

@@ -73,7 +73,9 @@ def configuration(
     `backend` is hf (transformers) or vllm; `limit` the items that are asked of each task. vLLM
     spreads the model over `settings.layout.tensor` GPUs.
     """
-    arguments: dict[str, Any] = {"pretrained": str(model.absolute()), "dtype": settings.dtype}
+    arguments: dict[str, Any] = {
+        "pretrained": str(model.absolute()), "dtype": settings.dtype or "auto"
+    }
     if backend == "vllm":
         arguments["tensor_parallel_size"] = settings.layout.tensor if settings.layout else 1
     config = {

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from megatron_bar.analysis.routed_tokens import ROUTING, route_texts
 from megatron_bar.analysis.token_kinds import told
 from megatron_bar.checkpoints.model_io import load_model
+from megatron_bar.checkpoints.number_types import compute_type, type_name
 from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.sources import Conversation, load_conversations
 from megatron_bar.evaluation.answers import answer_all
@@ -31,7 +32,6 @@ from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json, write_json_lines
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.setup import DTYPES
 
 RESULTS = "results.json"
 ANSWERS = "answers.jsonl"
@@ -71,7 +71,8 @@ def evaluate(
     that a verifier can't read, and experts to leave out that the model hasn't.
     """
     config = ModelConfig.load(checkpoint)
-    model = build_model(config, layout, DTYPES[settings.dtype])
+    dtype = compute_type(settings.dtype, checkpoint)
+    model = build_model(config, layout, dtype)
     load_model(model, checkpoint)
     leave_out(model, [config.expert_id(name) for name in settings.opt_out])
     set_model_to_sequence_parallel(model, False)  # one token can't be cut into pieces
@@ -95,7 +96,7 @@ def evaluate(
         write_json(folder / RESULTS, {
             "model": name, "experts": config.all_expert_names, "tasks": results,
             "routing": {task: routed["layers"] for task, routed in routing.items()},
-            "layout": str(layout), "seed": seed, "dtype": settings.dtype,
+            "layout": str(layout), "seed": seed, "dtype": type_name(dtype),
             "temperature": settings.temperature, "samples": settings.samples,
             "max_new_tokens": settings.max_new_tokens,
         })

@@ -148,7 +148,7 @@ def _check(recipe: Recipe, path: Path | str) -> None:
 
 def check_evaluate(evaluate: Evaluate) -> None:
     """Raise BarError for settings that don't go together."""
-    if evaluate.dtype not in DTYPES:
+    if evaluate.dtype not in (None, *DTYPES):
         raise BarError(f"evaluate.dtype {evaluate.dtype!r} is not {' or '.join(DTYPES)}")
     for key in ("max_new_tokens", "batch_size", "samples"):
         if getattr(evaluate, key) < 1:
@@ -198,7 +198,7 @@ def _check_training(training: Training, where: str, needs_data: bool = True) -> 
         raise BarError(f"{where}: overlong {training.overlong!r} is not truncate or drop")
     if training.schedule not in ("linear", "cosine", "constant"):
         raise BarError(f"{where}: schedule {training.schedule!r} is not linear, cosine or constant")
-    if training.dtype not in DTYPES:
+    if training.dtype not in (None, *DTYPES):
         raise BarError(f"{where}: dtype {training.dtype!r} is not {' or '.join(DTYPES)}")
     if training.recompute not in ("none", "moe", "full"):
         raise BarError(f"{where}: recompute {training.recompute!r} is not none, moe or full")

@@ -69,7 +69,9 @@ class Training:
     clip: float = 1.0  # the largest norm of all gradients together
     router_z_loss: float = 1e-3  # its coefficient
     distributed_optimizer: bool = True  # its state spread over data-parallel ranks
-    dtype: str = "float32"  # float32 or bfloat16 (with fp32 main weights and gradients)
+    # What the stage computes in: float32, or bfloat16 with fp32 main weights and gradients; by
+    # default what its start is stored in. What it writes is stored as its start is.
+    dtype: str | None = None
     layout: Layout | None = None  # the recipe's layout by default
     # Activations to compute a second time in the backward pass: none, moe (the expert FFNs) or
     # full (whole layers).
@@ -218,7 +220,7 @@ class Evaluate:
     batch_size: int = 64  # answers a data-parallel rank generates at once
     temperature: float = 0.0  # 0: the most likely answer; above it answers are drawn by the seed
     samples: int = 1  # answers to an item, whose scores are averaged
-    dtype: str = "float32"  # float32 or bfloat16
+    dtype: str | None = None  # float32 or bfloat16; by default what the model is stored in
     # Experts to leave out of the routed model, one at a time, to measure what each brings.
     opt_out: list[str] = field(default_factory=list)
     # The recipe's layout by default. Items are shared among data-parallel ranks. A model whose

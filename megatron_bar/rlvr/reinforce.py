@@ -153,7 +153,9 @@ class _Stage:
         if self.stopped is not None:
             raise ContinueLater(f"{task.what}: {self.stopped}, saved after step {state['step']}")
         check_finite(self.model, f"{task.what}: after step {steps}")
-        write_checkpoint(self.model, task.config, task.folder / "checkpoint", self.companions)
+        write_checkpoint(
+            self.model, task.config, task.folder / "checkpoint", self.companions, task.start
+        )
         return Reinforced(steps, self.job.applied, self.budget.trainable_count,
                           self.budget.frozen_count, self.reward)
 

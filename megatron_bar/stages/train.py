@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +13,16 @@ from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
 from megatron_bar.data.rows import Rows
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.data import load_tokenizer, pad_id, stage_rows, validation_rows
 from megatron_bar.training.groups import group_digests, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.setup import Begin
+
+
+class FrozenChanged(BarError):
+    """Parameters that a stage froze are not what they were before it."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -62,8 +68,12 @@ def proof_of_freezing(
     """The facts that show that all groups but `trainable` are what they were, to the bit.
 
     Their digests, and the anchor's if the model has one, are taken from the checkpoints before and
-    after.
+    after: that reads all that is frozen twice, and its seconds are among the facts. What could be
+    wrong by the types and shapes of tensors is refused before the first step (`training.setup`).
+
+    Raises FrozenChanged where one differs; the checkpoint stays, to be looked at.
     """
+    started = time.monotonic()
     start = context.checkpoint("start")
     groups = list(group_sizes(ModelConfig.load(start)))
     open_groups = matching(groups, trainable, context.stage.name)
@@ -71,8 +81,14 @@ def proof_of_freezing(
     told = {*frozen, *({ANCHOR_FFN} & set(groups))}
     before, after = (group_digests(c, told) for c in (start, context.folder / "checkpoint"))
     moved = [group for group in frozen if before[group] != after[group]]
-    assert not moved, f"{context.stage.name} changed frozen parameters: {moved}"
-    facts: dict[str, Any] = {"summary": summary, "open_groups": open_groups}
+    if moved:
+        raise FrozenChanged(
+            f"{context.stage.name} changed parameters that it froze: {', '.join(moved)}; this is a "
+            f"fault of megatron-bar or of the disk, not of the recipe. {start} is what it was, and "
+            f"{context.folder / 'checkpoint'} is not to be used"
+        )
+    facts: dict[str, Any] = {"summary": summary, "open_groups": open_groups,
+                             "proof_seconds": round(time.monotonic() - started, 2)}
     if frozen:
         facts["summary"] += ", frozen parameters bit-identical"
     if ANCHOR_FFN in told:

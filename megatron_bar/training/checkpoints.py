@@ -39,10 +39,17 @@ def describe_resume_point(
 
 
 def write_checkpoint(
-    model: torch.nn.Module, config: ModelConfig, target: Path, companions: Path | None
+    model: torch.nn.Module,
+    config: ModelConfig,
+    target: Path,
+    companions: Path | None,
+    start: Path | None = None,
 ) -> None:
-    """Write a whole checkpoint, with the tokenizer in `companions`; every rank takes part."""
+    """Write a whole checkpoint, with the tokenizer in `companions`; every rank takes part.
+
+    With `start`, the checkpoint that the model was loaded from, it has the types of that one.
+    """
     with written_together(target) as folder:
-        save_model(model, folder)
+        save_model(model, folder, start)
         if is_main():
             describe_model(folder, config, companions)

@@ -106,7 +106,8 @@ class _Stage:
         if self.progress.step:
             say(f"{task.what}: goes on after step {self.progress.step}")
         self.guard = Guard(training, self.progress, task.what)
-        self.watch = Watch(task.config, training, trainee.trainable, task.rows.source_names)
+        self.watch = Watch(task.config, training, trainee.dtype, trainee.trainable,
+                           task.rows.source_names)
         self.routers = RouterWatch(self.model, task.config)
         self.loss = float("nan")
 
@@ -185,4 +186,4 @@ class _Stage:
 
     def _write(self, target: Path) -> None:
         check_finite(self.model, f"{self.task.what}: after step {self.progress.step}")
-        write_checkpoint(self.model, self.task.config, target, self.companions)
+        write_checkpoint(self.model, self.task.config, target, self.companions, self.task.start)

@@ -73,6 +73,7 @@ def _want_gradient(
 
 def build_optimizer(model: DistributedDataParallel, training: Training) -> MegatronOptimizer:
     """AdamW over the open parameters, with `lr_scale` by group."""
+    computed = model.module.config
     config = OptimizerConfig(
         optimizer="adam",
         lr=training.lr,
@@ -82,8 +83,8 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
         adam_beta2=training.beta2,
         adam_eps=training.eps,
         clip_grad=training.clip,
-        bf16=training.dtype == "bfloat16",
-        params_dtype=torch.bfloat16 if training.dtype == "bfloat16" else torch.float32,
+        bf16=computed.bf16,
+        params_dtype=computed.params_dtype,
         use_distributed_optimizer=training.distributed_optimizer,
         **optimizer_overrides(training),
     )

@@ -12,6 +12,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_bar.checkpoints.model_io import load_model
+from megatron_bar.checkpoints.number_types import compute_type, stored_types, type_name
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import OlmoModel, build_model
 from megatron_bar.recipe.schema import Training
@@ -25,7 +26,6 @@ from megatron_bar.training.overrides import transformer_overrides
 
 # What to do to a model that was loaded, before it trains; every rank calls it.
 Begin = Callable[[OlmoModel], None]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Trainee:
     schedule: OptimizerParamScheduler
     trainable: list[str]
     budget: Budget
+    dtype: torch.dtype  # that it computes in
 
 
 def set_up(
@@ -55,14 +56,17 @@ def set_up(
     `updates` is how many optimizer steps the schedule spans, `load_balancing` the coefficient of
     the loss of that name. Says what trains and what it costs.
 
-    Raises BarError for a pattern that matches no group, and a checkpoint that doesn't fit.
+    Raises BarError for a pattern that matches no group, and a checkpoint that doesn't fit: a tensor
+    that is missing, or whose shape or type the stage couldn't give back.
     """
     sizes = group_sizes(config)
     trainable = matching(list(sizes), training.trainable, f"{what}: trainable")
     matching(list(sizes), list(training.lr_scale), f"{what}: lr_scale")
-    model = build_model(config, layout, DTYPES[training.dtype], training.router_z_loss,
+    dtype = compute_type(training.dtype, start)
+    model = build_model(config, layout, dtype, training.router_z_loss,
                         overrides=transformer_overrides(training), load_balancing=load_balancing)
     if start is not None:
+        stored_types(start)
         load_model(model, start)
     if begin is not None:
         begin(model)
@@ -71,7 +75,7 @@ def set_up(
     optimizer = build_optimizer(wrapped, training)
     budget = stage_budget(sizes, trainable, wrapped, optimizer)
     if is_main():
-        say(f"{what}: {updates} updates, layout {layout}")
+        say(f"{what}: {updates} updates in {type_name(dtype)}, layout {layout}")
         console.print(budget.table())
     schedule = build_schedule(optimizer, training, updates)
-    return Trainee(model, wrapped, optimizer, schedule, trainable, budget)
+    return Trainee(model, wrapped, optimizer, schedule, trainable, budget, dtype)

@@ -17,7 +17,6 @@ from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.router import RowRouter, routers
 from megatron_bar.recipe.schema import Training
 from megatron_bar.training.peak import Peak
-from megatron_bar.training.setup import DTYPES
 from megatron_bar.training.step import StepResult
 
 
@@ -28,12 +27,13 @@ class Watch:
         self,
         config: ModelConfig,
         training: Training,
+        dtype: torch.dtype,
         trainable: Sequence[str],
         source_names: Sequence[str],
     ) -> None:
         self.config, self.trainable = config, trainable
         self.source_names = source_names
-        self.peak = Peak(DTYPES[training.dtype], training.peak_tflops)
+        self.peak = Peak(dtype, training.peak_tflops)
         self.restart()
 
     def restart(self) -> None:

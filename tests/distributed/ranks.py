@@ -15,6 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron_bar.analysis.routed_tokens import route_texts
 from megatron_bar.analysis.token_kinds import Told
 from megatron_bar.checkpoints.model_io import load_model, save_model
+from megatron_bar.checkpoints.number_types import compute_type
 from megatron_bar.data.batch import Batch
 from megatron_bar.data.packing import PackedDocuments
 from megatron_bar.data.rows import PackedRows
@@ -33,7 +34,6 @@ from megatron_bar.training.optimizer import (
     wrap,
 )
 from megatron_bar.training.router_start import start_at_centroids
-from megatron_bar.training.setup import DTYPES
 from megatron_bar.training.step import forward_backward
 from tests import kills
 from tests.models_hf import packed_batch
@@ -129,7 +129,7 @@ def budgets(checkpoint: Path, layout: Layout, trainings: dict[str, Training], ou
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
         for name, training in trainings.items():
-            model = build_model(config, layout, DTYPES[training.dtype])
+            model = build_model(config, layout, compute_type(training.dtype, checkpoint))
             load_model(model, checkpoint)
             freeze(model, config, matching(list(group_sizes(config)), training.trainable, "test"))
             wrapped = wrap(model, training)
@@ -183,7 +183,7 @@ def allocations(
     """Write rank-RANK.json: the bytes of weights, gradients and optimizer state after a step."""
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
-        model = build_model(config, layout, getattr(torch, training.dtype))
+        model = build_model(config, layout, compute_type(training.dtype, checkpoint))
         load_model(model, checkpoint)
         trainable = matching(list(group_sizes(config)), groups, "test")
         freeze(model, config, trainable)

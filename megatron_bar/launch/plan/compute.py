@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from megatron_bar.launch.plan.memory import (
     PROMPT_TOKENS,
     WIDTH,
@@ -24,7 +26,6 @@ from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.peak import PEAK_TFLOPS
-from megatron_bar.training.setup import DTYPES
 
 # Bytes a second that a GPU reads from its memory, from NVIDIA's data sheets.
 _MEMORY_RATE = {"H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}
@@ -44,7 +45,7 @@ class Machine:
 
     def rate(self, dtype: str) -> float:
         """Operations a second that one GPU gets done."""
-        return 1e12 * PEAK_TFLOPS[self.name][DTYPES[dtype]] * self.efficiency
+        return 1e12 * PEAK_TFLOPS[self.name][getattr(torch, dtype)] * self.efficiency
 
     @property
     def read_rate(self) -> float:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from megatron_bar.launch.plan.compute import Machine, stage_seconds
 from megatron_bar.launch.plan.stages import StagePlan
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.stages.context import training_of
 from megatron_bar.training.groups import group_sizes
 
 
@@ -87,6 +86,6 @@ def _gpu_hours(
     """Of as many steps on the stage's data with another model."""
     layout = plan.stage.layout
     seconds = stage_seconds(
-        model, layout, training_of(plan.stage), trainable, plan.steps, machine
+        model, layout, plan.training, trainable, plan.steps, machine
     )
     return seconds * layout.processes / 3600

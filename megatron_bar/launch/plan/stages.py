@@ -7,7 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from megatron_bar.checkpoints.hf import stored_type
+from megatron_bar.checkpoints.number_types import compute_type, default_compute_type, type_name
 from megatron_bar.data.batches import planned_steps
 from megatron_bar.launch.check import TRAINING_KINDS, dense_model, stage_models
 from megatron_bar.launch.plan.compute import (
@@ -18,7 +23,6 @@ from megatron_bar.launch.plan.compute import (
     stage_seconds,
 )
 from megatron_bar.launch.plan.memory import (
-    WIDTH,
     Memory,
     evaluation_memory,
     nearest_evaluation_fit,
@@ -50,6 +54,7 @@ class StagePlan:
     stage: Stage
     model: ModelConfig
     memory: Memory
+    training: Training | None = None  # with the type that it computes in
     trainable: int = 0
     fits: Layout | None = None  # the nearest layout that fits, where this one doesn't
     too_big: bool = False
@@ -102,20 +107,39 @@ def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[St
     Raises BarError for a layout that can't hold its model and for unknown parameter groups.
     """
     models = stage_models(recipe, model)
+    stored = _stored_type(recipe)
     plans = []
     for stage in stage_graph(recipe):
         held = models[stage.name]
         if stage.kind in TRAINING_KINDS:
-            plans.append(_plan_training(stage, held, machine))
+            plans.append(_plan_training(stage, held, machine, stored))
         elif stage.kind == "evaluate":
-            plans.append(_plan_evaluation(stage, held, machine))
+            plans.append(_plan_evaluation(stage, held, machine, stored))
         else:
-            plans.append(_plan_other(stage, held, machine))
+            plans.append(_plan_other(stage, held, machine, stored))
     return plans
 
 
-def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan:
-    training = training_of(stage)
+def _stored_type(recipe: Recipe) -> torch.dtype:
+    """What all checkpoints of a run are stored in: the anchor's type (`number_types`).
+
+    A model whose folder isn't here is taken to be in bfloat16, as published ones are.
+    """
+    if recipe.pretrain is not None:
+        return compute_type(recipe.pretrain.training.dtype, start=None)
+    return stored_type(recipe.anchor) if Path(recipe.anchor).is_dir() else torch.bfloat16
+
+
+def _with_type(settings: Any, stored: torch.dtype) -> Any:
+    """`settings` of a stage, with the type that it computes in said."""
+    computed = settings.dtype or type_name(default_compute_type(stored))
+    return dataclasses.replace(settings, dtype=computed)
+
+
+def _plan_training(
+    stage: Stage, model: ModelConfig, machine: Machine, stored: torch.dtype
+) -> StagePlan:
+    training = _with_type(training_of(stage), stored)
     layout = stage.layout
     try:
         model.check(layout)
@@ -134,17 +158,20 @@ def _plan_training(stage: Stage, model: ModelConfig, machine: Machine) -> StageP
         seconds = stage_seconds(model, layout, training, trainable, steps, machine)
     open_count = sum(groups[group] for group in trainable)
     return StagePlan(
-        stage, model, memory, open_count,
+        stage, model, memory, training, open_count,
         fits=nearest_fit(model, layout, training, trainable, machine.memory) if too_big else None,
         too_big=too_big, steps=steps, flops=flops,
         traffic=step_traffic(model, layout, training, trainable, machine.per_node),
-        seconds=seconds, checkpoint=WIDTH[training.dtype] * sum(groups.values()),
+        seconds=seconds, checkpoint=stored.itemsize * sum(groups.values()),
         saved_state=saved_bytes(training, open_count),
     )
 
 
-def _plan_evaluation(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan:
-    settings, layout = evaluation_of(stage), stage.layout.fitted(model.num_experts)
+def _plan_evaluation(
+    stage: Stage, model: ModelConfig, machine: Machine, stored: torch.dtype
+) -> StagePlan:
+    settings = _with_type(evaluation_of(stage), stored)
+    layout = stage.layout.fitted(model.num_experts)
     try:
         model.check(layout)
     except BarError as error:
@@ -165,14 +192,16 @@ def _plan_evaluation(stage: Stage, model: ModelConfig, machine: Machine) -> Stag
     )
 
 
-def _plan_other(stage: Stage, model: ModelConfig, machine: Machine) -> StagePlan:
+def _plan_other(
+    stage: Stage, model: ModelConfig, machine: Machine, stored: torch.dtype
+) -> StagePlan:
     """Conversions stream: a few tensors in memory, and time by what they read and write."""
     total = sum(group_sizes(model).values())
     if stage.kind == "report":
         return StagePlan(stage, model, Memory(0, buffers=0), flops=0.0, seconds=0.0)
     assert stage.kind in _CONVERSIONS, stage.kind
     largest = 4 * model.padded_vocab_size(1) * model.hidden_size
-    size = 4 * total
+    size = stored.itemsize * total
     return StagePlan(stage, model, Memory(0, buffers=3 * largest), flops=0.0,
                      seconds=2 * size / machine.checkpoint_rate, checkpoint=size)
 

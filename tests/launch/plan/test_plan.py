@@ -51,13 +51,13 @@ GIB = 1 << 30
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name, groups, training", [
     ("tp1", SFT_GROUPS, Training(dtype="bfloat16")),
-    ("tp2", SFT_GROUPS, Training(distributed_optimizer=False)),
+    ("tp2", SFT_GROUPS, Training(dtype="float32", distributed_optimizer=False)),
     ("pp2", ("*",), Training(dtype="bfloat16", distributed_optimizer=False)),
-    ("dp2", SFT_GROUPS, Training()),
+    ("dp2", SFT_GROUPS, Training(dtype="float32")),
     ("ep2", MIDTRAIN_GROUPS, Training(dtype="bfloat16")),
-    ("cp2ep2", SFT_GROUPS, Training()),
+    ("cp2ep2", SFT_GROUPS, Training(dtype="float32")),
     ("tp2ep2", SFT_GROUPS, Training(dtype="bfloat16")),
-    ("tp2pp2ep2", ("*",), Training()),
+    ("tp2pp2ep2", ("*",), Training(dtype="float32")),
 ])
 def test_memory_is_what_megatron_allocates(name, groups, training, checkpoint, tmp_path):
     layout = EXPERTS[name]
@@ -105,7 +105,9 @@ _DENSE = ModelConfig(128, 48, 80, 8, 6, 2)
     (_DENSE.with_experts(4, 2), ("*",), 0.85, 1.15),
 ], ids=["dense", "all experts", "frozen", "two of four"])
 def test_activations_are_estimated_near_what_autograd_keeps(model, groups, low, high, tmp_path):
-    training = Training(micro_batch_size=2, batch_size=2, sequence_length=64)
+    training = Training(
+        dtype="float32", micro_batch_size=2, batch_size=2, sequence_length=64
+    )
     processes.start(
         ranks.kept_for_backward, model, training, groups, tmp_path, timeout_seconds=200
     ).wait()
