@@ -94,7 +94,7 @@ def _rehearse(args: argparse.Namespace) -> None:
     rehearsed = rehearse(load_recipe(args.recipe, args.overrides), asked)
     if rehearsed.stages:
         print_wide(rehearsal_table(rehearsed))
-        print(closing(rehearsed))
+        print(closing())
     for fault in rehearsed.faults:
         say(f"fault: {fault}")
     if rehearsed.faults:

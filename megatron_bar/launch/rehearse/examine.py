@@ -123,14 +123,16 @@ def _examine(
             raise BarError(f"source {drawn.name}: none of {len(texts)} texts holds anything")
         return None
     own = list(sample.conversations())
-    conversations = [c for part in at_ends for c in drawn.conversations(*part)] + own
+    read = [c for part in at_ends for c in drawn.conversations(*part)] + own
+    conversations = list({conversation.where: conversation for conversation in read}.values())
     told = None
     if use.kind in ("prompts", "items"):
         told = _scored(use.source, drawn.name, conversations)
     if speech is None:
         return told
     if use.kind == "chats":
-        lengths = _supervised(use, drawn.name, conversations, speech)[-len(own):]
+        _check_supervised(use, drawn.name, conversations, speech)
+        lengths = [len(_rendered(c, speech)[0]) for c in own]
     else:
         _check_longest(use, drawn, speech, positions)
         lengths = [len(_prompt(c, speech)) for c in own]
@@ -141,28 +143,31 @@ def _examine(
     return told
 
 
-def _supervised(
+def _check_supervised(
     use: _Use, name: str, conversations: Sequence[Conversation], speech: Speech
-) -> list[int]:
-    """The conversations' tokens. Raises BarError where none of them can teach anything."""
-    lengths, supervised = [], 0
+) -> None:
+    """Raise BarError where none of the conversations teaches anything, or one doesn't to stop."""
+    supervised = 0
     for conversation in conversations:
-        try:
-            ids, mask = render(speech.tokenizer, conversation.messages, speech.template)
-        except BarError as error:
-            raise BarError(f"{conversation.where}: {error}") from None
-        lengths.append(len(ids))
+        ids, mask = _rendered(conversation, speech)
         supervised += sum(mask[1:use.row])
         if not _ends_reply(ids, mask, speech.stop_ids):
             raise BarError(
-                f"{conversation.where}: no token that ends an answer "
-                f"({_spelt(speech)}) carries loss in the last reply, so that a model would never "
-                "learn to stop; put it inside the chat template's {% generation %}"
+                f"{conversation.where}: no token that ends an answer ({_spelt(speech)}) carries "
+                "loss in the last reply, so that a model would never learn to stop; put it inside "
+                "the chat template's {% generation %}"
             )
     if not supervised:
-        raise BarError(f"source {name}: none of {len(lengths)} conversations has anything to learn "
-                       f"within sequence_length {use.row}; raise it or check the data")
-    return lengths
+        raise BarError(f"source {name}: none of {len(conversations)} conversations has anything to "
+                       f"learn within sequence_length {use.row}; raise it or check the data")
+
+
+def _rendered(conversation: Conversation, speech: Speech) -> tuple[list[int], list[bool]]:
+    """As `render`, with the conversation's place in errors."""
+    try:
+        return render(speech.tokenizer, conversation.messages, speech.template)
+    except BarError as error:
+        raise BarError(f"{conversation.where}: {error}") from None
 
 
 def _ends_reply(ids: Sequence[int], mask: Sequence[bool], stop_ids: frozenset[int]) -> bool:

@@ -23,7 +23,6 @@ _LAYER = re.compile(r"(?<=model\.layers\.)\d+")
 # What of config.json is smaller than the real one's; all else stays as it is there.
 _SHRUNK = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
            "num_key_value_heads", "layer_types", "sliding_window")
-_PUBLISHED_DTYPE = torch.bfloat16  # of every OLMo-2 and OLMo-3
 _PUBLISHED = {"transformers_version": "4.47.0"}  # newer ones look for another model's tokenizer
 # How the tokens are called by which OLMo's tokenizer ends and pads texts.
 _OLMO_TOKENS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
@@ -52,24 +51,22 @@ def write_small_folder(
         raise BarError(f"{source or 'the anchor'} has no tokenizer.json here; give --tokenizer "
                        "with a folder or a tokenizer.json")
     has_weights = source is not None and any((source / name).is_file() for name in (INDEX, SINGLE))
-    config = {} if source is None else read_json(source / "config.json")
-    dtype = _dtype_of(config)
+    dtype = torch.bfloat16 if source is None else hf.stored_type(source)
     weights = _corners(HfReader(source), small.layers) if has_weights else _random(dtype, seed)
     tensors = {name: weights(name, shape) for slot in slots(small.model)
                for name, shape in zip(slot.hf_names, slot.hf_shapes)}
     size = sum(tensor.nbytes for tensor in tensors.values())
     save_torch_state_dict(tensors, target, max_shard_size=size // _SHARDS)
+    ours = hf.hf_config(small.model, dtype, _token_ids(target))
     if source is None:
-        config = hf.hf_config(small.model, dtype, _token_ids(target)) | _PUBLISHED
-    ours = hf.hf_config(small.model, dtype, {})
-    write_json(target / "config.json",
-               config | {key: ours[key] for key in _SHRUNK if key in ours})
-    return "corners of the real tensors" if has_weights else "random"
-
-
-def _dtype_of(config: dict) -> torch.dtype:
-    name = config.get("dtype") or config.get("torch_dtype")
-    return getattr(torch, name) if isinstance(name, str) else _PUBLISHED_DTYPE
+        config = ours | _PUBLISHED
+    else:
+        config = read_json(source / "config.json") | {
+            key: ours[key] for key in _SHRUNK if key in ours}
+    write_json(target / "config.json", config)
+    types = " and ".join(sorted({str(tensor.dtype).removeprefix("torch.")
+                                 for tensor in tensors.values()}))
+    return f"{'corners of the real tensors' if has_weights else 'random'} in {types}"
 
 
 def _corners(reader: HfReader, layers: tuple[int, ...]) -> _Weights:

@@ -67,7 +67,6 @@ class Rehearsed:
     stages: list[Stage]  # as they were run; none where something was wrong before
     showed: dict[str, list[str]]  # by stage
     faults: list[str]
-    weights: str  # what the small models' are
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class _Cast:
     """The small models, and how they are talked to."""
 
     small: Small
-    weights: str
+    weights: dict[str, str]  # what those of each are
     speech: Speech | None
 
 
@@ -93,12 +92,13 @@ def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
     with _place(asked.keep) as folder:
         cast = _cast(recipe, asked, model, folder)
         examined = examine(recipe, cast.speech, model.max_position_embeddings)
-        faults = [*_too_big(plans, asked.machine), *examined.faults]
-        if faults:
-            return Rehearsed(plans, [], examined.found, faults, cast.weights)
+        showed = {role: [f"weights: {what}"] for role, what in cast.weights.items()}
+        showed |= examined.found
+        if faults := [*_too_big(plans, asked.machine), *examined.faults]:
+            return Rehearsed(plans, [], showed, faults)
         short = rewritten(recipe, dataclasses.replace(cast.small, fitting=examined.fitting))
-        faults = _run(short, cast.speech, examined.found)
-        return Rehearsed(plans, stage_graph(short), examined.found, faults, cast.weights)
+        faults = _run(short, cast.speech, showed)
+        return Rehearsed(plans, stage_graph(short), showed, faults)
 
 
 @contextlib.contextmanager
@@ -126,7 +126,7 @@ def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Ca
         longest = max(_SHORTEST_ROW, _CPU_LOGITS // model.vocab_size // _ROW_UNIT * _ROW_UNIT)
     small = Small(folder, f"{recipe.name}-rehearsal", ranks, longest)
     if recipe.pretrain is not None:
-        return _Cast(small, "trained by the recipe", None)
+        return _Cast(small, {}, None)
     layouts = [folded(stage.layout, ranks) for stage in stage_graph(recipe)]
     sizes = shrunken(model, layouts, window=longest // 2)
     folders, weights = {}, {}
@@ -141,10 +141,10 @@ def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Ca
         )
     branches = _branches(recipe, folders["anchor"], folder)
     told = ", ".join(f"{role} {what}" for role, what in weights.items())
-    say(f"small models in {folder / 'models'}: {sizes.model.num_layers} layers, hidden "
-        f"{sizes.model.hidden_size}, {sizes.model.num_heads} heads; weights: {told}")
+    say(f"small models: {sizes.model.num_layers} layers, hidden {sizes.model.hidden_size}, "
+        f"{sizes.model.num_heads} heads; weights: {told}")
     small = dataclasses.replace(small, branches=branches, **folders)
-    return _Cast(small, told, _speech(recipe, folders["anchor"]))
+    return _Cast(small, weights, _speech(recipe, folders["anchor"]))
 
 
 def _branches(recipe: Recipe, anchor: Path, folder: Path) -> dict[str, Path]:

@@ -19,23 +19,20 @@ from megatron_bar.stages.context import evaluation_of, training_of
 
 
 def rehearsal_table(rehearsed: Rehearsed) -> Table:
-    """A line a stage. Columns that begin with `real` are the plan's, for the machine it assumes."""
-    table = Table(box=None, show_lines=False)
-    for column in ("stage", "rehearsed as", "showed", "real needs", "not rehearsed"):
-        table.add_column(column, overflow="fold")
+    """A line a stage; what the real one needs is the plan's, for the machine that it assumes."""
+    columns = "stage", "rehearsed as", "showed", "the real one needs", "not rehearsed"
+    table = Table(*columns, box=None)
     for plan, stage in zip(rehearsed.plans, rehearsed.stages, strict=True):
-        showed = "\n".join(rehearsed.showed.get(stage.name, ["-"]))
-        table.add_row(stage.name, _as(stage), showed, _needs(plan),
-                      "\n".join(_left_out(plan, stage)))
+        table.add_row(stage.name, _as(stage), "\n".join(rehearsed.showed.get(stage.name, [])),
+                      _needs(plan), "\n".join(_left_out(plan, stage)))
     return table
 
 
-def closing(rehearsed: Rehearsed) -> str:
-    """What holds for all stages."""
-    where = ("" if torch.cuda.is_available() else
-             "GPU kernels and NCCL: this was a CPU over gloo. ")
-    return (f"Not rehearsed anywhere: {where}the real weights and their speed (here: "
-            f"{rehearsed.weights}), data beyond the examples that were read, more nodes than one.")
+def closing() -> str:
+    """What no stage's line repeats."""
+    here = "" if torch.cuda.is_available() else "GPU kernels and NCCL (this was a CPU), "
+    return (f"Not rehearsed at all: {here}several nodes, the real model's quality and speed, and "
+            "examples that weren't among those read.")
 
 
 def _as(stage: Stage) -> str:
@@ -57,9 +54,9 @@ def _row(training: Training) -> str:
 
 def _needs(plan: StagePlan) -> str:
     """Processes, memory and time."""
-    words = [f"{plan.stage.layout.processes} GPUs" if plan.memory.weights else "CPU"]
+    words = ["CPU"]
     if plan.memory.weights:
-        words.append(f"{plan.memory.total / 2**30:.0f} GiB each")
+        words = [f"{plan.stage.layout.processes} x {plan.memory.total / 2**30:.0f} GiB of GPU"]
     words.append("? h" if plan.seconds is None else f"{plan.seconds / 3600:,.2f} h")
     return ", ".join(words)
 
