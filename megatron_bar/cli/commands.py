@@ -143,7 +143,7 @@ def _submit(args: argparse.Namespace) -> None:
 
     site_path = args.site or TEMPLATES / "site.yaml"
     chosen = (load_recipe(args.recipe, args.overrides), load_site(site_path),
-              template_of(site_path), args.only, args.start)
+              template_of(site_path), args.only, args.start, args.rehearse)
     if args.dry_run:
         for name, script in scripts_of(*chosen).items():
             print(f"===== {name}\n{script}")

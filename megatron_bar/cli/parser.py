@@ -87,6 +87,7 @@ submit goes on from what stands, and leaves alone what is queued.
   megatron-bar submit recipe.yaml --site mycluster/site.yaml
   megatron-bar submit recipe.yaml --only math                 a domain, a stage or a pattern
   megatron-bar submit recipe.yaml --from merged               that stage and all downstream
+  megatron-bar submit recipe.yaml --rehearse                  a short run first, with a small model
 """,
     "status": """\
   megatron-bar status runs/bar-7b
@@ -236,6 +237,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="a domain, a stage or a pattern; may be given several times")
     submit.add_argument("--from", dest="start", metavar="STAGE",
                         help="this stage and what lies downstream")
+    submit.add_argument("--rehearse", action="store_true",
+                        help="rehearse the recipe in a first job, which all others wait for")
     instead = submit.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print the scripts, submit nothing")
     instead.add_argument("--write", action="store_true",

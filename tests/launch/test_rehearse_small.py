@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +13,20 @@ from megatron_bar.checkpoints.hf import hf_config, model_config_from_hf
 from megatron_bar.checkpoints.hf_weights import INDEX, HfReader
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE, texts
+from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.rehearse.fold import folded, lost_kinds
 from megatron_bar.launch.rehearse.folder import write_small_folder
+from megatron_bar.launch.rehearse.rewrite import Small, rewritten
 from megatron_bar.launch.rehearse.shrink import shrunken
 from megatron_bar.models.presets import PRESETS
+from megatron_bar.recipe.load import load_recipe, save_recipe
+from megatron_bar.recipe.methods import METHODS, stage_graph
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.context import training_of
 from tests.models_hf import random_dense, random_olmo3
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDS = [
     (Layout(64, expert=2), 4, "tp1 pp1 ep2 dp2", []),
     (Layout(256, tensor=2, expert=2), 4, "tp2 pp1 ep2 dp2", []),
@@ -112,3 +119,23 @@ def test_a_folder_from_a_config_alone_is_random_by_its_seed(tmp_path):
     assert not torch.equal(first, other)
     written = json.loads((tmp_path / "first" / "config.json").read_text())
     assert written["extra"] == "kept" and written["vocab_size"] == 100_352
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_rewritten_recipe_is_one_that_stages_can_read(method, tmp_path):
+    """It goes through the checks of a recipe's keys again, as every rank reads it."""
+    recipe = load_recipe(EXAMPLES / "systems" / f"{method}.yaml")
+    first, second = list(recipe.domains.values())[:2]
+    longer = {id(first.sft.data[0]): 90, id(second.sft.data[0]): 250}
+    small = Small(tmp_path, "small", 4, 64, lambda source, kind: longer.get(id(source), 0))
+    short = rewritten(recipe, small)
+    save_recipe(short, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == short
+    check_recipe(short)
+    stages = stage_graph(short)
+    assert [stage.name for stage in stages] == [stage.name for stage in stage_graph(recipe)]
+    lengths = {stage.name: training_of(stage).sequence_length for stage in stages
+               if "training" in stage.settings}
+    assert {name: length for name, length in lengths.items() if name.endswith("sft")} == {
+        name: min(256, training_of(stage).sequence_length)
+        for stage in stage_graph(recipe) if (name := stage.name).endswith("sft")}

@@ -86,6 +86,9 @@ def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
 
     Raises BarError for a recipe that asks for what can't be, and for want of a tokenizer.
     """
+    if asked.model is not None and recipe.anchor and Path(recipe.anchor).is_dir():
+        raise BarError(f"--model is for an anchor that isn't here, and {recipe.anchor} is; leave "
+                       "it out")
     model = planned_model(recipe, asked.model)
     check_recipe(recipe, model)
     plans = plan_stages(recipe, model, asked.machine)
@@ -188,9 +191,11 @@ def _run(short: Recipe, speech: Speech | None, showed: dict[str, list[str]]) -> 
         faults += error.failures
     for stage in stage_graph(short):
         done = read_done(run / stage.name)
-        if done and (summary := done.get("summary")):
+        if done is None:
+            showed[stage.name] = ["not done"]
+        elif summary := done.get("summary"):
             showed.setdefault(stage.name, []).insert(0, summary)
-        if stage.kind == "export" and done:
+        if done and stage.kind == "export":
             try:
                 showed[stage.name] = [_prove(short, run, stage, speech)]
             except BarError as error:

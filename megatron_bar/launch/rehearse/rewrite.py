@@ -19,9 +19,9 @@ from megatron_bar.recipe.schema import (
     Source,
     Training,
 )
-from megatron_bar.runtime.layout import Layout
 
 _STEPS = 2
+_MICRO_BATCHES = 2  # of a rank in a step
 # Examples of a source, by what they are read as; few, and enough for some to be short.
 _COUNTS = {"texts": 4, "chats": 24, "prompts": 16, "items": 2, "words": 200}
 _SAMPLES = 2  # answers to a prompt, the fewest that can be compared
@@ -80,15 +80,19 @@ def few(source: Source, seed: int, kind: str) -> Source:
 
 
 def _domain(name: str, domain: Domain, recipe: Recipe, small: Small) -> Domain:
-    def trained(training: Training | None, kind: str) -> Training | None:
-        return training and _training(training, recipe, small, kind, training.data)
+    def trained(stage: str, kind: str) -> Training | None:
+        # Some methods train all domains in one stage, so that their rows have to be of one length.
+        all_data = [source for each in recipe.domains.values() if getattr(each, stage)
+                    for source in getattr(each, stage).data]
+        training = getattr(domain, stage)
+        return training and _training(training, recipe, small, kind, all_data)
 
     return dataclasses.replace(
         domain,
         checkpoint=domain.checkpoint and str(small.branches[name]),
-        midtrain=trained(domain.midtrain, "texts"),
-        sft=trained(domain.sft, "chats"),
-        rlvr=trained(domain.rlvr, "prompts"),
+        midtrain=trained("midtrain", "texts"),
+        sft=trained("sft", "chats"),
+        rlvr=trained("rlvr", "prompts"),
         routing=_few(domain.routing, recipe, "chats"),
         tasks=_few(domain.tasks, recipe, "items"),
     )
@@ -102,16 +106,14 @@ def _training(
     training: Training, recipe: Recipe, small: Small, kind: str, sources: Sequence[Source]
 ) -> Training:
     """`sources` are what the stage reads, which isn't always what its settings name."""
-    layout = training.layout or recipe.layout
-    fold = folded(layout, small.ranks)
+    fold = folded(training.layout or recipe.layout, small.ranks)
     least = max((small.fitting(source, kind) for source in sources), default=0)
-    rows = fold.data * (2 if training.batch_size > layout.data * training.micro_batch_size else 1)
     short = dataclasses.replace(
         training, steps=_STEPS, epochs=None, tokens=None,
         data=_few(training.data, recipe, kind),
         validation=_few(training.validation, recipe, kind), validate_every=_STEPS,
         sequence_length=_length(training.sequence_length, small.longest, least),
-        batch_size=rows, micro_batch_size=1, layout=fold,
+        batch_size=_MICRO_BATCHES * fold.data, micro_batch_size=1, layout=fold,
         warmup_steps=None if training.warmup_steps is None else 1,
         save_every=1, save_every_minutes=None, keep=1, stop_after_minutes=None, log_every=1,
         # What a real run may skip is what a rehearsal is to find.
@@ -147,10 +149,9 @@ def _pretrain(pretrain: Pretrain, recipe: Recipe, small: Small) -> Pretrain:
 
 
 def _evaluate(evaluate: Evaluate, recipe: Recipe, small: Small) -> Evaluate:
-    layout: Layout = evaluate.layout or recipe.layout
     return dataclasses.replace(
         evaluate, general=_few(evaluate.general, recipe, "items"),
         max_new_tokens=min(evaluate.max_new_tokens, _ANSWER_TOKENS),
         batch_size=min(evaluate.batch_size, 4), samples=min(evaluate.samples, _SAMPLES),
-        layout=folded(layout, small.ranks),
+        layout=folded(evaluate.layout or recipe.layout, small.ranks),
     )

@@ -14,7 +14,7 @@ from megatron_bar.launch.reuse import donors, reused_runs, take_over
 from megatron_bar.launch.slurm import jobs as job_book
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
-from megatron_bar.launch.slurm.script import render, script_path
+from megatron_bar.launch.slurm.script import REHEARSAL, rehearsal, render, script_path
 from megatron_bar.launch.slurm.site import Site, secrets_missing
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
@@ -26,33 +26,43 @@ from megatron_bar.stages.context import identity
 
 
 def scripts_of(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None
+    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
+    rehearse: bool = False,
 ) -> dict[str, str]:
     """The script of each stage that isn't done and none of `reuse` has done, in order.
 
-    Nothing is written or asked of SLURM. `only` and `start` choose among them, as for
-    `submit_recipe`. Raises BarError as it does.
+    Nothing is written or asked of SLURM. `only` and `start` choose among them, and `rehearse` puts
+    another before them, as for `submit_recipe`. Raises BarError as it does.
     """
-    run, stages, scripts = _prepared(recipe, site, template, only, start)
+    run, stages, scripts = _prepared(recipe, site, template, only, start, rehearse)
     taken = donors(stages, run, reused_runs(recipe))
-    return {stage.name: scripts[stage.name] for stage in stale_stages(stages, run, taken)
-            if stage.name in scripts}
+    return _of(scripts, stale_stages(stages, run, taken))
+
+
+def _of(scripts: dict[str, str], stale: list[Stage]) -> dict[str, str]:
+    """Those of `scripts` that are of stale stages, behind the rehearsal's."""
+    wanted = [REHEARSAL, *(stage.name for stage in stale)]
+    found = {name: scripts[name] for name in wanted if name in scripts}
+    return {} if list(found) == [REHEARSAL] else found
 
 
 def _prepared(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str], start: str | None
+    recipe: Recipe, site: Site, template: Path, only: Sequence[str], start: str | None,
+    rehearse: bool,
 ) -> tuple[Path, list[Stage], dict[str, str]]:
     """The run's folder, the stages of a recipe that can work, and the scripts of those chosen."""
     check_recipe(recipe)
     run = Path(recipe.runs) / recipe.name
     stages = stage_graph(recipe)
     chosen = _chosen(stages, only, start)
+    first = [rehearsal(site)] if rehearse else []
     return run, stages, {stage.name: render(stage, run, site, template, Path.cwd())
-                         for stage in stages if stage.name in chosen}
+                         for stage in [*first, *(s for s in stages if s.name in chosen)]}
 
 
 def write_scripts(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None
+    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
+    rehearse: bool = False,
 ) -> Path:
     """Write those scripts into the run's folder, and the recipe they need; returns the folder.
 
@@ -60,24 +70,26 @@ def write_scripts(
     taken over. Raises BarError as `submit_recipe` does, but doesn't look for what a stage needs.
     """
     reused = reused_runs(recipe)
-    run, stages, scripts = _prepared(recipe, site, template, only, start)
+    run, stages, scripts = _prepared(recipe, site, template, only, start, rehearse)
     with _open_run(run):
         active = job_book.active_jobs(run)
         _check_settings(stages, active)
         if not active:
             take_over(stages, run, reused)
-        todo = [stage.name for stage in stale_stages(stages, run) if stage.name in scripts]
-        _write(recipe, run, {name: scripts[name] for name in todo})
+        todo = _of(scripts, stale_stages(stages, run))
+        _write(recipe, run, todo)
     say(f"{run / 'slurm'}: {len(todo)} scripts; submit each with sbatch once its inputs are done")
     return run
 
 
 def submit_recipe(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None
+    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
+    rehearse: bool = False,
 ) -> Path:
     """Queue a job for each stage that isn't done or queued already; returns the run's folder.
 
-    A job starts when those of its stage's inputs have ended well. `only` holds stages, domains or
+    A job starts when those of its stage's inputs have ended well, and with `rehearse` when a
+    rehearsal of the recipe has, which is queued before them. `only` holds stages, domains or
     patterns of stages to confine it to; `start` is a stage to confine it to with all that lies
     downstream.
 
@@ -85,7 +97,7 @@ def submit_recipe(
     neither done nor queued nor chosen, jobs that are queued with other settings, and what SLURM
     refuses.
     """
-    run, stages, scripts = _prepared(recipe, site, template, only, start)
+    run, stages, scripts = _prepared(recipe, site, template, only, start, rehearse)
     if site.runs_here:
         check_installed(recipe)
     if missing := secrets_missing(site):
@@ -103,6 +115,10 @@ def submit_recipe(
         new = [stage for stage in todo if stage.name not in queued]
         _check_inputs(new, {stage.name for stage in stale}, queued)
         cancel_jobs([job.id for job in orphans])
+        if REHEARSAL in active:
+            queued[REHEARSAL] = active[REHEARSAL]
+        elif new and REHEARSAL in scripts:
+            new.insert(0, rehearsal(site))
         _write(recipe, run, {stage.name: scripts[stage.name] for stage in new})
         submitted = _submit(run, new, queued)
     _tell(run, len(stages), submitted, queued)
@@ -171,7 +187,7 @@ def _check_settings(stages: list[Stage], active: dict[str, Job]) -> None:
     """A queued job reads the run's recipe when it starts, so that must not change under it."""
     wanted = {stage.name: identity(stage) for stage in stages}
     for name, job in active.items():
-        if wanted.get(name) != job.identity:
+        if name != REHEARSAL and wanted.get(name) != job.identity:
             raise BarError(f"job {job.id} does {name} with other settings; cancel it first "
                            "(megatron-bar cancel), wait for it, or give the recipe another name")
 
@@ -209,7 +225,7 @@ def _submit(run: Path, new: list[Stage], queued: dict[str, Job]) -> dict[str, Jo
     submitted: dict[str, Job] = {}
     try:
         for stage in new:
-            inputs = dict.fromkeys(stage.inputs.values())
+            inputs = dict.fromkeys([REHEARSAL, *stage.inputs.values()])
             before = [(queued | submitted)[name].id for name in inputs
                       if name in queued or name in submitted]
             job = submit_job(script_path(run, stage.name), before)
