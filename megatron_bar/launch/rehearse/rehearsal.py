@@ -92,8 +92,8 @@ def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
     model = planned_model(recipe, asked.model)
     check_recipe(recipe, model)
     plans = plan_stages(recipe, model, asked.machine)
-    with _place(asked.keep) as folder:
-        cast = _cast(recipe, asked, model, folder)
+    with _place(asked.keep) as place:
+        cast = _cast(recipe, asked, model, place.folder)
         examined = examine(recipe, cast.speech, model.max_position_embeddings)
         showed = {role: [f"weights: {what}"] for role, what in cast.weights.items()}
         showed |= examined.found
@@ -101,25 +101,38 @@ def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
             return Rehearsed(plans, [], showed, faults)
         short = rewritten(recipe, dataclasses.replace(cast.small, fitting=examined.fitting))
         faults = _run(short, cast.speech, showed)
+        place.stays = place.stays or bool(faults)
         return Rehearsed(plans, stage_graph(short), showed, faults)
 
 
+@dataclass
+class _Place:
+    """A folder for all that is made. It stays where it was asked for, and for logs of failures."""
+
+    folder: Path
+    stays: bool
+
+
 @contextlib.contextmanager
-def _place(keep: Path | None) -> Iterator[Path]:
-    """A folder for all that is made; `keep` starts empty, what another rehearsal left is removed.
+def _place(keep: Path | None) -> Iterator[_Place]:
+    """A new folder, or `keep` without what another rehearsal left there.
 
     Raises BarError where `keep` holds anything else.
     """
     if keep is None:
-        with tempfile.TemporaryDirectory(prefix="megatron-bar-rehearsal-") as folder:
-            yield Path(folder)
-        return
-    if keep.exists() and not (keep / _MARK).is_file():
-        raise BarError(f"--keep {keep} exists and is no rehearsal's folder; name another")
-    shutil.rmtree(keep, ignore_errors=True)
-    keep.mkdir(parents=True)
-    write_json(keep / _MARK, {})
-    yield keep
+        place = _Place(Path(tempfile.mkdtemp(prefix="megatron-bar-rehearsal-")), stays=False)
+    else:
+        if keep.exists() and not (keep / _MARK).is_file():
+            raise BarError(f"--keep {keep} exists and is no rehearsal's folder; name another")
+        shutil.rmtree(keep, ignore_errors=True)
+        keep.mkdir(parents=True)
+        write_json(keep / _MARK, {})
+        place = _Place(keep, stays=True)
+    try:
+        yield place
+    finally:
+        if not place.stays:
+            shutil.rmtree(place.folder, ignore_errors=True)
 
 
 def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Cast:
@@ -193,20 +206,20 @@ def _run(short: Recipe, speech: Speech | None, showed: dict[str, list[str]]) -> 
         done = read_done(run / stage.name)
         if done is None:
             showed[stage.name] = ["not done"]
-        elif summary := done.get("summary"):
-            showed.setdefault(stage.name, []).insert(0, summary)
-        if done and stage.kind == "export":
+        elif stage.kind == "export":
             try:
-                showed[stage.name] = [_prove(short, run, stage, speech)]
+                showed[stage.name] = [_proof(short, run, stage, speech)]
             except BarError as error:
                 faults.append(f"{stage.name}: {error}")
+        elif summary := done.get("summary"):
+            showed.setdefault(stage.name, []).insert(0, summary)
     return faults
 
 
-def _prove(short: Recipe, run: Path, stage: Stage, speech: Speech | None) -> str:
+def _proof(short: Recipe, run: Path, export: Stage, speech: Speech | None) -> str:
     model = final_model(short, run)
     if speech is None:
         template = chat_template(None, AutoTokenizer.from_pretrained(model))
     else:
         template = speech.template
-    return prove_export(run / stage.inputs["checkpoint"] / "checkpoint", model, template)
+    return prove_export(run / export.inputs["checkpoint"] / "checkpoint", model, template)
