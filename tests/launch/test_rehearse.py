@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,9 @@ def test_the_published_recipes_are_rehearsed_with_sample_data(
     print(said)
     assert "no faults; the recipe is ready to run" in said
     assert "frozen parameters bit-identical" in said and "the chat template renders" in said
-    if "math" in recipe["domains"]:
-        assert "math_prompts: 22 of 22 reference answers are rewarded" in said
+    for name in {"math", "code"} & set(recipe["domains"]):
+        rewarded = re.search(rf"{name}_prompts: (\d+) of (\d+) reference answers", said)
+        assert rewarded and rewarded[1] == rewarded[2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "recipe.yaml", "tokenizer"]
 
 

@@ -24,7 +24,7 @@ def rehearsal_table(rehearsed: Rehearsed) -> Table:
     table = Table(*columns, box=None)
     for plan, stage in zip(rehearsed.plans, rehearsed.stages, strict=True):
         table.add_row(stage.name, _as(stage), "\n".join(rehearsed.showed.get(stage.name, [])),
-                      _needs(plan), "\n".join(_left_out(plan, stage)))
+                      _needs(plan), "; ".join(_left_out(plan, stage)))
     return table
 
 
@@ -75,9 +75,9 @@ def _left_out(plan: StagePlan, stage: Stage) -> Iterator[str]:
 def _layouts(real: Layout, fold: Layout) -> Iterator[str]:
     if real.processes == fold.processes:
         return
-    yield f"{real.processes} processes as {real}"
+    yield str(real)
     if lost := lost_kinds(real, fold):
-        yield f"{' and '.join(lost)} parallelism: more processes than here"
+        yield f"{' and '.join(lost)} parallelism at all, for want of ranks"
 
 
 def _trainings(real: Training, short: Training, model: ModelConfig) -> Iterator[str]:
@@ -86,8 +86,8 @@ def _trainings(real: Training, short: Training, model: ModelConfig) -> Iterator[
         yield f"rows of {_row(real)} tokens"
     if isinstance(real, Rlvr):
         if real.prompt_length + real.response_length > positions:
-            yield f"answers end at the model's position {positions:,}"
+            yield f"answers end at position {positions:,}, the model's last"
         if real.rollout_servers:
             yield "the rollout servers"
     elif real.sequence_length > positions:
-        yield f"rows are longer than the model's {positions:,} positions"
+        yield f"which is more than the model's {positions:,} positions"
