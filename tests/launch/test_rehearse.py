@@ -59,7 +59,7 @@ def test_the_published_recipes_are_rehearsed_with_sample_data(
     said = capsys.readouterr().out
     print(said)
     assert "no faults; the recipe is ready to run" in said
-    assert "frozen parameters bit-identical" in said and "the chat template renders" in said
+    assert "frozen parameters bit-identical" in said and "its chat template renders" in said
     for name in {"math", "code"} & set(recipe["domains"]):
         rewarded = re.search(rf"{name}_prompts: (\d+) of (\d+) reference answers", said)
         assert rewarded and rewarded[1] == rewarded[2]

@@ -208,7 +208,7 @@ def _run(short: Recipe, speech: Speech | None, showed: dict[str, list[str]]) -> 
             showed[stage.name] = ["not done"]
         elif stage.kind == "export":
             try:
-                showed[stage.name] = [_proof(short, run, stage, speech)]
+                showed[stage.name] = _proof(short, run, stage, speech)
             except BarError as error:
                 faults.append(f"{stage.name}: {error}")
         elif summary := done.get("summary"):
@@ -216,7 +216,7 @@ def _run(short: Recipe, speech: Speech | None, showed: dict[str, list[str]]) -> 
     return faults
 
 
-def _proof(short: Recipe, run: Path, export: Stage, speech: Speech | None) -> str:
+def _proof(short: Recipe, run: Path, export: Stage, speech: Speech | None) -> list[str]:
     model = final_model(short, run)
     if speech is None:
         template = chat_template(None, AutoTokenizer.from_pretrained(model))
