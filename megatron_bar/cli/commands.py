@@ -98,7 +98,7 @@ def _rehearse(args: argparse.Namespace) -> None:
     for fault in rehearsed.faults:
         say(f"fault: {fault}")
     if rehearsed.faults:
-        raise BarError(f"{len(rehearsed.faults)} faults; the recipe isn't ready to run")
+        raise BarError(f"the recipe isn't ready to run; faults: {len(rehearsed.faults)}")
     say("no faults; the recipe is ready to run")
 
 

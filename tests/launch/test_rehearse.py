@@ -100,4 +100,4 @@ def test_a_stage_that_changes_the_type_of_frozen_tensors(tmp_path, monkeypatch, 
     said = capsys.readouterr()
     (fault,) = [line for line in said.out.splitlines() if line.startswith("fault: ")]
     assert fault.startswith("fault: stage math/sft: ") and "changed" in fault
-    assert "1 faults; the recipe isn't ready to run" in said.err
+    assert "the recipe isn't ready to run; faults: 1" in said.err

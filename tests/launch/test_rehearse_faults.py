@@ -148,7 +148,7 @@ def test_a_fault_is_a_line_before_any_stage_runs(
     faults = [line for line in said.out.splitlines() if line.startswith("fault: ")]
     pattern = re.compile(f"fault: {FAULTS[spoil]}")
     assert any(pattern.match(line) for line in faults), said.out
-    assert "faults; the recipe isn't ready to run" in said.err
+    assert "the recipe isn't ready to run; faults: " in said.err
     assert "stages to run" not in said.out and not (tmp_path / "runs").exists()
 
 

@@ -18,6 +18,7 @@ from megatron_bar.launch.rehearse.rewrite import few
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr, Source
+from megatron_bar.rlvr.verifiers import verifier_name
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import parts_of, sources, training_of
@@ -49,15 +50,15 @@ class _Use:
 
 @dataclass
 class Examined:
-    """What is wrong with the sources, what was found right, and how long some examples are."""
+    """What is wrong with the sources, what was found right, and how long examples are."""
 
     faults: list[str] = field(default_factory=list)
     found: dict[str, list[str]] = field(default_factory=dict)  # by stage
-    _fitting: dict[tuple, int] = field(default_factory=dict)
+    quartiles: dict[tuple, int] = field(default_factory=dict)  # tokens, by source and kind
 
     def fitting(self, source: Source, kind: str) -> int:
         """Tokens of a row that holds a quarter of the source's few examples; 0 of cut texts."""
-        return self._fitting.get(_key(source, kind), 0)
+        return self.quartiles.get(_key(source, kind), 0)
 
 
 def examine(recipe: Recipe, speech: Speech | None, positions: int) -> Examined:
@@ -139,7 +140,7 @@ def _examine(
         if use.kind == "prompts" and min(lengths) > use.row:
             raise BarError(f"source {drawn.name}: none of {len(own)} prompts is as short as "
                            f"prompt_length {use.row}; raise it")
-    examined._fitting[_key(use.source, use.kind)] = sorted(lengths)[len(lengths) // 4]
+    examined.quartiles[_key(use.source, use.kind)] = sorted(lengths)[len(lengths) // 4]
     return told
 
 
@@ -215,7 +216,7 @@ def _scored(source: Source, name: str, conversations: Sequence[Conversation]) ->
     worth: Worth = worth_of_references(source, conversations)
     if worth.known and not worth.earned:
         raise BarError(
-            f"{worth.first_without}: verifier {source.verifier or 'exact'} gives the reference "
+            f"{worth.first_without}: verifier {verifier_name(source)} gives the reference "
             f"answer no reward, nor that of {worth.known - 1} more items of source {name}; correct "
             "verifier or reference_column"
         )
