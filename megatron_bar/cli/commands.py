@@ -93,6 +93,26 @@ def _plan(args: argparse.Namespace) -> int:
     return DOES_NOT_FIT if any(plan.too_big for plan in plans) else 0
 
 
+def _rehearse(args: argparse.Namespace) -> None:
+    from megatron_bar.launch.plan.compute import machine_named
+    from megatron_bar.launch.rehearse.rehearsal import Asked, rehearse
+    from megatron_bar.launch.rehearse.table import closing, rehearsal_table
+    from megatron_bar.recipe.load import load_recipe
+    from megatron_bar.runtime.console import print_wide, say
+
+    machine = machine_named(args.gpu, args.memory, args.efficiency)
+    asked = Asked(machine, _processes(args), args.model, args.tokenizer, args.keep)
+    rehearsed = rehearse(load_recipe(args.recipe, args.overrides), asked)
+    if rehearsed.stages:
+        print_wide(rehearsal_table(rehearsed))
+        print(closing())
+    for fault in rehearsed.faults:
+        say(f"fault: {fault}")
+    if rehearsed.faults:
+        raise BarError(f"the recipe isn't ready to run; faults: {len(rehearsed.faults)}")
+    say("no faults; the recipe is ready to run")
+
+
 def _upgrade(args: argparse.Namespace) -> None:
     from megatron_bar.analysis.upgrade import upgrade_table
     from megatron_bar.launch.upgrade import Asked, undo, upgrade
@@ -134,7 +154,7 @@ def _submit(args: argparse.Namespace) -> None:
 
     site_path = args.site or TEMPLATES / "site.yaml"
     chosen = (load_recipe(args.recipe, args.overrides), load_site(site_path),
-              template_of(site_path), args.only, args.start)
+              template_of(site_path), args.only, args.start, args.rehearse)
     if args.dry_run:
         for name, script in scripts_of(*chosen).items():
             print(f"===== {name}\n{script}")
@@ -193,7 +213,7 @@ def _dtype(args: argparse.Namespace):
 
 def _processes(args: argparse.Namespace) -> int | None:
     if args.processes is not None and args.processes < 1:
-        raise BarError(f"--processes {args.processes}: at least 1 must write")
+        raise BarError(f"--processes {args.processes}: give at least 1")
     return args.processes
 
 
@@ -264,8 +284,8 @@ def _verify_numbers(args: argparse.Namespace, checkpoint: Path, hf_dir: Path) ->
 
 
 COMMANDS = {
-    "run": _run, "compare": _compare, "data": _data, "plan": _plan, "upgrade": _upgrade,
-    "submit": _submit, "status": _status, "cancel": _cancel, "stage": _stage, "import": _import,
-    "export": _export, "branch": _branch, "merge": _merge, "verify": _verify,
-    "evaluate": evaluation.evaluate, "report": evaluation.report,
+    "run": _run, "compare": _compare, "data": _data, "plan": _plan, "rehearse": _rehearse,
+    "upgrade": _upgrade, "submit": _submit, "status": _status, "cancel": _cancel,
+    "stage": _stage, "import": _import, "export": _export, "branch": _branch, "merge": _merge,
+    "verify": _verify, "evaluate": evaluation.evaluate, "report": evaluation.report,
 }

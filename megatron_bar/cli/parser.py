@@ -74,6 +74,16 @@ Nothing is run. What is assumed stands below the tables.
   megatron-bar plan examples/bar-7b.yaml --plot growth.png
   megatron-bar plan recipe.yaml layout.processes=256 --efficiency 0.4
 """,
+    "rehearse": """\
+Takes the recipe through all of its stages, in real ranks, with a model of two narrow layers that is
+made like the anchor, and a few steps a stage; then loads the export with transformers, compares,
+talks to it and generates. The recipe's own data, tokenizer, templates, verifiers and number types
+are used; of its layouts as much as there are processes for. Nothing of the real run is touched.
+
+  megatron-bar rehearse recipe.yaml
+  megatron-bar rehearse recipe.yaml layout.tensor=4 --keep rehearsed
+  megatron-bar rehearse examples/bar-7b.yaml --tokenizer OLMo-2-1124-7B     models that aren't here
+""",
     "submit": """\
 Queues a job for each stage that isn't done, with dependencies; branches run side by side. A second
 submit goes on from what stands, and leaves alone what is queued.
@@ -83,6 +93,7 @@ submit goes on from what stands, and leaves alone what is queued.
   megatron-bar submit recipe.yaml --site mycluster/site.yaml
   megatron-bar submit recipe.yaml --only math                 a domain, a stage or a pattern
   megatron-bar submit recipe.yaml --from merged               that stage and all downstream
+  megatron-bar submit recipe.yaml --rehearse                  a short run first, with a small model
 """,
     "status": """\
   megatron-bar status runs/bar-7b
@@ -214,12 +225,19 @@ def build_parser() -> argparse.ArgumentParser:
     plan = command("plan", "work out what a recipe needs and costs, before it is run")
     plan.add_argument("recipe", type=Path)
     plan.add_argument("overrides", nargs="*", metavar="key=value")
-    plan.add_argument("--model", help="sizes to plan with, where the anchor isn't at hand")
-    plan.add_argument("--gpu", default="H100", help="what the GPUs are (default: H100)")
-    plan.add_argument("--memory", type=int, default=80, help="GiB of one GPU (default: 80)")
-    plan.add_argument("--efficiency", type=float, default=0.35,
-                      help="share of the peak that training reaches (default: 0.35)")
+    _add_machine(plan)
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw how the cost grows")
+
+    rehearse = command("rehearse", "run a recipe small and short, before the real run")
+    rehearse.add_argument("recipe", type=Path)
+    rehearse.add_argument("overrides", nargs="*", metavar="key=value")
+    rehearse.add_argument("--processes", type=int, metavar="N",
+                          help="ranks of a stage at most (default: the GPUs, or 4 of a CPU)")
+    rehearse.add_argument("--tokenizer", type=Path, metavar="PATH",
+                          help="a folder or a tokenizer.json, where the anchor's isn't here")
+    rehearse.add_argument("--keep", type=Path, metavar="FOLDER",
+                          help="leave the small models and their run there")
+    _add_machine(rehearse)
 
     upgrade = command("upgrade", "change experts of a finished run")
     upgrade.add_argument("run", type=Path, help="the run's folder")
@@ -244,6 +262,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help="a domain, a stage or a pattern; may be given several times")
     submit.add_argument("--from", dest="start", metavar="STAGE",
                         help="this stage and what lies downstream")
+    submit.add_argument("--rehearse", action="store_true",
+                        help="rehearse the recipe in a first job, which all others wait for")
     instead = submit.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print the scripts, submit nothing")
     instead.add_argument("--write", action="store_true",
@@ -355,6 +375,15 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_yes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true",
                         help="replace finished training without a question")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """What a plan is made for."""
+    parser.add_argument("--model", help="sizes to plan with, where the anchor isn't at hand")
+    parser.add_argument("--gpu", default="H100", help="what the GPUs are (default: H100)")
+    parser.add_argument("--memory", type=int, default=80, help="GiB of one GPU (default: 80)")
+    parser.add_argument("--efficiency", type=float, default=0.35,
+                        help="share of the peak that training reaches (default: 0.35)")
 
 
 def _add_dtype(parser: argparse.ArgumentParser) -> None:

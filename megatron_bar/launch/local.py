@@ -31,6 +31,14 @@ from megatron_bar.stages.export_hf import MODEL_FOLDER
 from megatron_bar.stages.registry import run_stage
 
 
+class StagesFailed(BarError):
+    """Some stages of a run failed; `failures` has a line for each."""
+
+    def __init__(self, failures: Sequence[str]) -> None:
+        super().__init__("; ".join(failures))
+        self.failures = list(failures)
+
+
 @dataclass
 class _Running:
     stage: Stage
@@ -46,9 +54,9 @@ def run_recipe(recipe: Recipe, jobs: int | None = None, yes: bool = False) -> Pa
     user is asked, unless `yes`.
 
     Raises BarError before anything is written for a recipe that can't work, for training that the
-    user doesn't want to be replaced, and if a stage fails (with its message and log), or another
-    `run` or a SLURM job is at work; ContinueLater when a stop signal came, which the stages that
-    run were given too.
+    user doesn't want to be replaced, or if another `run` or a SLURM job is at work; StagesFailed,
+    with messages and logs; and ContinueLater when a stop signal came, which the stages that run
+    were given too.
     """
     (run,) = run_recipes([recipe], jobs, yes)
     return run
@@ -145,7 +153,7 @@ class _Scheduler:
             for running in self.running:
                 running.job.stop()
         if self.failed:
-            raise BarError("; ".join(self.failed))
+            raise StagesFailed(self.failed)
         if self.stopped or signals.received is not None:
             raise ContinueLater(f"{self.run}: {', '.join(self.stopped) or 'no stage'} was stopped")
 

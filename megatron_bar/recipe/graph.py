@@ -33,7 +33,7 @@ ALL = "all"  # the folder of stages that train on all domains at once, and the m
 TAKEN_NAMES = frozenset({
     "base", "anchor", "pretrained", "merged", "routed", "hf", "evaluate", "report", "logs",
     "general", "data", ALL, "published", "branches", "sections", "suites", "before", "slurm",
-    "replaced",
+    "replaced", "rehearsal",
 })
 # A routed model that is evaluated without one of its experts.
 WITHOUT = "without-"

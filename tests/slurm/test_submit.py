@@ -184,6 +184,44 @@ def test_a_dry_run_needs_nothing_that_only_the_jobs_need(
     assert "sbatch isn't here" in capsys.readouterr().err
 
 
+def test_a_rehearsal_is_a_job_that_all_others_wait_for(workplace, capsys, tmp_path, monkeypatch):
+    scripts = _scripts(capsys, "--rehearse", "--only", "math")
+    assert next(iter(scripts)) == "rehearsal" and len(scripts) == 5
+    script = scripts["rehearsal"]
+    assert ' rehearse "$run/recipe.yaml" --processes 8 --keep "$run/$stage"' in script
+    assert "#SBATCH --nodes=1\n" in script and "#SBATCH --gpus-per-node=8\n" in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    _fake_slurm(tmp_path / "bin", monkeypatch)
+    command = ["submit", "recipe.yaml", "--rehearse", "--site", _site(workplace)]
+    assert main([*command, "--only", "anchor"]) == 0
+    assert main([*command, "--only", "anchor", "--only", "math/branch"]) == 0
+    told = (tmp_path / "bin" / "told").read_text().splitlines()
+    assert [line.rpartition("/")[2] for line in told] == [
+        "rehearsal.sbatch", "anchor.sbatch", "evaluate-anchor.sbatch", "math-branch.sbatch"]
+    assert "--dependency" not in told[0] and "--dependency=afterok:1 " in told[1]
+    assert all("--dependency=afterok:1:2 " in line for line in told[2:])
+    capsys.readouterr()
+    assert main(["status", "runs/bar-7b"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["rehearsal", "1", "pending"]
+    assert main(["cancel", "runs/bar-7b"]) == 0
+    assert "cancelled: rehearsal, anchor, evaluate/anchor, math/branch" in capsys.readouterr().out
+
+
+def _fake_slurm(folder: Path, monkeypatch) -> None:
+    """sbatch numbers its jobs and writes down what it is told; they wait for ever."""
+    folder.mkdir()
+    commands = {
+        "sbatch": f'echo "$*" >> {folder}/told\nwc -l < {folder}/told | tr -d " "\n',
+        "squeue": f'for job in $(seq $(wc -l < {folder}/told)); do '
+                  'echo "$job|PENDING|None|0:00"; done\n',
+        "scancel": "",
+    }
+    for name, script in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
 def test_only_and_from_choose_stages(workplace, capsys):
     everything = _scripts(capsys)
     assert len(everything) == 15

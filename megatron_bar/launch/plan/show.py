@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -62,7 +63,7 @@ def memory_table(plans: Sequence[StagePlan], machine: Machine) -> Table:
             continue
         advice = "fits"
         if plan.too_big:
-            advice = (f"too big; fits with {_keys(plan)}" if plan.cure
+            advice = (f"too big; fits with {keys_of(plan.cure)}" if plan.cure
                       else "too big; needs more processes")
         table.add_row(
             plan.stage.name, str(plan.stage.layout),
@@ -145,9 +146,10 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _keys(plan: StagePlan) -> str:
-    words = [f"{key} {value}" for key, value in plan.cure.items() if key != "layout"]
-    layout = plan.cure.get("layout")
+def keys_of(cure: Mapping[str, Any]) -> str:
+    """What would make a stage fit, in a few words."""
+    words = [f"{key} {value}" for key, value in cure.items() if key != "layout"]
+    layout = cure.get("layout")
     return ", ".join(words + ([] if layout is None else [
         f"{name} {size}" for name, size in _sizes(layout).items()
     ]))

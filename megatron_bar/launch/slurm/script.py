@@ -13,12 +13,19 @@ from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.slurm.site import Nodes, Site
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.layout import Layout
 
+REHEARSAL = "rehearsal"  # a job before all others, and its folder; no stage of a recipe
 _PLAIN = re.compile(r"[\w./:=@%+,-]+")
 
 
 def script_path(run: Path, stage: str) -> Path:
     return run / "slurm" / f"{stage.replace('/', '-')}.sbatch"
+
+
+def rehearsal(site: Site) -> Stage:
+    """What a rehearsal asks of the cluster: a whole node of those that train."""
+    return Stage(REHEARSAL, REHEARSAL, layout=Layout(processes=site.gpu_nodes.ranks))
 
 
 def stage_nodes(stage: Stage, site: Site) -> tuple[Nodes, int, int]:

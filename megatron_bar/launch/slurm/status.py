@@ -13,6 +13,7 @@ from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.slurm.attempts import read_attempts
 from megatron_bar.launch.slurm.jobs import Job, active_jobs, read_jobs
 from megatron_bar.launch.slurm.scheduler import JobState, cancel_jobs, job_states
+from megatron_bar.launch.slurm.script import REHEARSAL
 from megatron_bar.launch.work import stale_stages
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import load_recipe
@@ -46,6 +47,8 @@ def stage_statuses(run: Path) -> list[StageStatus]:
     jobs = read_jobs(run)
     states = job_states([job.id for job in jobs.values()])
     stale = {stage.name for stage in stale_stages(stages, run)}
+    if REHEARSAL in jobs:
+        stages.insert(0, Stage(REHEARSAL, REHEARSAL))
     return [_status(run, stage, stage.name in stale, jobs.get(stage.name), states)
             for stage in stages]
 
@@ -69,7 +72,7 @@ def cancel(run: Path, only: Sequence[str] = ()) -> list[str]:
     from megatron_bar.launch.slurm.submit import matching_stages  # loads all that a run needs
 
     stages = _stages(run)
-    names = matching_stages(stages, only) if only else {stage.name for stage in stages}
+    names = matching_stages(stages, only) if only else {REHEARSAL, *(s.name for s in stages)}
     ending = {name: job for name, job in active_jobs(run, settled=False).items() if name in names}
     cancel_jobs([job.id for job in ending.values()])
     return list(ending)
@@ -100,7 +103,7 @@ def _status(
     elif state is not None:
         said = f"{state.state.lower()} ({state.reason})"
     elif job is not None:
-        said = "ended, not done"
+        said = "ended" if stage.kind == REHEARSAL else "ended, not done"
     else:
         said = "stale" if done else "not submitted"
     if not done and (kept := replaced_folder(run, stage.name)).is_dir():

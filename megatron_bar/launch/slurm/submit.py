@@ -16,7 +16,7 @@ from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.slurm import jobs as job_book
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
-from megatron_bar.launch.slurm.script import render, script_path
+from megatron_bar.launch.slurm.script import REHEARSAL, rehearsal, render, script_path
 from megatron_bar.launch.slurm.site import Site, secrets_missing
 from megatron_bar.launch.starts import weights_here
 from megatron_bar.launch.work import Work, run_folder, stale_stages, work_of
@@ -30,18 +30,26 @@ from megatron_bar.stages.context import identity
 
 
 def scripts_of(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None
+    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
+    rehearse: bool = False,
 ) -> dict[str, str]:
     """The script of each stage that isn't done and none of `reuse` has done, in order.
 
-    Nothing is written or asked of SLURM. `only` and `start` choose among them, as for
-    `submit_recipe`. Raises BarError as it does; but where the models that the recipe starts from
-    aren't on this machine, neither need the data be.
+    Nothing is written or asked of SLURM. `only` and `start` choose among them, and `rehearse` puts
+    another before them, as for `submit_recipe`. Raises BarError as it does; but where the models
+    that the recipe starts from aren't on this machine, neither need the data be.
     """
-    work, scripts = _prepared(recipe, site, template, only, start, elsewhere=True)
+    work, scripts = _prepared(recipe, site, template, only, start, rehearse, elsewhere=True)
     for loss in work.lost:
         warn(f"to be trained anew: {loss}")
-    return {name: scripts[name] for name in work.names}
+    return _of(scripts, work.todo)
+
+
+def _of(scripts: dict[str, str], stale: list[Stage]) -> dict[str, str]:
+    """Those of `scripts` that are of stale stages, behind the rehearsal's."""
+    wanted = [REHEARSAL, *(stage.name for stage in stale)]
+    found = {name: scripts[name] for name in wanted if name in scripts}
+    return {} if list(found) == [REHEARSAL] else found
 
 
 def _prepared(
@@ -50,6 +58,7 @@ def _prepared(
     template: Path,
     only: Sequence[str],
     start: str | None,
+    rehearse: bool,
     elsewhere: bool,
 ) -> tuple[Work, dict[str, str]]:
     """The work of a recipe that can be done, and the scripts of the stages that are chosen.
@@ -59,8 +68,9 @@ def _prepared(
     stages = stage_graph(recipe)
     chosen = _chosen(stages, only, start)
     run = run_folder(recipe)
+    first = [rehearsal(site)] if rehearse else []
     scripts = {stage.name: render(stage, run, site, template, Path.cwd())
-               for stage in stages if stage.name in chosen}
+               for stage in [*first, *(s for s in stages if s.name in chosen)]}
     work = work_of(recipe, chosen)
     check_works([work], installed=site.runs_here and not elsewhere,
                 absent=not elsewhere or weights_here(recipe))
@@ -69,14 +79,14 @@ def _prepared(
 
 def write_scripts(
     recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
-    yes: bool = False,
+    rehearse: bool = False, yes: bool = False,
 ) -> Path:
     """Write those scripts into the run's folder, and the recipe they need; returns the folder.
 
     Nothing is queued: they are there to be changed, and submitted by hand. What `reuse` has is
     taken over. Raises BarError as `scripts_of` does.
     """
-    work, scripts = _prepared(recipe, site, template, only, start, elsewhere=True)
+    work, scripts = _prepared(recipe, site, template, only, start, rehearse, elsewhere=True)
     run, stages = work.run, work.stages
     with _open_run(run):
         active = job_book.active_jobs(run)
@@ -84,19 +94,20 @@ def write_scripts(
         agree([loss for loss in work.lost if loss.stage not in active], yes)
         if not active:
             take_over(stages, run, [Path(other) for other in recipe.reuse])
-        todo = [stage.name for stage in stale_stages(stages, run) if stage.name in scripts]
-        _write(recipe, run, {name: scripts[name] for name in todo})
+        todo = _of(scripts, stale_stages(stages, run))
+        _write(recipe, run, todo)
     say(f"{run / 'slurm'}: {len(todo)} scripts; submit each with sbatch once its inputs are done")
     return run
 
 
 def submit_recipe(
     recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
-    yes: bool = False,
+    rehearse: bool = False, yes: bool = False,
 ) -> Path:
     """Queue a job for each stage that isn't done or queued already; returns the run's folder.
 
-    A job starts when those of its stage's inputs have ended well. `only` holds stages, domains or
+    A job starts when those of its stage's inputs have ended well, and with `rehearse` when a
+    rehearsal of the recipe has, which is queued before them. `only` holds stages, domains or
     patterns of stages to confine it to; `start` is a stage to confine it to with all that lies
     downstream. Where finished training would be replaced the user is asked, unless `yes`.
 
@@ -104,7 +115,7 @@ def submit_recipe(
     doesn't want to be replaced, a stage whose input is neither done nor queued nor chosen, jobs
     that are queued with other settings, and what SLURM refuses.
     """
-    work, scripts = _prepared(recipe, site, template, only, start, elsewhere=False)
+    work, scripts = _prepared(recipe, site, template, only, start, rehearse, elsewhere=False)
     run, stages = work.run, work.stages
     if missing := secrets_missing(site):
         raise BarError(f"the site's secrets {', '.join(missing)} are not set; export them first")
@@ -121,6 +132,10 @@ def submit_recipe(
         new = [stage for stage in todo if stage.name not in queued]
         _check_inputs(new, {stage.name for stage in stale}, queued)
         cancel_jobs([job.id for job in orphans])
+        if REHEARSAL in active:
+            queued[REHEARSAL] = active[REHEARSAL]
+        elif new and REHEARSAL in scripts:
+            new.insert(0, rehearsal(site))
         _write(recipe, run, {stage.name: scripts[stage.name] for stage in new})
         submitted = _submit(run, new, queued)
     _tell(run, len(stages), submitted, queued)
@@ -189,7 +204,7 @@ def _check_settings(stages: list[Stage], active: dict[str, Job]) -> None:
     """A queued job reads the run's recipe when it starts, so that must not change under it."""
     wanted = {stage.name: identity(stage) for stage in stages}
     for name, job in active.items():
-        if wanted.get(name) != job.identity:
+        if name != REHEARSAL and wanted.get(name) != job.identity:
             raise BarError(f"job {job.id} does {name} with other settings; cancel it first "
                            "(megatron-bar cancel), wait for it, or give the recipe another name")
 
@@ -227,7 +242,7 @@ def _submit(run: Path, new: list[Stage], queued: dict[str, Job]) -> dict[str, Jo
     submitted: dict[str, Job] = {}
     try:
         for stage in new:
-            inputs = dict.fromkeys(stage.inputs.values())
+            inputs = dict.fromkeys([REHEARSAL, *stage.inputs.values()])
             before = [(queued | submitted)[name].id for name in inputs
                       if name in queued or name in submitted]
             job = submit_job(script_path(run, stage.name), before)

@@ -1,0 +1,157 @@
+"""A recipe made short: the same stages on the same sources, with a few steps on a few examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_bar.data.sources import open_source
+from megatron_bar.launch.rehearse.fold import folded
+from megatron_bar.recipe.graph import route_training
+from megatron_bar.recipe.schema import (
+    Domain,
+    Evaluate,
+    Pretrain,
+    Recipe,
+    Rlvr,
+    Source,
+    Training,
+)
+
+_STEPS = 2
+_MICRO_BATCHES = 2  # of a rank in a step
+# Examples of a source, by what they are read as; few, and enough for some to be short.
+_COUNTS = {"texts": 4, "chats": 24, "prompts": 16, "items": 2, "words": 200}
+_SAMPLES = 2  # answers to a prompt, the fewest that can be compared
+_ANSWER_TOKENS = 8
+_SHARE_DRAWN = 0.5  # of the few conversations that are left for route
+_ROW_UNIT = 64  # rows are a multiple of it, so that context and tensor ranks can share them
+
+Lengths = Callable[[Source, str], int]
+
+
+@dataclass(frozen=True)
+class Small:
+    """What a rehearsal is made with.
+
+    `longest` is the tokens that a row may have without taking long; `fitting(source, kind)` those
+    that it needs to hold some of the source's examples.
+    """
+
+    folder: Path  # of all that the rehearsal writes
+    name: str  # of its run
+    ranks: int
+    longest: int
+    fitting: Lengths = lambda source, kind: 0
+    anchor: Path | None = None
+    pretrained: Path | None = None
+    branches: dict[str, Path] = dataclasses.field(default_factory=dict)
+
+
+def rewritten(recipe: Recipe, small: Small) -> Recipe:
+    """`recipe` with the models, lengths and layouts of a rehearsal, in a folder of its own."""
+    return dataclasses.replace(
+        recipe,
+        name=small.name, runs=str(small.folder), reuse=[],
+        anchor=small.anchor and str(small.anchor),
+        pretrained=small.pretrained and str(small.pretrained),
+        pretrain=recipe.pretrain and _pretrain(recipe.pretrain, recipe, small),
+        layout=folded(recipe.layout, small.ranks),
+        domains={name: _domain(name, domain, recipe, small)
+                 for name, domain in recipe.domains.items()},
+        route=dataclasses.replace(
+            recipe.route, fraction=max(recipe.route.fraction, _SHARE_DRAWN),
+            training=_training(route_training(recipe), recipe, small, "chats", [
+                source for domain in recipe.domains.values()
+                for source in domain.routing or (domain.sft.data if domain.sft else [])]),
+        ),
+        evaluate=_evaluate(recipe.evaluate, recipe, small),
+    )
+
+
+def few(source: Source, seed: int, kind: str) -> Source:
+    """`source` with a handful of its examples; `kind` says what they are read as."""
+    if source.toy is not None:
+        return dataclasses.replace(source, count=min(source.count or 1, _COUNTS[kind]))
+    held = len(open_source(source, seed, texts=kind == "texts"))
+    return dataclasses.replace(source, count=min(held, _COUNTS[kind]))
+
+
+def _domain(name: str, domain: Domain, recipe: Recipe, small: Small) -> Domain:
+    def trained(stage: str, kind: str) -> Training | None:
+        # Some methods train all domains in one stage, so that their rows have to be of one length.
+        all_data = [source for each in recipe.domains.values() if getattr(each, stage)
+                    for source in getattr(each, stage).data]
+        training = getattr(domain, stage)
+        return training and _training(training, recipe, small, kind, all_data)
+
+    return dataclasses.replace(
+        domain,
+        checkpoint=domain.checkpoint and str(small.branches[name]),
+        midtrain=trained("midtrain", "texts"),
+        sft=trained("sft", "chats"),
+        rlvr=trained("rlvr", "prompts"),
+        routing=_few(domain.routing, recipe, "chats"),
+        tasks=_few(domain.tasks, recipe, "items"),
+    )
+
+
+def _few(sources: Sequence[Source], recipe: Recipe, kind: str) -> list[Source]:
+    return [few(source, recipe.seed, kind) for source in sources]
+
+
+def _training(
+    training: Training, recipe: Recipe, small: Small, kind: str, sources: Sequence[Source]
+) -> Training:
+    """`sources` are what the stage reads, which isn't always what its settings name."""
+    fold = folded(training.layout or recipe.layout, small.ranks)
+    least = max((small.fitting(source, kind) for source in sources), default=0)
+    short = dataclasses.replace(
+        training, steps=_STEPS, epochs=None, tokens=None,
+        data=_few(training.data, recipe, kind),
+        validation=_few(training.validation, recipe, kind), validate_every=_STEPS,
+        sequence_length=_length(training.sequence_length, small.longest, least),
+        batch_size=_MICRO_BATCHES * fold.data, micro_batch_size=1, layout=fold,
+        warmup_steps=None if training.warmup_steps is None else 1,
+        save_every=1, save_every_minutes=None, keep=1, stop_after_minutes=None, log_every=1,
+        # What a real run may skip is what a rehearsal is to find.
+        on_bad_step="stop", spike=None, wandb=None,
+    )
+    if not isinstance(short, Rlvr):
+        return short
+    answer = min(short.response_length, _ANSWER_TOKENS)
+    return dataclasses.replace(
+        short, steps=1, validate_every=1, prompts_per_step=fold.data, samples_per_prompt=_SAMPLES,
+        batch_size=fold.data * _SAMPLES, response_length=answer,
+        prompt_length=_length(short.prompt_length, small.longest - answer, least),
+        rollout_batch_size=min(short.rollout_batch_size, 4), rollout_servers=[],
+        rollout_folder=None, kl_every=min(short.kl_every, 1),
+        # A model that knows nothing earns the same for all its answers.
+        drop_equal=False,
+    )
+
+
+def _length(real: int, longest: int, least: int) -> int:
+    """Rows as long as the real ones, or as may be, but long enough to hold examples."""
+    return min(real, max(longest, -(-least // _ROW_UNIT) * _ROW_UNIT))
+
+
+def _pretrain(pretrain: Pretrain, recipe: Recipe, small: Small) -> Pretrain:
+    return dataclasses.replace(
+        pretrain, model="toy", chat=_few(pretrain.chat, recipe, "words"),
+        training=dataclasses.replace(
+            _training(pretrain.training, recipe, small, "texts", []),
+            data=_few(pretrain.training.data, recipe, "words"),
+        ),
+    )
+
+
+def _evaluate(evaluate: Evaluate, recipe: Recipe, small: Small) -> Evaluate:
+    return dataclasses.replace(
+        evaluate, general=_few(evaluate.general, recipe, "items"),
+        max_new_tokens=min(evaluate.max_new_tokens, _ANSWER_TOKENS),
+        batch_size=min(evaluate.batch_size, 4), samples=min(evaluate.samples, _SAMPLES),
+        layout=folded(evaluate.layout or recipe.layout, small.ranks),
+    )
