@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from megatron_bar.runtime.disk import disk_faults_told
 from megatron_bar.runtime.distributed import RENDEZVOUS_FILE
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import die_with_parent, die_with_starter
@@ -164,11 +165,12 @@ def _rank_main(
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     with contextlib.ExitStack() as stack:
-        if log is not None:
-            output = stack.enter_context(open(log, "a", buffering=1))
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
         try:
+            if log is not None:
+                with disk_faults_told(log):
+                    output = stack.enter_context(open(log, "a", buffering=1))
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
             with RaiseOnStopSignal(), heard():
                 function(*args)
         except BarError as error:

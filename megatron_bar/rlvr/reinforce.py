@@ -60,6 +60,15 @@ class Reinforced:
     frozen: int
     reward: float  # mean of the last step, unscaled
 
+    @property
+    def summary(self) -> str:
+        """A few words; a warning where nothing was learned."""
+        reward = f"reward {self.reward:.3f}"
+        if self.updates == 0:
+            return (f"warning: nothing was learned, in {self.steps} steps all answers to each "
+                    f"prompt were worth the same: {reward}")
+        return reward
+
 
 @dataclass(frozen=True)
 class Reinforcement:

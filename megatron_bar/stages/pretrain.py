@@ -70,7 +70,7 @@ def run(context: Context) -> dict[str, Any]:
         export_hf(context.folder / "checkpoint", context.folder / HF_FOLDER, overwrite=True)
         export_hf(snapshot, context.folder / PRETRAINED_HF_FOLDER, overwrite=True)
     return dataclasses.asdict(trained) | {
-        "snapshot_step": snapshot_step, "summary": f"loss {trained.loss:.3f}",
+        "snapshot_step": snapshot_step, "summary": trained.summary,
     }
 
 

@@ -14,7 +14,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.nemo import accommodations
 from megatron_bar.rlvr.prompts import Prompt
-from megatron_bar.rlvr.reinforce import Reinforced, Reinforcement
+from megatron_bar.rlvr.reinforce import Reinforcement
 from megatron_bar.rlvr.verifiers import prompt_text, scorer, verifier_name
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
@@ -49,16 +49,8 @@ def run(context: Context) -> dict[str, Any]:
         return {}
     facts = {"prompts": len(prompts), "left_out": left_out.record(context.folder)}
     return dataclasses.asdict(reinforced) | facts | proof_of_freezing(
-        context, settings.trainable, _summary(reinforced)
+        context, settings.trainable, reinforced.summary
     )
-
-
-def _summary(reinforced: Reinforced) -> str:
-    reward = f"reward {reinforced.reward:.3f}"
-    if reinforced.updates == 0:
-        return (f"warning: nothing was learned, in {reinforced.steps} steps all answers to each "
-                f"prompt were worth the same: {reward}")
-    return reward
 
 
 def load_prompts(

@@ -19,7 +19,7 @@ from megatron_bar.stages.context import Context
 from megatron_bar.stages.data import pad_id, stage_rows, validation_rows
 from megatron_bar.stages.speaker import trained_companions
 from megatron_bar.training.groups import group_digests, group_sizes, matching
-from megatron_bar.training.loop import Trained, TrainingRun
+from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.setup import Begin
 
 
@@ -61,14 +61,8 @@ def train_on(
     if not is_main():
         return {}
     return facts | dataclasses.asdict(trained) | proof_of_freezing(
-        context, training.trainable, _summary(trained)
+        context, training.trainable, trained.summary
     )
-
-
-def _summary(trained: Trained) -> str:
-    if trained.skipped == trained.steps:
-        return f"warning: nothing was learned, all {trained.steps} steps were bad and skipped"
-    return f"loss {trained.loss:.3f}"
 
 
 def proof_of_freezing(

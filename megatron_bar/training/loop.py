@@ -45,6 +45,13 @@ class Trained:
     skipped: int  # bad steps
     loss: float  # of the last step
 
+    @property
+    def summary(self) -> str:
+        """A few words; a warning where nothing was learned."""
+        if self.skipped == self.steps:
+            return f"warning: nothing was learned, all {self.steps} steps were bad and skipped"
+        return f"loss {self.loss:.3f}"
+
 
 @dataclass(frozen=True)
 class TrainingRun:

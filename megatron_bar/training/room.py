@@ -17,7 +17,9 @@ from megatron_bar.runtime.disk import disk_faults_told, disk_of, free_bytes, lac
 from megatron_bar.runtime.distributed import on_main
 from megatron_bar.runtime.errors import BarError
 
-_OF_OPTIMIZER = 12  # bytes of a trained element: two moments and the fp32 value
+# Of a trained element in a state to go on from, beside its weight: two moments and the fp32 value,
+# which is there for fp32 weights too.
+OPTIMIZER_BYTES = 12
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def sizes_of(model: torch.nn.Module) -> Sizes:
     trained = [tensor for tensor in mine if tensor.requires_grad]
     sizes = torch.tensor(
         [sum(tensor.nbytes for tensor in mine),
-         sum(tensor.nbytes + _OF_OPTIMIZER * tensor.numel() for tensor in trained)],
+         sum(tensor.nbytes + OPTIMIZER_BYTES * tensor.numel() for tensor in trained)],
         device=torch.cuda.current_device(),
     )
     dist.all_reduce(sizes)

@@ -57,8 +57,8 @@ def test_a_state_that_is_cut_short_leaves_nothing(name, save_async, checkpoint, 
         run(checkpoint, EXPERTS[name], training(**SETTINGS, save_async=save_async),
             tmp_path / "run", log=tmp_path / "log", longest_file=500_000)
     assert str(raised.value).startswith(
-        f"{tmp_path}/run/resume/2 can't be written: the disk at {disk_of(tmp_path)} took only a "
-        "part of a file")
+        f"{tmp_path}/run/resume/2 can't be written: the disk at {disk_of(tmp_path)} takes no file "
+        "as large as that (")
     assert str(raised.value).endswith(
         " free), 2.4 MiB are needed; no state was saved before; make room and run it again")
     assert "Traceback" not in (tmp_path / "log").read_text()

@@ -11,6 +11,7 @@ from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.guards import SETTLED, WINDOW, Guard
+from megatron_bar.training.loop import Trained
 from megatron_bar.training.resume import Progress
 
 
@@ -57,3 +58,11 @@ def test_skips_are_counted_and_bounded(guard):
     assert not judge.passes(3, math.nan, 1.0, str) and not judge.passes(4, math.nan, 1.0, str)
     with pytest.raises(BarError, match="after 2 skipped steps in a row"):
         judge.passes(5, math.nan, 1.0, str)
+
+
+@pytest.mark.parametrize("skipped, summary", [
+    (0, "loss 1.500"), (2, "loss 1.500"),
+    (3, "warning: nothing was learned, all 3 steps were bad and skipped"),
+])
+def test_a_stage_that_skipped_all_its_steps_says_so(skipped, summary):
+    assert Trained(3, 100, 7, 7, skipped, 1.5).summary == summary

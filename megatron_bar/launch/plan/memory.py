@@ -14,6 +14,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.training.room import OPTIMIZER_BYTES
 
 WIDTH = {"float32": 4, "bfloat16": 2}
 # CUDA's context, NCCL's channels, cuBLAS's workspace and the allocator's holes; a guess.
@@ -137,11 +138,8 @@ def training_memory(
 
 
 def saved_bytes(training: Training, parameters: int) -> int:
-    """On disk, of a state to go on from: what trains, AdamW's moments and fp32 values of it.
-
-    The latter are there for fp32 weights too.
-    """
-    return parameters * (WIDTH[training.dtype] + 12)
+    """On disk, of a state to go on from: what trains, and what the optimizer knows of it."""
+    return parameters * (WIDTH[training.dtype] + OPTIMIZER_BYTES)
 
 
 def evaluation_memory(model: ModelConfig, layout: Layout, settings: Evaluate) -> Memory:
