@@ -82,7 +82,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                        "has its tokenizer")
     with _readable_tokenizer(within) as readable:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(readable)
+            # Said because transformers 4.57.3 to 4.57.6 take a large vocabulary for Mistral's.
+            tokenizer = AutoTokenizer.from_pretrained(readable, fix_mistral_regex=False)
         except Exception as error:  # tokenizers raises no other
             reason = " ".join(str(error).split())
             raise BarError(f"{path} and what is beside it make no tokenizer: {reason}") from None

@@ -77,7 +77,7 @@ def test_transformers_talks_to_an_export_as_we_do(
     assert model.generation_config.eos_token_id == ENDS[name]
     assert ours.stop_ids == set(ENDS[name] if isinstance(ENDS[name], list) else [0])
     assert model.generation_config.pad_token_id == ours.pad_id == tokenizer.pad_token_id
-    assert not said_by_transformers
+    assert not said_by_transformers.records
     # What was exported comes back as it was trained.
     import_hf(Path("hf"), Path("again"))
     assert load_tokenizer(Path("again")).chat_template == ours.template
