@@ -109,6 +109,18 @@ def test_a_length_beyond_the_positions_isn_t_exported(tmp_path):
     assert exported == {"temperature": 0.7, "eos_token_id": [0, 3], "pad_token_id": 1}
 
 
+def test_a_tokenizer_without_an_end_is_exported_as_it_is(tmp_path):
+    folder = talking(random_experts(2, **TALKING), tmp_path / "hf")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | {"eos_token": None, "pad_token": None}))
+    (folder / "special_tokens_map.json").unlink()
+    (folder / "generation_config.json").unlink()
+    import_hf(folder, tmp_path / "checkpoint")
+    assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out" / "generation_config.json").exists()
+
+
 def _recipe(folder: Path, **changes):
     stage = {"steps": 1, "data": [{"toy": "math"}]}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({
