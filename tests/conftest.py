@@ -25,7 +25,7 @@ def checkpoint(two_experts) -> Path:
 
 @pytest.fixture
 def said_by_transformers(caplog):
-    """The log's records with transformers' own, which it keeps to itself otherwise."""
+    """The log, with what transformers says, which it keeps to itself otherwise."""
     logging.enable_propagation()
-    yield caplog.records
+    yield caplog
     logging.disable_propagation()

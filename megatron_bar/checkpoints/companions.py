@@ -36,8 +36,8 @@ class ChatFormat:
     """How a model is talked to."""
 
     template: str  # Jinja source
-    stop_ids: frozenset[int]  # tokens that end a reply
-    pad_id: int
+    stop_ids: frozenset[int]  # tokens that end a reply; none where the tokenizer has no eos
+    pad_id: int | None
 
     def write(self, folder: Path) -> None:
         """Make it that of the tokenizer and the generation config in `folder`, which has them."""
@@ -46,10 +46,10 @@ class ChatFormat:
         config = _tokenizer_config(folder)
         if config.pop("chat_template", None) is not None:
             write_json(folder / _TOKENIZER_CONFIG, config)
-        stops = sorted(self.stop_ids)
-        write_json(folder / _GENERATION, _object(folder / _GENERATION) | {
-            "eos_token_id": stops if len(stops) > 1 else stops[0], "pad_token_id": self.pad_id,
-        })
+        if stops := sorted(self.stop_ids):
+            write_json(folder / _GENERATION, _object(folder / _GENERATION) | {
+                "eos_token_id": stops if stops[1:] else stops[0], "pad_token_id": self.pad_id,
+            })
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -82,7 +82,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
                        "has its tokenizer")
     with _readable_tokenizer(within) as readable:
         try:
-            # The flag keeps transformers from taking any large vocabulary for Mistral's old one.
+            # Said because transformers 4.57.3 to 4.57.6 take a large vocabulary for Mistral's.
             tokenizer = AutoTokenizer.from_pretrained(readable, fix_mistral_regex=False)
         except Exception as error:  # tokenizers raises no other
             reason = " ".join(str(error).split())

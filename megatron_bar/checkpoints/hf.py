@@ -265,8 +265,8 @@ def hf_config(model: ModelConfig, dtype: torch.dtype, token_ids: dict[str, Any])
     config: dict[str, Any] = {
         "architectures": [architecture(model)], "model_type": _model_type(model),
         "torch_dtype": str(dtype).removeprefix("torch."),
-        # The oldest with all three classes. Without it, or with a later 4.57, transformers warns
-        # of each folder with a large vocabulary that its tokenizer were Mistral's old one.
+        # The first to read all of it. Without one, or with a later one of its line, 4.57.6 takes
+        # OLMo's tokenizer for Mistral's and tells users to spoil it.
         "transformers_version": "4.57.0",
         **{theirs: getattr(model, ours) for theirs, ours in _SIZES.items()},
         "num_key_value_heads": model.num_kv_heads, "rms_norm_eps": model.rms_norm_eps,

@@ -51,13 +51,13 @@ class Reading:
     where: str  # the stage that reads it, or the tasks it is one of
     source: Source
     form: str
-    length: int | None = None  # of a row, or the longest prompt that is asked
+    length: int | None = None  # of a row of conversations, or the longest prompt that is asked
 
     @property
     def key(self) -> tuple:
         """Equal for readings that find the same faults."""
         source = dataclasses.replace(self.source, repeat=1, weight=None, name=None)
-        return dataclasses.astuple(source), self.form
+        return dataclasses.astuple(source), self.form, self.length
 
 
 def check_data(recipe: Recipe, stages: Sequence[Stage], faults: Faults) -> None:
@@ -98,7 +98,7 @@ def _readings(stage: Stage) -> Iterator[Reading]:
         for source in from_settings(Pretrain, settings["pretrain"]).chat:
             yield Reading(name, source, "chats", training.sequence_length)
     for source in [*_trained_on(stage), *training.validation]:
-        yield Reading(name, source, form, training.sequence_length)
+        yield Reading(name, source, form, None if form == "texts" else training.sequence_length)
 
 
 def _trained_on(stage: Stage) -> list[Source]:

@@ -77,7 +77,7 @@ def test_transformers_talks_to_an_export_as_we_do(
     assert model.generation_config.eos_token_id == ENDS[name]
     assert ours.stop_ids == set(ENDS[name] if isinstance(ENDS[name], list) else [0])
     assert model.generation_config.pad_token_id == ours.pad_id == tokenizer.pad_token_id
-    assert not said_by_transformers
+    assert not said_by_transformers.records
     # What was exported comes back as it was trained.
     import_hf(Path("hf"), Path("again"))
     assert load_tokenizer(Path("again")).chat_template == ours.template
@@ -107,6 +107,18 @@ def test_a_length_beyond_the_positions_isn_t_exported(tmp_path):
     assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "out")]) == 0
     exported = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert exported == {"temperature": 0.7, "eos_token_id": [0, 3], "pad_token_id": 1}
+
+
+def test_a_tokenizer_without_an_end_is_exported_as_it_is(tmp_path):
+    folder = talking(random_experts(2, **TALKING), tmp_path / "hf")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | {"eos_token": None, "pad_token": None}))
+    (folder / "special_tokens_map.json").unlink()
+    (folder / "generation_config.json").unlink()
+    import_hf(folder, tmp_path / "checkpoint")
+    assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out" / "generation_config.json").exists()
 
 
 def _recipe(folder: Path, **changes):
