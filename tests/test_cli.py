@@ -162,7 +162,7 @@ def test_verify_proves_experts_with_fewer_active_than_there_are(tmp_path, capsys
      "math/midtrain: layout.tensor 8 doesn't divide the model's 4 attention heads"),
     (["run", str(TOY), "domains.math.sft.trainable=[expert.7]", "runs=OUT"],
      "math/sft: trainable: 'expert.7' matches no parameter group"),
-    (["run", str(TOY), "domains.math.tasks=[{toy: math, verifier: maths}]", "runs=OUT"],
+    (["run", str(TOY), "domains.math.tasks=[{toy: math, count: 2, verifier: maths}]", "runs=OUT"],
      "tasks of math: verifier 'maths' is unknown"),
     (["run", str(TOY), "runs=OUT",
       "domains.math.sft.data=[{toy: math, count: 9, weight: 2}, {toy: general, count: 9}]"],

@@ -21,7 +21,7 @@ def _run(args: argparse.Namespace) -> None:
     from megatron_bar.recipe.load import load_recipes
     from megatron_bar.runtime.console import console, print_wide, say
 
-    recipes = load_recipes(args.recipe, args.overrides)
+    recipes = load_recipes(args.recipe, args.overrides, values=False)
     runs = run_recipes(recipes, args.jobs, args.yes)
     if len(runs) > 1:
         systems = compare_runs(runs)
@@ -70,7 +70,7 @@ def _plan(args: argparse.Namespace) -> int:
     from megatron_bar.recipe.load import load_recipe
     from megatron_bar.runtime.console import print_wide
 
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = load_recipe(args.recipe, args.overrides, values=False)
     faults = check_recipe(recipe)
     require(wherever(faults))
     machine = machine_named(args.gpu, args.memory, args.efficiency)
@@ -102,7 +102,8 @@ def _rehearse(args: argparse.Namespace) -> None:
 
     machine = machine_named(args.gpu, args.memory, args.efficiency)
     asked = Asked(machine, _processes(args), args.model, args.tokenizer, args.keep)
-    rehearsed = rehearse(load_recipe(args.recipe, args.overrides), asked)
+    recipe = load_recipe(args.recipe, args.overrides, values=False)
+    rehearsed = rehearse(recipe, asked)
     if rehearsed.stages:
         print_wide(rehearsal_table(rehearsed))
         print(closing())
@@ -153,7 +154,8 @@ def _submit(args: argparse.Namespace) -> None:
     from megatron_bar.recipe.load import load_recipe
 
     site_path = args.site or TEMPLATES / "site.yaml"
-    chosen = (load_recipe(args.recipe, args.overrides), load_site(site_path),
+    recipe = load_recipe(args.recipe, args.overrides, values=False)
+    chosen = (recipe, load_site(site_path),
               template_of(site_path), args.only, args.start, args.rehearse)
     if args.dry_run:
         for name, script in scripts_of(*chosen).items():

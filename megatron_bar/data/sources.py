@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from megatron_bar.data import forms, toy
 from megatron_bar.data.bad_items import SKIP, STOP, BadItems, told_left_out
 from megatron_bar.data.chat import Message, check_text
-from megatron_bar.data.files import path_name, read_path
+from megatron_bar.data.files import read_path
 from megatron_bar.data.forms import Form
+from megatron_bar.data.paths import path_name
 from megatron_bar.data.records import Listed, Record, Records
 from megatron_bar.data.tables import Dataset
 from megatron_bar.recipe.schema import Source

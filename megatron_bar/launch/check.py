@@ -21,10 +21,11 @@ from megatron_bar.data.mixture import check_mixture
 from megatron_bar.launch.check_data import check_data
 from megatron_bar.launch.faults import Fault, Faults, require, tell_absent, wherever
 from megatron_bar.launch.reuse import is_run
+from megatron_bar.launch.stale import run_folder
 from megatron_bar.launch.starts import dense_model
-from megatron_bar.launch.work import Work, run_folder
+from megatron_bar.launch.work import Work
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.graph import TRAINING_KINDS, Stage, stage_key
+from megatron_bar.recipe.graph import TRAINING_KINDS, Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr
 from megatron_bar.recipe.values import value_faults
@@ -49,7 +50,7 @@ def check_works(
     `absent` it is no reason by itself that something isn't on this machine; it is told.
     """
     started, faults = time.monotonic(), []
-    made = [work.run for work in works]
+    made = [work.run.absolute() for work in works]
     for work in works:
         found = check_recipe(work.recipe, work.names, made)
         if installed:
@@ -122,7 +123,7 @@ def _check_folders(
     with faults.of():
         check_writable(run_folder(recipe))
     for other in map(Path, recipe.reuse):
-        if other not in made and not is_run(other):
+        if other.absolute() not in made and not is_run(other):
             faults.add(f"reuse: {other} is not the folder of a run")
     for stage in stages:
         if stage.kind == "adopt":
@@ -175,30 +176,38 @@ def _check_models(recipe: Recipe, dense: ModelConfig, faults: Faults) -> None:
         faults.add("the anchor is OLMo-3, and Hugging Face has no class for OLMo-3 with "
                    "experts; set export=false to stop at the routed checkpoint")
     for stage in stage_graph(recipe):
-        model = models[stage.name]
-        if stage.kind == "evaluate":
-            # Experts are spread as far as they can be, so the other sizes decide.
-            with faults.of():
-                check_layout(stage, model, stage.layout.fitted(model.num_experts))
-        if stage.kind not in TRAINING_KINDS:
-            continue
-        training = training_of(stage)
-        with faults.of():
-            check_layout(stage, model, stage.layout)
+        try:
+            stage.layout.check()
+        except BarError:
+            continue  # told among the values
+        _check_stage(stage, models[stage.name], faults)
+
+
+def _check_stage(stage: Stage, model: ModelConfig, faults: Faults) -> None:
+    if stage.kind == "evaluate":
+        # Experts are spread as far as they can be, so the other sizes decide.
+        with faults.of(stage.name):
+            check_layout(model, stage.layout.fitted(model.num_experts))
+    if stage.kind not in TRAINING_KINDS:
+        return
+    training = training_of(stage)
+    with faults.of(stage.name):
+        check_layout(model, stage.layout)
+    if training.batch_size > 0 < training.micro_batch_size:  # else told among the values
         with faults.of(stage.name):
             check_shares(training.batch_size, stage.layout.data, training.micro_batch_size)
+    with faults.of(stage.name):
+        check_length(training.sequence_length, stage.layout.context)
+    if isinstance(training, Rlvr):
         with faults.of(stage.name):
-            check_length(training.sequence_length, stage.layout.context)
-        if isinstance(training, Rlvr):
-            with faults.of(stage.name):
-                check_settings(training, stage.layout)
-        groups = list(group_sizes(model))
-        with faults.of():
-            matching(groups, training.trainable, f"{stage.name}: trainable")
-        with faults.of():
-            matching(groups, list(training.lr_scale), f"{stage.name}: lr_scale")
-        with faults.of():
-            check_overrides(training, model, stage.name)
+            check_settings(training, stage.layout)
+    groups = list(group_sizes(model))
+    with faults.of():
+        matching(groups, training.trainable, f"{stage.name}: trainable")
+    with faults.of():
+        matching(groups, list(training.lr_scale), f"{stage.name}: lr_scale")
+    with faults.of():
+        check_overrides(training, model, stage.name)
 
 
 def _check_sources(recipe: Recipe, faults: Faults) -> None:
@@ -220,12 +229,13 @@ def _check_sources(recipe: Recipe, faults: Faults) -> None:
                 verifier_for(source)
 
 
-def check_layout(stage: Stage, model: ModelConfig, layout: Layout) -> None:
-    """Raise BarError, with the key that gives the stage another, if `layout` can't hold `model`."""
+def check_layout(model: ModelConfig, layout: Layout) -> None:
+    """Raise BarError, with the keys that say another, if `layout` can't hold `model`."""
     try:
         model.check(layout)
     except BarError as error:
-        raise BarError(f"{stage.name}: {error}; {stage_key(stage)}.layout is its own") from None
+        raise BarError(f"{error}; a stage's own layout, such as route.training.layout or "
+                       "evaluate.layout, goes before the recipe's") from None
 
 
 def stage_models(recipe: Recipe, dense: ModelConfig) -> dict[str, ModelConfig]:

@@ -20,8 +20,8 @@ from transformers import PreTrainedTokenizerBase
 from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.chat import chat_template, prompt_ids
 from megatron_bar.data.encoding import encode_conversations, encode_texts
-from megatron_bar.data.files import files_of
 from megatron_bar.data.json_text import parse_json
+from megatron_bar.data.paths import files_of
 from megatron_bar.data.records import Listed
 from megatron_bar.data.sources import Conversation, Drawn, open_source, source_name
 from megatron_bar.data.tokenizer import train_tokenizer

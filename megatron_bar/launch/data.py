@@ -8,8 +8,8 @@ from megatron_bar.data.batches import Batches, planned_steps
 from megatron_bar.data.show import shown_documents
 from megatron_bar.data.store import StoredDocuments
 from megatron_bar.launch.check import check_writable
+from megatron_bar.launch.stale import run_folder
 from megatron_bar.launch.starts import start_tokenizer
-from megatron_bar.launch.work import run_folder
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe

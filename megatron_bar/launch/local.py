@@ -17,7 +17,8 @@ from megatron_bar.launch.processes import Job, JobFailed
 from megatron_bar.launch.replacing import agree
 from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.slurm.jobs import active_jobs
-from megatron_bar.launch.work import run_folder, stale_stages, work_of
+from megatron_bar.launch.stale import run_folder, stale_stages
+from megatron_bar.launch.work import work_of
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
 from megatron_bar.recipe.methods import stage_graph

@@ -12,7 +12,7 @@ from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.hf_weights import missing_weights
 from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.checkpoints.number_types import compute_type
-from megatron_bar.launch.work import run_folder
+from megatron_bar.launch.stale import run_folder
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS, preset_named
 from megatron_bar.recipe.schema import Recipe

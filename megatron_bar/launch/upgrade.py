@@ -26,7 +26,7 @@ from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.faults import require
 from megatron_bar.launch.local import check_no_slurm_jobs, only_run, run_recipe
 from megatron_bar.launch.replacing import Loss, agree, training_lost
-from megatron_bar.launch.work import stale_stages
+from megatron_bar.launch.stale import stale_stages
 from megatron_bar.models.config import FILE_NAME as MODEL_FILE
 from megatron_bar.recipe.graph import routing_data
 from megatron_bar.recipe.load import load_recipe, save_recipe

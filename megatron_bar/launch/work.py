@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.launch.replacing import Loss, training_lost
 from megatron_bar.launch.reuse import donors, is_run
+from megatron_bar.launch.stale import run_folder, stale_stages
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe
-from megatron_bar.stages.context import is_done
-
-
-def run_folder(recipe: Recipe) -> Path:
-    return Path(recipe.runs) / recipe.name
-
-
-def stale_stages(
-    stages: Sequence[Stage], run: Path, elsewhere: Mapping[str, Path] | None = None
-) -> list[Stage]:
-    """Those to run: not done, done with other settings or inputs, or downstream of such a one.
-
-    Stages that are named in `elsewhere` stand in that run instead.
-    """
-    stale: dict[str, Stage] = {}
-    for stage in stages:
-        upstream = any(name in stale for name in stage.inputs.values())
-        if upstream or not is_done(stage, run, elsewhere):
-            stale[stage.name] = stage
-    return list(stale.values())
 
 
 @dataclass(frozen=True)

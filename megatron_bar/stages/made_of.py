@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_bar.checkpoints.companions import COMPANIONS
-from megatron_bar.checkpoints.hf_weights import INDEX, SINGLE
-from megatron_bar.data.files import files_of
-from megatron_bar.data.sources import open_source
+from megatron_bar.data.paths import files_of
 from megatron_bar.recipe.deciding import deciding
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import FILE, Source
@@ -109,7 +107,9 @@ def _same(
     if isinstance(before, list):
         return _same_by_time(before, leaf, now[leaf], equal)
     after = _contents(now, leaf)
-    return equal if None in (before, after) else before == after
+    if None in (before, after):  # gone, and maybe named from another folder than before
+        return equal or Path(was[leaf]).name == Path(now[leaf]).name
+    return before == after
 
 
 def recipe_key(stage: Stage, leaf: Leaf) -> str:
@@ -173,6 +173,8 @@ def _contents(flat: Mapping[Leaf, Any], leaf: Leaf) -> str | None:
     named, path = flat[leaf], Path(flat[leaf])
     try:
         if _on_the_hub(leaf, named):
+            from megatron_bar.data.sources import open_source  # loads what reads datasets
+
             dataset = Source(hub=named, split=flat[*leaf[:-1], "split"])
             return open_source(dataset, seed=0, texts=True).records.identity
         if leaf[-1] == _PATH:
@@ -190,6 +192,8 @@ def _files_read(leaf: Leaf, folder: Path) -> list[Path]:
     """The files of a folder that a stage reads."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if leaf[-1] == _HF_FOLDER:
+        from megatron_bar.checkpoints.hf_weights import INDEX, SINGLE  # loads torch
+
         names = {"config.json", INDEX, SINGLE, *COMPANIONS}
         if (folder / INDEX).is_file():
             names |= set(read_json(folder / INDEX).get("weight_map", {}).values())

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_bar.data import byte_files
 from megatron_bar.data.byte_files import GzipBytes
-from megatron_bar.data.files import files_of
+from megatron_bar.data.paths import files_of
 from megatron_bar.data.sources import load_conversations, load_texts, open_source, source_name
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError

@@ -11,7 +11,8 @@ import pytest
 
 from megatron_bar.cli import main
 from megatron_bar.launch.replacing import agree, training_lost
-from megatron_bar.launch.work import stale_stages, work_of
+from megatron_bar.launch.stale import stale_stages
+from megatron_bar.launch.work import work_of
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.errors import BarError
@@ -41,7 +42,7 @@ def state(run: Path) -> dict[Path, int]:
     "domains.math.sft.data.0={path: law_chta.jsonl, toy: null}": "law_chta.jsonl is not a file",
     "chat_template=chatml": "chat_template 'chatml' is unknown",
     "domains.math.tasks.0.verifier=exactly": "tasks of math: verifier 'exactly' is unknown",
-    "domains.math.sft.lr=-1": "domains.math.sft.lr -1.0 is not 0 or more",
+    "domains.math.sft.lr=-1": "domains.math.sft: lr -1.0 is not 0 or more",
     "domains.math.sft.batch_size=7": "math/sft: batch_size 7 can't be shared by",
 }.items())
 def test_a_typo_touches_nothing(override, message, run, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_bar.cli import main
 from megatron_bar.launch.reuse import take_over
-from megatron_bar.launch.work import stale_stages
+from megatron_bar.launch.stale import stale_stages
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.stages.made_of import record

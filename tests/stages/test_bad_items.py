@@ -43,7 +43,7 @@ def load(request, tokenizer):
         return len(load_prompts(tokenizer, toy.CHAT_TEMPLATE, settings, 0, left_out))
 
     def items(source: Source, left_out: LeftOut) -> int:
-        speaker = Speaker(tokenizer, toy.CHAT_TEMPLATE, frozenset(), 0)
+        speaker = Speaker(toy.CHAT_TEMPLATE, frozenset(), 0, tokenizer)
         return len(load_items("sums", [source], speaker, 200, 0, left_out)[1])
 
     return prompts if request.param == "prompts" else items

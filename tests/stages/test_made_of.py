@@ -92,6 +92,17 @@ def test_other_bytes_of_the_same_size_are_told_by_the_stages_that_read_them(brou
     assert [*_changed(made)] == ["anchor", "law/sft", "routed"]
 
 
+@pytest.mark.parametrize("path", ["law/*.jsonl", "law"])
+def test_every_file_behind_a_path_counts(brought, path):
+    (brought / "law").mkdir()
+    shutil.copy("chats.jsonl", "law/a.jsonl")
+    wide = f"domains.law.sft.data=[{{path: {path}, name: law}}]"
+    made = _records(wide)
+    assert _changed(made, wide) == {}
+    shutil.copy("texts.jsonl", "law/b.jsonl")
+    assert [*_changed(made, wide)] == ["law/sft", "routed"]
+
+
 def test_files_that_are_gone_leave_what_was_made_of_them(brought):
     made = _records()
     shutil.rmtree("model")
@@ -103,7 +114,7 @@ def test_files_that_are_gone_leave_what_was_made_of_them(brought):
 
 @pytest.mark.parametrize("override, changed", {
     "chat_template=tulu": ["law/sft", "law/rlvr", "evaluate/anchor", "evaluate/law",
-                           "evaluate/merged", "evaluate/routed", "routed"],
+                           "evaluate/merged", "evaluate/routed", "hf", "routed"],
     "evaluate.max_new_tokens=99": ["evaluate/anchor", "evaluate/law", "evaluate/merged",
                                    "evaluate/routed"],
     "domains.law.midtrain.data.0.messages_column=turns": [],
@@ -122,7 +133,7 @@ def test_a_change_is_told_as_the_recipe_calls_it(brought):
     told = _changed(_records(), "domains.law.rlvr.temperature=0.5", "anchor=gone",
                     "route.training.lr=0.25", "merge.shared=branches", "route.active=1")
     assert told == {
-        "anchor": ["anchor is gone, was model"],
+        "anchor": [f"anchor is gone, was {brought / 'model'}"],
         "law/rlvr": ["domains.law.rlvr.temperature is 0.5, was 1.0"],
         "merged": ["merge.shared is branches, was not there"],
         "routed": ["route.training.lr is 0.25, was 0.0001", "route.active is 1, was not there"],

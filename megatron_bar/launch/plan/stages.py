@@ -12,9 +12,9 @@ import torch
 
 from megatron_bar.checkpoints.number_types import default_compute_type, type_name
 from megatron_bar.data.batches import planned_steps
-from megatron_bar.data.files import files_of
+from megatron_bar.data.paths import files_of
 from megatron_bar.data.sources import open_source
-from megatron_bar.launch.check import check_layout, stage_models
+from megatron_bar.launch.check import stage_models
 from megatron_bar.launch.plan.compute import (
     Machine,
     evaluation_flops,
@@ -135,12 +135,12 @@ def _plan_training(
 ) -> StagePlan:
     training = _with_type(training_of(stage), stored)
     layout = stage.layout
-    check_layout(stage, model, layout)
-    if isinstance(training, Rlvr):
-        try:
+    try:
+        model.check(layout)
+        if isinstance(training, Rlvr):
             check_settings(training, layout)
-        except BarError as error:
-            raise BarError(f"{stage.name}: {error}") from None
+    except BarError as error:
+        raise BarError(f"{stage.name}: {error}") from None
     groups = group_sizes(model)
     trainable = matching(list(groups), training.trainable, f"{stage.name}: trainable")
     memory = training_memory(model, layout, training, trainable)
@@ -166,7 +166,10 @@ def _plan_evaluation(
 ) -> StagePlan:
     settings = _with_type(evaluation_of(stage), stored)
     layout = stage.layout.fitted(model.num_experts)
-    check_layout(stage, model, layout)
+    try:
+        model.check(layout)
+    except BarError as error:
+        raise BarError(f"{stage.name}: {error}") from None
     memory = evaluation_memory(model, layout, settings)
     too_big = memory.total > machine.memory
     plan = StagePlan(

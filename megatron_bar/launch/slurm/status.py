@@ -14,7 +14,7 @@ from megatron_bar.launch.slurm.attempts import read_attempts
 from megatron_bar.launch.slurm.jobs import Job, active_jobs, read_jobs
 from megatron_bar.launch.slurm.scheduler import JobState, cancel_jobs, job_states
 from megatron_bar.launch.slurm.script import REHEARSAL
-from megatron_bar.launch.work import stale_stages
+from megatron_bar.launch.stale import stale_stages
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.methods import stage_graph

@@ -18,8 +18,9 @@ from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
 from megatron_bar.launch.slurm.script import REHEARSAL, rehearsal, render, script_path
 from megatron_bar.launch.slurm.site import Site, secrets_missing
+from megatron_bar.launch.stale import run_folder, stale_stages
 from megatron_bar.launch.starts import weights_here
-from megatron_bar.launch.work import Work, run_folder, stale_stages, work_of
+from megatron_bar.launch.work import Work, work_of
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
 from megatron_bar.recipe.methods import stage_graph

@@ -313,7 +313,8 @@ def test_evaluations_are_counted_where_their_items_are_at_hand(seven_b, tmp_path
     shown = capsys.readouterr().out
     assert "evaluations of ? need the items of domains.*.tasks" in shown
     assert "steps of ?" not in shown
-    (tmp_path / "held_out.jsonl").write_text('{"messages": []}\n' * 500)
+    (tmp_path / "held_out.jsonl").write_text(
+        '{"messages": [{"role": "user", "content": "?"}], "answer": "!"}\n' * 500)
     assert main(["plan", str(seven_b), held_out]) == 0
     shown = capsys.readouterr().out
     assert "?" not in shown
@@ -352,8 +353,8 @@ def test_a_third_domain_needs_no_layout_for_the_router(seven_b, capsys):
     assert plans["math/sft"].stage.layout == Layout(64, tensor=2, expert=2)
     given = "route.training.layout={processes: 60, tensor: 2, expert: 3}"
     assert main(["plan", str(seven_b), given]) == 1
-    assert ("routed: layout.expert 3 doesn't divide the model's 4 experts; route.training.layout "
-            "is its own") in capsys.readouterr().err
+    assert ("routed: layout.expert 3 doesn't divide the model's 4 experts; a stage's own layout, "
+            "such as route.training.layout") in capsys.readouterr().err
 
 
 def test_rows_longer_than_the_model_knows_are_told(seven_b, capsys):
@@ -377,7 +378,7 @@ def test_steps_told_in_tokens_need_no_data(seven_b):
     (["--model", "olmo9"], "olmo9: unknown"),
     (["--gpu", "TPU"], "its peak isn't known"),
     (["--efficiency", "0"], "is not in (0, 1]"),
-    (["layout.tensor=3", "layout.processes=96"], "math.midtrain.layout is its own"),
+    (["layout.tensor=3", "layout.processes=96"], "such as route.training.layout"),
 ])
 def test_what_can_not_be_planned_is_told(arguments, message, seven_b, capsys):
     assert main(["plan", str(seven_b), *arguments]) == 1
