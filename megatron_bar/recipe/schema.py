@@ -269,7 +269,7 @@ class Recipe:
     # Folders of other runs. Finished stages that are what this recipe asks for are taken from
     # there (as hard links where they can be), not made again.
     reuse: list[str] = field(default_factory=list, metadata={FILE: RUN})
-    # Hugging Face folder of the post-trained model
+    # The post-trained model: a Hugging Face folder, or OWNER/NAME or OWNER/NAME@REVISION of the hub
     anchor: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
     # ... of the pretrained one, whose FFN the experts start from
     pretrained: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
