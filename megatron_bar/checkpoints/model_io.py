@@ -26,8 +26,9 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 
 _Entry = ShardedTensor | ShardedTensorFactory
-# Of a distributed checkpoint, beside the tensors.
-_FILES = ("metadata.json", ".metadata", "common.pt")
+# Files of a distributed checkpoint, beside the tensors.
+_FILES = ("metadata.json", ".metadata")
+_COMMON = "common.pt"  # only where Megatron-Core before 0.19 wrote it, which trips over its absence
 # What Megatron-Core and torch raise over files that are cut short or overwritten.
 _DAMAGE = (CheckpointingException, CheckpointException, OSError, EOFError, LookupError, ValueError,
            RuntimeError, pickle.UnpicklingError)
@@ -69,6 +70,10 @@ def load_shards(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         return dist_checkpointing.load(state, str(folder))
     except (torch.OutOfMemoryError, dist.DistError):
         raise  # not the files' fault
+    except AttributeError as error:
+        if (Path(folder) / _COMMON).is_file():
+            raise
+        raise BarError(f"{folder} can't be loaded: {_COMMON} is missing") from error
     except _DAMAGE as error:
         raise BarError(f"{folder} can't be loaded: {_reason(error)}") from error
 

@@ -25,6 +25,7 @@ from megatron_bar.models.olmo import build_model
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.training import resume
 from megatron_bar.training.budget import PADDING, rank_budget
 from megatron_bar.training.groups import freeze, group_sizes, matching
 from megatron_bar.training.guards import Guard
@@ -116,11 +117,15 @@ def train_steps(
     snapshots: dict[int, Path] | None = None,
     bad_steps: int = 0,
     longest_file: int | None = None,
+    unmarked: bool = False,
 ) -> None:
     """A stage's training; with `die_at_save` killed as soon as its first resume point stands.
 
     The first `bad_steps` are judged to be bad. No file may have more than `longest_file` bytes.
+    `unmarked` saves states as versions did that don't mark them as sound.
     """
+    if unmarked:
+        resume._SOUND = "known to none"
     if longest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, longest_file))
     if die_at_save:

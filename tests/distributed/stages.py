@@ -41,7 +41,8 @@ def start(
 ) -> processes.Job:
     folder.mkdir(exist_ok=True)
     arguments = (more.get("die_at_save", False), more.get("validation"), more.get("snapshots"),
-                 more.get("bad_steps", 0), more.get("longest_file"))
+                 more.get("bad_steps", 0), more.get("longest_file"),
+                 more.get("unmarked", False))
     return processes.start(
         ranks.train_steps, checkpoint, layout, settings, rows(), folder, *arguments,
         processes=layout.processes, timeout_seconds=240, log=more.get("log"),

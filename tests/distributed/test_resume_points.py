@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 
@@ -57,11 +58,15 @@ def test_a_damaged_state_is_named_in_a_line(checkpoint, tmp_path):
     settings = training(MIDTRAIN_GROUPS, save_every=2)
     with pytest.raises(JobFailed):
         run(checkpoint, Layout(), settings, tmp_path / "whole", die_at_save=True)
-    for name, size in {"__0_0.distcp": 100, ".metadata": 100, "metadata.json": 0, "common.pt": 0,
-                       "__0_1.distcp": None, "common.pt ": None}.items():
+    whole = tmp_path / "whole" / "resume" / "2"
+    files = [path.name for path in whole.iterdir()
+             if path.is_file() and path.name not in ("model.json", "start.json")]
+    for name, size in itertools.product(files, (None, 0, 100)):
+        if size is not None and whole.joinpath(name).stat().st_size <= size:
+            continue
         folder = tmp_path / f"{name}-{size}"
         shutil.copytree(tmp_path / "whole", folder)
-        damaged = folder / "resume" / "2" / name.strip()
+        damaged = folder / "resume" / "2" / name
         damaged.unlink() if size is None else os.truncate(damaged, size)
         with pytest.raises(JobFailed) as raised:
             run(checkpoint, Layout(), settings, folder)

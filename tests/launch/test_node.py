@@ -66,8 +66,8 @@ def test_the_ranks_exit_status_is_kept(program, status, said):
 
 
 @pytest.mark.parametrize("number, ready", [
-    (signal.SIGUSR1, True), (signal.SIGTERM, True), (signal.SIGUSR1, False),
-], ids=["time limit", "preemption", "while starting"])
+    (signal.SIGUSR1, True), (signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGUSR1, False),
+], ids=["time limit", "preemption", "Ctrl-C", "while starting"])
 def test_a_warning_reaches_ranks_and_ends_in_going_on_later(number, ready, tmp_path):
     handler = f"signal.signal({int(number)}, lambda *_: sys.exit(75))" if ready else ""
     node = _start(
