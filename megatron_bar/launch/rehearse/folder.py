@@ -12,6 +12,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from megatron_bar.checkpoints import hf
+from megatron_bar.checkpoints.companions import copy_companions
 from megatron_bar.checkpoints.hf_weights import INDEX, SINGLE, HfReader
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.launch.rehearse.shrink import Shrunken
@@ -44,7 +45,7 @@ def write_small_folder(
     """
     target.mkdir(parents=True)
     if source is not None:
-        hf.copy_companions(source, target)
+        copy_companions(source, target)
     if tokenizer is not None:
         _copy_tokenizer(tokenizer, target)
     if not (target / "tokenizer.json").is_file():
@@ -90,7 +91,7 @@ def _random(dtype: torch.dtype, seed: str) -> _Weights:
 
 def _copy_tokenizer(tokenizer: Path, target: Path) -> None:
     if tokenizer.is_dir():
-        hf.copy_companions(tokenizer, target)
+        copy_companions(tokenizer, target)
         return
     try:
         loaded = PreTrainedTokenizerFast(
