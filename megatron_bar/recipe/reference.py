@@ -26,17 +26,18 @@ refused. A row without a text belongs to the one above it. Examples: [`examples/
 
 **Words** are what their key wants them to be. Where it wants a text, `on`, `010`, `1.10` and
 `2026-11-27` are texts as written; where it wants a number, `1e-4`, `1e6` and `1_000` are numbers;
-where it wants `true` or `false`, `on`, `off`, `yes` and `no` are as good. So it is in `site.yaml` and
-on the command line. Anchors, aliases and `<<` work; a key that is given twice is refused.
+where it wants `true` or `false`, `on`, `off`, `yes` and `no` are as good. So it is in `site.yaml`
+and on the command line. Anchors, aliases and `<<` work; a key that is given twice is refused.
 
 **On top of each other**: what a file `extends` lies below it, the command line above all. Keys are
-added to keys: `layout={processes: 8}` keeps a `tensor: 2` that stands below. A list takes the place of
-a list, and `null` takes a part away (`domains.math.rlvr=null`).
+added to keys: `layout={processes: 8}` keeps a `tensor: 2` that stands below. A list takes the place
+of a list, and `null` takes a part away (`domains.math.rlvr=null`).
 
-**Files** (`path`, `anchor`, `chat_template`, ...) are named from the folder of the file that says so, on
-the command line from the working directory; `~`, `$NAME` and `${NAME}` of the environment are filled
-in. Where there is none of the name, one of the working directory is taken. A run's own `recipe.yaml` has
-their whole paths, so it holds from anywhere. `runs` is a folder of the working directory.
+**Files** (`path`, `anchor`, `chat_template`, ...) are named from the folder of the file that says
+so, on the command line from the working directory; `~`, `$NAME` and `${NAME}` of the environment
+are filled in. Where there is none of the name, one of the working directory is taken. A run's own
+`recipe.yaml` has their whole paths, so it holds from anywhere. `runs` is a folder of the working
+directory.
 """
 _HOW_NOT_WHAT = """\
 ## Keys that leave finished stages alone
