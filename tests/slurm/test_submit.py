@@ -150,7 +150,8 @@ def test_scripts_are_for_what_no_reused_run_has(workplace, other, capsys):
         name.replace("/", "-") for name in expected}
     assert (run / "math" / "sft" / "stage.json").samefile(other / "math" / "sft" / "stage.json")
     assert main(["submit", "recipe.yaml", "reuse=[runs/none]", "--dry-run"]) == 1
-    assert "reuse: runs/none is not the folder of a run" in capsys.readouterr().err
+    expected = f"reuse: {workplace / 'runs/none'} is not the folder of a run"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.fixture
