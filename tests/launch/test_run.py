@@ -158,6 +158,7 @@ def test_the_export_is_what_transformers_and_our_evaluation_generate(workplace):
 
 def test_a_failed_stage_stops_what_needs_it_and_the_others_go_on(workplace, capsys):
     run = workplace / "runs" / "mini"
+    before = _ids(run)["math/sft"]
     shutil.rmtree(run / "tool_use")
     again = _done_again(
         workplace, "domains.math.sft.lr=1e30", "domains.tool_use.sft.steps=5", status=1
@@ -167,8 +168,9 @@ def test_a_failed_stage_stops_what_needs_it_and_the_others_go_on(workplace, caps
     assert "math/sft: the loss is not a number" in shown.err and "log:" in shown.err
     assert len(shown.err.strip().splitlines()) == 1
     # What math/sft was before is back, and with it what was made of it.
-    assert _done_again(workplace) == AFTER_A_DOMAIN | {"tool_use/sft", "evaluate/tool_use"}
-    assert "math/sft" in _ids(run) and not (run / "replaced").exists()
+    again = _done_again(workplace)
+    assert again == AFTER_A_DOMAIN | {"math/sft", "tool_use/sft", "evaluate/tool_use"}
+    assert _ids(run)["math/sft"] == before and not (run / "replaced").exists()
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(workplace, tmp_path):
