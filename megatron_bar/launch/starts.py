@@ -104,7 +104,7 @@ def _imported(recipe: Recipe, role: str, name: str) -> Path | None:
     whose folder is gone."""
     checkpoint = _checkpoint(recipe, role)
     done = read_done(checkpoint.parent)
-    imported = done is not None and done["source"] == name and not Path(name).is_dir()
+    imported = done is not None and done.get("source") == name and not Path(name).is_dir()
     return checkpoint if imported else None
 
 

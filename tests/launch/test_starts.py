@@ -40,7 +40,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def _recipe(anchor: str, **more):
-    stage = {"steps": 1, "sequence_length": 64, "batch_size": 2, "data": [{"toy": "math"}]}
+    stage = {"steps": 1, "sequence_length": 64, "batch_size": 2,
+             "data": [{"toy": "math", "count": 4}]}
     Path("recipe.yaml").write_text(yaml.safe_dump({
         "name": "mine", "anchor": anchor, "domains": {"math": {"sft": stage}},
         "route": {"training": stage | {"data": []}}, **more,
@@ -74,7 +75,7 @@ def test_weights_are_asked_for_before_anything_is_done(command, cache, hf_dir, c
     shutil.copyfile(hf_dir / "config.json", bare / "config.json")
     for anchor, message in {
         NAME: "model.safetensors is not in the hub's cache; download it first with: hf download",
-        str(bare): "holds neither model.safetensors nor",
+        str(bare): "lacks the weights, model.safetensors",
     }.items():
         _recipe(anchor)
         assert main(["submit", "recipe.yaml", "--dry-run"]) == 0

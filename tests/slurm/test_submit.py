@@ -16,6 +16,8 @@ import yaml
 from megatron_bar.checkpoints import hf
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.cli import main
+from megatron_bar.data.tokenizer import train_tokenizer
+from megatron_bar.data.toy import CHAT_TEMPLATE
 from megatron_bar.launch.slurm.attempts import begin_attempt
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.site import TEMPLATES
@@ -56,7 +58,6 @@ def workplace(tmp_path, monkeypatch) -> Path:
     anchor.mkdir()
     model = PRESETS["olmo2-7b"]
     write_json(anchor / "config.json", hf.hf_config(model, "bfloat16", {"pad_token_id": None}))
-    _hollow_weights(anchor, model)
     recipe = {
         "name": "bar-7b", "anchor": anchor.name, "layout": {"processes": 64, "expert": 2},
         "domains": {
@@ -193,6 +194,9 @@ def test_a_rehearsal_is_a_job_that_all_others_wait_for(workplace, capsys, tmp_pa
     assert "#SBATCH --nodes=1\n" in script and "#SBATCH --gpus-per-node=8\n" in script
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     _fake_slurm(tmp_path / "bin", monkeypatch)
+    anchor = workplace / "OLMo-2-1124-7B-Instruct"
+    _hollow_weights(anchor, PRESETS["olmo2-7b"])  # which a real submit asks for, as the rest
+    train_tokenizer(["word"], 320, anchor, CHAT_TEMPLATE)
     command = ["submit", "recipe.yaml", "--rehearse", "--site", _site(workplace)]
     assert main([*command, "--only", "anchor"]) == 0
     assert main([*command, "--only", "anchor", "--only", "math/branch"]) == 0
