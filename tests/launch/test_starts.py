@@ -69,7 +69,8 @@ def test_a_laptop_prints_the_scripts_of_the_published_recipe(size, cache, capsys
 
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_weights_are_asked_for_before_anything_is_done(command, cache, hf_dir, capsys, tmp_path):
-    hub.cached(cache, NAME, hf_dir, ["config.json", "tokenizer.json", "tokenizer_config.json"])
+    hub.cached(cache, NAME, hf_dir, ["config.json", "tokenizer.json", "tokenizer_config.json",
+                                     "chat_template.jinja"])
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copyfile(hf_dir / "config.json", bare / "config.json")
