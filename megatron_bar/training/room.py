@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import is_main_replica
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_bar.checkpoints.model_io import sharded_model_state
 from megatron_bar.checkpoints.number_types import stored_types
@@ -75,5 +76,21 @@ def room_for(target: Path, needed: int, stands: Callable[[], str]) -> Iterator[N
     """
     if refusal := on_main(lambda: lacking(target, needed)):
         raise BarError(f"{refusal}; {stands()}; make room and run it again")
-    with disk_faults_told(target, lambda: f", {readable(needed)} are needed; {stands()}"):
+    with (
+        disk_faults_told(target, lambda: f", {readable(needed)} are needed; {stands()}"),
+        _reason_on_all_ranks(),
+    ):
         yield
+
+
+@contextlib.contextmanager
+def _reason_on_all_ranks() -> Iterator[None]:
+    """Raise an error of a save with its reason; Megatron-Core gives it to the main rank alone.
+
+    All ranks leave the block with a CheckpointException if one does.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        mine = str(error)
+        raise RuntimeError(on_main(lambda: mine)) from error
