@@ -32,7 +32,7 @@ from megatron_bar.launch.rehearse.examine import Speech, examine
 from megatron_bar.launch.rehearse.fold import folded
 from megatron_bar.launch.rehearse.folder import write_small_folder
 from megatron_bar.launch.rehearse.proof import prove_export
-from megatron_bar.launch.rehearse.rewrite import Small, rewritten
+from megatron_bar.launch.rehearse.rewrite import Small, longest_row, rewritten
 from megatron_bar.launch.rehearse.shrink import shrunken
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.graph import Stage
@@ -45,10 +45,6 @@ from megatron_bar.stages.context import read_done
 
 _MARK = "rehearsal.json"  # in a folder that a rehearsal may empty
 _CPU_RANKS = 4
-# Numbers that a row's logits may be on a CPU; on a GPU rows stay as long as they are.
-_CPU_LOGITS = 2**25
-_SHORTEST_ROW, _ROW_UNIT = 128, 64
-_LONGEST_ROW = 2**20
 
 
 @dataclass(frozen=True)
@@ -143,9 +139,7 @@ def _place(keep: Path | None) -> Iterator[_Place]:
 
 def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Cast:
     ranks = asked.processes or torch.cuda.device_count() or _CPU_RANKS
-    longest = _LONGEST_ROW
-    if not torch.cuda.is_available():
-        longest = max(_SHORTEST_ROW, _CPU_LOGITS // model.vocab_size // _ROW_UNIT * _ROW_UNIT)
+    longest = longest_row(model.vocab_size)
     small = Small(folder, f"{recipe.name}-rehearsal", ranks, longest)
     if recipe.pretrain is not None:
         return _Cast(small, {}, None)
