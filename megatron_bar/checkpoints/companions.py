@@ -36,12 +36,13 @@ _HIDDEN_MARK = re.compile(r"\{#([-+]?)\s*((?:end)?generation)\s*([-+]?)#\}")
 class ChatFormat:
     """How a model is talked to."""
 
+    tokenizer: PreTrainedTokenizerBase
     template: str  # Jinja source
     stop_ids: frozenset[int]  # tokens that end a reply; none where the tokenizer has no eos
     pad_id: int | None
 
     def write(self, folder: Path) -> None:
-        """Make it that of the tokenizer and the generation config in `folder`, which has them."""
+        """Make it that of the generation config and the tokenizer in `folder`, which has one."""
         folder = Path(folder)
         write_text(folder / _TEMPLATE, self.template)
         config = _tokenizer_config(folder)
@@ -75,8 +76,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    folder = Path(folder)
-    within = folder / COMPANION_FOLDER if (folder / COMPANION_FOLDER).is_dir() else folder
+    within = _within(folder)
     path = within / _TOKENIZER
     if not path.is_file():
         raise BarError(f"{folder} has no {_TOKENIZER}; give or import a Hugging Face folder that "
@@ -96,6 +96,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a Hugging Face folder or a checkpoint has what `load_tokenizer` reads."""
+    return (_within(folder) / _TOKENIZER).is_file()
+
+
 def check_tokens(folder: Path, vocab_size: int) -> None:
     """Raise BarError if the tokenizer in `folder`, if any, has a token that no row is for."""
     if not (Path(folder) / _TOKENIZER).is_file():
@@ -111,11 +116,12 @@ def check_tokens(folder: Path, vocab_size: int) -> None:
 
 
 def told_stops(folder: Path) -> set[int]:
-    """The tokens that end an answer by the generation config in `folder`; empty if it tells none.
+    """The tokens that end an answer by the generation config of a Hugging Face folder or of a
+    checkpoint; empty if it tells none.
 
     Raises BarError if they are no token ids.
     """
-    path = Path(folder) / _GENERATION
+    path = _within(folder) / _GENERATION
     told = _object(path).get("eos_token_id")
     stops = told if isinstance(told, list) else [] if told is None else [told]
     if not all(isinstance(stop, int) for stop in stops):
@@ -137,6 +143,12 @@ def for_serving(folder: Path, max_positions: int) -> None:
     if isinstance(longest, int) and longest > max_positions:
         del config["max_length"]
         write_json(folder / _GENERATION, config)
+
+
+def _within(folder: Path) -> Path:
+    """Where the companions of a Hugging Face folder or of a checkpoint lie."""
+    companions = Path(folder) / COMPANION_FOLDER
+    return companions if companions.is_dir() else Path(folder)
 
 
 @contextlib.contextmanager

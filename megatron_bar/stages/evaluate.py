@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.evaluation.model import evaluate
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.context import Context, evaluation_of, sources
-from megatron_bar.stages.speaker import speaker_of
 
 
 def run(context: Context) -> dict[str, Any]:
     settings, checkpoint = context.stage.settings, context.checkpoint("checkpoint")
     scores = evaluate(
         checkpoint, {task: sources(entries) for task, entries in settings["tasks"].items()},
-        evaluation_of(context.stage), speaker_of(checkpoint, settings["chat_template"]),
+        evaluation_of(context.stage), load_chat_format(checkpoint, settings["chat_template"]),
         context.stage.layout, settings["seed"], context.stage.name.removeprefix("evaluate/"),
         context.folder,
     )
@@ -40,7 +40,7 @@ def evaluate_checkpoint(
     Results call it `name`.
     """
     with process_groups(layout, seed):
-        evaluate(checkpoint, tasks, settings, speaker_of(checkpoint, template), layout, seed,
+        evaluate(checkpoint, tasks, settings, load_chat_format(checkpoint, template), layout, seed,
                  name, folder)
 
 

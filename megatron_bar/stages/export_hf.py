@@ -7,12 +7,12 @@ from typing import Any
 
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.checkpoints.model_card import Origin, Step
+from megatron_bar.data.chat_format import find_chat_format
 from megatron_bar.data.sources import source_name
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.methods import METHODS, stage_graph
 from megatron_bar.runtime.files import folder_digest
 from megatron_bar.stages.context import Context, parts_of, read_done, sources, training_of
-from megatron_bar.stages.speaker import format_of
 
 MODEL_FOLDER = "model"
 
@@ -20,7 +20,7 @@ MODEL_FOLDER = "model"
 def run(context: Context) -> dict[str, Any]:
     """Its tokenizer has the chat template that the recipe names, by default the checkpoint's."""
     target, checkpoint = context.folder / MODEL_FOLDER, context.checkpoint("checkpoint")
-    chat = format_of(checkpoint, context.stage.settings.get("chat_template"))
+    chat = find_chat_format(checkpoint, context.stage.settings.get("chat_template"))
     model = export_hf(checkpoint, target, overwrite=True, origin=_origin(context), chat=chat)
     return {
         "summary": str(target), "experts": model.all_expert_names,

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.data.bad_items import LeftOut
 from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.data.sources import load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
@@ -19,8 +20,8 @@ from megatron_bar.rlvr.verifiers import prompt_text, scorer, verifier_name
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.companions import trained_companions
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.speaker import speaker_of, trained_companions
 from megatron_bar.stages.train import proof_of_freezing
 
 
@@ -34,15 +35,16 @@ def run(context: Context) -> dict[str, Any]:
 
     settings: Rlvr = context.training
     start = context.checkpoint("start")
-    speaker = speaker_of(start, context.stage.settings["chat_template"])
+    chat_format = load_chat_format(start, context.stage.settings["chat_template"])
     left_out = LeftOut()
-    prompts = load_prompts(speaker.tokenizer, speaker.template, settings, context.recipe.seed,
-                           left_out)
+    prompts = load_prompts(chat_format.tokenizer, chat_format.template, settings,
+                           context.recipe.seed, left_out)
     say(f"{context.stage.name}: {len(prompts)} prompts")
     reinforced = Reinforcement(
         config=ModelConfig.load(start), start=start, folder=context.folder, settings=settings,
-        companions=trained_companions(context), prompts=prompts, stop_ids=speaker.stop_ids,
-        pad_id=speaker.pad_id, decode=speaker.tokenizer.decode, layout=context.stage.layout,
+        companions=trained_companions(context), prompts=prompts,
+        stop_ids=chat_format.stop_ids, pad_id=chat_format.pad_id,
+        decode=chat_format.tokenizer.decode, layout=context.stage.layout,
         seed=context.recipe.seed, what=context.stage.name,
     ).run(NemoAlignerBackend())
     if not is_main():

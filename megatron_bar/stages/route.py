@@ -12,6 +12,7 @@ import torch
 from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots
+from megatron_bar.data.chat_format import pad_id
 from megatron_bar.data.packing import PackedDocuments
 from megatron_bar.data.sources import source_name
 from megatron_bar.models.config import ModelConfig
@@ -19,7 +20,7 @@ from megatron_bar.recipe.graph import routing_data
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context, routed_model
-from megatron_bar.stages.data import pad_id, stage_rows
+from megatron_bar.stages.data import stage_rows
 from megatron_bar.stages.train import train_on
 from megatron_bar.training.router_start import start_at_centroids, start_at_random
 from megatron_bar.training.setup import Begin

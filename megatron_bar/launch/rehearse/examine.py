@@ -9,8 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from transformers import PreTrainedTokenizerBase
-
+from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.data.chat import prompt_ids, render
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
 from megatron_bar.launch.rehearse.references import Worth, worth_of_references
@@ -27,15 +26,6 @@ _AT_THE_ENDS = 3  # examples at the beginning and the end of a source
 _SCANNED = 20_000  # prompts of a source that are measured
 _FRAME_BYTES = 2000  # of a chat template around a prompt, generously
 _KINDS = {"midtrain": "texts", "sft": "chats", "rlvr": "prompts", "route": "chats"}
-
-
-@dataclass(frozen=True)
-class Speech:
-    """How conversations become tokens, and which tokens end a reply."""
-
-    tokenizer: PreTrainedTokenizerBase
-    template: str
-    stop_ids: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -61,17 +51,17 @@ class Examined:
         return self.quartiles.get(_key(source, kind), 0)
 
 
-def examine(recipe: Recipe, speech: Speech | None, positions: int) -> Examined:
+def examine(recipe: Recipe, chat_format: ChatFormat | None, positions: int) -> Examined:
     """Read some examples of every source for the model of so many `positions`.
 
-    Without `speech` (the run makes its tokenizer itself) nothing is rendered.
+    Without `chat_format` (the run makes its tokenizer itself) nothing is rendered.
     """
     examined = Examined()
     uses = list(_uses(recipe))
     with progress("sources", len(uses)) as advance:
         for use in uses:
             try:
-                if told := _examine(use, recipe.seed, speech, positions, examined):
+                if told := _examine(use, recipe.seed, chat_format, positions, examined):
                     examined.found.setdefault(use.stage, []).append(told)
             except BarError as error:
                 examined.faults.append(f"{use.stage}: {error}")
@@ -111,7 +101,7 @@ def _key(source: Source, kind: str) -> tuple:
 
 
 def _examine(
-    use: _Use, seed: int, speech: Speech | None, positions: int, examined: Examined
+    use: _Use, seed: int, chat_format: ChatFormat | None, positions: int, examined: Examined
 ) -> str | None:
     """A few words on what was found. Raises BarError for what is wrong."""
     drawn = open_source(use.source, seed, texts=use.kind == "texts")
@@ -129,34 +119,34 @@ def _examine(
     told = None
     if use.kind in ("prompts", "items"):
         told = _scored(use.source, drawn.name, conversations)
-    if speech is None:
+    if chat_format is None:
         return told
     if use.kind == "chats":
-        _check_ends(conversations, speech)
-        lengths = [len(_rendered(c, speech)[0]) for c in own]
+        _check_ends(conversations, chat_format)
+        lengths = [len(_rendered(c, chat_format)[0]) for c in own]
     else:
-        _check_longest(use, drawn, speech, positions)
-        lengths = [len(_prompt(c, speech)) for c in own]
+        _check_longest(use, drawn, chat_format, positions)
+        lengths = [len(_prompt(c, chat_format)) for c in own]
     examined.quartiles[_key(use.source, use.kind)] = sorted(lengths)[len(lengths) // 4]
     return told
 
 
-def _check_ends(conversations: Sequence[Conversation], speech: Speech) -> None:
+def _check_ends(conversations: Sequence[Conversation], chat_format: ChatFormat) -> None:
     """Raise BarError for a conversation that doesn't teach to stop."""
     for conversation in conversations:
-        ids, mask = _rendered(conversation, speech)
-        if not _ends_reply(ids, mask, speech.stop_ids):
+        ids, mask = _rendered(conversation, chat_format)
+        if not _ends_reply(ids, mask, chat_format.stop_ids):
             raise BarError(
-                f"{conversation.where}: no token that ends an answer ({_spelt(speech)}) carries "
-                "loss in the last reply, so that a model would never learn to stop; put it inside "
-                "the chat template's {% generation %}"
+                f"{conversation.where}: no token that ends an answer ({_spelt(chat_format)}) "
+                "carries loss in the last reply, so that a model would never learn to stop; put "
+                "it inside the chat template's {% generation %}"
             )
 
 
-def _rendered(conversation: Conversation, speech: Speech) -> tuple[list[int], list[bool]]:
+def _rendered(conversation: Conversation, chat_format: ChatFormat) -> tuple[list[int], list[bool]]:
     """As `render`, with the conversation's place in errors."""
     try:
-        return render(speech.tokenizer, conversation.messages, speech.template)
+        return render(chat_format.tokenizer, conversation.messages, chat_format.template)
     except BarError as error:
         raise BarError(f"{conversation.where}: {error}") from None
 
@@ -172,18 +162,18 @@ def _ends_reply(ids: Sequence[int], mask: Sequence[bool], stop_ids: frozenset[in
     return False
 
 
-def _spelt(speech: Speech) -> str:
-    return " or ".join(speech.tokenizer.convert_ids_to_tokens(sorted(speech.stop_ids)))
+def _spelt(chat_format: ChatFormat) -> str:
+    return " or ".join(chat_format.tokenizer.convert_ids_to_tokens(sorted(chat_format.stop_ids)))
 
 
-def _prompt(conversation: Conversation, speech: Speech) -> list[int]:
+def _prompt(conversation: Conversation, chat_format: ChatFormat) -> list[int]:
     try:
-        return prompt_ids(speech.tokenizer, conversation.messages, speech.template)
+        return prompt_ids(chat_format.tokenizer, conversation.messages, chat_format.template)
     except BarError as error:
         raise BarError(f"{conversation.where}: {error}") from None
 
 
-def _check_longest(use: _Use, drawn: Drawn, speech: Speech, positions: int) -> None:
+def _check_longest(use: _Use, drawn: Drawn, chat_format: ChatFormat, positions: int) -> None:
     """Raise BarError for a prompt that leaves the model no room to answer."""
     most = use.row if use.kind == "prompts" else None  # longer prompts are left out
     if most is not None and most < positions:
@@ -196,7 +186,7 @@ def _check_longest(use: _Use, drawn: Drawn, speech: Speech, positions: int) -> N
                    for message in conversation.messages for value in message.values())
         if size + _FRAME_BYTES < positions:
             continue
-        length = len(_prompt(conversation, speech))
+        length = len(_prompt(conversation, chat_format))
         if positions <= length <= (most or length):
             raise BarError(f"{conversation.where}: the prompt has {length} tokens, which leaves no "
                            f"room for an answer in the model's {positions} positions")

@@ -17,18 +17,17 @@ from pathlib import Path
 import torch
 
 from megatron_bar.checkpoints.branch import branch
-from megatron_bar.checkpoints.companions import load_tokenizer, told_stops
+from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.hub import local_folder
-from megatron_bar.data.chat import chat_template
-from megatron_bar.data.reply_ends import reply_ends
+from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.faults import wherever
 from megatron_bar.launch.local import StagesFailed, final_model, run_recipe
 from megatron_bar.launch.plan.compute import Machine
 from megatron_bar.launch.plan.show import keys_of
 from megatron_bar.launch.plan.stages import StagePlan, plan_stages, planned_model
-from megatron_bar.launch.rehearse.examine import Speech, examine
+from megatron_bar.launch.rehearse.examine import examine
 from megatron_bar.launch.rehearse.fold import folded
 from megatron_bar.launch.rehearse.folder import write_small_folder
 from megatron_bar.launch.rehearse.proof import prove_export
@@ -70,11 +69,11 @@ class Rehearsed:
 
 @dataclass(frozen=True)
 class _Cast:
-    """The small models, and how they are talked to."""
+    """The small models, and how they are talked to; None where the run makes its tokenizer."""
 
     small: Small
     weights: dict[str, str]  # what those of each are
-    speech: Speech | None
+    chat_format: ChatFormat | None
 
 
 def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
@@ -96,13 +95,13 @@ def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
     plans = plan_stages(recipe, model, asked.machine)
     with _place(asked.keep) as place:
         cast = _cast(recipe, asked, model, place.folder)
-        examined = examine(recipe, cast.speech, model.max_position_embeddings)
+        examined = examine(recipe, cast.chat_format, model.max_position_embeddings)
         showed = {role: [f"weights: {what}"] for role, what in cast.weights.items()}
         showed |= examined.found
         if faults := [*_too_big(plans, asked.machine), *examined.faults]:
             return Rehearsed(plans, [], showed, faults)
         short = rewritten(recipe, dataclasses.replace(cast.small, fitting=examined.fitting))
-        faults = _run(short, cast.speech, showed)
+        faults = _run(short, cast.chat_format, showed)
         place.stays = place.stays or bool(faults)
         return Rehearsed(plans, stage_graph(short), showed, faults)
 
@@ -160,7 +159,7 @@ def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Ca
     say(f"small models: {sizes.model.num_layers} layers, hidden {sizes.model.hidden_size}, "
         f"{sizes.model.num_heads} heads; weights: {told}")
     small = dataclasses.replace(small, branches=branches, **folders)
-    return _Cast(small, weights, _speech(recipe, folders["anchor"]))
+    return _Cast(small, weights, load_chat_format(folders["anchor"], recipe.chat_template))
 
 
 def _branches(recipe: Recipe, anchor: Path, folder: Path) -> dict[str, Path]:
@@ -184,13 +183,6 @@ def _folder_here(named: str) -> Path | None:
         return None
 
 
-def _speech(recipe: Recipe, anchor: Path) -> Speech:
-    tokenizer = load_tokenizer(anchor)
-    template = chat_template(recipe.chat_template, tokenizer)
-    stops = told_stops(anchor) or {tokenizer.eos_token_id}
-    return Speech(tokenizer, template, frozenset(stops | reply_ends(tokenizer, template)))
-
-
 def _too_big(plans: list[StagePlan], machine: Machine) -> list[str]:
     return [
         f"{plan.stage.name}: needs {plan.memory.total / 2**30:.0f} GiB of a GPU with "
@@ -200,7 +192,9 @@ def _too_big(plans: list[StagePlan], machine: Machine) -> list[str]:
     ]
 
 
-def _run(short: Recipe, speech: Speech | None, showed: dict[str, list[str]]) -> list[str]:
+def _run(
+    short: Recipe, chat_format: ChatFormat | None, showed: dict[str, list[str]]
+) -> list[str]:
     """Run the stages and prove the model they end with; returns what went wrong."""
     faults: list[str] = []
     run = Path(short.runs) / short.name
@@ -214,7 +208,7 @@ def _run(short: Recipe, speech: Speech | None, showed: dict[str, list[str]]) -> 
             showed[stage.name] = ["not done"]
         elif stage.kind == "export":
             try:
-                showed[stage.name] = _proof(short, run, stage, speech)
+                showed[stage.name] = _proof(short, run, stage, chat_format)
             except BarError as error:
                 faults.append(f"{stage.name}: {error}")
         elif summary := done.get("summary"):
@@ -222,7 +216,9 @@ def _run(short: Recipe, speech: Speech | None, showed: dict[str, list[str]]) -> 
     return faults
 
 
-def _proof(short: Recipe, run: Path, export: Stage, speech: Speech | None) -> list[str]:
+def _proof(
+    short: Recipe, run: Path, export: Stage, chat_format: ChatFormat | None
+) -> list[str]:
     model = final_model(short, run)
-    template = chat_template(None, load_tokenizer(model)) if speech is None else speech.template
-    return prove_export(run / export.inputs["checkpoint"] / "checkpoint", model, template)
+    trained = chat_format or load_chat_format(model, None)  # the run made it, and exports no other
+    return prove_export(run / export.inputs["checkpoint"] / "checkpoint", model, trained.template)
