@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -62,20 +63,27 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
-def _reply_ends(tokenizer: PreTrainedTokenizerBase, template: str) -> set[int]:
-    """The tokens that close a reply: the last special one of what carries loss.
+def closing_tokens(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], loss_mask: Sequence[bool]
+) -> set[int]:
+    """The tokens that close replies: of each run of tokens that carry loss the last special one."""
+    special = tokenizer.added_tokens_decoder
+    ends = set()
+    for learned, reply in groupby(zip(ids, loss_mask), key=lambda pair: pair[1]):
+        closing = [token for token, _ in reply if token in special]
+        if learned and closing:
+            ends.add(closing[-1])
+    return ends
 
-    Empty for a template that doesn't mark replies, or that refuses a plain conversation.
+
+def _reply_ends(tokenizer: PreTrainedTokenizerBase, template: str) -> set[int]:
+    """The tokens that a template closes replies with.
+
+    Empty for one that doesn't mark replies, or that refuses a plain conversation.
     """
     talk = [{"role": role, "content": "a"} for role in _TALK]
     try:
-        ids, carries_loss = render(tokenizer, talk, template)
+        ids, loss_mask = render(tokenizer, talk, template)
     except BarError:
         return set()
-    special = tokenizer.added_tokens_decoder
-    ends = set()
-    for inside, reply in groupby(zip(ids, carries_loss), key=lambda pair: pair[1]):
-        closing = [token for token, _ in reply if token in special]
-        if inside and closing:
-            ends.add(closing[-1])
-    return ends
+    return closing_tokens(tokenizer, ids, loss_mask)

@@ -23,7 +23,7 @@ from megatron_bar.data.encoding import encode_conversations, encode_texts
 from megatron_bar.data.json_text import parse_json
 from megatron_bar.data.paths import files_of
 from megatron_bar.data.records import Listed
-from megatron_bar.data.sources import Conversation, Drawn, open_source, source_name
+from megatron_bar.data.sources import Drawn, open_source, source_name
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
 from megatron_bar.launch.faults import Faults
@@ -46,18 +46,23 @@ _SCORE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of a source, and how: as texts, chats or prompts."""
+    """A stage reads a source as texts, chats, prompts or held-out items."""
 
-    where: str  # the stage that reads it, or the tasks it is one of
+    stage: str
     source: Source
     form: str
-    length: int | None = None  # of a row of conversations, or the longest prompt that is asked
+    length: int | None = None  # of a row of chats, or the longest prompt that is asked
+    task: str | None = None  # whose items the source holds
+
+    @property
+    def where(self) -> str:
+        """The stage, or the tasks that every evaluation asks."""
+        return self.stage if self.task is None else f"tasks of {self.task}"
 
     @property
     def key(self) -> tuple:
         """Equal for readings that find the same faults."""
-        source = dataclasses.replace(self.source, repeat=1, weight=None, name=None)
-        return dataclasses.astuple(source), self.form, self.length
+        return contents(self.source), self.form, self.length
 
 
 def check_data(recipe: Recipe, stages: Sequence[Stage], faults: Faults) -> None:
@@ -65,26 +70,37 @@ def check_data(recipe: Recipe, stages: Sequence[Stage], faults: Faults) -> None:
 
     Where the anchor's tokenizer isn't here, or is yet to be trained, one of bytes stands in.
     """
-    readings = {}
-    for stage in stages:
-        with faults.of(stage.name):
-            for reading in _readings(stage):
-                readings.setdefault(reading.key, reading)
-    if not readings:
+    found = readings(stages, faults)
+    if not found:
         return
     language = None
     with faults.of():
-        language = _language(recipe, chats=any(r.form != "texts" for r in readings.values()))
-    for reading in readings.values():
+        language = _language(recipe, chats=any(reading.form != "texts" for reading in found))
+    for reading in found:
         _check(reading, recipe.seed, language, faults)
 
 
-def _readings(stage: Stage) -> Iterator[Reading]:
+def readings(stages: Sequence[Stage], faults: Faults) -> list[Reading]:
+    """What `stages` read, each source once in each way; adds to `faults` what can't be told."""
+    found: dict[tuple, Reading] = {}
+    for stage in stages:
+        with faults.of(stage.name):
+            for reading in _readings_of(stage):
+                found.setdefault(reading.key, reading)
+    return list(found.values())
+
+
+def contents(source: Source) -> tuple:
+    """Equal for sources of which the same examples are read."""
+    return dataclasses.astuple(dataclasses.replace(source, repeat=1, weight=None, name=None))
+
+
+def _readings_of(stage: Stage) -> Iterator[Reading]:
     settings, name = stage.settings, stage.name
     if stage.kind == "evaluate":
         for task, entries in settings["tasks"].items():
             for source in sources(entries):
-                yield Reading(f"tasks of {task}", source, "prompts")
+                yield Reading(name, source, "items", task=task)
         return
     if "training" not in settings:
         return
@@ -222,7 +238,7 @@ def _check_prompts(drawn: Drawn, language: _Language | None, longest: int | None
     if language is not None and language.template is not None:
         lengths = []
         for item in items:
-            with bad.caught(item.number, item.where), _told(item):
+            with bad.caught(item.number, item.where):
                 lengths.append(len(prompt_ids(language.tokenizer, item.messages,
                                               language.template)))
         if longest is not None and lengths and min(lengths) > longest:
@@ -234,20 +250,17 @@ def _check_prompts(drawn: Drawn, language: _Language | None, longest: int | None
         return  # told with what else the recipe says of its sources
     end = time.monotonic() + _SCORE_SECONDS
     for item in items:
-        with bad.caught(item.number, item.where), _told(item):
+        with bad.caught(item.number, item.where), _unreadable_reference():
             scorer(drawn.source, item)("")
         if time.monotonic() > end:
             break
 
 
 @contextlib.contextmanager
-def _told(item: Conversation) -> Iterator[None]:
-    """Errors inside name the item's place."""
+def _unreadable_reference() -> Iterator[None]:
+    """A verifier that fails inside can't read the reference."""
     try:
         yield
-    except BarError as error:
-        place = item.where or item.source
-        raise BarError(str(error) if place in str(error) else f"{place}: {error}") from None
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise BarError(f"{item.where}: the verifier can't read the reference: "
+        raise BarError("the verifier can't read the reference: "
                        f"{type(error).__name__}: {error}") from None

@@ -76,6 +76,19 @@ def _end_outside(recipe: dict) -> None:
     recipe["chat_template"] = "own.jinja"
 
 
+def _calls_end_otherwise(recipe: dict) -> None:
+    """The template is sound, and so are plain chats."""
+    Path("own.jinja").write_text(END_OUTSIDE.replace(
+        "{% endgeneration %}{{ eos_token }}",
+        "{{ m.function_calls }}{{ '<|pad|>' if m.function_calls else eos_token }}"
+        "{% endgeneration %}"))
+    recipe["chat_template"] = "own.jinja"
+    lines = Path("chats.jsonl").read_text().splitlines()
+    lines[1] = json.dumps({"messages": [{"role": "user", "content": "2 + 2?"}, {
+        "role": "assistant", "content": "", "function_calls": "add(2, 2)"}]})
+    Path("chats.jsonl").write_text("\n".join(lines))
+
+
 def _wrong_references(recipe: dict) -> None:
     write_lines(Path("prompts.jsonl"), [_chat("1 + 1?", "2", answer="3")] * 30)
 
@@ -125,6 +138,8 @@ def _missing_shard(recipe: dict) -> None:
 FAULTS = {
     _no_end: "law/sft: .*chats.jsonl:1: the chat template has no end token",
     _end_outside: "law/sft: .*chats.jsonl:1: the chat template ends replies with .* outside",
+    _calls_end_otherwise: r"law/sft: .*chats.jsonl:2: no reply ends with a token at which an "
+                          r"answer stops \(<\|endoftext\|>",
     _wrong_references: "law/rlvr: .*prompts.jsonl:1: verifier math gives the reference answer no "
                        "reward, nor that of .* more items of source prompts",
     _broken_references: "law/rlvr: .*prompts.jsonl:1: a safety reference is refuse or comply",

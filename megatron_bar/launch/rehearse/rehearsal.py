@@ -98,7 +98,7 @@ def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
         examined = examine(recipe, cast.chat_format, model.max_position_embeddings)
         showed = {role: [f"weights: {what}"] for role, what in cast.weights.items()}
         showed |= examined.found
-        if faults := [*_too_big(plans, asked.machine), *examined.faults]:
+        if faults := [*_too_big(plans, asked.machine), *map(str, examined.faults)]:
             return Rehearsed(plans, [], showed, faults)
         short = rewritten(recipe, dataclasses.replace(cast.small, fitting=examined.fitting))
         faults = _run(short, cast.chat_format, showed)
