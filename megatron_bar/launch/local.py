@@ -70,10 +70,14 @@ def run_recipes(
     works = [work_of(recipe) for recipe in recipes]
     check_works(works)
     agree([loss for work in works for loss in work.lost], yes)
-    return [_run_checked(recipe, jobs) for recipe in recipes]
+    return [run_checked(recipe, jobs) for recipe in recipes]
 
 
-def _run_checked(recipe: Recipe, jobs: int | None) -> Path:
+def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
+    """Run, as `run_recipe` does, a recipe that is checked already and replaces no training.
+
+    Returns the run's folder. Raises as `run_recipe` does while it runs.
+    """
     run = run_folder(recipe)
     run.mkdir(parents=True, exist_ok=True)
     with only_run(run):

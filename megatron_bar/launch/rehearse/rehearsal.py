@@ -21,9 +21,9 @@ from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.data.chat_format import load_chat_format
-from megatron_bar.launch.check import check_recipe
-from megatron_bar.launch.faults import wherever
-from megatron_bar.launch.local import StagesFailed, final_model, run_recipe
+from megatron_bar.launch.check import check_installed, check_recipe
+from megatron_bar.launch.faults import require, wherever
+from megatron_bar.launch.local import StagesFailed, final_model, run_checked
 from megatron_bar.launch.plan.compute import Machine
 from megatron_bar.launch.plan.show import keys_of
 from megatron_bar.launch.plan.stages import StagePlan, plan_stages, planned_model
@@ -195,11 +195,17 @@ def _too_big(plans: list[StagePlan], machine: Machine) -> list[str]:
 def _run(
     short: Recipe, chat_format: ChatFormat | None, showed: dict[str, list[str]]
 ) -> list[str]:
-    """Run the stages and prove the model they end with; returns what went wrong."""
+    """Run the stages and prove the model they end with; returns what went wrong.
+
+    `short` isn't checked once more: its data are a few of those that were.
+
+    Raises BarError for packages that aren't installed.
+    """
+    require(check_installed(short))
     faults: list[str] = []
     run = Path(short.runs) / short.name
     try:
-        run_recipe(short)
+        run_checked(short)
     except StagesFailed as error:
         faults += error.failures
     for stage in stage_graph(short):
