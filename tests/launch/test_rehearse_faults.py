@@ -15,11 +15,14 @@ from transformers import AutoTokenizer
 
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.cli import main
+from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.data.sources import Conversation
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE, texts
+from megatron_bar.launch.rehearse.examine import examine
 from megatron_bar.launch.rehearse.proof import prove_export
 from megatron_bar.launch.rehearse.references import worth_of_references
+from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
 from tests.launch.sample_data import SHARED, write_lines
@@ -165,6 +168,22 @@ def test_a_fault_is_a_line_before_any_stage_runs(
     assert any(pattern.match(line) for line in faults), said.out
     assert "the recipe isn't ready to run; faults: " in said.err
     assert "stages to run" not in said.out and not (tmp_path / "runs").exists()
+
+
+def test_an_item_that_its_stage_leaves_out_is_no_fault(recipe, anchor):
+    with open("chats.jsonl", "a") as file:
+        file.write(json.dumps(_chat("a", "<|im_end|>")) + "\n")
+    faults = {}
+    for on_bad_item in ("stop", "skip"):
+        recipe["domains"]["law"]["sft"]["data"][0]["on_bad_item"] = on_bad_item
+        Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+        loaded = load_recipe(Path("recipe.yaml"))
+        examined = examine(loaded, load_chat_format(anchor, None), 256)
+        faults[on_bad_item] = list(map(str, examined.faults))
+    assert faults["skip"] == []
+    assert examined.fitting(loaded.domains["law"].sft.data[0], "chats") > 5
+    (fault,) = faults["stop"]
+    assert "chats.jsonl:31: message 2 holds <|im_end|> as text" in fault
 
 
 def test_an_anchor_with_a_missing_shard_is_told_of(recipe, capsys):
