@@ -69,7 +69,7 @@ class Job:
             if None in codes and time.monotonic() - self._parting < PARTING_SECONDS:
                 return False
             self.stop()
-            raise ContinueLater("stopped; its state is saved")
+            raise ContinueLater("its ranks were asked to stop")
         if any(codes):
             time.sleep(POLL_SECONDS)  # let the message arrive
             message = self.errors.get() if not self.errors.empty() else None
