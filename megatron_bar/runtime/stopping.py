@@ -118,6 +118,8 @@ class RaiseOnStopSignal(StopSignals):
 class StopAtStep(StopSignals):
     """Notes stop signals and watches the clock, for a loop that can only stop between steps.
 
+    Within RaiseOnStopSignal it takes its place, so set-up and saves in the block aren't cut short.
+    A signal after the last step finds nothing left to stop, and is forgotten.
     `minutes` counts from here. The environment's MEGATRON_BAR_STOP_AT holds too.
     """
 
