@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, refuse_lfs_pointer, write_json, write_text
-from megatron_bar.runtime.stopping import ContinueLater
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,8 +84,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         try:
             # Said because transformers 4.57.3 to 4.57.6 take a large vocabulary for Mistral's.
             tokenizer = AutoTokenizer.from_pretrained(readable, fix_mistral_regex=False)
-        except ContinueLater:
-            raise  # a stop signal came meanwhile
         except Exception as error:  # tokenizers raises no other
             reason = " ".join(str(error).split())
             raise BarError(f"{path} and what is beside it make no tokenizer: {reason}") from None
