@@ -44,10 +44,13 @@ class Change:
     key: str
     was: Any
     now: Any
+    files: tuple[str, ...] = ()  # those of a folder that differ, where the record tells
 
     def __str__(self) -> str:
         if self.was == self.now:
-            return f"{self.now} has other contents ({self.key})"
+            first, *more = self.files or (self.now,)
+            others = f" and {len(more)} more have" if more else " has"
+            return f"{first}{others} other contents ({self.key})"
         return f"{self.key} is {_word(self.now)}, was {_word(self.was)}"
 
 
@@ -71,7 +74,10 @@ def record(stage: Stage) -> dict[str, Any]:
     flat = dict(_leaves(deciding(stage.settings, stage.kind)))
     return {"kind": stage.kind, "settings": stage.settings,
             "outside": {_place(flat, leaf): _contents(flat, leaf)
-                        for leaf, value in flat.items() if _names_outside(leaf, value)}}
+                        for leaf, value in flat.items() if _names_outside(leaf, value)},
+            # Nothing is compared by them: they tell which file of a model is another one.
+            "files": {value: _model_files(value)
+                      for leaf, value in flat.items() if leaf[-1] == _HF_FOLDER}}
 
 
 def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
@@ -89,7 +95,8 @@ def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
                for leaf, value in was.items()}
     now = dict(_leaves(deciding(stage.settings, stage.kind)))
     found = [
-        Change(recipe_key(stage, leaf), was.get(leaf, _ABSENT), now.get(leaf, _ABSENT))
+        Change(recipe_key(stage, leaf), was.get(leaf, _ABSENT), now.get(leaf, _ABSENT),
+               _other_files(recorded.get("files", {}), leaf, now.get(leaf)))
         for leaf in dict.fromkeys([*now, *was]) if not _same(was, now, leaf, outside)
     ]
     return [change for i, change in enumerate(found) if change not in found[:i]]
@@ -181,11 +188,34 @@ def _contents(flat: Mapping[Leaf, Any], leaf: Leaf) -> str | None:
             files = files_of(named)
             return json_digest(list(map(content_digest, files))) if files else None
         if path.is_dir():
-            return json_digest({str(file.relative_to(path)): content_digest(file)
-                                for file in _files_read(leaf, path)})
+            return json_digest(_folder_digests(leaf, path))
         return content_digest(path)
     except (OSError, BarError):
         return None
+
+
+def _folder_digests(leaf: Leaf, folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): content_digest(file)
+            for file in _files_read(leaf, folder)}
+
+
+def _model_files(folder: str) -> dict[str, str]:
+    """None where one can't be read, which the stage itself tells."""
+    try:
+        return _folder_digests((_HF_FOLDER,), Path(folder))
+    except (OSError, BarError):
+        return {}
+
+
+def _other_files(
+    recorded: Mapping[str, Mapping[str, str]], leaf: Leaf, named: Any
+) -> tuple[str, ...]:
+    """The files of a model that aren't as they were `recorded`; none where they weren't."""
+    if leaf[-1] != _HF_FOLDER or not (was := recorded.get(named)):
+        return ()
+    now = _model_files(named)
+    return tuple(str(Path(named) / file) for file in sorted({*was, *now})
+                 if was.get(file) != now.get(file))
 
 
 def _files_read(leaf: Leaf, folder: Path) -> list[Path]:
