@@ -47,9 +47,11 @@ def load_recipes(
     where = f"recipe {path}"
     layers = file_layers(path)
     told = parse_overrides(overrides)
-    whole = merged(where, OmegaConf.structured(Recipe), *layers, *told)
+    # Of the command line each system is told once, after its own keys: null takes away once only.
+    of_systems = [{"systems": layer.pop("systems")} for layer in told if "systems" in layer]
+    whole = merged(where, OmegaConf.structured(Recipe), *layers, *of_systems)
     if not whole.systems:
-        recipes = {where: resolved(whole, where)}
+        recipes = {where: resolved(merged(where, whole, *told), where)}
     else:
         recipes = {f"{where}, system {name}": _system(where, layers, whole, name, told)
                    for name in whole.systems}
