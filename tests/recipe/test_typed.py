@@ -162,10 +162,15 @@ def test_a_name_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "/tmp/x", ".hidden", "-x", "a/../b",
-                                  "'a '", "''"])
+                                  "'a '", "''",
+                                  "a" * 256, "ä" * 128])
 def test_a_run_stays_in_its_folder(name):
     with pytest.raises(BarError, match="is not the name of one folder"):
         load_recipe(TOY, [f"name={name}"])
+
+
+def test_a_name_may_be_as_long_as_that_of_a_folder():
+    assert load_recipe(TOY, [f"name={'a' * 255}"]).name == "a" * 255
 
 
 def test_only_a_run_itself_is_called_name_and_system(tmp_path):
@@ -181,7 +186,7 @@ def test_only_a_run_itself_is_called_name_and_system(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["slurm", "logs", "before", "evaluate-math", "without-code", "-a",
-                                  "a.b", "'a b'"])
+                                  "a.b", "'a b'", "a" * 201])
 def test_no_domain_is_called_like_something_else_in_the_run(name):
     with pytest.raises(BarError, match="a domain can't be called"):
         load_recipe(TOY, [f"domains={{{name}: {{sft: {{steps: 1, data: [{{toy: math}}]}}}}}}"])
