@@ -170,6 +170,13 @@ def test_verify_proves_experts_with_fewer_active_than_there_are(tmp_path, capsys
     (["run", str(TOY), "pretrain.model=olmo9", "runs=OUT"], "olmo9"),
     (["run", str(TOY), "pretrain=null", "anchor=nowhere", "runs=OUT"], "nowhere is not a folder"),
     (["stage", "nowhere", "math/sft"], "doesn't exist"),
+    (["run", str(TOY), "runs=OUT", "--jobs", "-3"], "--jobs -3: give at least 1"),
+    (["upgrade", "nowhere", "--jobs", "0"], "--jobs 0: give at least 1"),
+    (["data", "prepare", str(TOY), "runs=OUT", "--processes", "0"],
+     "--processes 0: give at least 1"),
+    (["import", "nowhere", "OUT", "--processes", "0"], "--processes 0: give at least 1"),
+    (["plan", str(TOY), "--memory", "0"], "--memory 0: give at least 1"),
+    (["evaluate", "nowhere", "--suite", "paper", "--limit", "-1"], "--limit -1: give at least 1"),
 ])
 def test_wrong_input_gets_one_line_and_leaves_nothing(
     arguments, message, tmp_path, monkeypatch, capsys
