@@ -85,6 +85,10 @@ def open_inputs(models: Sequence[Path], anchor: Path | None) -> Inputs:
     if merged and anchor is not None:
         raise BarError(f"{merged[0].folder} is a merged model and holds the anchor; leave out "
                        "--anchor")
+    places = [branch.folder.resolve() for branch in branches]
+    if twice := [b.folder for i, b in enumerate(branches) if places[i] in places[:i]]:
+        raise BarError(f"{twice[0]} is given twice; its expert would be there twice, and it would "
+                       "count double in the mean, for which there is --weights")
     names = [branch.name for branch in branches]
     if len(set(names)) < len(names):
         if merged:

@@ -278,6 +278,7 @@ def test_wrong_models_are_refused(anchor, branches, merged, tmp_path):
         (branches, None, "give --anchor CKPT, or --average branches"),
         ([merged, branches[2]], anchor, "leave out --anchor"),
         ([merged, merged], None, "both merged models"),
+        ([*branches, branches[0].parent / "." / branches[0].name], anchor, "is given twice"),
         ([], anchor, "at least one branch"),
     ]:
         with pytest.raises(BarError, match=message):
