@@ -95,7 +95,7 @@ def _open(models: Mapping[str, Path]) -> list[Input]:
         inputs.append(Input(name, Path(folder), model, CheckpointReader(folder)))
     if len(inputs) < 2:
         raise BarError("one model can't be merged; give at least two")
-    check_one_type((i.model, i.reader) for i in inputs)
+    check_one_type([(i.model, i.reader) for i in inputs])
     return inputs
 
 

@@ -101,7 +101,7 @@ def open_inputs(models: Sequence[Path], anchor: Path | None) -> Inputs:
         if other.model.without_experts() != inputs.all[0].model.without_experts():
             raise BarError(f"{other.folder} and {inputs.all[0].folder} are models of different "
                            "shape")
-    check_one_type((i.model, i.reader) for i in reversed(inputs.all))  # the anchor's types first
+    check_one_type([(i.model, i.reader) for i in inputs.all])
     return inputs
 
 

@@ -14,7 +14,7 @@ from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
-from tests.models_hf import random_dense, random_experts
+from tests.models_hf import imported, random_dense, random_experts
 
 LAYERS, PARTS = 4, ("gate_proj", "up_proj", "down_proj")
 
@@ -287,3 +287,40 @@ def test_wrong_models_are_refused(anchor, branches, merged, tmp_path):
     with pytest.raises(BarError, match="different shape"):
         merge(branches, tmp_path / "out", tmp_path / "wide")
     assert not (tmp_path / "out").exists()
+
+
+def _stored(folder, usual, others=(), other=None):
+    """A branch of an anchor in type `usual`; tensors with a word of `others` in type `other`."""
+    model = random_dense(seed=7)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(
+            other if any(word in name for word in others) else usual)
+    branch(imported(model, folder), folder / "branch")
+    return folder / "branch"
+
+
+@pytest.mark.parametrize("first, second, cast, dtype", [
+    (("bfloat16",), ("bfloat16", ["norm"], "float32"), ["second"], "bfloat16"),
+    (("bfloat16", ["norm"], "float32"), ("bfloat16",), ["first"], "bfloat16"),
+    (("float32",), ("bfloat16",), ["first"], "bfloat16"),
+    (("float32",), ("bfloat16", ["norm"], "float32"), ["first", "second"], "bfloat16"),
+    (("float32", ["embed"], "bfloat16"), ("float32",), ["first"], "float32"),
+], ids=str)
+def test_unlike_types_merge_once_what_the_refusal_says_is_cast(
+    first, second, cast, dtype, tmp_path
+):
+    models = {
+        name: _stored(tmp_path / name, getattr(torch, usual), *rest[:1],
+                      *[getattr(torch, other) for other in rest[1:]])
+        for name, (usual, *rest) in {"first": first, "second": second}.items()
+    }
+    with pytest.raises(BarError) as refused:
+        merge(list(models.values()), tmp_path / "merged", average="branches")
+    named = ", ".join(str(models[name]) for name in cast)
+    assert f"so cast {'each of ' if cast[1:] else ''}{named}: megatron-bar export CKPT HF_DIR " \
+           f"--dtype {dtype}, then import" in str(refused.value)
+    for name in cast:
+        export_hf(models[name], tmp_path / name / "cast-hf", getattr(torch, dtype))
+        models[name] = tmp_path / name / "cast"
+        import_hf(tmp_path / name / "cast-hf", models[name])
+    merge(list(models.values()), tmp_path / "merged", average="branches")
