@@ -17,7 +17,7 @@ from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import SHARED_NAMES
 from megatron_bar.checkpoints.number_types import check_one_type
 from megatron_bar.checkpoints.resume_point import open_checkpoint
-from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.config import ModelConfig, check_same_shape
 from megatron_bar.runtime.errors import BarError
 
 ANCHOR = "anchor"
@@ -97,10 +97,10 @@ def open_inputs(models: Sequence[Path], anchor: Path | None) -> Inputs:
             raise BarError(f"{anchor} has {model.num_experts} experts; the anchor is a dense model")
         dense = Input(ANCHOR, Path(anchor), model, open_checkpoint(anchor))
     inputs = Inputs(dense, merged[0] if merged else None, tuple(branches))
-    for other in inputs.all[1:]:
-        if other.model.without_experts() != inputs.all[0].model.without_experts():
-            raise BarError(f"{other.folder} and {inputs.all[0].folder} are models of different "
-                           "shape")
+    first, *others = inputs.all
+    for other in others:
+        check_same_shape(other.folder, other.model.without_experts(),
+                         first.folder, first.model.without_experts())
     check_one_type([(i.model, i.reader) for i in inputs.all])
     return inputs
 
