@@ -74,9 +74,13 @@ class Inputs:
 
 def open_inputs(models: Sequence[Path], anchor: Path | None) -> Inputs:
     """Open what the user names. Raises BarError unless they can be merged."""
-    opened = [_open(Path(folder)) for folder in models]
-    if not opened:
+    if not models:
         raise BarError("merge needs at least one branch")
+    for number, folder in enumerate(models):
+        if Path(folder).resolve() in [Path(other).resolve() for other in models[:number]]:
+            raise BarError(f"{folder} is given twice, and a model counts once; --weights says what "
+                           "it weighs")
+    opened = [_open(Path(folder)) for folder in models]
     merged = [i for i in opened if i.name == MERGED]
     branches = [i for i in opened if i.name != MERGED]
     if len(merged) > 1:

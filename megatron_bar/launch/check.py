@@ -125,6 +125,13 @@ def _check_folders(
     for other in map(Path, recipe.reuse):
         if other.absolute() not in made and not is_run(other):
             faults.add(f"reuse: {other} is not the folder of a run")
+    adopted: dict[Path, str] = {}
+    for name, domain in recipe.domains.items():
+        if domain.checkpoint is not None:
+            first = adopted.setdefault(Path(domain.checkpoint).resolve(), name)
+            if first != name:
+                faults.add(f"domains.{first} and domains.{name} have the same checkpoint "
+                           f"{domain.checkpoint}, and a branch is one expert; leave out either")
     for stage in stages:
         if stage.kind == "adopt":
             anchor = run_folder(recipe) / "anchor" / "checkpoint"

@@ -272,12 +272,17 @@ def test_what_makes_no_sense_is_refused(arguments, message, anchor, branches, tm
 
 
 def test_wrong_models_are_refused(anchor, branches, merged, tmp_path):
+    again = shutil.copytree(merged, tmp_path / "again")
+    linked = tmp_path / "linked"
+    linked.symlink_to(branches[0])
     for models, dense, message in [
         ([anchor], None, "a dense model, not a branch"),
         (branches, branches[0], "the anchor is a dense model"),
         (branches, None, "give --anchor CKPT, or --average branches"),
         ([merged, branches[2]], anchor, "leave out --anchor"),
-        ([merged, merged], None, "both merged models"),
+        ([merged, again], None, "both merged models"),
+        ([branches[0], branches[0].parent / "." / branches[0].name], anchor, "is given twice"),
+        ([branches[0], linked], anchor, "linked is given twice, and a model counts once"),
         ([], anchor, "at least one branch"),
     ]:
         with pytest.raises(BarError, match=message):
