@@ -183,6 +183,38 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+LONG = "x" * 250
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["plan", str(TOY), "--plot", "nope/x.png"], "x.png can't be written: there is no folder nope"),
+    (["plan", str(TOY), "--plot", "x.dog"], "x.dog can't be written: a picture's name ends in"),
+    (["plan", str(TOY), "--plot", "x"], "x can't be written: a picture's name ends in one of"),
+    (["compare", "run", "--json", "nope/x.json"], "can't be written: there is no folder nope"),
+    (["compare", "run", "--json", "run"], "run can't be written: it is a folder; name a file"),
+    (["report", "run", "--out", "file/x.html"], "can't be written: there is no folder file"),
+    (["report", "run", "--out", f"{LONG}.html"], ".html can't be written: File name too long"),
+    (["rehearse", str(TOY), "--keep", "file/x"], "file/x can't be written: Not a directory"),
+    (["rehearse", str(TOY), "--keep", LONG], "can't be written: File name too long"),
+    (["evaluate", "run", "--task", "a=b:exact", "--out", "file/x/y"], "written: Not a directory"),
+    (["import", "org/model", "file/x"], "file/x can't be written: Not a directory"),
+    (["export", "CHECKPOINT", "file/x"], "file/x can't be written: Not a directory"),
+])
+def test_a_place_that_can_not_be_written_is_told_before_work(
+    arguments, message, tmp_path, monkeypatch, capsys, hf_dir
+):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("file").touch()
+    if "CHECKPOINT" in arguments:
+        import_hf(hf_dir, tmp_path / "CHECKPOINT")
+    before = set(tmp_path.rglob("*"))
+    assert main(arguments) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err and len(shown.err.strip().splitlines()) == 1 and not shown.out
+    assert set(tmp_path.rglob("*")) == before
+
+
 @pytest.fixture(scope="module")
 def talking_dir(tmp_path_factory):
     """A model with a tokenizer, as a Hugging Face folder."""

@@ -14,6 +14,10 @@ from megatron_bar.runtime.errors import BarError, raise_all
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from megatron_bar.runtime.disk import check_output_folder
+
+    if args.out is not None:
+        check_output_folder(args.out)
     settings = _settings(args)
     if args.suite is not None:
         _suite(args, settings)
@@ -24,8 +28,11 @@ def evaluate(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     from megatron_bar.analysis.compare import compare_runs
     from megatron_bar.analysis.report import write_comparison, write_report
+    from megatron_bar.runtime.disk import check_output_file
 
     target = args.out or args.run / "report.html"
+    if args.run.is_dir():  # else told as what it is
+        check_output_file(target)
     if not (args.run / "recipe.yaml").is_file() and any(args.run.glob("*/recipe.yaml")):
         systems = compare_runs([args.run, *args.compare])
         write_comparison(args.run.resolve().name, systems, target)
@@ -103,6 +110,7 @@ def _suite(args: argparse.Namespace, settings: Evaluate) -> None:
     from megatron_bar.evaluation.harness import configuration, run_suite, runnable
     from megatron_bar.evaluation.suite import load_suite
     from megatron_bar.runtime.console import console, say
+    from megatron_bar.runtime.disk import check_output_folder
 
     if (args.task or args.recipe or settings.temperature or settings.samples > 1
             or settings.opt_out):
@@ -110,6 +118,7 @@ def _suite(args: argparse.Namespace, settings: Evaluate) -> None:
                        "--recipe, temperature, samples and opt_out out")
     suite = load_suite(args.suite)
     model, target = _exported(args, suite.name)
+    check_output_folder(target)
     benchmarks, left_out = runnable(suite, args.python, args.run_code)
     config = configuration(suite, benchmarks, model, settings, args.backend, args.limit)
     if args.dry_run:
