@@ -39,8 +39,11 @@ def _compare(args: argparse.Namespace) -> None:
     from megatron_bar.analysis.compare import compare_runs, comparison_data
     from megatron_bar.analysis.systems import comparison_tables
     from megatron_bar.runtime.console import print_wide
+    from megatron_bar.runtime.disk import check_output_file
     from megatron_bar.runtime.files import write_json
 
+    if args.json is not None:
+        check_output_file(args.json)
     systems = compare_runs(args.runs)
     print_wide(*comparison_tables(systems))
     if args.json is not None:
@@ -70,6 +73,8 @@ def _plan(args: argparse.Namespace) -> int:
     from megatron_bar.recipe.load import load_recipe
     from megatron_bar.runtime.console import print_wide
 
+    if args.plot is not None:
+        show.check_picture(args.plot)
     recipe = load_recipe(args.recipe, args.overrides, values=False)
     faults = check_recipe(recipe)
     require(wherever(faults))
@@ -99,7 +104,10 @@ def _rehearse(args: argparse.Namespace) -> None:
     from megatron_bar.launch.rehearse.table import closing, rehearsal_table
     from megatron_bar.recipe.load import load_recipe
     from megatron_bar.runtime.console import print_wide, say
+    from megatron_bar.runtime.disk import check_output_folder
 
+    if args.keep is not None:
+        check_output_folder(args.keep)
     machine = machine_named(args.gpu, args.memory, args.efficiency)
     asked = Asked(machine, args.processes, args.model, args.tokenizer, args.keep)
     recipe = load_recipe(args.recipe, args.overrides, values=False)
@@ -192,7 +200,9 @@ def _stage(args: argparse.Namespace) -> None:
 def _import(args: argparse.Namespace) -> None:
     from megatron_bar.checkpoints.convert import import_hf
     from megatron_bar.checkpoints.hub import local_folder
+    from megatron_bar.runtime.disk import check_output_folder
 
+    check_output_folder(args.out)
     import_hf(local_folder(args.hf_dir), args.out, _dtype(args), args.processes)
     print(f"{args.out} is written")
 

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from megatron_bar.data.records import Listed
 from megatron_bar.data.sources import Drawn, open_source, source_name
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
-from megatron_bar.launch.faults import Faults
+from megatron_bar.launch.faults import Faults, require
 from megatron_bar.launch.starts import start_tokenizer
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import Pretrain, Recipe, Rlvr, Source, Training
@@ -78,6 +78,23 @@ def check_data(recipe: Recipe, stages: Sequence[Stage], faults: Faults) -> None:
         language = _language(recipe, chats=any(reading.form != "texts" for reading in found))
     for reading in found:
         _check(reading, recipe.seed, language, faults)
+
+
+def check_tasks(
+    tasks: Mapping[str, Sequence[Source]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    seed: int,
+) -> None:
+    """Raise BarError with all that is wrong with the items that a model of `tokenizer` is asked.
+
+    `template` names a chat template, by default the tokenizer's own.
+    """
+    language, faults = _Language(tokenizer, chat_template(template, tokenizer), True), Faults()
+    for task, entries in tasks.items():
+        for source in entries:
+            _check(Reading("evaluate", source, "items", task=task), seed, language, faults)
+    require(faults)
 
 
 def readings(stages: Sequence[Stage], faults: Faults) -> list[Reading]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from megatron_bar.cli import main
 from megatron_bar.data import toy
@@ -69,6 +71,16 @@ def test_a_recipe_that_is_well_has_no_fault(brought):
     assert _faults() == []
     assert sorted(path.name for path in brought.iterdir()) == [
         "chats.jsonl", "questions.jsonl", "recipe.yaml", "texts.jsonl"]
+
+
+@pytest.mark.parametrize("key", ["anchor", "pretrained"])
+def test_layers_of_unlike_types_are_found(brought, anchor, key):
+    folder = shutil.copytree(anchor, brought / "mixed")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    save_file(tensors | {name: tensors[name].half()}, folder / "model.safetensors")
+    (fault,) = _faults(f"{key}={folder}")
+    assert f"{key}: {folder} stores {name} in float16 and model.layers.0.mlp.down_proj" in fault
 
 
 WRONG = ["domains.law.midtrain.lr=-1", "domains.law.sft.clip=-1", "domains.law.sft.beta1=1",

@@ -14,6 +14,8 @@ from megatron_bar.launch.plan.growth import Growth
 from megatron_bar.launch.plan.memory import PROMPT_TOKENS
 from megatron_bar.launch.plan.stages import StagePlan
 from megatron_bar.recipe.graph import stage_key
+from megatron_bar.runtime.disk import check_output_file
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
 _PLOTTED_DOMAINS = 8
@@ -88,6 +90,17 @@ def growth_table(growth: Growth) -> Table:
         bar, monolith = growth.upgrade(domain)
         table.add_row(f"a better {domain} expert", f"{bar:,.1f}", f"{monolith:,.1f}")
     return table
+
+
+def check_picture(path: Path) -> None:
+    """Raise BarError unless `plot_growth` can write a picture there."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise BarError(f"{path} can't be written: a picture's name ends in one of "
+                       f"{', '.join(f'.{kind}' for kind in kinds)}")
+    check_output_file(path)
 
 
 def plot_growth(growth: Growth, path: Path) -> None:
