@@ -21,6 +21,7 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from megatron_bar.data.chat_formats import TEMPLATES
+from megatron_bar.data.json_text import Digits
 from megatron_bar.data.message_keys import (
     CONTENT,
     FUNCTION_CALLS,
@@ -127,6 +128,8 @@ def check_messages(messages: Any) -> None:
 
 def check_text(value: Any, what: str) -> None:
     """Raise BarError for a value that isn't text, or holds half a character."""
+    if isinstance(value, Digits):
+        raise BarError(f"{what} is a number of {len(value):,} digits, not text")
     if not isinstance(value, str):
         raise BarError(f"{what} is {type(value).__name__}, not text")
     try:
