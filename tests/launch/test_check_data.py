@@ -150,6 +150,13 @@ def test_what_a_key_makes_of_good_files(brought, override, message):
     assert any(message in fault for fault in faults), faults
 
 
+@pytest.mark.parametrize("anchor_is_here", [True, False])
+def test_a_template_that_is_empty(brought, anchor_is_here):
+    Path("e.jinja").touch()
+    faults = _faults("chat_template=e.jinja", *([] if anchor_is_here else ["anchor=elsewhere"]))
+    assert sum("/e.jinja is empty" in fault for fault in faults) == 1, faults
+
+
 @pytest.mark.parametrize("runs, message", [
     ("recipe.yaml/runs", "can't be written to"), ("/proc/runs", "can't be written to"),
 ])
