@@ -26,7 +26,7 @@ from megatron_bar.models.router import leave_out
 from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.rlvr.engine import Response, Sampling
 from megatron_bar.rlvr.rollouts import MegatronEngine
-from megatron_bar.rlvr.verifiers import reference_of, score_answers, scorer
+from megatron_bar.rlvr.verifiers import Scorers, reference_of, score_answers
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
@@ -135,7 +135,7 @@ def load_items(
     """
     items, prompts = [], []
     for source in sources:
-        bad = left_out.of(f"{task}/{source_name(source)}", source)
+        bad, scorers = left_out.of(f"{task}/{source_name(source)}", source), Scorers(source)
         for conversation in load_conversations(source, seed, bad):
             with bad.caught(conversation.number, conversation.where):
                 prompt = prompt_ids(
@@ -143,7 +143,7 @@ def load_items(
                 if len(prompt) >= positions:
                     raise BarError(f"the prompt has {len(prompt)} tokens, which leaves no room for "
                                    f"an answer in the model's {positions} positions")
-                scorer(source, conversation)  # a missing reference is known before it is needed
+                scorers.scorer(conversation)  # a missing reference is known before it is needed
                 items.append((source, conversation))
                 prompts.append(prompt)
     if not items:

@@ -30,7 +30,7 @@ from megatron_bar.launch.faults import Faults, require
 from megatron_bar.launch.starts import start_tokenizer
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import Pretrain, Recipe, Rlvr, Source, Training
-from megatron_bar.rlvr.verifiers import scorer, verifier_for
+from megatron_bar.rlvr.verifiers import Scorers, verifier_for
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import from_settings, parts_of, sources, training_of
 from megatron_bar.stages.data import routing_sources
@@ -265,12 +265,12 @@ def _check_prompts(drawn: Drawn, language: _Language | None, longest: int | None
         verifier_for(drawn.source)
     except BarError:
         return  # told with what else the recipe says of its sources
-    end = time.monotonic() + _SCORE_SECONDS
+    end, scorers = time.monotonic() + _SCORE_SECONDS, Scorers(drawn.source)
     for item in items:
         with bad.caught(item.number, item.where), _unreadable_reference():
-            scorer(drawn.source, item)("")
-        if time.monotonic() > end:
-            break
+            score = scorers.scorer(item)
+            if time.monotonic() < end:
+                score("")
 
 
 @contextlib.contextmanager

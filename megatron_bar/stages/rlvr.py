@@ -16,7 +16,7 @@ from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.nemo import accommodations
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.reinforce import Reinforcement
-from megatron_bar.rlvr.verifiers import prompt_text, scorer, verifier_name
+from megatron_bar.rlvr.verifiers import Scorers, prompt_text, verifier_name
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
@@ -70,13 +70,13 @@ def load_prompts(
     """
     prompts = []
     for source in settings.data:
-        bad = left_out.of(source_name(source), source)
+        bad, scorers = left_out.of(source_name(source), source), Scorers(source)
         for conversation in load_conversations(source, seed, bad):
             with bad.caught(conversation.number, conversation.where):
                 ids = prompt_ids(tokenizer, conversation.messages, template)
                 if len(ids) <= settings.prompt_length:
                     prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
-                                          scorer(source, conversation)))
+                                          scorers.scorer(conversation)))
     if not prompts:
         raise BarError("; ".join([
             f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
