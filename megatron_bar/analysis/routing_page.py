@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from megatron_bar.analysis.page import write_page
 from megatron_bar.analysis.plots import routing_heatmap, shares_panel
-from megatron_bar.analysis.routed_tokens import ROUTING
 from megatron_bar.analysis.routing import (
+    ROUTING,
     describe_drift,
     describe_entropy,
     describe_kinds,

@@ -69,7 +69,7 @@ def _asked(args: argparse.Namespace) -> tuple[dict[str, list[Source]], str | Non
     """The tasks, the chat template and the seed, of the recipe or of the command line."""
     from megatron_bar.recipe.graph import recipe_tasks
     from megatron_bar.recipe.load import load_recipe
-    from megatron_bar.rlvr.verifiers import verifier_for
+    from megatron_bar.verifiers import verifier_for
 
     tasks: dict[str, list[Source]] = {}
     template, seed = args.chat_template, args.seed

@@ -30,13 +30,13 @@ from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr
 from megatron_bar.recipe.values import value_faults
 from megatron_bar.rlvr.settings import check_settings
-from megatron_bar.rlvr.verifiers import verifier_for
 from megatron_bar.runtime.console import warn
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.context import parts_of, routed_model, training_of
 from megatron_bar.training.groups import group_sizes, matching
 from megatron_bar.training.overrides import check_overrides
+from megatron_bar.verifiers import verifier_for
 
 _WORTH_TELLING = 2.0  # seconds that a check took
 

@@ -30,10 +30,10 @@ from megatron_bar.launch.faults import Faults
 from megatron_bar.launch.starts import start_tokenizer
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import Pretrain, Recipe, Rlvr, Source, Training
-from megatron_bar.rlvr.verifiers import scorer, verifier_for
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import from_settings, parts_of, sources, training_of
 from megatron_bar.stages.data import routing_sources
+from megatron_bar.verifiers import scorer, verifier_for
 
 FIRST, SPREAD = 100, 100
 _TOY = 20  # of the toy world's records, which are right if one is

@@ -15,13 +15,13 @@ from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.nemo import accommodations
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.reinforce import Reinforcement
-from megatron_bar.rlvr.verifiers import prompt_text, scorer, verifier_name
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.speaker import speaker_of, trained_companions
 from megatron_bar.stages.train import proof_of_freezing
+from megatron_bar.verifiers import prompt_text, scorer, verifier_name
 
 
 def prepare() -> None:

@@ -18,10 +18,10 @@ from megatron_bar.launch.rehearse.rewrite import few
 from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr, Source
-from megatron_bar.rlvr.verifiers import verifier_name
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import parts_of, sources, training_of
+from megatron_bar.verifiers import verifier_name
 
 _AT_THE_ENDS = 3  # examples at the beginning and the end of a source
 _SCANNED = 20_000  # prompts of a source that are measured
