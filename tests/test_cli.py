@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from megatron_bar.checkpoints import parity, verify
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
-from megatron_bar.recipe.load import load_recipe, save_recipe
+from megatron_bar.methods.load import load_recipe, save_recipe
 from tests.models_hf import random_dense, random_experts, random_olmo3
 
 TOY = Path(__file__).parents[1] / "examples" / "toy.yaml"

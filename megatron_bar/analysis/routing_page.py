@@ -24,7 +24,8 @@ from megatron_bar.analysis.routing import (
     describe_routing,
     mean_over_layers,
 )
-from megatron_bar.analysis.runs import ROUTED, read_recipe
+from megatron_bar.analysis.runs import read_recipe
+from megatron_bar.recipe.names import ROUTED
 from megatron_bar.runtime.files import read_json
 
 PAGE = "routing.html"

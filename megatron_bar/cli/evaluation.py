@@ -22,15 +22,22 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    from megatron_bar.analysis.compare import compare_runs
-    from megatron_bar.analysis.report import write_comparison, write_report
+    from megatron_bar.analysis.report import write_report
+    from megatron_bar.comparison.compare import compare_runs
+    from megatron_bar.comparison.page import write_comparison
+    from megatron_bar.comparison.tables import comparison_section
+    from megatron_bar.methods import last_model
+    from megatron_bar.stages.registry import LABELS
 
     target = args.out or args.run / "report.html"
     if not (args.run / "recipe.yaml").is_file() and any(args.run.glob("*/recipe.yaml")):
         systems = compare_runs([args.run, *args.compare])
         write_comparison(args.run.resolve().name, systems, target)
     else:
-        write_report(args.run, target, args.compare)
+        more = []
+        if args.compare:
+            more.append(comparison_section(compare_runs([args.run, *args.compare])))
+        write_report(args.run, target, last_model(args.run), LABELS, more)
     print(f"{target} is written")
 
 
@@ -44,7 +51,7 @@ def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
     from megatron_bar.runtime.console import console, say
     from megatron_bar.runtime.files import read_json
     from megatron_bar.runtime.layout import Layout
-    from megatron_bar.stages.evaluate import evaluate_checkpoint
+    from megatron_bar.stages.work.evaluate import evaluate_checkpoint
 
     tasks, template, seed = _asked(args)
     with _imported(args.checkpoint, args.out) as checkpoint, _folder(args.out) as folder:
@@ -67,8 +74,8 @@ def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
 
 def _asked(args: argparse.Namespace) -> tuple[dict[str, list[Source]], str | None, int]:
     """The tasks, the chat template and the seed, of the recipe or of the command line."""
-    from megatron_bar.recipe.graph import recipe_tasks
-    from megatron_bar.recipe.load import load_recipe
+    from megatron_bar.methods.graph import recipe_tasks
+    from megatron_bar.methods.load import load_recipe
     from megatron_bar.verifiers import verifier_for
 
     tasks: dict[str, list[Source]] = {}
@@ -139,9 +146,9 @@ def _settings(args: argparse.Namespace) -> Evaluate:
 
     A recipe's opt_out asks for evaluations of several models; the command line's for this one.
     """
+    from megatron_bar.methods.load import load_recipe
+    from megatron_bar.methods.values import evaluate_faults
     from megatron_bar.recipe.layers import overridden
-    from megatron_bar.recipe.load import load_recipe
-    from megatron_bar.recipe.values import evaluate_faults
 
     start = Evaluate()
     if args.recipe is not None:

@@ -26,13 +26,12 @@ from megatron_bar.data.records import Listed
 from megatron_bar.data.sources import Conversation, Drawn, open_source, source_name
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
-from megatron_bar.launch.faults import Faults
 from megatron_bar.launch.starts import start_tokenizer
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.schema import Pretrain, Recipe, Rlvr, Source, Training
+from megatron_bar.recipe.fields import CHATS, TEXTS
+from megatron_bar.recipe.schema import Recipe, Source
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import from_settings, parts_of, sources, training_of
-from megatron_bar.stages.data import routing_sources
+from megatron_bar.runtime.faults import Faults
+from megatron_bar.stages.stage import Reading, Stage
 from megatron_bar.verifiers import scorer, verifier_for
 
 FIRST, SPREAD = 100, 100
@@ -44,69 +43,35 @@ _STAND_IN_TOKENS = 300  # all bytes, and a few words
 _SCORE_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What is read of a source, and how: as texts, chats or prompts."""
-
-    where: str  # the stage that reads it, or the tasks it is one of
-    source: Source
-    form: str
-    length: int | None = None  # of a row of conversations, or the longest prompt that is asked
-
-    @property
-    def key(self) -> tuple:
-        """Equal for readings that find the same faults."""
-        source = dataclasses.replace(self.source, repeat=1, weight=None, name=None)
-        return dataclasses.astuple(source), self.form, self.length
-
-
 def check_data(recipe: Recipe, stages: Sequence[Stage], faults: Faults) -> None:
     """Add what is wrong with the data that `stages` read.
 
     Where the anchor's tokenizer isn't here, or is yet to be trained, one of bytes stands in.
     """
-    readings = {}
-    for stage in stages:
-        with faults.of(stage.name):
-            for reading in _readings(stage):
-                readings.setdefault(reading.key, reading)
-    if not readings:
+    found = readings(stages, faults)
+    if not found:
         return
     language = None
     with faults.of():
-        language = _language(recipe, chats=any(r.form != "texts" for r in readings.values()))
-    for reading in readings.values():
+        language = _language(recipe, chats=any(reading.form != TEXTS for reading in found))
+    for reading in found:
         _check(reading, recipe.seed, language, faults)
 
 
-def _readings(stage: Stage) -> Iterator[Reading]:
-    settings, name = stage.settings, stage.name
-    if stage.kind == "evaluate":
-        for task, entries in settings["tasks"].items():
-            for source in sources(entries):
-                yield Reading(f"tasks of {task}", source, "prompts")
-        return
-    if "training" not in settings:
-        return
-    training = training_of(stage)
-    if isinstance(training, Rlvr):
-        for source in training.data:
-            yield Reading(name, source, "prompts", training.prompt_length)
-        return
-    form = "texts" if stage.kind in ("midtrain", "pretrain") else "chats"
-    if stage.kind == "pretrain":
-        for source in from_settings(Pretrain, settings["pretrain"]).chat:
-            yield Reading(name, source, "chats", training.sequence_length)
-    for source in [*_trained_on(stage), *training.validation]:
-        yield Reading(name, source, form, None if form == "texts" else training.sequence_length)
+def readings(stages: Sequence[Stage], faults: Faults) -> list[Reading]:
+    """What `stages` read, each source once in each way; adds to `faults` what can't be told."""
+    found: dict[tuple, Reading] = {}
+    for stage in stages:
+        with faults.of(stage.name):
+            for reading in stage.readings():
+                key = contents(reading.source), reading.form, reading.length
+                found.setdefault(key, reading)
+    return list(found.values())
 
 
-def _trained_on(stage: Stage) -> list[Source]:
-    if stage.kind == "route":
-        sampled = stage.settings["sampled"]
-        return routing_sources({domain: sources(some) for domain, some in sampled.items()})
-    parts: list[Training] = [training_of(part) for part in parts_of(stage)]
-    return [source for training in parts for source in training.data]
+def contents(source: Source) -> tuple:
+    """Equal for sources of which the same examples are read."""
+    return dataclasses.astuple(dataclasses.replace(source, repeat=1, weight=None, name=None))
 
 
 @dataclass(frozen=True)
@@ -143,11 +108,11 @@ def _check(
     absent = not source.toy and not (
         files_of(source.path) if source.path else Path(source.hub or "").exists())
     with faults.of(reading.where, absent):
-        drawn = sampled(source, seed, reading.form == "texts")
+        drawn = sampled(source, seed, reading.form == TEXTS)
         length = reading.length if language is not None and language.exact else None
-        if reading.form == "texts":
+        if reading.form == TEXTS:
             _check_texts(drawn, language)
-        elif reading.form == "chats":
+        elif reading.form == CHATS:
             _check_chats(drawn, language, length)
         else:
             _check_prompts(drawn, language, length)

@@ -19,7 +19,7 @@ from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.hf import model_config_from_hf
 from megatron_bar.data.chat import prompt_ids
-from megatron_bar.stages.speaker import speaker_of
+from megatron_bar.stages.work.speaker import speaker_of
 from tests.models_hf import TALKING, random_dense, random_experts, random_olmo3, talking
 
 PYTHON = os.environ.get("MEGATRON_BAR_TRANSFORMERS5_PYTHON")

@@ -13,8 +13,8 @@ from megatron_bar.cli import main
 from megatron_bar.launch.replacing import agree, training_lost
 from megatron_bar.launch.stale import stale_stages
 from megatron_bar.launch.work import work_of
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import read_done, replaced_folder
 from megatron_bar.training.groups import group_digests

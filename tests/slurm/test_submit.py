@@ -22,14 +22,14 @@ from megatron_bar.launch.slurm.attempts import begin_attempt
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.site import TEMPLATES
 from megatron_bar.launch.slurm.submit import still_good
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.made_of import record
+from megatron_bar.stages.stage import Stage
 
 BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"
 GOLDEN = Path(__file__).parent / "golden"

@@ -15,12 +15,12 @@ from megatron_bar.data.chat import prompt_ids, render
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
 from megatron_bar.launch.rehearse.references import Worth, worth_of_references
 from megatron_bar.launch.rehearse.rewrite import few
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr, Source
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import parts_of, sources, training_of
+from megatron_bar.stages.stage import Stage
 from megatron_bar.verifiers import verifier_name
 
 _AT_THE_ENDS = 3  # examples at the beginning and the end of a source

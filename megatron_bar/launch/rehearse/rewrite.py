@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_bar.data.sources import open_source
 from megatron_bar.launch.rehearse.fold import folded
-from megatron_bar.recipe.graph import route_training
+from megatron_bar.methods.graph import route_training
 from megatron_bar.recipe.schema import (
     Domain,
     Evaluate,

@@ -21,13 +21,13 @@ from megatron_bar.launch.slurm.site import Site, secrets_missing
 from megatron_bar.launch.stale import run_folder, stale_stages
 from megatron_bar.launch.starts import weights_here
 from megatron_bar.launch.work import Work, work_of
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.load import save_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import save_recipe
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import say, warn
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import identity
+from megatron_bar.stages.stage import Stage
 
 
 def scripts_of(

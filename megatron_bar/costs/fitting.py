@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from megatron_bar.launch.plan.memory import evaluation_memory, training_memory
+from megatron_bar.costs.memory import evaluation_memory, training_memory
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.rlvr.settings import check_settings

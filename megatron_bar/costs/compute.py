@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_bar.launch.plan.memory import (
+from megatron_bar.costs.memory import (
     PROMPT_TOKENS,
     WIDTH,
     answer_length,

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, RLVR_GROUPS, SFT_GROUPS, Graph, Stage
-from megatron_bar.recipe.methods import checks
+from megatron_bar.methods import checks
+from megatron_bar.methods.graph import Graph, Groups
 from megatron_bar.recipe.schema import Recipe
+from megatron_bar.stages.merge import MergeStage
+from megatron_bar.stages.rlvr import RLVR_GROUPS, RlvrStage
+from megatron_bar.stages.stage import Stage
+from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS, MidtrainStage, SftStage
 
-GROUPS = {"midtrain": MIDTRAIN_GROUPS, "sft": SFT_GROUPS, "rlvr": RLVR_GROUPS}
+GROUPS: Groups = {
+    MidtrainStage: MIDTRAIN_GROUPS, SftStage: SFT_GROUPS, RlvrStage: RLVR_GROUPS,
+}
 MODEL = "routed"
 MADE = ("Its domain experts were trained one at a time beside a frozen anchor, then merged, and a "
         "router over all of them (Branch-Adapt-Route, arXiv 2604.18473).")
 
 
-def stages(recipe: Recipe, groups: Mapping[str, Sequence[str]] = GROUPS) -> list[Stage]:
+def stages(recipe: Recipe, groups: Groups = GROUPS) -> list[Stage]:
     """`groups` says what a branch trains in each kind of stage, unless the recipe does."""
     graph = Graph(recipe)
     ends = {name: graph.adapt(name, graph.branch(name), groups) for name in recipe.domains}
-    merged = graph.combine("merge", ends)
+    merged = graph.combine(MergeStage, ends)
     routed = graph.route(merged)
     return graph.finish(ends, {"merged": merged, "routed": routed})
 

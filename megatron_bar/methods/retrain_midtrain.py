@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from megatron_bar.recipe.graph import ALL, DENSE_GROUPS, Stage
-from megatron_bar.recipe.methods import checks, retrain
+from megatron_bar.methods import checks, retrain
+from megatron_bar.methods.graph import DENSE_GROUPS
+from megatron_bar.recipe.names import ALL
 from megatron_bar.recipe.schema import Recipe
+from megatron_bar.stages.stage import Stage
+from megatron_bar.stages.train import MidtrainStage
 
 MODEL = ALL
 MADE = ("It is the pretrained base model, mid-trained and post-trained with every parameter on "
@@ -16,5 +19,5 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 
 def check(recipe: Recipe) -> None:
-    checks.some_training(recipe, ["midtrain"])
+    checks.some_training(recipe, [MidtrainStage])
     retrain.check(recipe, DENSE_GROUPS)

@@ -7,9 +7,11 @@ parameters are averaged, or taken from one model (`merge.shared`).
 
 from __future__ import annotations
 
-from megatron_bar.recipe.graph import DENSE_GROUPS, Graph, Stage
-from megatron_bar.recipe.methods import checks
+from megatron_bar.methods import checks
+from megatron_bar.methods.graph import DENSE_GROUPS, Graph
 from megatron_bar.recipe.schema import Recipe
+from megatron_bar.stages.merge import StackStage
+from megatron_bar.stages.stage import Stage
 
 MODEL = "routed"
 MADE = ("Its domain experts are the FFNs of dense models, each trained with every parameter on one "
@@ -20,7 +22,7 @@ MADE = ("Its domain experts are the FFNs of dense models, each trained with ever
 def stages(recipe: Recipe) -> list[Stage]:
     graph = Graph(recipe)
     ends = {name: graph.adapt(name, "anchor", DENSE_GROUPS) for name in recipe.domains}
-    merged = graph.combine("stack", ends, seed=recipe.seed)
+    merged = graph.combine(StackStage, ends, seed=recipe.seed)
     routed = graph.route(merged)
     return graph.finish(ends, {"merged": merged, "routed": routed})
 

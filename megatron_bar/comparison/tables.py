@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from megatron_bar.analysis.compare import Numbers, System
-from megatron_bar.analysis.runs import GENERAL
 from megatron_bar.analysis.sections import Section
+from megatron_bar.comparison.compare import Numbers, System
+from megatron_bar.recipe.names import GENERAL
 
 FORGOTTEN = (GENERAL, "safety")  # tasks whose scores before and after tell what was lost
 _WORDS = [

@@ -7,8 +7,10 @@ the model card how it was made (`MADE`), and refuses recipes that ask for what i
 
 from __future__ import annotations
 
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.methods import (
+from pathlib import Path
+
+from megatron_bar.analysis.runs import read_recipe
+from megatron_bar.methods import (
     bar,
     btx,
     continued,
@@ -17,8 +19,11 @@ from megatron_bar.recipe.methods import (
     retrain,
     retrain_midtrain,
 )
+from megatron_bar.recipe.names import ROUTED
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.context import Context, RunGraph
+from megatron_bar.stages.stage import Stage
 
 METHODS = {
     "bar": bar,
@@ -35,6 +40,21 @@ _WITH_BRANCHES = ("bar", "flexolmo")  # those that can take a branch that was tr
 def stage_graph(recipe: Recipe) -> list[Stage]:
     """All stages of the recipe's method, each after those it needs."""
     return METHODS[recipe.method].stages(recipe)
+
+
+def context_of(recipe: Recipe, run: Path, name: str) -> Context:
+    """What the stage called `name` is given in `run`. Raises BarError if there is no such stage."""
+    graph = RunGraph(stage_graph(recipe), METHODS[recipe.method])
+    stage = next((stage for stage in graph.stages if stage.name == name), None)
+    if stage is None:
+        raise BarError(f"run {run} has no stage {name!r}")
+    return Context(recipe, run, stage, graph)
+
+
+def last_model(run: Path) -> str:
+    """The evaluated model that the run is for: routed, merged or all."""
+    method = METHODS.get(read_recipe(run).get("method", ""))
+    return ROUTED if method is None else method.MODEL
 
 
 def check_method(recipe: Recipe) -> None:

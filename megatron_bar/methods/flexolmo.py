@@ -5,10 +5,12 @@ After FlexOlmo's training of experts (arXiv 2507.07024); in the paper an ablatio
 
 from __future__ import annotations
 
-from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, Stage
-from megatron_bar.recipe.methods import bar
+from megatron_bar.methods import bar
+from megatron_bar.methods.graph import training_of
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.stage import Stage
+from megatron_bar.stages.train import MIDTRAIN_GROUPS
 
 GROUPS = dict.fromkeys(bar.GROUPS, MIDTRAIN_GROUPS)
 MODEL = "routed"
@@ -24,7 +26,9 @@ def check(recipe: Recipe) -> None:
     bar.check(recipe)
     for name, domain in recipe.domains.items():
         for kind in GROUPS:
-            for group in getattr(getattr(domain, kind), "trainable", ()):
+            for group in getattr(training_of(domain, kind), "trainable", ()):
                 if not group.startswith(("expert.", "router.")):
-                    raise BarError(f"domains.{name}.{kind}.trainable has {group!r}, and method "
-                                   "flexolmo keeps all that is shared frozen; leave it out")
+                    raise BarError(
+                        f"domains.{name}.{kind.KIND}.trainable has {group!r}, and method flexolmo "
+                        "keeps all that is shared frozen; leave it out"
+                    )

@@ -5,12 +5,17 @@ On all domains mixed, or on one after the other (`order`). As published, mid-tra
 
 from __future__ import annotations
 
-from megatron_bar.recipe.graph import ALL, EVERYTHING, Graph, Stage
-from megatron_bar.recipe.methods import checks
+from megatron_bar.methods import checks
+from megatron_bar.methods.graph import Graph, Groups
+from megatron_bar.recipe.names import ALL
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.rlvr import RlvrStage
+from megatron_bar.stages.stage import Stage
+from megatron_bar.stages.train import SftStage
+from megatron_bar.stages.training_stage import EVERYTHING
 
-GROUPS = {"sft": EVERYTHING, "rlvr": EVERYTHING}
+GROUPS: Groups = {SftStage: EVERYTHING, RlvrStage: EVERYTHING}
 MODEL = ALL
 MADE = ("It is the post-trained base model, trained further with every parameter on the data of "
         "all domains.")

@@ -10,11 +10,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from megatron_bar.methods.structure import is_plain, structure_faults
+from megatron_bar.methods.values import value_faults
 from megatron_bar.recipe.layers import file_layers, merged, parse_overrides, resolved
 from megatron_bar.recipe.paths import all_located
 from megatron_bar.recipe.schema import Recipe
-from megatron_bar.recipe.structure import is_plain, structure_faults
-from megatron_bar.recipe.values import value_faults
 from megatron_bar.runtime.errors import BarError, raise_all
 from megatron_bar.runtime.files import staging_path
 

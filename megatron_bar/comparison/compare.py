@@ -10,19 +10,27 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from megatron_bar.analysis.runs import ANCHOR, last_model
+from megatron_bar.data.sources import source_name
+from megatron_bar.methods import METHODS, last_model, stage_graph
+from megatron_bar.methods.graph import ADAPTING
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.recipe.deciding import deciding
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import METHODS, stage_graph
+from megatron_bar.recipe.names import ANCHOR
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.evaluate import EvaluateStage
+from megatron_bar.stages.export_hf import ExportStage
+from megatron_bar.stages.import_hf import ImportStage
+from megatron_bar.stages.pretrain import PretrainStage
+from megatron_bar.stages.report import ReportStage
+from megatron_bar.stages.route import RouteStage
+from megatron_bar.stages.stage import Stage
+from megatron_bar.stages.training_stage import TrainingStage
 
-KINDS = ("midtrain", "sft", "rlvr", "route")
-_STARTS = ("pretrain", "import")  # what all systems of a comparison begin with
-_AFTERWARDS = ("evaluate", "export", "report")
+# What all systems of a comparison begin with, and what is done with the models that they make.
+_NOT_ITS_OWN = (PretrainStage, ImportStage, EvaluateStage, ExportStage, ReportStage)
 
 
 @dataclass(frozen=True)
@@ -122,8 +130,8 @@ def _read(folder: Path) -> _Run:
             raise BarError(f"{folder}: {stage.name} isn't done; finish the run first")
         done[stage.name] = read_json(path)
     evaluated = {stage.name.removeprefix("evaluate/"): _scores(folder / stage.name)
-                 for stage in graph if stage.kind == "evaluate"}
-    own = [stage for stage in graph if stage.kind not in _STARTS + _AFTERWARDS]
+                 for stage in graph if isinstance(stage, EvaluateStage)}
+    own = [stage for stage in graph if not isinstance(stage, _NOT_ITS_OWN)]
     return _Run(
         folder, recipe, [(stage, done[stage.name]) for stage in own],
         evaluated[ANCHOR], evaluated[last_model(folder)],
@@ -140,7 +148,8 @@ def _scores(folder: Path) -> dict[str, float]:
 
 def _but_for_the_seed(recipe: Recipe) -> str:
     plain = dataclasses.replace(recipe, name="", runs="", seed=0, reuse=[], layout=Layout())
-    return json.dumps(deciding(dataclasses.asdict(plain)), sort_keys=True)
+    found = deciding(Recipe, dataclasses.asdict(plain))
+    return json.dumps([[way, setting.value] for way, setting in found.items()])
 
 
 def _system(runs: Sequence[_Run]) -> System:
@@ -172,44 +181,27 @@ def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Numbers]:
 
 
 def _spent(run: _Run) -> list[Spent]:
-    found = []
-    for kind in KINDS:
-        stages = [(stage.settings, done) for stage, done in run.stages if stage.kind == kind]
-        if not stages:
-            continue
-        trainings = [settings["training"] for settings, _ in stages]
-        steps = [done["steps"] for _, done in stages]
-        data: dict[str, None] = {}
-        for settings, _ in stages:
-            data |= dict.fromkeys(_data(settings))
-        found.append(Spent(
-            kind, len(stages), sum(steps),
-            sum(n * _tokens_a_step(kind, t) for n, t in zip(steps, trainings)),
-            tuple(dict.fromkeys(t["lr"] for t in trainings)),
-            tuple(dict.fromkeys(done["trainable"] for _, done in stages)),
-            tuple(data),
-        ))
-    return found
+    by_kind: dict[type[TrainingStage], list[tuple[TrainingStage, dict[str, Any]]]] = {}
+    for kind in (*ADAPTING, RouteStage):
+        if found := [(stage, done) for stage, done in run.stages if type(stage) is kind]:
+            by_kind[kind] = found
+    return [
+        Spent(
+            kind.KIND, len(found), sum(done["steps"] for _, done in found),
+            sum(done["steps"] * stage.tokens_per_step for stage, done in found),
+            tuple(dict.fromkeys(stage.training.lr for stage, _ in found)),
+            tuple(dict.fromkeys(done["trainable"] for _, done in found)),
+            tuple(dict.fromkeys(word for stage, _ in found for word in _data(stage))),
+        )
+        for kind, found in by_kind.items()
+    ]
 
 
-def _tokens_a_step(kind: str, training: dict[str, Any]) -> int:
-    """What a step reads; of RLVR, whose answers end when they end, the most that it can."""
-    if kind == "rlvr":
-        rollouts = training["prompts_per_step"] * training["samples_per_prompt"]
-        return rollouts * (training["prompt_length"] + training["response_length"])
-    return training["batch_size"] * training["sequence_length"]
-
-
-def _data(settings: dict[str, Any]) -> list[str]:
-    if "sampled" in settings:
-        return [f"{settings['fraction']:.0%} of all SFT data"]
-    trainings = settings.get("parts", {"": settings["training"]}).values()
-    return [_source(source) for training in trainings for source in training["data"]]
-
-
-def _source(source: dict[str, Any]) -> str:
-    name = source["name"] or source["toy"] or Path(source["path"] or source["hub"]).stem
-    return name if source["count"] is None else f"{name} {source['count']}"
+def _data(stage: TrainingStage) -> list[str]:
+    if isinstance(stage, RouteStage):
+        return [f"{stage.fraction:.0%} of all SFT data"]
+    return [source_name(source) + ("" if source.count is None else f" {source.count}")
+            for source in stage.sources()]
 
 
 def comparison_data(systems: Sequence[System]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_bar.launch.plan.memory import WIDTH, rank_parameters, row_length
+from megatron_bar.costs.memory import WIDTH, rank_parameters, row_length
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.layout import Layout

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_bar.recipe.graph import TAKEN_NAMES, TAKEN_STARTS, route_training
-from megatron_bar.recipe.methods import check_method, stage_graph
+from megatron_bar.methods import check_method, stage_graph
+from megatron_bar.methods.graph import ADAPTING, route_training, training_of
+from megatron_bar.recipe.names import TAKEN_NAMES, TAKEN_STARTS
 from megatron_bar.recipe.schema import Domain, Recipe, Training
 from megatron_bar.runtime.errors import BarError
-
-_KINDS = ("midtrain", "sft", "rlvr")
+from megatron_bar.stages.route import RouteStage
 
 
 def structure_faults(recipe: Recipe, of_run: str | None = None) -> list[str]:
@@ -66,14 +66,15 @@ def _domain_faults(recipe: Recipe) -> Iterator[str]:
 
 
 def _stage_faults(domain: Domain, where: str) -> Iterator[str]:
-    given = [kind for kind in _KINDS if getattr(domain, kind) is not None]
+    given = {kind.KIND: training for kind in ADAPTING
+             if (training := training_of(domain, kind)) is not None}
     if domain.checkpoint is not None and given:
-        yield (f"{where} has a checkpoint, so leave out {given[0]}; what route samples stands "
-               "under routing")
+        yield (f"{where} has a checkpoint, so leave out {next(iter(given))}; what route samples "
+               "stands under routing")
     if domain.checkpoint is None and not given:
-        yield f"{where} has neither midtrain nor sft nor rlvr"
-    for kind in given:
-        yield from _training_faults(getattr(domain, kind), f"{where}.{kind}")
+        yield f"{where} has neither {' nor '.join(kind.KIND for kind in ADAPTING)}"
+    for kind, training in given.items():
+        yield from _training_faults(training, f"{where}.{kind}")
 
 
 def _graph_faults(recipe: Recipe) -> Iterator[str]:
@@ -82,7 +83,7 @@ def _graph_faults(recipe: Recipe) -> Iterator[str]:
     except BarError as error:
         yield str(error)
         return
-    routes = any(stage.kind == "route" for stage in stage_graph(recipe))
+    routes = any(isinstance(stage, RouteStage) for stage in stage_graph(recipe))
     if routes:
         if recipe.route.training.data:
             yield "route.training: data is drawn from the domains' SFT data; leave it out"

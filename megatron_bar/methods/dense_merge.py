@@ -6,9 +6,11 @@ recipe whose domains have none.
 
 from __future__ import annotations
 
-from megatron_bar.recipe.graph import DENSE_GROUPS, Graph, Stage
+from megatron_bar.methods.graph import DENSE_GROUPS, Graph
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.merge import AverageStage
+from megatron_bar.stages.stage import Stage
 
 MODEL = "merged"
 MADE = "It is the mean of dense models, each trained with every parameter on one domain."
@@ -17,7 +19,7 @@ MADE = "It is the mean of dense models, each trained with every parameter on one
 def stages(recipe: Recipe) -> list[Stage]:
     graph = Graph(recipe)
     ends = {name: graph.adapt(name, "anchor", DENSE_GROUPS) for name in recipe.domains}
-    merged = graph.combine("average", ends)
+    merged = graph.combine(AverageStage, ends)
     return graph.finish(ends, {"merged": merged})
 
 

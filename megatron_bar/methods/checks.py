@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from megatron_bar.recipe.graph import routing_data
-from megatron_bar.recipe.schema import HOW_NOT_WHAT, Recipe
+from megatron_bar.methods.graph import routing_data, training_of
+from megatron_bar.recipe.fields import RUNTIME, names_with
+from megatron_bar.recipe.schema import Recipe, Rlvr
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.rlvr import RlvrStage
+from megatron_bar.stages.training_stage import TrainingStage
 
 # What domains may differ in and still be trained on in one stage.
-_OWN = {"data", "validation", "steps", "epochs", "tokens"} | HOW_NOT_WHAT
+_OWN = {"data", "validation", "steps", "epochs", "tokens"} | names_with(Rlvr, RUNTIME)
 
 
 def can_route(recipe: Recipe) -> None:
@@ -35,19 +38,19 @@ def nothing_merged(recipe: Recipe) -> None:
                        "model; leave it out")
 
 
-def some_training(recipe: Recipe, kinds: Iterable[str]) -> None:
+def some_training(recipe: Recipe, kinds: Iterable[type[TrainingStage]]) -> None:
     """At least one domain has a stage of these kinds."""
     kinds = tuple(kinds)
-    if not any(getattr(d, kind) for d in recipe.domains.values() for kind in kinds):
+    if not any(training_of(d, kind) for d in recipe.domains.values() for kind in kinds):
         raise BarError(f"method {recipe.method} has nothing to train: no domain has "
-                       f"{' or '.join(kinds)}")
+                       f"{' or '.join(kind.KIND for kind in kinds)}")
 
 
-def one_training(recipe: Recipe, kinds: Iterable[str]) -> None:
+def one_training(recipe: Recipe, kinds: Iterable[type[TrainingStage]]) -> None:
     """Stages of all domains at once train in one way; the domains' settings have to agree."""
     for kind in kinds:
         trainings = {name: training for name, domain in recipe.domains.items()
-                     if (training := getattr(domain, kind)) is not None}
+                     if (training := training_of(domain, kind)) is not None}
         if not trainings:
             continue
         first_name, first = next(iter(trainings.items()))
@@ -56,11 +59,11 @@ def one_training(recipe: Recipe, kinds: Iterable[str]) -> None:
                 here, there = getattr(first, field.name), getattr(training, field.name)
                 if field.name not in _OWN and here != there:
                     raise BarError(
-                        f"method {recipe.method} trains all domains in one stage, and {kind}."
+                        f"method {recipe.method} trains all domains in one stage, and {kind.KIND}."
                         f"{field.name} is {here} for {first_name} and {there} for {name}; give "
                         "them one"
                     )
-            if kind == "rlvr" and training.steps is None:
+            if kind is RlvrStage and training.steps is None:
                 raise BarError(f"method {recipe.method} adds up the steps of the domains' rlvr; "
                                f"give {name}'s length in steps")
 

@@ -15,7 +15,7 @@ from megatron_bar.data.reply_ends import reply_ends
 from megatron_bar.evaluation.model import Speaker
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.data import named_template, pad_id
+from megatron_bar.stages.work.data import named_template, pad_id
 
 
 def speaker_of(checkpoint: Path, template: str | None) -> Speaker:
@@ -49,8 +49,8 @@ def trained_companions(context: Context) -> Path:
     It is the start's, with the chat format that the recipe names: whoever has the checkpoint and
     no recipe talks to it as it was trained. Filled by the main rank, which alone copies from it.
     """
-    start, template = context.checkpoint("start"), context.stage.settings["chat_template"]
-    if template is None or context.stage.kind == "midtrain":
+    start, template = context.checkpoint("start"), context.stage.chat_template
+    if template is None or "chat_template" in context.stage.LOOKS.not_at:
         return start / COMPANION_FOLDER
     folder = context.folder / "tokenizer"
     if is_main():
