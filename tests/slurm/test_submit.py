@@ -310,8 +310,7 @@ def test_scripts_are_written_to_be_submitted_by_hand(workplace, capsys):
 
 
 def test_jobs_that_wait_for_one_that_is_gone_are_queued_again():
-    stages = [Stage("a", "import"), Stage("b", "branch", {"anchor": "a"}),
-              Stage("c", "sft", {"start": "b"}), Stage("d", "import")]
+    stages = [Stage("a"), Stage("b", {"anchor": "a"}), Stage("c", {"start": "b"}), Stage("d")]
     jobs = {name: Job(f"job {name}", "", 0.0) for name in "abcd"}
     todo = set(jobs)
     assert still_good(stages, jobs, todo) == (jobs, [])
