@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, refuse_lfs_pointer, write_json, write_text
-from megatron_bar.runtime.stopping import ContinueLater
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,12 +35,13 @@ _HIDDEN_MARK = re.compile(r"\{#([-+]?)\s*((?:end)?generation)\s*([-+]?)#\}")
 class ChatFormat:
     """How a model is talked to."""
 
+    tokenizer: PreTrainedTokenizerBase
     template: str  # Jinja source
     stop_ids: frozenset[int]  # tokens that end a reply; none where the tokenizer has no eos
     pad_id: int | None
 
     def write(self, folder: Path) -> None:
-        """Make it that of the tokenizer and the generation config in `folder`, which has them."""
+        """Make it that of the generation config and the tokenizer in `folder`, which has one."""
         folder = Path(folder)
         write_text(folder / _TEMPLATE, self.template)
         config = _tokenizer_config(folder)
@@ -75,8 +75,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    folder = Path(folder)
-    within = folder / COMPANION_FOLDER if (folder / COMPANION_FOLDER).is_dir() else folder
+    within = _within(folder)
     path = within / _TOKENIZER
     if not path.is_file():
         raise BarError(f"{folder} has no {_TOKENIZER}; give or import a Hugging Face folder that "
@@ -85,8 +84,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         try:
             # Said because transformers 4.57.3 to 4.57.6 take a large vocabulary for Mistral's.
             tokenizer = AutoTokenizer.from_pretrained(readable, fix_mistral_regex=False)
-        except ContinueLater:
-            raise  # a stop signal came meanwhile
         except Exception as error:  # tokenizers raises no other
             reason = " ".join(str(error).split())
             raise BarError(f"{path} and what is beside it make no tokenizer: {reason}") from None
@@ -94,6 +91,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = _HIDDEN_MARK.sub(r"{%\1 \2 \3%}", tokenizer.chat_template)
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a Hugging Face folder or a checkpoint has what `load_tokenizer` reads."""
+    return (_within(folder) / _TOKENIZER).is_file()
 
 
 def check_tokens(folder: Path, vocab_size: int) -> None:
@@ -111,11 +113,12 @@ def check_tokens(folder: Path, vocab_size: int) -> None:
 
 
 def told_stops(folder: Path) -> set[int]:
-    """The tokens that end an answer by the generation config in `folder`; empty if it tells none.
+    """The tokens that end an answer by the generation config of a Hugging Face folder or of a
+    checkpoint; empty if it tells none.
 
     Raises BarError if they are no token ids.
     """
-    path = Path(folder) / _GENERATION
+    path = _within(folder) / _GENERATION
     told = _object(path).get("eos_token_id")
     stops = told if isinstance(told, list) else [] if told is None else [told]
     if not all(isinstance(stop, int) for stop in stops):
@@ -137,6 +140,12 @@ def for_serving(folder: Path, max_positions: int) -> None:
     if isinstance(longest, int) and longest > max_positions:
         del config["max_length"]
         write_json(folder / _GENERATION, config)
+
+
+def _within(folder: Path) -> Path:
+    """Where the companions of a Hugging Face folder or of a checkpoint lie."""
+    companions = Path(folder) / COMPANION_FOLDER
+    return companions if companions.is_dir() else Path(folder)
 
 
 @contextlib.contextmanager

@@ -24,14 +24,15 @@ from megatron_bar.checkpoints.number_types import holds, stored_types, type_name
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.stopping import ContinueLater
 
 _Entry = ShardedTensor | ShardedTensorFactory
 # Files of a distributed checkpoint, beside the tensors.
 _FILES = ("metadata.json", ".metadata")
 _COMMON = "common.pt"  # only where Megatron-Core before 0.19 wrote it, which trips over its absence
 # What Megatron-Core and torch raise over files that are cut short or overwritten.
-_DAMAGE = (CheckpointingException, CheckpointException, OSError, EOFError, LookupError, ValueError,
-           RuntimeError, pickle.UnpicklingError)
+_DAMAGE = (CheckpointingException, OSError, EOFError, LookupError, ValueError, RuntimeError,
+           pickle.UnpicklingError)
 
 
 def sharding_metadata() -> dict[str, Any]:
@@ -61,7 +62,8 @@ def load_model(model: torch.nn.Module, folder: Path) -> None:
 def load_shards(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a distributed checkpoint has for a sharded state dict; every rank takes part.
 
-    Raises BarError if a tensor or a file is missing or damaged.
+    Raises BarError if a tensor or a file is missing or damaged; ContinueLater, on all ranks, if a
+    stop signal came to one of them.
     """
     for name in _FILES:
         if not (Path(folder) / name).is_file():
@@ -74,14 +76,19 @@ def load_shards(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         if (Path(folder) / _COMMON).is_file():
             raise
         raise BarError(f"{folder} can't be loaded: {_COMMON} is missing") from error
+    except CheckpointException as error:  # all ranks raise it if one does
+        failures = [failure for failure, _ in error.failures.values()]
+        for failure in failures:
+            if isinstance(failure, ContinueLater):  # torch catches that of a rank too
+                raise failure from None
+        raise _damage(folder, failures[0]) from error
     except _DAMAGE as error:
-        raise BarError(f"{folder} can't be loaded: {_reason(error)}") from error
+        raise _damage(folder, error) from error
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointException):  # it shows the tracebacks of all ranks
-        error, _ = next(iter(error.failures.values()))
-    return (str(error).splitlines() or [f"a file is damaged ({type(error).__name__})"])[0]
+def _damage(folder: Path, error: BaseException) -> BarError:
+    reason = (str(error).splitlines() or [f"a file is damaged ({type(error).__name__})"])[0]
+    return BarError(f"{folder} can't be loaded: {reason}")
 
 
 def save_model(model: torch.nn.Module, folder: Path, start: Path | None = None) -> None:

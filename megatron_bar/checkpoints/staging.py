@@ -23,7 +23,6 @@ from megatron_bar.checkpoints.plan import Part
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import publish, read_json, staging_path, write_json
-from megatron_bar.runtime.stopping import ContinueLater
 
 
 class Staging:
@@ -80,9 +79,8 @@ class Staging:
 def staged(target: Path, overwrite: bool) -> Iterator[Staging]:
     """Make the folder `target`, alone, and give it its name when the block ends without an error.
 
-    After an error nothing is left; after an interruption, ContinueLater too, what is done stays, to
-    go on from.
-    `target` is as it was in both cases.
+    After an error nothing is left; after an interruption (a kill, ContinueLater) what is done
+    stays, to go on from. `target` is as it was in both cases.
 
     Raises BarError if `target` stands and `overwrite` is false, or another converter is writing it.
     """
@@ -96,8 +94,6 @@ def staged(target: Path, overwrite: bool) -> Iterator[Staging]:
             sync_folder(staging.whole)
             publish(staging.whole, target)
             sync_directory(target.parent)
-        except ContinueLater:
-            raise
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             where = error.filename or target

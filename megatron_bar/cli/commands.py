@@ -200,10 +200,10 @@ def _import(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from megatron_bar.checkpoints.convert import export_hf
     from megatron_bar.checkpoints.hf_weights import parse_size
-    from megatron_bar.stages.work.speaker import format_of
+    from megatron_bar.data.chat_format import find_chat_format
 
     export_hf(args.checkpoint, args.out, _dtype(args), parse_size(args.max_shard_size),
-              _processes(args), chat=format_of(args.checkpoint, args.chat_template))
+              _processes(args), chat=find_chat_format(args.checkpoint, args.chat_template))
     print(f"{args.out} is written")
 
 

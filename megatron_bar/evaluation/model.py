@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,6 @@ from statistics import fmean
 from typing import Any
 
 from megatron.core.transformer.utils import set_model_to_sequence_parallel
-from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.analysis.routing import ROUTING
 from megatron_bar.checkpoints.companions import ChatFormat
@@ -43,18 +41,11 @@ _SHOWN = 5  # items whose answers are among the results
 Item = tuple[Source, Conversation]
 
 
-@dataclasses.dataclass(frozen=True)
-class Speaker(ChatFormat):
-    """A checkpoint's tokenizer, and how it is talked to."""
-
-    tokenizer: PreTrainedTokenizerBase
-
-
 def evaluate(
     checkpoint: Path,
     tasks: Mapping[str, Sequence[Source]],
     settings: Evaluate,
-    speaker: Speaker,
+    chat_format: ChatFormat,
     layout: Layout,
     seed: int,
     name: str,
@@ -80,18 +71,19 @@ def evaluate(
     results, routing, answers, left_out = {}, {}, [], LeftOut()
     for task, sources in tasks.items():
         items, prompts = load_items(
-            task, sources, speaker, model.max_sequence_length, seed, left_out)
+            task, sources, chat_format, model.max_sequence_length, seed, left_out)
         started = time.time()
-        responses = _answer(model, prompts, settings, speaker, seed, task)
-        scored = on_main(functools.partial(_scored, items, prompts, responses, speaker, task))
+        responses = _answer(model, prompts, settings, chat_format, seed, task)
+        scored = on_main(functools.partial(_scored, items, prompts, responses, chat_format, task))
         results[task] = _result(scored, settings.samples, time.time() - started)
         answers += scored
         if config.num_experts is not None:
             texts = [
-                label_tokens(speaker.tokenizer, speaker.template, conversation.messages, one.tokens)
+                label_tokens(chat_format.tokenizer, chat_format.template, conversation.messages,
+                             one.tokens)
                 for (_, conversation), (one, *_) in zip(items, responses)
             ]
-            routing[task] = route_texts(model, texts, speaker.pad_id)
+            routing[task] = route_texts(model, texts, chat_format.pad_id)
     if is_main():
         left_out.record(folder)
         write_json_lines(folder / ANSWERS, answers)
@@ -111,11 +103,11 @@ def _answer(
     model: OlmoModel,
     prompts: Sequence[list[int]],
     settings: Evaluate,
-    speaker: Speaker,
+    chat_format: ChatFormat,
     seed: int,
     task: str,
 ) -> list[list[Response]]:
-    sampling = Sampling(settings.max_new_tokens, speaker.stop_ids, settings.temperature, seed)
+    sampling = Sampling(settings.max_new_tokens, chat_format.stop_ids, settings.temperature, seed)
     engine = MegatronEngine(model, settings.batch_size)
     with progress(f"evaluate {task}", len(prompts) * settings.samples) as advance:
         return answer_all(engine, prompts, settings.samples, sampling, advance)
@@ -134,7 +126,7 @@ def _result(answers: list[dict[str, Any]], samples: int, seconds: float) -> dict
 def load_items(
     task: str,
     sources: Sequence[Source],
-    speaker: Speaker,
+    chat_format: ChatFormat,
     positions: int,
     seed: int,
     left_out: LeftOut,
@@ -149,7 +141,8 @@ def load_items(
         bad = left_out.of(f"{task}/{source_name(source)}", source)
         for conversation in load_conversations(source, seed, bad):
             with bad.caught(conversation.number, conversation.where):
-                prompt = prompt_ids(speaker.tokenizer, conversation.messages, speaker.template)
+                prompt = prompt_ids(
+                    chat_format.tokenizer, conversation.messages, chat_format.template)
                 if len(prompt) >= positions:
                     raise BarError(f"the prompt has {len(prompt)} tokens, which leaves no room for "
                                    f"an answer in the model's {positions} positions")
@@ -166,11 +159,11 @@ def _scored(
     items: Sequence[Item],
     prompts: Sequence[list[int]],
     responses: Sequence[Sequence[Response]],
-    speaker: Speaker,
+    chat_format: ChatFormat,
     task: str,
 ) -> list[dict[str, Any]]:
     """Every answer with what it is worth, item by item."""
-    decode = speaker.tokenizer.decode
+    decode = chat_format.tokenizer.decode
     asked = [(number, item, sample, response)
              for number, (item, samples) in enumerate(zip(items, responses))
              for sample, response in enumerate(samples)]

@@ -23,7 +23,7 @@ from megatron_bar.data.encoding import encode_conversations, encode_texts
 from megatron_bar.data.json_text import parse_json
 from megatron_bar.data.paths import files_of
 from megatron_bar.data.records import Listed
-from megatron_bar.data.sources import Conversation, Drawn, open_source, source_name
+from megatron_bar.data.sources import Drawn, open_source, source_name
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
 from megatron_bar.launch.starts import start_tokenizer
@@ -187,7 +187,7 @@ def _check_prompts(drawn: Drawn, language: _Language | None, longest: int | None
     if language is not None and language.template is not None:
         lengths = []
         for item in items:
-            with bad.caught(item.number, item.where), _told(item):
+            with bad.caught(item.number, item.where):
                 lengths.append(len(prompt_ids(language.tokenizer, item.messages,
                                               language.template)))
         if longest is not None and lengths and min(lengths) > longest:
@@ -199,20 +199,17 @@ def _check_prompts(drawn: Drawn, language: _Language | None, longest: int | None
         return  # told with what else the recipe says of its sources
     end = time.monotonic() + _SCORE_SECONDS
     for item in items:
-        with bad.caught(item.number, item.where), _told(item):
+        with bad.caught(item.number, item.where), _unreadable_reference():
             scorer(drawn.source, item)("")
         if time.monotonic() > end:
             break
 
 
 @contextlib.contextmanager
-def _told(item: Conversation) -> Iterator[None]:
-    """Errors inside name the item's place."""
+def _unreadable_reference() -> Iterator[None]:
+    """A verifier that fails inside can't read the reference."""
     try:
         yield
-    except BarError as error:
-        place = item.where or item.source
-        raise BarError(str(error) if place in str(error) else f"{place}: {error}") from None
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise BarError(f"{item.where}: the verifier can't read the reference: "
+        raise BarError("the verifier can't read the reference: "
                        f"{type(error).__name__}: {error}") from None

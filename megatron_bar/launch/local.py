@@ -72,10 +72,14 @@ def run_recipes(
     works = [work_of(recipe) for recipe in recipes]
     check_works(works)
     agree([loss for work in works for loss in work.lost], yes)
-    return [_run_checked(recipe, jobs) for recipe in recipes]
+    return [run_checked(recipe, jobs) for recipe in recipes]
 
 
-def _run_checked(recipe: Recipe, jobs: int | None) -> Path:
+def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
+    """Run, as `run_recipe` does, a recipe that is checked already and replaces no training.
+
+    Returns the run's folder. Raises as `run_recipe` does while it runs.
+    """
     run = run_folder(recipe)
     run.mkdir(parents=True, exist_ok=True)
     with only_run(run):
@@ -145,12 +149,10 @@ class _Scheduler:
                 while self.waiting or self.running:
                     if signals.received is not None:
                         self._pass_on(signals.received)
-                    for stage in list(self._startable()):
+                    while stage := self._startable():
                         self._start(stage)
                     for _ in self._ended():
                         advance(note=" ".join(r.stage.name for r in self.running))
-                    if not self.running and not list(self._startable()):
-                        break
                     time.sleep(processes.POLL_SECONDS)
         finally:
             for running in self.running:
@@ -160,23 +162,27 @@ class _Scheduler:
         if self.stopped or signals.received is not None:
             raise ContinueLater(f"{self.run}: {', '.join(self.stopped) or 'no stage'} was stopped")
 
-    def _pass_on(self, signal: int) -> None:
+    def _pass_on(self, number: int) -> None:
         """Start nothing more, and let what runs save and end."""
         self.waiting.clear()
         for running in self.running:
             if not running.job.asked_to_stop:
                 say(f"{running.stage.name}: asked to save and stop; Ctrl-C ends it at once")
-                running.job.ask_to_stop(signal)
+                running.job.ask_to_stop(number)
 
-    def _startable(self) -> Iterator[Stage]:
+    def _startable(self) -> Stage | None:
+        """The first stage whose inputs are done and whose processes fit beside those that run.
+
+        One with more processes than there are slots runs alone.
+        """
         unfinished = {s.name for s in self.waiting} | {r.stage.name for r in self.running}
         busy = sum(r.stage.layout.processes for r in self.running)
         for stage in self.waiting:
             size = stage.layout.processes
             fits = busy + size <= self.slots or not self.running
             if fits and not unfinished & set(stage.inputs.values()):
-                yield stage
-                return
+                return stage
+        return None
 
     def _start(self, stage: Stage) -> None:
         self.waiting.remove(stage)
@@ -190,32 +196,31 @@ class _Scheduler:
 
     def _ended(self) -> Iterator[_Running]:
         for running in list(self.running):
-            name = running.stage.name
-            try:
-                if not running.job.poll():
-                    continue
-            except ContinueLater:
+            if outcome := self._outcome(running):
                 self.running.remove(running)
-                self.stopped.append(name)
-                self._drop_dependents(name)
-                say(f"{name}: stopped, to go on later")
+                say(f"{running.stage.name}: {outcome}")
                 yield running
-                continue
-            except JobFailed as error:
-                self.running.remove(running)
-                self.failed.append(f"stage {name}: {error} (log: {log_path(self.run, name)})")
-                self._drop_dependents(name)
-                kept = replaced_folder(self.run, name)
-                say(f"{name}: failed" + (
-                    f"; its last result is kept in {kept}, and back with the settings it was made "
-                    "with" if kept.is_dir() else ""))
-                yield running
-                continue
-            self.running.remove(running)
-            seconds = time.monotonic() - running.started
-            summary = read_done(self.run / name).get("summary", "")
-            say(f"{name}: done in {seconds:.0f} s{summary and ' - '}{summary}")
-            yield running
+
+    def _outcome(self, running: _Running) -> str | None:
+        """What became of a stage, in words for the user, and noted; None while it runs."""
+        name = running.stage.name
+        try:
+            if not running.job.poll():
+                return None
+        except ContinueLater:
+            self.stopped.append(name)
+            self._drop_dependents(name)
+            return "stopped, to go on later"
+        except JobFailed as error:
+            self.failed.append(f"stage {name}: {error} (log: {log_path(self.run, name)})")
+            self._drop_dependents(name)
+            kept = replaced_folder(self.run, name)
+            return "failed" + (
+                f"; its last result is kept in {kept}, and back with the settings it was made with"
+                if kept.is_dir() else "")
+        seconds = time.monotonic() - running.started
+        summary = read_done(self.run / name).get("summary", "")
+        return f"done in {seconds:.0f} s{summary and ' - '}{summary}"
 
     def _drop_dependents(self, undone: str) -> None:
         dropped = {undone}

@@ -69,9 +69,9 @@ class Job:
             if None in codes and time.monotonic() - self._parting < PARTING_SECONDS:
                 return False
             self.stop()
-            raise ContinueLater("stopped; its state is saved")
+            raise ContinueLater("its ranks were asked to stop")
         if any(codes):
-            time.sleep(POLL_SECONDS)  # let the message arrive
+            time.sleep(POLL_SECONDS)  # for the message to arrive
             message = self.errors.get() if not self.errors.empty() else None
             self.stop()
             failed = next(i for i, code in enumerate(codes) if code)
@@ -122,7 +122,8 @@ def start(
 ) -> Job:
     """Call `function(*args)` in `processes` ranks, with the environment torchrun would give them.
 
-    What the ranks print goes to `log`, or to this process's output.
+    What the ranks print goes to `log`, or to this process's output. Each computes in `threads`
+    threads. Job.poll fails a job that takes longer than `timeout_seconds`.
     """
     # Ranks find in its cache what they need of the hub. Read by the server when it starts.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -146,8 +147,12 @@ def start(
 
 
 def _start_server() -> None:
-    """Start what forks the ranks, unless it runs; it hands down to them that it hears no signal."""
-    # Multiprocessing starts a tracker first, and has signals heard again then.
+    """Start the server that forks the ranks, unless it runs.
+
+    It never hears stop signals. So those of a rank wait, from its first moment, until it is ready
+    for them (`_rank_main`).
+    """
+    # The server's start would start the tracker too, and have signals heard again after that.
     for helper in (multiprocessing.resource_tracker, multiprocessing.forkserver):
         with unheard():
             helper.ensure_running()

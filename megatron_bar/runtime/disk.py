@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.stopping import ContinueLater
 
 _FAULTS = {
     errno.ENOSPC: "is full",
@@ -86,7 +87,8 @@ def disk_faults_told(target: Path, more: Callable[[], str] = str) -> Iterator[No
     try:
         yield
     except BaseException as error:
-        if isinstance(error, BarError) or (fault := disk_fault(error)) is None:
+        told = isinstance(error, (BarError, ContinueLater))
+        if told or (fault := disk_fault(error)) is None:
             raise
         for one in _chain(error):
             if isinstance(one, BarError):

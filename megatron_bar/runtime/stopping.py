@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from types import FrameType, TracebackType
+from types import FrameType, NoneType, TracebackType
 
 # EX_TEMPFAIL of sysexits.h. The exit status of `megatron-bar stage` and `megatron-bar run` (and of
 # each rank) when they were asked to stop before the work was done: start them again, unchanged.
@@ -26,8 +26,12 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STOP_AT = "MEGATRON_BAR_STOP_AT"
 
 
-class ContinueLater(Exception):
-    """Asked to stop before the work was done. The process ends with status CONTINUE_LATER."""
+class ContinueLater(BaseException):
+    """Asked to stop before the work was done. The process ends with status CONTINUE_LATER.
+
+    No Exception, as KeyboardInterrupt is none: a signal may raise it anywhere, and who catches
+    whatever a template, a library or damaged bytes may fail with must not catch it.
+    """
 
 
 @contextlib.contextmanager
@@ -43,8 +47,9 @@ def heard() -> Iterator[None]:
 
 
 def _masked(how: int) -> Iterator[None]:
-    before = signal.pthread_sigmask(how, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(how, STOP_SIGNALS)  # raises what the signals that waited do
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -83,18 +88,38 @@ class StopSignals:
 
 
 class RaiseOnStopSignal(StopSignals):
-    """While open, the first stop signal raises ContinueLater, wherever the process is."""
+    """While open, the first stop signal raises ContinueLater, wherever the process is.
+
+    What else leaves the block after that came of it (a process group that can't be closed since
+    other ranks have gone, an error that torch makes of what it caught), and is ContinueLater too.
+    """
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         is_first = self.received is None
         super()._handle(number, frame)
         if is_first:
-            raise ContinueLater(f"stopped by {signal.Signals(number).name}")
+            raise self._asked()
+
+    def _asked(self) -> ContinueLater:
+        return ContinueLater(f"stopped by {signal.Signals(self.received).name}")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        came_of_it = not isinstance(error, (ContinueLater, KeyboardInterrupt, NoneType))
+        if self.received is not None and came_of_it:
+            raise self._asked() from error
 
 
 class StopAtStep(StopSignals):
     """Notes stop signals and watches the clock, for a loop that can only stop between steps.
 
+    Within RaiseOnStopSignal it takes its place, so set-up and saves in the block aren't cut short.
+    A signal after the last step finds nothing left to stop, and is forgotten.
     `minutes` counts from here. The environment's MEGATRON_BAR_STOP_AT holds too.
     """
 

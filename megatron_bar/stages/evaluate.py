@@ -70,12 +70,12 @@ class EvaluateStage(Stage):
         return dataclasses.replace(self, layout=self.layout.fitted(model.num_experts))
 
     def run(self, context: Context) -> dict[str, Any]:
+        from megatron_bar.data.chat_format import load_chat_format
         from megatron_bar.evaluation.model import evaluate
-        from megatron_bar.stages.work.speaker import speaker_of
 
         checkpoint = context.checkpoint("checkpoint")
         scores = evaluate(
-            checkpoint, self.tasks, self.asking, speaker_of(checkpoint, self.chat_template),
+            checkpoint, self.tasks, self.asking, load_chat_format(checkpoint, self.chat_template),
             self.layout, self.seed, self.name.removeprefix("evaluate/"), context.folder,
         )
         return {"summary": ", ".join(f"{task} {score:.2f}" for task, score in scores.items())}

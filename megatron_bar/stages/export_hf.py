@@ -40,10 +40,10 @@ class ExportStage(ConversionStage):
 
     def run(self, context: Context) -> dict[str, Any]:
         from megatron_bar.checkpoints.convert import export_hf
-        from megatron_bar.stages.work.speaker import format_of
+        from megatron_bar.data.chat_format import find_chat_format
 
         target, checkpoint = context.folder / MODEL_FOLDER, context.checkpoint("checkpoint")
-        chat = format_of(checkpoint, self.chat_template)
+        chat = find_chat_format(checkpoint, self.chat_template)
         model = export_hf(checkpoint, target, overwrite=True, origin=_origin(context), chat=chat)
         return {
             "summary": str(target), "experts": model.all_expert_names,

@@ -19,7 +19,7 @@ from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.hf import model_config_from_hf
 from megatron_bar.data.chat import prompt_ids
-from megatron_bar.stages.work.speaker import speaker_of
+from megatron_bar.data.chat_format import load_chat_format
 from tests.models_hf import TALKING, random_dense, random_experts, random_olmo3, talking
 
 PYTHON = os.environ.get("MEGATRON_BAR_TRANSFORMERS5_PYTHON")
@@ -79,7 +79,7 @@ def exports(tmp_path_factory):
         talking(random_experts(3, **TALKING), folder / name / "source")
         import_hf(folder / name / "source", folder / name / "checkpoint")
         export_hf(folder / name / "checkpoint", folder / name / "hf",
-                  chat=speaker_of(folder / name / "checkpoint", name))
+                  chat=load_chat_format(folder / name / "checkpoint", name))
     for name, make in MODELS.items():
         make().save_pretrained(folder / name / "source")
         import_hf(folder / name / "source", folder / name / "checkpoint")
@@ -117,7 +117,7 @@ def test_what_it_saves_is_imported_bit_for_bit(name, exports, tmp_path):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_it_talks_to_an_export_as_we_do(name, exports):
-    ours = speaker_of(exports / name / "checkpoint", name)
+    ours = load_chat_format(exports / name / "checkpoint", name)
     told = json.loads((exports / name / "told.json").read_text())
     ask = [{"role": "user", "content": "3 + 4?"}]
     assert told["prompt"] == prompt_ids(ours.tokenizer, ask, ours.template)

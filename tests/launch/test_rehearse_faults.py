@@ -15,11 +15,14 @@ from transformers import AutoTokenizer
 
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.cli import main
+from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.data.sources import Conversation
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE, texts
+from megatron_bar.launch.rehearse.examine import examine
 from megatron_bar.launch.rehearse.proof import prove_export
 from megatron_bar.launch.rehearse.references import worth_of_references
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
 from tests.launch.sample_data import SHARED, write_lines
@@ -76,6 +79,19 @@ def _end_outside(recipe: dict) -> None:
     recipe["chat_template"] = "own.jinja"
 
 
+def _calls_end_otherwise(recipe: dict) -> None:
+    """The template is sound, and so are plain chats."""
+    Path("own.jinja").write_text(END_OUTSIDE.replace(
+        "{% endgeneration %}{{ eos_token }}",
+        "{{ m.function_calls }}{{ '<|pad|>' if m.function_calls else eos_token }}"
+        "{% endgeneration %}"))
+    recipe["chat_template"] = "own.jinja"
+    lines = Path("chats.jsonl").read_text().splitlines()
+    lines[1] = json.dumps({"messages": [{"role": "user", "content": "2 + 2?"}, {
+        "role": "assistant", "content": "", "function_calls": "add(2, 2)"}]})
+    Path("chats.jsonl").write_text("\n".join(lines))
+
+
 def _wrong_references(recipe: dict) -> None:
     write_lines(Path("prompts.jsonl"), [_chat("1 + 1?", "2", answer="3")] * 30)
 
@@ -125,6 +141,8 @@ def _missing_shard(recipe: dict) -> None:
 FAULTS = {
     _no_end: "law/sft: .*chats.jsonl:1: the chat template has no end token",
     _end_outside: "law/sft: .*chats.jsonl:1: the chat template ends replies with .* outside",
+    _calls_end_otherwise: r"law/sft: .*chats.jsonl:2: no reply ends with a token at which an "
+                          r"answer stops \(<\|endoftext\|>",
     _wrong_references: "law/rlvr: .*prompts.jsonl:1: verifier math gives the reference answer no "
                        "reward, nor that of .* more items of source prompts",
     _broken_references: "law/rlvr: .*prompts.jsonl:1: a safety reference is refuse or comply",
@@ -150,6 +168,22 @@ def test_a_fault_is_a_line_before_any_stage_runs(
     assert any(pattern.match(line) for line in faults), said.out
     assert "the recipe isn't ready to run; faults: " in said.err
     assert "stages to run" not in said.out and not (tmp_path / "runs").exists()
+
+
+def test_an_item_that_its_stage_leaves_out_is_no_fault(recipe, anchor):
+    with open("chats.jsonl", "a") as file:
+        file.write(json.dumps(_chat("a", "<|im_end|>")) + "\n")
+    faults = {}
+    for on_bad_item in ("stop", "skip"):
+        recipe["domains"]["law"]["sft"]["data"][0]["on_bad_item"] = on_bad_item
+        Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+        loaded = load_recipe(Path("recipe.yaml"))
+        examined = examine(loaded, load_chat_format(anchor, None), 256)
+        faults[on_bad_item] = list(map(str, examined.faults))
+    assert faults["skip"] == []
+    assert examined.fitting(loaded.domains["law"].sft.data[0], "chats") > 5
+    (fault,) = faults["stop"]
+    assert "chats.jsonl:31: message 2 holds <|im_end|> as text" in fault
 
 
 def test_an_anchor_with_a_missing_shard_is_told_of(recipe, capsys):

@@ -134,7 +134,7 @@ def test_a_rewritten_recipe_is_one_that_stages_can_read(method, tmp_path):
     stages = stage_graph(short)
     assert [stage.name for stage in stages] == [stage.name for stage in stage_graph(recipe)]
     lengths = {stage.name: stage.training.sequence_length for stage in stages
-               if "training" in stage.settings}
+               if isinstance(stage, TrainingStage)}
     assert {name: length for name, length in lengths.items() if name.endswith("sft")} == {
         name: min(256, stage.training.sequence_length)
         for stage in stage_graph(recipe) if (name := stage.name).endswith("sft")}

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.data import toy
 from megatron_bar.data.bad_items import LEFT_OUT, LeftOut
 from megatron_bar.data.tokenizer import train_tokenizer
-from megatron_bar.evaluation.model import Speaker, load_items
+from megatron_bar.evaluation.model import load_items
 from megatron_bar.recipe.schema import Rlvr, Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.work.rlvr import load_prompts
@@ -43,8 +44,8 @@ def load(request, tokenizer):
         return len(load_prompts(tokenizer, toy.CHAT_TEMPLATE, settings, 0, left_out))
 
     def items(source: Source, left_out: LeftOut) -> int:
-        speaker = Speaker(toy.CHAT_TEMPLATE, frozenset(), 0, tokenizer)
-        return len(load_items("sums", [source], speaker, 200, 0, left_out)[1])
+        chat_format = ChatFormat(tokenizer, toy.CHAT_TEMPLATE, frozenset(), 0)
+        return len(load_items("sums", [source], chat_format, 200, 0, left_out)[1])
 
     return prompts if request.param == "prompts" else items
 

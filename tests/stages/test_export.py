@@ -14,10 +14,11 @@ from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
 from megatron_bar.data import chat
+from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.methods import context_of, stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.stages.context import identity
-from megatron_bar.stages.work.speaker import speaker_of, trained_companions
+from megatron_bar.stages.work.companions import trained_companions
 from tests.models_hf import TALKING, random_experts, talking
 
 ASK = {"role": "user", "content": "What is 3 + 4?"}
@@ -62,7 +63,7 @@ def test_transformers_talks_to_an_export_as_we_do(
     Path("chatml.jinja").write_text(CHATML)
     named = [] if name is None else ["--chat-template", name]
     assert main(["export", str(checkpoint), "hf", *named]) == 0
-    ours = speaker_of(checkpoint, name)
+    ours = load_chat_format(checkpoint, name)
     tokenizer = AutoTokenizer.from_pretrained("hf")
     model = AutoModelForCausalLM.from_pretrained("hf", dtype="auto")
     assert "generation %}" not in tokenizer.chat_template
@@ -81,7 +82,7 @@ def test_transformers_talks_to_an_export_as_we_do(
     # What was exported comes back as it was trained.
     import_hf(Path("hf"), Path("again"))
     assert load_tokenizer(Path("again")).chat_template == ours.template
-    assert speaker_of(Path("again"), None).stop_ids == ours.stop_ids
+    assert load_chat_format(Path("again"), None).stop_ids == ours.stop_ids
 
 
 @pytest.mark.parametrize("name", ["olmo", "tulu"])
@@ -89,7 +90,7 @@ def test_generation_ends_where_evaluation_ends(name, checkpoint, tmp_path):
     """Whichever token the model says next, transformers stops at the same ones as `evaluate`."""
     assert main(["export", str(checkpoint), str(tmp_path / "hf"), "--chat-template", name]) == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    stops = speaker_of(checkpoint, name).stop_ids
+    stops = load_chat_format(checkpoint, name).stop_ids
     for token in (0, 2, 3, 50):
         biased = {"sequence_bias": {(token,): 1e6}}
         ids = model.generate(max_new_tokens=3, inputs=_prompt(model), **biased)
@@ -153,7 +154,8 @@ def test_a_checkpoint_carries_the_format_it_was_trained_in(name, template, check
     context.checkpoint("start").symlink_to(checkpoint)
     (tmp_path / "trained").mkdir()
     (tmp_path / "trained" / "hf").symlink_to(trained_companions(context))
-    expected, found = speaker_of(checkpoint, template), speaker_of(tmp_path / "trained", None)
+    expected = load_chat_format(checkpoint, template)
+    found = load_chat_format(tmp_path / "trained", None)
     assert (found.template, found.pad_id) == (expected.template, expected.pad_id)
     assert found.stop_ids == expected.stop_ids
     assert (tmp_path / "trained" / "hf" / "token_ids.json").is_file()

@@ -9,10 +9,10 @@ from zlib import crc32
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from megatron_bar.checkpoints import hf
-from megatron_bar.checkpoints.companions import copy_companions
+from megatron_bar.checkpoints.companions import copy_companions, load_tokenizer
 from megatron_bar.checkpoints.hf_weights import INDEX, SINGLE, HfReader
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.launch.rehearse.shrink import Shrunken
@@ -24,7 +24,6 @@ _LAYER = re.compile(r"(?<=model\.layers\.)\d+")
 # What of config.json is smaller than the real one's; all else stays as it is there.
 _SHRUNK = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
            "num_key_value_heads", "layer_types", "sliding_window")
-_PUBLISHED = {"transformers_version": "4.47.0"}  # newer ones look for another model's tokenizer
 # How the tokens are called by which OLMo's tokenizer ends and pads texts.
 _OLMO_TOKENS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
 
@@ -58,12 +57,10 @@ def write_small_folder(
                for name, shape in zip(slot.hf_names, slot.hf_shapes)}
     size = sum(tensor.nbytes for tensor in tensors.values())
     save_torch_state_dict(tensors, target, max_shard_size=size // _SHARDS)
-    ours = hf.hf_config(small.model, dtype, _token_ids(target))
-    if source is None:
-        config = ours | _PUBLISHED
-    else:
-        config = read_json(source / "config.json") | {
-            key: ours[key] for key in _SHRUNK if key in ours}
+    config = hf.hf_config(small.model, dtype, _token_ids(target))
+    if source is not None:
+        shrunk = {key: config[key] for key in _SHRUNK if key in config}
+        config = read_json(source / "config.json") | shrunk
     write_json(target / "config.json", config)
     types = " and ".join(sorted({str(tensor.dtype).removeprefix("torch.")
                                  for tensor in tensors.values()}))
@@ -109,6 +106,6 @@ def _copy_tokenizer(tokenizer: Path, target: Path) -> None:
 
 
 def _token_ids(folder: Path) -> dict[str, int | None]:
-    tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     return {key: getattr(tokenizer, key) for key in
             ("bos_token_id", "eos_token_id", "pad_token_id")}

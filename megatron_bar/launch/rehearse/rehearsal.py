@@ -17,28 +17,27 @@ from pathlib import Path
 import torch
 
 from megatron_bar.checkpoints.branch import branch
-from megatron_bar.checkpoints.companions import load_tokenizer, told_stops
+from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.costs.compute import Machine
-from megatron_bar.data.chat import chat_template
-from megatron_bar.data.reply_ends import reply_ends
-from megatron_bar.launch.check import check_recipe
-from megatron_bar.launch.local import StagesFailed, final_model, run_recipe
+from megatron_bar.data.chat_format import load_chat_format
+from megatron_bar.launch.check import check_installed, check_recipe
+from megatron_bar.launch.local import StagesFailed, final_model, run_checked
 from megatron_bar.launch.plan.show import keys_of
 from megatron_bar.launch.plan.stages import StagePlan, plan_stages, planned_model
-from megatron_bar.launch.rehearse.examine import Speech, examine
+from megatron_bar.launch.rehearse.examine import examine
 from megatron_bar.launch.rehearse.fold import folded
 from megatron_bar.launch.rehearse.folder import write_small_folder
 from megatron_bar.launch.rehearse.proof import prove_export
-from megatron_bar.launch.rehearse.rewrite import Small, rewritten
+from megatron_bar.launch.rehearse.rewrite import Small, longest_row, rewritten
 from megatron_bar.launch.rehearse.shrink import shrunken
 from megatron_bar.methods import stage_graph
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.faults import wherever
+from megatron_bar.runtime.faults import require, wherever
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import read_done
 from megatron_bar.stages.export_hf import ExportStage
@@ -46,10 +45,6 @@ from megatron_bar.stages.stage import Stage
 
 _MARK = "rehearsal.json"  # in a folder that a rehearsal may empty
 _CPU_RANKS = 4
-# Numbers that a row's logits may be on a CPU; on a GPU rows stay as long as they are.
-_CPU_LOGITS = 2**25
-_SHORTEST_ROW, _ROW_UNIT = 128, 64
-_LONGEST_ROW = 2**20
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,11 @@ class Rehearsed:
 
 @dataclass(frozen=True)
 class _Cast:
-    """The small models, and how they are talked to."""
+    """The small models, and how they are talked to; None where the run makes its tokenizer."""
 
     small: Small
     weights: dict[str, str]  # what those of each are
-    speech: Speech | None
+    chat_format: ChatFormat | None
 
 
 def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
@@ -101,13 +96,13 @@ def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
     plans = plan_stages(recipe, model, asked.machine)
     with _place(asked.keep) as place:
         cast = _cast(recipe, asked, model, place.folder)
-        examined = examine(recipe, cast.speech, model.max_position_embeddings)
+        examined = examine(recipe, cast.chat_format, model.max_position_embeddings)
         showed = {role: [f"weights: {what}"] for role, what in cast.weights.items()}
         showed |= examined.found
-        if faults := [*_too_big(plans, asked.machine), *examined.faults]:
+        if faults := [*_too_big(plans, asked.machine), *map(str, examined.faults)]:
             return Rehearsed(plans, [], showed, faults)
         short = rewritten(recipe, dataclasses.replace(cast.small, fitting=examined.fitting))
-        faults = _run(short, cast.speech, showed)
+        faults = _run(short, cast.chat_format, showed)
         place.stays = place.stays or bool(faults)
         return Rehearsed(plans, stage_graph(short), showed, faults)
 
@@ -144,9 +139,7 @@ def _place(keep: Path | None) -> Iterator[_Place]:
 
 def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Cast:
     ranks = asked.processes or torch.cuda.device_count() or _CPU_RANKS
-    longest = _LONGEST_ROW
-    if not torch.cuda.is_available():
-        longest = max(_SHORTEST_ROW, _CPU_LOGITS // model.vocab_size // _ROW_UNIT * _ROW_UNIT)
+    longest = longest_row(model.vocab_size)
     small = Small(folder, f"{recipe.name}-rehearsal", ranks, longest)
     if recipe.pretrain is not None:
         return _Cast(small, {}, None)
@@ -167,7 +160,7 @@ def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Ca
     say(f"small models: {sizes.model.num_layers} layers, hidden {sizes.model.hidden_size}, "
         f"{sizes.model.num_heads} heads; weights: {told}")
     small = dataclasses.replace(small, branches=branches, **folders)
-    return _Cast(small, weights, _speech(recipe, folders["anchor"]))
+    return _Cast(small, weights, load_chat_format(folders["anchor"], recipe.chat_template))
 
 
 def _branches(recipe: Recipe, anchor: Path, folder: Path) -> dict[str, Path]:
@@ -191,13 +184,6 @@ def _folder_here(named: str) -> Path | None:
         return None
 
 
-def _speech(recipe: Recipe, anchor: Path) -> Speech:
-    tokenizer = load_tokenizer(anchor)
-    template = chat_template(recipe.chat_template, tokenizer)
-    stops = told_stops(anchor) or {tokenizer.eos_token_id}
-    return Speech(tokenizer, template, frozenset(stops | reply_ends(tokenizer, template)))
-
-
 def _too_big(plans: list[StagePlan], machine: Machine) -> list[str]:
     return [
         f"{plan.stage.name}: needs {plan.memory.total / 2**30:.0f} GiB of a GPU with "
@@ -207,12 +193,20 @@ def _too_big(plans: list[StagePlan], machine: Machine) -> list[str]:
     ]
 
 
-def _run(short: Recipe, speech: Speech | None, showed: dict[str, list[str]]) -> list[str]:
-    """Run the stages and prove the model they end with; returns what went wrong."""
+def _run(
+    short: Recipe, chat_format: ChatFormat | None, showed: dict[str, list[str]]
+) -> list[str]:
+    """Run the stages and prove the model they end with; returns what went wrong.
+
+    `short` isn't checked once more: its data are a few of those that were.
+
+    Raises BarError for packages that aren't installed.
+    """
+    require(check_installed(short))
     faults: list[str] = []
     run = Path(short.runs) / short.name
     try:
-        run_recipe(short)
+        run_checked(short)
     except StagesFailed as error:
         faults += error.failures
     for stage in stage_graph(short):
@@ -221,7 +215,7 @@ def _run(short: Recipe, speech: Speech | None, showed: dict[str, list[str]]) -> 
             showed[stage.name] = ["not done"]
         elif isinstance(stage, ExportStage):
             try:
-                showed[stage.name] = _proof(short, run, stage, speech)
+                showed[stage.name] = _proof(short, run, stage, chat_format)
             except BarError as error:
                 faults.append(f"{stage.name}: {error}")
         elif summary := done.get("summary"):
@@ -229,7 +223,9 @@ def _run(short: Recipe, speech: Speech | None, showed: dict[str, list[str]]) -> 
     return faults
 
 
-def _proof(short: Recipe, run: Path, export: Stage, speech: Speech | None) -> list[str]:
+def _proof(
+    short: Recipe, run: Path, export: Stage, chat_format: ChatFormat | None
+) -> list[str]:
     model = final_model(short, run)
-    template = chat_template(None, load_tokenizer(model)) if speech is None else speech.template
-    return prove_export(run / export.inputs["checkpoint"] / "checkpoint", model, template)
+    trained = chat_format or load_chat_format(model, None)  # the run made it, and exports no other
+    return prove_export(run / export.inputs["checkpoint"] / "checkpoint", model, trained.template)

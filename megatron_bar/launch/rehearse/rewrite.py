@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from megatron_bar.data.sources import open_source
 from megatron_bar.launch.rehearse.fold import folded
 from megatron_bar.methods.graph import route_training
@@ -28,6 +30,9 @@ _SAMPLES = 2  # answers to a prompt, the fewest that can be compared
 _ANSWER_TOKENS = 8
 _SHARE_DRAWN = 0.5  # of the few conversations that are left for route
 _ROW_UNIT = 64  # rows are a multiple of it, so that context and tensor ranks can share them
+_SHORTEST_ROW, _LONGEST_ROW = 2 * _ROW_UNIT, 2**20
+# Numbers that a row's logits may be on a CPU; on a GPU rows stay as long as they are.
+_CPU_LOGITS = 2**25
 
 Lengths = Callable[[Source, str], int]
 
@@ -36,8 +41,8 @@ Lengths = Callable[[Source, str], int]
 class Small:
     """What a rehearsal is made with.
 
-    `longest` is the tokens that a row may have without taking long; `fitting(source, kind)` those
-    that it needs to hold some of the source's examples.
+    `longest` is the tokens that a row may have (`longest_row`); `fitting(source, kind)` those that
+    it needs to hold some of the source's examples.
     """
 
     folder: Path  # of all that the rehearsal writes
@@ -48,6 +53,13 @@ class Small:
     anchor: Path | None = None
     pretrained: Path | None = None
     branches: dict[str, Path] = dataclasses.field(default_factory=dict)
+
+
+def longest_row(vocab_size: int) -> int:
+    """Tokens that a row may have without taking long on this machine."""
+    if torch.cuda.is_available():
+        return _LONGEST_ROW
+    return max(_SHORTEST_ROW, _CPU_LOGITS // vocab_size // _ROW_UNIT * _ROW_UNIT)
 
 
 def rewritten(recipe: Recipe, small: Small) -> Recipe:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.data.batches import planned_steps
 from megatron_bar.data.blend import BlendedRows
-from megatron_bar.data.chat import chat_template, differs_from_own
+from megatron_bar.data.chat_format import named_template
 from megatron_bar.data.joined import JoinedRows
 from megatron_bar.data.mixture import check_mixture, natural_size, shares
 from megatron_bar.data.packing import PackedDocuments, pack
@@ -32,10 +32,6 @@ from megatron_bar.stages.rows_stage import RowsStage
 STORES = _TEXTS, _CHATS = "texts", "chats"  # folders of runs/NAME/data with tokenized sources
 _ORDERS = "orders"
 _PACKED, _VALIDATION, _FOLDERS = "packed", "validation", "data.json"
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 Folders = Mapping[str, Path]  # of the tokenized sources, by their names
@@ -166,18 +162,6 @@ def _prepare(
         for line in StoredDocuments(folder).told():
             say(line)
     return folders
-
-
-def named_template(name: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The chat template that the recipe names, or the model's own.
-
-    Says so if the recipe's is another format than the model's. Raises BarError as `chat_template`.
-    """
-    template = chat_template(name, tokenizer)
-    if name is not None and differs_from_own(template, tokenizer):
-        say(f"warning: chat_template {name} is another format than the model's own, so the model "
-            "has to learn it; leave chat_template out to use its own")
-    return template
 
 
 def _stored(folders: Folders) -> dict[str, StoredDocuments]:

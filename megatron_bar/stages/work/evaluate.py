@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.evaluation.model import evaluate
 from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.stages.work.speaker import speaker_of
 
 
 def evaluate_checkpoint(
@@ -26,5 +26,5 @@ def evaluate_checkpoint(
     Results call it `name`.
     """
     with process_groups(layout, seed):
-        evaluate(checkpoint, tasks, settings, speaker_of(checkpoint, template), layout, seed,
+        evaluate(checkpoint, tasks, settings, load_chat_format(checkpoint, template), layout, seed,
                  name, folder)

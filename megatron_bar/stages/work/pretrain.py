@@ -17,6 +17,7 @@ from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.data import toy
 from megatron_bar.data.chat import chat_template
+from megatron_bar.data.chat_format import pad_id
 from megatron_bar.data.encoding import encode_conversations, encode_texts
 from megatron_bar.data.packing import pack_examples, pack_texts
 from megatron_bar.data.rows import PackedRows
@@ -28,7 +29,6 @@ from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.pretrain import PretrainStage
-from megatron_bar.stages.work.data import pad_id
 from megatron_bar.training.loop import TrainingRun
 
 HF_FOLDER = "hf"

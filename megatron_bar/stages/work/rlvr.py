@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.data.bad_items import LeftOut
 from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.data.sources import load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
@@ -19,7 +20,7 @@ from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.rlvr import RlvrStage
-from megatron_bar.stages.work.speaker import speaker_of, trained_companions
+from megatron_bar.stages.work.companions import trained_companions
 from megatron_bar.stages.work.train import proof_of_freezing
 from megatron_bar.verifiers import prompt_text, scorer, verifier_name
 
@@ -33,15 +34,15 @@ def reinforce(stage: RlvrStage, context: Context) -> dict[str, Any]:
 
     settings = stage.training
     start = context.checkpoint("start")
-    speaker = speaker_of(start, stage.chat_template)
+    chat_format = load_chat_format(start, stage.chat_template)
     left_out = LeftOut()
-    prompts = load_prompts(speaker.tokenizer, speaker.template, settings, context.recipe.seed,
-                           left_out)
+    prompts = load_prompts(chat_format.tokenizer, chat_format.template, settings,
+                           context.recipe.seed, left_out)
     say(f"{stage.name}: {len(prompts)} prompts")
     reinforced = Reinforcement(
         config=ModelConfig.load(start), start=start, folder=context.folder, settings=settings,
-        companions=trained_companions(context), prompts=prompts, stop_ids=speaker.stop_ids,
-        pad_id=speaker.pad_id, decode=speaker.tokenizer.decode, layout=stage.layout,
+        companions=trained_companions(context), prompts=prompts, stop_ids=chat_format.stop_ids,
+        pad_id=chat_format.pad_id, decode=chat_format.tokenizer.decode, layout=stage.layout,
         seed=context.recipe.seed, what=stage.name,
     ).run(NemoAlignerBackend())
     if not is_main():

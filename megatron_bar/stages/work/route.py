@@ -14,6 +14,7 @@ import torch
 from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots
+from megatron_bar.data.chat_format import pad_id
 from megatron_bar.data.packing import PackedDocuments
 from megatron_bar.data.sources import open_source, source_name
 from megatron_bar.data.store import StoredDocuments
@@ -23,7 +24,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json_lines
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.route import RouteStage
-from megatron_bar.stages.work.data import Folders, pad_id, stage_rows
+from megatron_bar.stages.work.data import Folders, stage_rows
 from megatron_bar.stages.work.train import train_on
 from megatron_bar.training.router_start import start_at_centroids, start_at_random
 from megatron_bar.training.setup import Begin

@@ -11,14 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
+from megatron_bar.data.chat_format import pad_id
 from megatron_bar.data.rows import Rows
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.rows_stage import RowsStage
-from megatron_bar.stages.work.data import pad_id, stage_rows, validation_rows
-from megatron_bar.stages.work.speaker import trained_companions
+from megatron_bar.stages.work.companions import trained_companions
+from megatron_bar.stages.work.data import stage_rows, validation_rows
 from megatron_bar.training.groups import group_digests, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.setup import Begin
