@@ -23,6 +23,7 @@ from megatron_bar.methods.load import load_recipe, save_recipe
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.training_stage import TrainingStage
 from tests.models_hf import random_dense, random_olmo3
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
