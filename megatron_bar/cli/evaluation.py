@@ -76,7 +76,7 @@ def _asked(args: argparse.Namespace) -> tuple[dict[str, list[Source]], str | Non
     """The tasks, the chat template and the seed, of the recipe or of the command line."""
     from megatron_bar.methods.graph import recipe_tasks
     from megatron_bar.methods.load import load_recipe
-    from megatron_bar.verifiers import verifier_for
+    from megatron_bar.verifiers.registry import verifier_for
 
     tasks: dict[str, list[Source]] = {}
     template, seed = args.chat_template, args.seed

@@ -32,7 +32,7 @@ from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json, write_json_lines
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.verifiers import reference_of, score_answers, scorer
+from megatron_bar.verifiers.registry import reference_of, score_answers, scorer
 
 RESULTS = "results.json"
 ANSWERS = "answers.jsonl"

@@ -16,13 +16,13 @@ from megatron_bar.launch.stale import run_folder
 from megatron_bar.launch.starts import dense_model
 from megatron_bar.launch.work import Work
 from megatron_bar.methods import stage_graph
-from megatron_bar.methods.graph import Stage
 from megatron_bar.methods.values import value_faults
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import warn
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import Fault, Faults, require, tell_absent, wherever
+from megatron_bar.stages.stage import Stage
 
 _WORTH_TELLING = 2.0  # seconds that a check took
 

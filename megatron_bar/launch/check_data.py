@@ -32,7 +32,7 @@ from megatron_bar.recipe.schema import Recipe, Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import Faults
 from megatron_bar.stages.stage import Reading, Stage
-from megatron_bar.verifiers import scorer, verifier_for
+from megatron_bar.verifiers.registry import scorer, verifier_for
 
 FIRST, SPREAD = 100, 100
 _TOY = 20  # of the toy world's records, which are right if one is

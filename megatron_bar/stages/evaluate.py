@@ -50,7 +50,7 @@ class EvaluateStage(Stage):
             check_layout(model, self.layout.fitted(model.num_experts))
 
     def check_sources(self, faults: Faults) -> None:
-        from megatron_bar.verifiers import verifier_for
+        from megatron_bar.verifiers.registry import verifier_for
 
         for task, sources in self.tasks.items():
             for source in sources:

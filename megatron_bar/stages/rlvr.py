@@ -56,7 +56,7 @@ class RlvrStage(TrainingStage):
             check_settings(self.training, self.layout)
 
     def check_sources(self, faults: Faults) -> None:
-        from megatron_bar.verifiers import verifier_for
+        from megatron_bar.verifiers.registry import verifier_for
 
         super().check_sources(faults)
         for source in self.training.data:

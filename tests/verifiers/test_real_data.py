@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from megatron_bar.verifiers import VERIFIERS
+from megatron_bar.verifiers.registry import VERIFIERS
 from tests.data.conftest import SHARED
 from tests.verifiers.real_data import BROKEN, cases
 

@@ -13,7 +13,9 @@ from megatron_bar.data import toy
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.verifiers import (
+from megatron_bar.verifiers.call_formats import Call, NotCalls, parse_calls
+from megatron_bar.verifiers.language import is_language
+from megatron_bar.verifiers.registry import (
     VERIFIERS,
     code,
     instructions,
@@ -22,8 +24,6 @@ from megatron_bar.verifiers import (
     score_answers,
     tool_calls,
 )
-from megatron_bar.verifiers.call_formats import Call, NotCalls, parse_calls
-from megatron_bar.verifiers.language import is_language
 
 
 @pytest.mark.parametrize(("response", "answer"), [

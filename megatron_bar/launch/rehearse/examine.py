@@ -23,7 +23,7 @@ from megatron_bar.recipe.schema import Recipe, Source
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import Faults
-from megatron_bar.verifiers import verifier_name
+from megatron_bar.verifiers.registry import verifier_name
 
 _AT_THE_ENDS = 3  # examples at the beginning and the end of a source
 _SCANNED = 20_000  # prompts of a source that are measured

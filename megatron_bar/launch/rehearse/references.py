@@ -10,8 +10,8 @@ from typing import Any
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.verifiers import reference_of, scorer, verifier_name
 from megatron_bar.verifiers.reference import structured
+from megatron_bar.verifiers.registry import reference_of, scorer, verifier_name
 
 
 @dataclass(frozen=True)

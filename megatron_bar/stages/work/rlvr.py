@@ -22,7 +22,7 @@ from megatron_bar.stages.context import Context
 from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.work.companions import trained_companions
 from megatron_bar.stages.work.train import proof_of_freezing
-from megatron_bar.verifiers import prompt_text, scorer, verifier_name
+from megatron_bar.verifiers.registry import prompt_text, scorer, verifier_name
 
 
 def reinforce(stage: RlvrStage, context: Context) -> dict[str, Any]:
