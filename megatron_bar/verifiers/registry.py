@@ -12,7 +12,7 @@ from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import cores
-from megatron_bar.verifiers.registry import (
+from megatron_bar.verifiers import (
     code,
     exact,
     instructions,
