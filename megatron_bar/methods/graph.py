@@ -43,14 +43,19 @@ class Graph:
         self.recipe = recipe
         self.stages = _starts(recipe)
 
+    def add(self, stage: Stage) -> str:
+        """Put a stage after those it needs; returns its name."""
+        self.stages.append(stage)
+        return stage.name
+
     def branch(self, domain: str) -> str:
         """The anchor with a trainable expert beside its FFN, new or of a branch trained before."""
         name, checkpoint = f"{domain}/branch", self.recipe.domains[domain].checkpoint
         if checkpoint is not None:
-            return self._add(AdoptStage(
+            return self.add(AdoptStage(
                 name, {"anchor": "anchor"}, domain=domain, checkpoint=checkpoint))
         starts = [stage.name for stage in self.stages if isinstance(stage, ImportStage)]
-        return self._add(BranchStage(
+        return self.add(BranchStage(
             name, {start: start for start in starts}, domain=domain, seed=self.recipe.seed))
 
     def adapt(self, domain: str, start: str, groups: Groups) -> str:
@@ -58,7 +63,7 @@ class Graph:
         for kind, trainable in groups.items():
             training = training_of(self.recipe.domains[domain], kind)
             if training is not None:
-                start = self._add(self._training(
+                start = self.add(self._training(
                     kind, f"{domain}/{kind.KIND}", start, with_groups(training, trainable),
                     domain=domain,
                 ))
@@ -78,19 +83,19 @@ class Graph:
                 continue
             training = with_groups(_together(list(parts.values())), trainable)
             more = {} if kind is RlvrStage else {"parts": parts}
-            start = self._add(self._training(
+            start = self.add(self._training(
                 kind, f"{ALL}/{kind.KIND}", start, training, **more))
         return start
 
     def combine(self, kind: type[Stage], models: Mapping[str, str], **settings: Any) -> str:
         """One model of the anchor and those of `models`, by domain."""
-        return self._add(kind("merged", {"anchor": "anchor", **models},
+        return self.add(kind("merged", {"anchor": "anchor", **models},
                               shared=self.recipe.merge.shared, **settings))
 
     def route(self, start: str) -> str:
         """The router, trained on a sample of all domains' SFT data."""
         route = self.recipe.route
-        return self._add(self._training(
+        return self.add(self._training(
             RouteStage, "routed", start, route_training(self.recipe),
             fraction=route.fraction, start=route.start, active=route.active,
             renormalize=route.renormalize, load_balancing=route.load_balancing,
@@ -116,7 +121,7 @@ class Graph:
         ]
         inputs = {stage.name: stage.name for stage in evaluated}
         if recipe.export:
-            inputs["hf"] = self._add(ExportStage(
+            inputs["hf"] = self.add(ExportStage(
                 "hf", {"checkpoint": final}, method=recipe.method,
                 chat_template=recipe.chat_template,
             ))
@@ -136,10 +141,6 @@ class Graph:
         return kind(name, {"start": start}, training.layout or recipe.layout, domain,
                     training=training, seed=recipe.seed, chat_template=recipe.chat_template,
                     **settings)
-
-    def _add(self, stage: Stage) -> str:
-        self.stages.append(stage)
-        return stage.name
 
 
 def route_training(recipe: Recipe) -> Training:
