@@ -27,7 +27,7 @@ from megatron_bar.launch.local import check_no_slurm_jobs, only_run, run_recipe
 from megatron_bar.launch.replacing import Loss, agree, training_lost
 from megatron_bar.launch.stale import stale_stages
 from megatron_bar.methods import stage_graph
-from megatron_bar.methods.graph import routing_data
+from megatron_bar.methods.graph import ADAPTING, routing_data
 from megatron_bar.methods.load import load_recipe, save_recipe
 from megatron_bar.models.config import FILE_NAME as MODEL_FILE
 from megatron_bar.recipe.schema import Domain, Recipe
@@ -42,6 +42,7 @@ from megatron_bar.runtime.files import (
     whole_folder,
     write_json,
 )
+from megatron_bar.stages.branch import BranchStage
 from megatron_bar.stages.context import read_done
 from megatron_bar.stages.route import RouteStage
 
@@ -50,7 +51,8 @@ _RECIPE, _NEXT, _FINISHED = "recipe.yaml", "next.yaml", "upgrade.json"
 _SUITES = "suites"
 _MADE_ANEW = ("merged", "routed", "hf", "evaluate", "report", "report.html", "routing.html",
               _SUITES)
-_STAGES_OF_DOMAIN = ("rlvr", "sft", "midtrain", "branch")  # the last one first
+# The last one first.
+_STAGES_OF_DOMAIN = (*(kind.KIND for kind in reversed(ADAPTING)), BranchStage.KIND)
 
 
 @dataclass(frozen=True)

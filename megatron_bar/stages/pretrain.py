@@ -24,6 +24,7 @@ class PretrainStage(TrainingStage):
 
     KIND = "pretrain"
     LABEL = "train a base"
+    FORM = TEXTS  # and the chats of `pretrain`
 
     def readings(self) -> Iterator[Reading]:
         length = self.training.sequence_length

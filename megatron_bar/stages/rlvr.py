@@ -32,6 +32,7 @@ class RlvrStage(TrainingStage):
 
     KIND = "rlvr"
     LABEL = "RLVR"
+    FORM = PROMPTS
     LOOKS = Looks(frozenset({PROMPTS}))
 
     def readings(self) -> Iterator[Reading]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class RowsStage(TrainingStage):
     """A stage that trains on rows of tokens, which are prepared before."""
 
-    FORM: ClassVar[str] = CHATS  # that it reads its sources in
+    FORM = CHATS
     BYTES_PER_TOKEN: ClassVar[float] = 5.0  # of files of conversations: JSON is around the text
 
     def each(self) -> Sequence[RowsStage]:

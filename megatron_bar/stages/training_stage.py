@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from megatron_bar.recipe.fields import TEMPLATE, key
 from megatron_bar.recipe.schema import Source, Training
@@ -39,6 +39,7 @@ class TrainingStage(Stage):
     chat_template: str | None = key(None, contents=TEMPLATE)
 
     ON_GPU = True
+    FORM: ClassVar[str]  # that it reads its sources in
 
     def sources(self) -> list[Source]:
         """Every source that it trains on, once for each time that it is mixed in."""
