@@ -66,8 +66,9 @@ def _domain_faults(recipe: Recipe) -> Iterator[str]:
         yield "domains is empty; name at least one"
     for name, domain in recipe.domains.items():
         if not is_plain(name) or name in TAKEN_NAMES or name.startswith(TAKEN_STARTS):
-            yield (f"a domain can't be called {name!r}, use another name, of letters and digits "
-                   f"and at most {_LONGEST_PLAIN} bytes")
+            too_long = len(name.encode()) > _LONGEST_PLAIN
+            yield (f"a domain can't be called {name!r}, use another name"
+                   + (f" of at most {_LONGEST_PLAIN} bytes" if too_long else ""))
         yield from _stage_faults(domain, f"domains.{name}")
 
 
