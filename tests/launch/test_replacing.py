@@ -112,7 +112,7 @@ def test_conversions_and_evaluations_ask_nothing(run):
         f"runs={run.parent}", "merge.shared=branches", "evaluate.max_new_tokens=9"])
     (loss,) = work_of(recipe).lost
     assert (loss.stage, loss.why) == (
-        "routed", "merged is made anew: merge.shared is branches, was not there")
+        "routed", "merged is made anew: merge.shared is branches, was published")
     agree([loss], yes=False)  # in a test it takes seconds
 
 
