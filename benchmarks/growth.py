@@ -20,14 +20,14 @@ import yaml
 from rich.table import Table
 
 from benchmarks.timing import machine
+from megatron_bar.costs.compute import stage_flops
 from megatron_bar.launch.local import run_recipe
-from megatron_bar.launch.plan.compute import stage_flops
 from megatron_bar.launch.upgrade import Asked, upgrade
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.console import console
-from megatron_bar.stages.context import read_done, training_of
+from megatron_bar.stages.context import read_done
 
 DOMAINS = ("math", "code", "tool_use", "safety")
 NAME = "growth"
@@ -61,7 +61,7 @@ def cost(run: Path, number: int) -> dict[str, dict[str, float]]:
     """Seconds, tokens and operations of the branch, the merge and the router of expert `number`."""
     costs: dict[str, dict[str, float]] = {}
     for stage in stage_graph(load_recipe(run / "recipe.yaml")):
-        part = {"merge": "merge", "route": "route"}.get(stage.kind)
+        part = {"merge": "merge", "route": "route"}.get(stage.KIND)
         if stage.domain == f"expert_{number}":
             part = "branch"
         if part is None:
@@ -73,7 +73,7 @@ def cost(run: Path, number: int) -> dict[str, dict[str, float]]:
         if "open_groups" in done:
             model = ModelConfig.load(run / stage.name / "checkpoint")
             spent["operations"] += stage_flops(
-                model, training_of(stage), done["open_groups"], done["steps"]
+                model, stage.training, done["open_groups"], done["steps"]
             )
     return costs
 

@@ -27,10 +27,10 @@ from transformers import FlexOlmoConfig, FlexOlmoForCausalLM
 from benchmarks.timing import clock_named, machine, medians
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.model_io import load_model
+from megatron_bar.generation.engine import Request, Sampling
+from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import OlmoModel, build_model
-from megatron_bar.rlvr.engine import Request, Sampling
-from megatron_bar.rlvr.rollouts import MegatronEngine
 from megatron_bar.runtime.console import console
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout

@@ -22,9 +22,9 @@ from typing import Any
 
 from rich.table import Table
 
-from megatron_bar.rlvr.sandbox import Sandbox, zygote
-from megatron_bar.rlvr.verifiers.code import names_under_test
 from megatron_bar.runtime.console import console
+from megatron_bar.verifiers.code import names_under_test
+from megatron_bar.verifiers.sandbox import Sandbox, zygote
 
 Problem = dict[str, Any]
 _SLOW = {123}  # computes for many seconds

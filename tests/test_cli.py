@@ -17,7 +17,7 @@ from megatron_bar.checkpoints import parity, verify
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
 from megatron_bar.launch import processes
-from megatron_bar.recipe.load import load_recipe, save_recipe
+from megatron_bar.methods.load import load_recipe, save_recipe
 from tests.models_hf import TALKING, random_dense, random_experts, random_olmo3, talking
 
 TOY = Path(__file__).parents[1] / "examples" / "toy.yaml"

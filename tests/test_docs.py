@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_bar.cli.parser import build_parser
+from megatron_bar.costs.compute import Machine
+from megatron_bar.models.presets import PRESETS
+from megatron_bar.stages.made_of import changes, record
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,11 +69,29 @@ def test_links_lead_somewhere(page):
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
-def test_the_example_of_a_verifier_is_one():
+def _example(of: str) -> dict:
+    """The names that an example in Python defines, by a word that it has."""
     page = (ROOT / "docs" / "extending.md").read_text()
-    (example,) = [code for language, code in _FENCE.findall(page) if language == "python"]
+    (example,) = [code for language, code in _FENCE.findall(page)
+                  if language == "python" and of in code]
     names: dict = {}
     exec(example, names)
+    return names
+
+
+def test_the_example_of_a_verifier_is_one():
+    score = _example("def score")["score"]
     reference = "26 U.S.C. 501 and 42 U.S.C. 1983"
-    assert names["score"]("", "See 42 U.S.C. 1983.", reference) == 0.5
-    assert names["score"]("", "No idea.", reference) == 0
+    assert score("", "See 42 U.S.C. 1983.", reference) == 0.5
+    assert score("", "No idea.", reference) == 0
+
+
+def test_the_example_of_a_stage_is_one():
+    stage = _example("QuantizeStage")["QuantizeStage"]("int8", {"model": "hf"})
+    made = record(stage)
+    assert made == {"kind": "quantize", "settings": {"bits": 8}, "outside": {}, "files": {}}
+    assert changes(made, stage) == []
+    fewer = dataclasses.replace(stage, bits=4)
+    assert list(map(str, changes(made, fewer))) == ["bits is 4, was 8"]
+    plan = stage.plan(PRESETS["olmo2-1b"], Machine(), torch.bfloat16)
+    assert plan.seconds > 0 and plan.memory.total < 8 << 30 and not stage.ON_GPU

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-_WORDS = {
-    "pretrain": "train a base", "import": "import", "branch": "branch", "adopt": "adopt",
-    "midtrain": "mid-training", "sft": "SFT", "rlvr": "RLVR", "merge": "merge",
-    "route": "train the router", "export": "export", "evaluate": "evaluate", "report": "report",
-}
 
 
 @dataclass(frozen=True)
@@ -41,21 +35,24 @@ class Flow:
         return bool(self.starts or self.lanes or self.ends)
 
 
-def flow_of(stages: Sequence[dict[str, Any]]) -> Flow:
-    """The graph of finished stages, given in the recipe's order."""
+def flow_of(stages: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> Flow:
+    """The graph of finished stages, given in the recipe's order.
+
+    `labels` are what kinds of stages are called, in the order in which a domain passes them.
+    """
     if not stages:
         return Flow()
     evaluations = [stage for stage in stages if stage["kind"] == "evaluate"]
     evaluated = sum(stage["seconds"] for stage in evaluations)
     others = [stage for stage in stages if stage["kind"] not in ("evaluate", "report")]
-    kinds = [kind for kind in _WORDS if any(
+    kinds = [kind for kind in labels if any(
         stage["kind"] == kind and "/" in stage["stage"] for stage in others)]
     longest = max([stage["seconds"] for stage in others] + [evaluated, 1e-9])
     flow = Flow()
     for stage in others:
         name, kind = stage["stage"], stage["kind"]
         domain, inside, _ = name.partition("/")
-        what = _WORDS.get(kind, kind) + (f" {name}" if kind == "import" else "")
+        what = labels.get(kind, kind) + (f" {name}" if kind == "import" else "")
         step = Step(name, what, stage["seconds"], stage["seconds"] / longest, _told(stage),
                     kinds.index(kind) + 1 if kind in kinds else 1)
         if inside:

@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from megatron_bar.analysis.formats import duration, percent
-from megatron_bar.analysis.runs import ALL, ANCHOR, GENERAL
 from megatron_bar.analysis.scores import Scores, compare, model_label
+from megatron_bar.recipe.names import ALL, ANCHOR, GENERAL
 
 
 def summary(results: dict[str, dict[str, Any]], last: str) -> str:

@@ -23,8 +23,9 @@ from megatron_bar.analysis.panel import (
     SHARE,
     svg_panel,
 )
-from megatron_bar.analysis.runs import ALL, ANCHOR, MERGED, ROUTED, stage_names
+from megatron_bar.analysis.runs import stage_names
 from megatron_bar.analysis.scores import Cell, compare, model_label
+from megatron_bar.recipe.names import ALL, ANCHOR, MERGED, ROUTED
 from megatron_bar.training.metrics import read_metrics
 
 _SMOOTH_FROM = 40  # points; fewer are drawn as they are

@@ -1,11 +1,8 @@
-"""report.html: one page, without scripts or network, that says what a run made and how well.
-
-A folder of runs has one too, which compares them.
-"""
+"""report.html: one page, without scripts or network, that says what a run made and how well."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -13,23 +10,22 @@ from typing import Any
 
 from markupsafe import Markup
 
-from megatron_bar.analysis.compare import System, compare_runs
 from megatron_bar.analysis.flow import flow_of
 from megatron_bar.analysis.headline import anchor_digests, summary, tiles
 from megatron_bar.analysis.page import write_page
 from megatron_bar.analysis.plots import routing_heatmap, scores_chart, training_curves
 from megatron_bar.analysis.routing import describe_routing
 from megatron_bar.analysis.routing_page import routing_of
-from megatron_bar.analysis.runs import MERGED, ROUTED, last_model, read_recipe, read_stages
+from megatron_bar.analysis.runs import read_recipe, read_stages
 from megatron_bar.analysis.scores import Scores, compare, evaluated, model_label
 from megatron_bar.analysis.sections import Section, read_sections
 from megatron_bar.analysis.suites import read_suites
-from megatron_bar.analysis.systems import comparison_section
 from megatron_bar.analysis.trained import trained_stages
 from megatron_bar.analysis.upgrade import read_upgrade
+from megatron_bar.recipe.names import MERGED, ROUTED
 from megatron_bar.runtime.errors import BarError
 
-_TEMPLATE = "report.html.j2"
+TEMPLATE = "report.html.j2"
 _DEVIATIONS_SHOWN = 5
 # The page's own sections, in order: its id, which is its template's name too, and its title.
 _PARTS = {
@@ -49,27 +45,31 @@ class _Part:
     section: Section | None = None
 
 
-def write_report(run: Path, target: Path, others: Sequence[Path] = ()) -> None:
+def write_report(
+    run: Path,
+    target: Path,
+    last: str,
+    labels: Mapping[str, str],
+    more: Sequence[Section] = (),
+) -> None:
     """Write the report of `run` to `target`, in one step. What the run lacks so far is left out.
 
-    `others` are finished runs, or folders of runs, to compare it with.
+    `last` is the evaluated model that the run is for, `labels` what kinds of stages are called.
+    `more` sections stand beside those that commands have left in the run.
 
-    Raises BarError if no stage is done and no model evaluated, or a file of the run can't be read;
-    and as `compare_runs` does for `others`.
+    Raises BarError if no stage is done and no model evaluated, or a file of the run can't be read.
     """
     run, target = Path(run), Path(target)
     results, stages = evaluated(run), read_stages(run)
     if not (results or stages):
         raise BarError(f"{run} holds nothing to report: no stage is done")
-    recipe, last = read_recipe(run), last_model(run)
+    recipe = read_recipe(run)
     scores = compare(results, last)
-    sections = read_sections(run)
-    if others:
-        sections.append(comparison_section(compare_runs([run, *others])))
+    sections = [*read_sections(run), *more]
     columns, trained = trained_stages(run, stages)
     deviations, by_group = _deviations(stages)
     content = {
-        "flow": flow_of(stages), "scores": scores if scores.tasks else None,
+        "flow": flow_of(stages, labels), "scores": scores if scores.tasks else None,
         "upgrade": read_upgrade(run), "suites": read_suites(run), "router": _routings(results),
         "curves": Markup(training_curves(run)), "trained": trained,
         "anchor": anchor_digests(stages),
@@ -77,10 +77,10 @@ def write_report(run: Path, target: Path, others: Sequence[Path] = ()) -> None:
     }
     file = run / "recipe.yaml"
     write_page(
-        target, _TEMPLATE,
+        target, TEMPLATE,
         name=recipe.get("name") or run.resolve().name,
         when=max((stage["finished"] for stage in stages), default=""),
-        parts=_parts([name for name in _PARTS if content[name]], sections),
+        parts=section_parts([name for name in _PARTS if content[name]], sections),
         summary=summary(results, last),
         tiles=tiles(results, scores, stages, last),
         flow=content["flow"], in_sequence=recipe.get("order") == "sequence",
@@ -100,20 +100,7 @@ def write_report(run: Path, target: Path, others: Sequence[Path] = ()) -> None:
     )
 
 
-def write_comparison(name: str, systems: Sequence[System], target: Path) -> None:
-    """Write a page called `name` that compares systems to `target`, in one step."""
-    best = max(systems, key=lambda system: system.overall.mean)
-    finished = max(stage["finished"] for system in systems for run in system.runs
-                   for stage in read_stages(Path(run)))
-    write_page(
-        Path(target), _TEMPLATE, name=name, when=finished, tiles=[],
-        summary=f"{len(systems)} systems; {best.label} has the highest mean over the tasks, "
-                f"{best.overall.mean:.2f}. Each run's folder has a report of its own.",
-        parts=_parts([], [comparison_section(systems)]),
-    )
-
-
-def _parts(names: Sequence[str], sections: Sequence[Section]) -> list[_Part]:
+def section_parts(names: Sequence[str], sections: Sequence[Section]) -> list[_Part]:
     """The page's sections in order, each followed by those that ask to stand after it."""
     parts = [_Part(name, _PARTS[name], f"{name}.html.j2") for name in names]
     for section in sections:

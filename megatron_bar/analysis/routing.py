@@ -14,6 +14,7 @@ import torch
 
 from megatron_bar.models.router import RowRouter, routers
 
+ROUTING = "routing.json"  # of an evaluated model: `experts`, and how each of its `tasks` routes
 DEAD = 0.02  # an expert that no layer gives more of any task
 DOMINATING = 0.8  # an expert that gets more of every task
 STANDS_OUT = 0.1  # more than an expert has of all tokens

@@ -16,15 +16,16 @@ from markupsafe import Markup
 
 from megatron_bar.analysis.page import write_page
 from megatron_bar.analysis.plots import routing_heatmap, shares_panel
-from megatron_bar.analysis.routed_tokens import ROUTING
 from megatron_bar.analysis.routing import (
+    ROUTING,
     describe_drift,
     describe_entropy,
     describe_kinds,
     describe_routing,
     mean_over_layers,
 )
-from megatron_bar.analysis.runs import ROUTED, read_recipe
+from megatron_bar.analysis.runs import read_recipe
+from megatron_bar.recipe.names import ROUTED
 from megatron_bar.runtime.files import read_json
 
 PAGE = "routing.html"

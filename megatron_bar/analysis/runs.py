@@ -8,15 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.recipe.graph import WITHOUT
-from megatron_bar.recipe.methods import METHODS
+from megatron_bar.recipe.names import ALL, ANCHOR, MERGED, ROUTED, WITHOUT
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 from megatron_bar.runtime.plain_yaml import read_yaml
 
-# Models that are no domain's branch. ALL was trained on all domains at once.
-ANCHOR, ALL, MERGED, ROUTED = "anchor", "all", "merged", "routed"
-GENERAL = "general"  # the task that belongs to no domain
 _STARTS = ("base", "anchor", "pretrained")
 _OF_DOMAIN = ("branch", "midtrain", "sft", "rlvr")
 _ENDS = (MERGED, ROUTED, "hf", "evaluate", "report")
@@ -36,12 +32,6 @@ def read_recipe(run: Path) -> dict[str, Any]:
     if not isinstance(recipe, dict) or not isinstance(recipe.get("domains") or {}, dict):
         raise BarError(f"recipe {path}: domains are missing or no mapping")
     return recipe
-
-
-def last_model(run: Path) -> str:
-    """The evaluated model that the run is for: routed, merged or all."""
-    method = METHODS.get(read_recipe(run).get("method", ""))
-    return ROUTED if method is None else method.MODEL
 
 
 def stage_names(run: Path, file_name: str) -> list[str]:

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_bar.analysis.intervals import Interval, score_difference, score_interval
-from megatron_bar.analysis.runs import ALL, ANCHOR, MERGED, ROUTED, stage_names
-from megatron_bar.recipe.graph import WITHOUT
+from megatron_bar.analysis.runs import stage_names
+from megatron_bar.recipe.names import ALL, ANCHOR, MERGED, ROUTED, WITHOUT
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 

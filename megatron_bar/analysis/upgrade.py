@@ -16,8 +16,9 @@ from rich.text import Text
 
 from megatron_bar.analysis.formats import cell
 from megatron_bar.analysis.intervals import wilson_interval
-from megatron_bar.analysis.runs import ROUTED, read_stages
+from megatron_bar.analysis.runs import read_stages
 from megatron_bar.analysis.scores import MISSING
+from megatron_bar.recipe.names import ROUTED
 from megatron_bar.runtime.files import read_json
 
 BEFORE = "before"

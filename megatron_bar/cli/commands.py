@@ -12,13 +12,13 @@ DOES_NOT_FIT = 3  # exit status of a plan with stages that are too big for their
 
 
 def _run(args: argparse.Namespace) -> None:
-    from megatron_bar.analysis.compare import compare_runs
-    from megatron_bar.analysis.report import write_comparison
-    from megatron_bar.analysis.runs import last_model
     from megatron_bar.analysis.scores import load_results, score_table
-    from megatron_bar.analysis.systems import comparison_tables
+    from megatron_bar.comparison.compare import compare_runs
+    from megatron_bar.comparison.page import write_comparison
+    from megatron_bar.comparison.tables import comparison_tables
     from megatron_bar.launch.local import final_model, run_recipes
-    from megatron_bar.recipe.load import load_recipes
+    from megatron_bar.methods import last_model
+    from megatron_bar.methods.load import load_recipes
     from megatron_bar.runtime.console import console, print_wide, say
 
     recipes = load_recipes(args.recipe, args.overrides, values=False)
@@ -36,8 +36,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from megatron_bar.analysis.compare import compare_runs, comparison_data
-    from megatron_bar.analysis.systems import comparison_tables
+    from megatron_bar.comparison.compare import compare_runs, comparison_data
+    from megatron_bar.comparison.tables import comparison_tables
     from megatron_bar.runtime.console import print_wide
     from megatron_bar.runtime.disk import check_output_file
     from megatron_bar.runtime.files import write_json
@@ -53,7 +53,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _data(args: argparse.Namespace) -> None:
     from megatron_bar.launch.data import prepare_data, show_data
-    from megatron_bar.recipe.load import load_recipe
+    from megatron_bar.methods.load import load_recipe
 
     if args.data_command == "prepare":
         overrides = [word for word in args.overrides if "=" in word]
@@ -64,14 +64,14 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from megatron_bar.costs.compute import machine_named
     from megatron_bar.launch.check import check_recipe
-    from megatron_bar.launch.faults import require, tell_absent, wherever
     from megatron_bar.launch.plan import show
-    from megatron_bar.launch.plan.compute import machine_named
     from megatron_bar.launch.plan.growth import growth
     from megatron_bar.launch.plan.stages import length_warnings, plan_stages, planned_model
-    from megatron_bar.recipe.load import load_recipe
+    from megatron_bar.methods.load import load_recipe
     from megatron_bar.runtime.console import print_wide
+    from megatron_bar.runtime.faults import require, tell_absent, wherever
 
     if args.plot is not None:
         show.check_picture(args.plot)
@@ -99,10 +99,10 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _rehearse(args: argparse.Namespace) -> None:
-    from megatron_bar.launch.plan.compute import machine_named
+    from megatron_bar.costs.compute import machine_named
     from megatron_bar.launch.rehearse.rehearsal import Asked, rehearse
     from megatron_bar.launch.rehearse.table import closing, rehearsal_table
-    from megatron_bar.recipe.load import load_recipe
+    from megatron_bar.methods.load import load_recipe
     from megatron_bar.runtime.console import print_wide, say
     from megatron_bar.runtime.disk import check_output_folder
 
@@ -159,7 +159,7 @@ def _branches(option: str, given: list[str]) -> dict[str, str]:
 def _submit(args: argparse.Namespace) -> None:
     from megatron_bar.launch.slurm.site import TEMPLATES, load_site, template_of
     from megatron_bar.launch.slurm.submit import scripts_of, submit_recipe, write_scripts
-    from megatron_bar.recipe.load import load_recipe
+    from megatron_bar.methods.load import load_recipe
 
     site_path = args.site or TEMPLATES / "site.yaml"
     recipe = load_recipe(args.recipe, args.overrides, values=False)
@@ -192,7 +192,7 @@ def _stage(args: argparse.Namespace) -> None:
     from megatron_bar.runtime.stopping import RaiseOnStopSignal
 
     with RaiseOnStopSignal():
-        from megatron_bar.stages.registry import run_stage
+        from megatron_bar.methods.run import run_stage
 
         run_stage(args.run, args.name)
 

@@ -26,9 +26,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    from megatron_bar.analysis.compare import compare_runs
-    from megatron_bar.analysis.report import write_comparison, write_report
+    from megatron_bar.analysis.report import write_report
+    from megatron_bar.comparison.compare import compare_runs
+    from megatron_bar.comparison.page import write_comparison
+    from megatron_bar.comparison.tables import comparison_section
+    from megatron_bar.methods import last_model
     from megatron_bar.runtime.disk import check_output_file
+    from megatron_bar.stages.registry import LABELS
 
     target = args.out or args.run / "report.html"
     if args.run.is_dir():  # else told as what it is
@@ -37,7 +41,10 @@ def report(args: argparse.Namespace) -> None:
         systems = compare_runs([args.run, *args.compare])
         write_comparison(args.run.resolve().name, systems, target)
     else:
-        write_report(args.run, target, args.compare)
+        more = []
+        if args.compare:
+            more.append(comparison_section(compare_runs([args.run, *args.compare])))
+        write_report(args.run, target, last_model(args.run), LABELS, more)
     print(f"{target} is written")
 
 
@@ -54,7 +61,7 @@ def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
     from megatron_bar.runtime.console import console, say
     from megatron_bar.runtime.files import read_json
     from megatron_bar.runtime.layout import Layout
-    from megatron_bar.stages.evaluate import evaluate_checkpoint
+    from megatron_bar.stages.work.evaluate import evaluate_checkpoint
 
     tasks, template, seed = _asked(args)
     source = _source(args.checkpoint)
@@ -79,9 +86,9 @@ def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
 
 def _asked(args: argparse.Namespace) -> tuple[dict[str, list[Source]], str | None, int]:
     """The tasks, the chat template and the seed, of the recipe or of the command line."""
-    from megatron_bar.recipe.graph import recipe_tasks
-    from megatron_bar.recipe.load import load_recipe
-    from megatron_bar.rlvr.verifiers import verifier_for
+    from megatron_bar.methods.graph import recipe_tasks
+    from megatron_bar.methods.load import load_recipe
+    from megatron_bar.verifiers.registry import verifier_for
 
     tasks: dict[str, list[Source]] = {}
     template, seed = args.chat_template, args.seed
@@ -153,9 +160,9 @@ def _settings(args: argparse.Namespace) -> Evaluate:
 
     A recipe's opt_out asks for evaluations of several models; the command line's for this one.
     """
+    from megatron_bar.methods.load import load_recipe
+    from megatron_bar.methods.values import evaluate_faults
     from megatron_bar.recipe.layers import overridden
-    from megatron_bar.recipe.load import load_recipe
-    from megatron_bar.recipe.values import evaluate_faults
 
     start = Evaluate()
     if args.recipe is not None:

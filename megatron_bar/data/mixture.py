@@ -6,6 +6,8 @@ weights is as large as one without: weights shift what it is made of.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -80,3 +82,37 @@ def stratified(sizes: Mapping[str, int], fraction: float, seed: int) -> dict[str
         count = max(1, int(fraction * size + 0.5))
         found[name] = np.array(choose(size, count, f"stratified/{name}/{seed}"))
     return found
+
+
+def each_once(by_domain: Mapping[str, Sequence[Source]]) -> list[Source]:
+    """Every SFT source of every domain once; general data that several mix in are one source.
+
+    Sources are told apart by what they hold. Where domains take different counts the largest is
+    sampled, and how often or how heavily a domain mixes a source doesn't matter here.
+    """
+    found: dict[str, Source] = {}
+    for domain_sources in by_domain.values():
+        for source in domain_sources:
+            name = source_name(source)
+            known = found.get(name)
+            if known is not None and _place(known) != _place(source):
+                raise BarError(f"two data sources are called {name!r}; give one of them a name")
+            if known is None or _size(source) > _size(known):
+                found[name] = dataclasses.replace(source, repeat=1, weight=None)
+    return list(found.values())
+
+
+def _size(source: Source) -> float:
+    return math.inf if source.count is None else source.count
+
+
+def _place(source: Source) -> tuple:
+    return source.path, source.hub, source.toy, source.split
+
+
+def _size(source: Source) -> float:
+    return math.inf if source.count is None else source.count
+
+
+def _place(source: Source) -> tuple:
+    return source.path, source.hub, source.toy, source.split

@@ -11,27 +11,28 @@ from typing import Any
 
 from megatron.core.transformer.utils import set_model_to_sequence_parallel
 
-from megatron_bar.analysis.routed_tokens import ROUTING, route_texts
-from megatron_bar.analysis.token_kinds import told
+from megatron_bar.analysis.routing import ROUTING
 from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.checkpoints.number_types import compute_type, type_name
 from megatron_bar.data.bad_items import LeftOut
 from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.sources import Conversation, load_conversations, source_name
-from megatron_bar.evaluation.answers import answer_all
+from megatron_bar.evaluation.routed_tokens import route_texts
+from megatron_bar.evaluation.token_kinds import label_tokens
+from megatron_bar.generation.answers import answer_all
+from megatron_bar.generation.engine import Response, Sampling
+from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import OlmoModel, build_model
 from megatron_bar.models.router import leave_out
 from megatron_bar.recipe.schema import Evaluate, Source
-from megatron_bar.rlvr.engine import Response, Sampling
-from megatron_bar.rlvr.rollouts import MegatronEngine
-from megatron_bar.rlvr.verifiers import Scorers, reference_of, score_answers
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json, write_json_lines
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.verifiers.registry import Scorers, reference_of, score_answers
 
 RESULTS = "results.json"
 ANSWERS = "answers.jsonl"
@@ -77,9 +78,11 @@ def evaluate(
         results[task] = _result(scored, settings.samples, time.time() - started)
         answers += scored
         if config.num_experts is not None:
-            texts = [told(chat_format.tokenizer, chat_format.template, conversation.messages,
-                          first.tokens)
-                     for (_, conversation), (first, *_) in zip(items, responses)]
+            texts = [
+                label_tokens(chat_format.tokenizer, chat_format.template, conversation.messages,
+                             one.tokens)
+                for (_, conversation), (one, *_) in zip(items, responses)
+            ]
             routing[task] = route_texts(model, texts, chat_format.pad_id)
     if is_main():
         left_out.record(folder)

@@ -26,14 +26,13 @@ from megatron_bar.data.records import Listed
 from megatron_bar.data.sources import Drawn, open_source, source_name
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
-from megatron_bar.launch.faults import Faults, require
 from megatron_bar.launch.starts import start_tokenizer
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.schema import Pretrain, Recipe, Rlvr, Source, Training
-from megatron_bar.rlvr.verifiers import Scorers, verifier_for
+from megatron_bar.recipe.fields import CHATS, ITEMS, TEXTS
+from megatron_bar.recipe.schema import Recipe, Source
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import from_settings, parts_of, sources, training_of
-from megatron_bar.stages.data import routing_sources
+from megatron_bar.runtime.faults import Faults, require
+from megatron_bar.stages.stage import Reading, Stage
+from megatron_bar.verifiers.registry import Scorers, verifier_for
 
 FIRST, SPREAD = 100, 100
 _TOY = 20  # of the toy world's records, which are right if one is
@@ -42,27 +41,6 @@ _LARGE = 1 << 29
 _STAND_IN_TOKENS = 300  # all bytes, and a few words
 # How long references are tried on the verifier of a source: one may have to start a process.
 _SCORE_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A stage reads a source as texts, chats, prompts or held-out items."""
-
-    stage: str
-    source: Source
-    form: str
-    length: int | None = None  # of a row of chats, or the longest prompt that is asked
-    task: str | None = None  # whose items the source holds
-
-    @property
-    def where(self) -> str:
-        """The stage, or the tasks that every evaluation asks."""
-        return self.stage if self.task is None else f"tasks of {self.task}"
-
-    @property
-    def key(self) -> tuple:
-        """Equal for readings that find the same faults."""
-        return contents(self.source), self.form, self.length
 
 
 def check_data(recipe: Recipe, stages: Sequence[Stage], faults: Faults) -> None:
@@ -75,7 +53,7 @@ def check_data(recipe: Recipe, stages: Sequence[Stage], faults: Faults) -> None:
         return
     language = None
     with faults.of():
-        language = _language(recipe, chats=any(reading.form != "texts" for reading in found))
+        language = _language(recipe, chats=any(reading.form != TEXTS for reading in found))
     for reading in found:
         _check(reading, recipe.seed, language, faults)
 
@@ -93,7 +71,7 @@ def check_tasks(
     language, faults = _Language(tokenizer, chat_template(template, tokenizer), True), Faults()
     for task, entries in tasks.items():
         for source in entries:
-            _check(Reading("evaluate", source, "items", task=task), seed, language, faults)
+            _check(Reading("evaluate", source, ITEMS, task=task), seed, language, faults)
     require(faults)
 
 
@@ -102,44 +80,15 @@ def readings(stages: Sequence[Stage], faults: Faults) -> list[Reading]:
     found: dict[tuple, Reading] = {}
     for stage in stages:
         with faults.of(stage.name):
-            for reading in _readings_of(stage):
-                found.setdefault(reading.key, reading)
+            for reading in stage.readings():
+                key = contents(reading.source), reading.form, reading.length
+                found.setdefault(key, reading)
     return list(found.values())
 
 
 def contents(source: Source) -> tuple:
     """Equal for sources of which the same examples are read."""
     return dataclasses.astuple(dataclasses.replace(source, repeat=1, weight=None, name=None))
-
-
-def _readings_of(stage: Stage) -> Iterator[Reading]:
-    settings, name = stage.settings, stage.name
-    if stage.kind == "evaluate":
-        for task, entries in settings["tasks"].items():
-            for source in sources(entries):
-                yield Reading(name, source, "items", task=task)
-        return
-    if "training" not in settings:
-        return
-    training = training_of(stage)
-    if isinstance(training, Rlvr):
-        for source in training.data:
-            yield Reading(name, source, "prompts", training.prompt_length)
-        return
-    form = "texts" if stage.kind in ("midtrain", "pretrain") else "chats"
-    if stage.kind == "pretrain":
-        for source in from_settings(Pretrain, settings["pretrain"]).chat:
-            yield Reading(name, source, "chats", training.sequence_length)
-    for source in [*_trained_on(stage), *training.validation]:
-        yield Reading(name, source, form, None if form == "texts" else training.sequence_length)
-
-
-def _trained_on(stage: Stage) -> list[Source]:
-    if stage.kind == "route":
-        sampled = stage.settings["sampled"]
-        return routing_sources({domain: sources(some) for domain, some in sampled.items()})
-    parts: list[Training] = [training_of(part) for part in parts_of(stage)]
-    return [source for training in parts for source in training.data]
 
 
 @dataclass(frozen=True)
@@ -176,11 +125,11 @@ def _check(
     absent = not source.toy and not (
         files_of(source.path) if source.path else Path(source.hub or "").exists())
     with faults.of(reading.where, absent):
-        drawn = sampled(source, seed, reading.form == "texts")
+        drawn = sampled(source, seed, reading.form == TEXTS)
         length = reading.length if language is not None and language.exact else None
-        if reading.form == "texts":
+        if reading.form == TEXTS:
             _check_texts(drawn, language)
-        elif reading.form == "chats":
+        elif reading.form == CHATS:
             _check_chats(drawn, language, length)
         else:
             _check_prompts(drawn, language, length)

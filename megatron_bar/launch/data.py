@@ -10,15 +10,16 @@ from megatron_bar.data.store import StoredDocuments
 from megatron_bar.launch.check import check_writable
 from megatron_bar.launch.stale import run_folder
 from megatron_bar.launch.starts import start_tokenizer
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import context_of, stage_graph
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import console, say
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.data import KINDS, part_contexts, prepare, preview_rows
+from megatron_bar.stages.rows_stage import RowsStage
+from megatron_bar.stages.stage import Stage
+from megatron_bar.stages.work.data import part_contexts, prepare, preview_rows
 
 
 def prepare_data(recipe: Recipe, names: Sequence[str], processes: int | None) -> None:
@@ -48,10 +49,10 @@ def show_data(recipe: Recipe, name: str, step: int, items: int) -> None:
     context, tokenizer = _context(recipe, stage), start_tokenizer(recipe)
     with process_groups(Layout()):
         rows = preview_rows(context, tokenizer)
-        steps = planned_steps(context.training, rows.per_epoch)
+        steps = planned_steps(context.stage.training, rows.per_epoch)
         if step > steps:
             raise BarError(f"{name} has {steps} steps; choose one of them")
-        batches = Batches.of(rows, context.training.batch_size, recipe.seed)
+        batches = Batches.of(rows, context.stage.training.batch_size, recipe.seed)
         batch = rows.take(batches.indices(step - 1))
     colour = console.color_system is not None
     legend = "green" if colour else "in brackets"
@@ -62,11 +63,12 @@ def show_data(recipe: Recipe, name: str, step: int, items: int) -> None:
 
 
 def _context(recipe: Recipe, stage: Stage) -> Context:
-    return Context(recipe, run_folder(recipe), stage)
+    return context_of(recipe, run_folder(recipe), stage.name)
 
 
 def _stages(recipe: Recipe, names: Sequence[str]) -> list[Stage]:
-    stages = {stage.name: stage for stage in stage_graph(recipe) if stage.kind in KINDS}
+    stages = {stage.name: stage for stage in stage_graph(recipe)
+              if isinstance(stage, RowsStage)}
     for name in names:
         if name not in stages:
             raise BarError(f"no stage {name!r} reads prepared data; there are {', '.join(stages)}")

@@ -19,17 +19,19 @@ from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.slurm.jobs import active_jobs
 from megatron_bar.launch.stale import run_folder, stale_stages
 from megatron_bar.launch.work import work_of
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.load import save_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import save_recipe
+from megatron_bar.methods.run import run_stage
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import cores
 from megatron_bar.runtime.stopping import ContinueLater, StopSignals
 from megatron_bar.stages.context import read_done, replaced_folder
-from megatron_bar.stages.export_hf import MODEL_FOLDER
-from megatron_bar.stages.registry import run_stage
+from megatron_bar.stages.evaluate import EvaluateStage
+from megatron_bar.stages.export_hf import MODEL_FOLDER, ExportStage
+from megatron_bar.stages.rlvr import RlvrStage
+from megatron_bar.stages.stage import Stage
 
 
 class StagesFailed(BarError):
@@ -91,7 +93,7 @@ def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
             return run
         say(f"{run}: {len(todo)} of {len(stages)} stages to run: "
             f"{', '.join(stage.name for stage in todo)}")
-        if any(stage.kind == "rlvr" for stage in todo):
+        if any(isinstance(stage, RlvrStage) for stage in todo):
             processes.preload("megatron_bar.rlvr.nemo.preload")
         _Scheduler(run, todo, jobs or cores()).run_all()
     return run
@@ -100,9 +102,9 @@ def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
 def final_model(recipe: Recipe, run: Path) -> Path:
     """Where the model is that the recipe was run for: a Hugging Face folder, if it exports one."""
     stages = stage_graph(recipe)
-    if exports := [stage for stage in stages if stage.kind == "export"]:
+    if exports := [stage for stage in stages if isinstance(stage, ExportStage)]:
         return run / exports[0].name / MODEL_FOLDER
-    last = [stage for stage in stages if stage.kind == "evaluate"][-1]
+    last = [stage for stage in stages if isinstance(stage, EvaluateStage)][-1]
     return run / last.inputs["checkpoint"] / "checkpoint"
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_bar.analysis.upgrade import BEFORE
-from megatron_bar.recipe.graph import TRAINING_KINDS, Stage
+from megatron_bar.methods.graph import Stage
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import BEGUN_FILE, changes_since, read_begun, read_done
+from megatron_bar.stages.training_stage import TrainingStage
 from megatron_bar.training.saved import FOLDER, saved_steps
 
 _WORTH_A_QUESTION = 600  # seconds of one process
@@ -61,7 +62,7 @@ def training_lost(
         cause = None if stage.name in meant or record is None else _cause(
             stage, run, record, causes)
         causes[stage.name] = cause
-        if cause is None or stage.kind not in TRAINING_KINDS or _kept(run, stage.name):
+        if cause is None or not isinstance(stage, TrainingStage) or _kept(run, stage.name):
             continue
         loss = _loss(stage, run / stage.name, cause.why)
         if loss is not None:

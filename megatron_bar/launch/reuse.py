@@ -9,11 +9,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_bar.recipe.graph import Stage
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.files import link_tree, publish, staging_path
 from megatron_bar.stages.context import REPLACED, is_done, remove_replaced, replaced_folder
-from megatron_bar.stages.data import STORES
+from megatron_bar.stages.report import ReportStage
+from megatron_bar.stages.stage import Stage
+from megatron_bar.stages.work.data import STORES
 
 
 def is_run(folder: Path) -> bool:
@@ -32,7 +33,7 @@ def donors(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> dict[s
     found: dict[str, Path] = {}
     for stage in stages:
         # The report isn't all in its folder.
-        if stage.kind == "report" or is_done(stage, run, found):
+        if isinstance(stage, ReportStage) or is_done(stage, run, found):
             continue
         donor = next((other for other in (run / REPLACED, *others)
                       if is_done(stage, run, found | {stage.name: other})), None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.stages.context import is_done
+from megatron_bar.stages.stage import Stage
 
 
 def run_folder(recipe: Recipe) -> Path:

@@ -23,17 +23,17 @@ from megatron_bar.analysis.runs import read_stages
 from megatron_bar.analysis.upgrade import BEFORE, PLAN, Upgrade, read_upgrade
 from megatron_bar.checkpoints.adopt import check_branch
 from megatron_bar.launch.check import check_recipe
-from megatron_bar.launch.faults import require
 from megatron_bar.launch.local import check_no_slurm_jobs, only_run, run_recipe
 from megatron_bar.launch.replacing import Loss, agree, training_lost
 from megatron_bar.launch.stale import stale_stages
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.graph import ADAPTING, routing_data
+from megatron_bar.methods.load import load_recipe, save_recipe
 from megatron_bar.models.config import FILE_NAME as MODEL_FILE
-from megatron_bar.recipe.graph import routing_data
-from megatron_bar.recipe.load import load_recipe, save_recipe
-from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Domain, Recipe
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.faults import require
 from megatron_bar.runtime.files import (
     link_tree,
     read_json,
@@ -42,14 +42,17 @@ from megatron_bar.runtime.files import (
     whole_folder,
     write_json,
 )
+from megatron_bar.stages.branch import BranchStage
 from megatron_bar.stages.context import read_done
+from megatron_bar.stages.route import RouteStage
 
 _RECIPE, _NEXT, _FINISHED = "recipe.yaml", "next.yaml", "upgrade.json"
 # What every upgrade makes anew. Benchmarks' scores of the model before are taken away.
 _SUITES = "suites"
 _MADE_ANEW = ("merged", "routed", "hf", "evaluate", "report", "report.html", "routing.html",
               _SUITES)
-_STAGES_OF_DOMAIN = ("rlvr", "sft", "midtrain", "branch")  # the last one first
+# The last one first.
+_STAGES_OF_DOMAIN = (*(kind.KIND for kind in reversed(ADAPTING)), BranchStage.KIND)
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ def _changed(run: Path, asked: Asked) -> Recipe:
 def _lost(run: Path, asked: Asked, changed: Recipe) -> list[Loss]:
     """Training that is replaced and isn't what an upgrade is for: domains, and the router."""
     stages = stage_graph(changed)
-    meant = {stage.name for stage in stages if stage.kind == "route"
+    meant = {stage.name for stage in stages if isinstance(stage, RouteStage)
              or stage.domain in asked.replace}
     stale = {stage.name for stage in stale_stages(stages, run)}
     return training_lost(stages, run, stale, meant)

@@ -9,9 +9,9 @@ from pathlib import Path
 from megatron_bar.launch.replacing import Loss, training_lost
 from megatron_bar.launch.reuse import donors, is_run
 from megatron_bar.launch.stale import run_folder, stale_stages
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe
+from megatron_bar.stages.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -1,55 +1,89 @@
-"""Which settings decide what a stage makes; the others don't make it stale."""
+"""Which settings decide what a stage makes; the others don't make it stale.
+
+Settings are walked along the types of the dataclasses that hold them, whose fields say themselves
+what they are (`recipe.fields`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.recipe.schema import HOW_NOT_WHAT, Rlvr, Source, Training
-
-# Settings that a kind of stage is given and doesn't read: texts have no chat template, ...
-_NOT_READ = {"midtrain": ("chat_template",)}
-# ... and of a source each kind reads texts, conversations, or prompts with their references.
-_NOT_READ_OF_SOURCES = {
-    "midtrain": ("messages_column", "verifier", "reference_column"),
-    "sft": ("text_column", "verifier", "reference_column"),
-    # It takes the same share of each source, however a domain mixes them.
-    "route": ("text_column", "verifier", "reference_column", "weight", "repeat"),
-    "rlvr": ("text_column",), "evaluate": ("text_column",),
-}
+from megatron_bar.recipe.fields import FORMS, RUNTIME, about
+from megatron_bar.recipe.schema import Source
 
 
-def deciding(settings: Mapping[str, Any], kind: str = "") -> dict[str, Any]:
-    """What of the settings of a kind of stage, or of a whole recipe, decides what is made.
+@dataclass(frozen=True)
+class Looks:
+    """What a kind of stage looks at, of all that it is given."""
 
-    They may be those that a stage was made with by an earlier version: keys that weren't there then
-    are at their default.
+    forms: frozenset[str] | None = None  # that it reads its sources in; None: any
+    not_at: frozenset[str] = frozenset()  # fields of its own, and of its sources
+    at_names: bool = False  # a draw depends on what its sources are called
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value that decides, and what is told of its field."""
+
+    value: Any
+    told: Mapping[str, Any]
+
+
+Way = tuple[str | int, ...]  # the keys and places that lead to a setting
+
+
+def deciding(schema: type, values: Mapping[str, Any], looks: Looks = Looks()) -> dict[Way, Setting]:
+    """The settings that decide, each with the way to it; an empty list or dict is one, too.
+
+    `values` are those of a dataclass `schema` as `dataclasses.asdict` gives them. They may be those
+    that a stage was made with by an earlier version: fields that weren't there then are at their
+    default.
     """
-    left_out = _NOT_READ.get(kind, ())
-    return {key: _deciding(kind, value) for key, value in settings.items() if key not in left_out}
+    return dict(_dataclass(schema, values, looks, ()))
 
 
-def _deciding(kind: str, value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_deciding(kind, inner) for inner in value]
-    if not isinstance(value, dict):
-        return value
-    left_out: tuple[str, ...] | frozenset[str] = ()
-    if "trainable" in value:
-        value = _defaults(Rlvr if "prompts_per_step" in value else Training) | value
-        left_out = HOW_NOT_WHAT
-    elif {"path", "hub", "toy"} <= value.keys():
-        value = _defaults(Source) | value
-        left_out = _NOT_READ_OF_SOURCES.get(kind, ())
-        # The name is for logs, unless a draw depends on it.
-        if kind == "route" or value["weight"] is not None:
-            value["name"] = value["name"] or _usual_name(value)
-        else:
-            left_out = (*left_out, "name")
-    return {key: _deciding(kind, inner) for key, inner in value.items() if key not in left_out}
+def _dataclass(
+    schema: type, values: Mapping[str, Any], looks: Looks, way: Way
+) -> Iterator[tuple[Way, Setting]]:
+    values = _defaults(schema) | dict(values)
+    if schema is Source:
+        values, left_out = _source(values, looks)
+    else:
+        left_out = looks.not_at if not way else frozenset()
+    for name, hint in _hints(schema).items():
+        told = about(schema, name)
+        read = FORMS not in told or looks.forms is None or looks.forms & set(told[FORMS])
+        if name in values and name not in left_out and RUNTIME not in told and read:
+            yield from _value(hint, values[name], looks, (*way, name), told)
+
+
+def _value(
+    hint: Any, value: Any, looks: Looks, way: Way, told: Mapping[str, Any]
+) -> Iterator[tuple[Way, Setting]]:
+    hint = _given(hint)
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(hint):
+        yield from _dataclass(hint, value, looks, way)
+    elif isinstance(value, (Mapping, list, tuple)) and value:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        inner = (typing.get_args(hint) or (Any,))[-1]
+        for key, each in items:
+            yield from _value(inner, each, looks, (*way, key), told)
+    else:
+        yield way, Setting([] if value == () else value, told)
+
+
+def _source(values: dict[str, Any], looks: Looks) -> tuple[dict[str, Any], frozenset[str]]:
+    """A source's name is for logs, unless a draw depends on it."""
+    if looks.at_names or values["weight"] is not None:
+        return values | {"name": values["name"] or _usual_name(values)}, looks.not_at
+    return values, looks.not_at | {"name"}
 
 
 def _usual_name(source: Mapping[str, Any]) -> str | None:
@@ -58,6 +92,26 @@ def _usual_name(source: Mapping[str, Any]) -> str | None:
     return Path(path).stem if path else Path(hub).name if hub else source["toy"]
 
 
+def _given(hint: Any) -> Any:
+    """The type of a key that isn't left at None."""
+    if isinstance(hint, types.UnionType):
+        return next(inner for inner in typing.get_args(hint) if inner is not types.NoneType)
+    return hint
+
+
+@functools.cache
+def _hints(schema: type) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(schema)}
+    return {name: hint for name, hint in typing.get_type_hints(schema).items() if name in names}
+
+
 @functools.cache
 def _defaults(schema: type) -> dict[str, Any]:
-    return dataclasses.asdict(schema())
+    found = {}
+    for field in dataclasses.fields(schema):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            made = field.default_factory()
+            found[field.name] = dataclasses.asdict(made) if dataclasses.is_dataclass(made) else made
+    return found

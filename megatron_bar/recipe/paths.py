@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.recipe.schema import FILE, PATH_OR_NAME, RUN, TEMPLATE
+from megatron_bar.recipe.fields import FILE, PATH_OR_NAME, RUN, TEMPLATE
 
 # ${NAME} of the environment; recipe keys, which ${...} refers to as well, have no capitals.
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([A-Z_][A-Z0-9_]*)\})")

@@ -12,7 +12,8 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_bar.recipe.schema import HOW_NOT_WHAT, Recipe
+from megatron_bar.recipe.fields import RULE, RUNTIME, about, names_with
+from megatron_bar.recipe.schema import Recipe
 
 _HEAD = """\
 # Recipe reference
@@ -40,7 +41,7 @@ are filled in. Where there is none of the name, one of the working directory is 
 `recipe.yaml` has their whole paths, so it holds from anywhere. `runs` is a folder of the working
 directory.
 """
-_HOW_NOT_WHAT = """\
+_RUNTIME = """\
 ## Keys that leave finished stages alone
 
 A stage is done again when its settings change, but for these, which say how it is computed and not
@@ -69,8 +70,9 @@ def reference() -> str:
             f"## {schema.__name__}", "", _docstring(schema), "",
             "| key | type | default | meaning |", "|---|---|---|---|", *rows, "",
         ]).replace("  |", " |"))
-    names = ", ".join(f"`{name}`" for name in sorted(HOW_NOT_WHAT))
-    return "\n".join([*sections, _HOW_NOT_WHAT + names + ".\n"])
+    runtime = set().union(*(names_with(schema, RUNTIME) for schema in _schemas(Recipe)))
+    names = ", ".join(f"`{name}`" for name in sorted(runtime))
+    return "\n".join([*sections, _RUNTIME + names + ".\n"])
 
 
 def _schemas(top: type) -> list[type]:
@@ -113,6 +115,9 @@ def _keys(schema: type) -> list[Key]:
         behind = lines[node.end_lineno - 1][node.end_col_offset:]
         comments = [*lines[first : node.lineno - 1], behind]
         meaning = " ".join(comment.strip().lstrip("# ") for comment in comments).strip()
+        rule = about(schema, node.target.id).get(RULE)
+        if rule is not None and rule.choices:
+            meaning = ". ".join(filter(None, [rule.words, meaning]))
         keys.append(Key(
             node.target.id, _cell(ast.unparse(node.annotation)),
             _default(node.value, "\n".join(lines)), _cell(meaning),
@@ -122,12 +127,11 @@ def _keys(schema: type) -> list[Key]:
 
 def _default(value: ast.expr, source: str) -> str:
     """As a recipe would write it."""
-    if isinstance(value, ast.Call):  # field(default_factory=...) or field(default=...)
-        words = {word.arg: word.value for word in value.keywords}
-        if "default" in words:
-            return _default(words["default"], source)
-        factory = ast.unparse(words["default_factory"])
-        return {"list": "`[]`", "dict": "`{}`"}.get(factory, "its defaults")
+    if isinstance(value, ast.Call):  # field(default_factory=...) or key(...)
+        told = value.args[0] if value.args else value.keywords[0].value
+        if not isinstance(told, ast.Name):
+            return _default(told, source)
+        return {"list": "`[]`", "dict": "`{}`"}.get(told.id, "its defaults")
     default = ast.literal_eval(value)
     if default is None:
         return ""

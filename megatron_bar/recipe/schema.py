@@ -10,17 +10,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_bar.recipe.fields import (
+    ABOVE_0,
+    AT_LEAST_0,
+    CHATS,
+    COUNT,
+    DATA_FILES,
+    DATASET,
+    FACTOR,
+    ITEMS,
+    PART,
+    PATH,
+    PATH_OR_NAME,
+    PROMPTS,
+    RUN,
+    SHARE,
+    SNAPSHOT,
+    TEMPLATE,
+    TEXTS,
+    WARMUP,
+    key,
+    one_of,
+)
 from megatron_bar.runtime.layout import Layout
 
-# In the metadata of fields that name a file or folder which stages read: what kind of name it is.
-# `recipe/paths.py` makes them absolute, from the folder of the recipe's file.
-FILE = "file"
-PATH = "path"
-PATH_OR_NAME = "path or name"  # where no such path is, a name on the Hugging Face hub
-RUN = "run"  # the folder of a run; where there is none, it is one of the working directory
-TEMPLATE = ".jinja"  # a path if it ends so, else a name
-# In the metadata of a field whose values have the keys of a recipe.
-KEYS_OF_RECIPE = "keys of a recipe"
+_DTYPE = one_of("float32", "bfloat16")
 
 
 @dataclass
@@ -35,9 +49,9 @@ class Source:
     # A file (.jsonl, .ndjson, .json, .parquet or .txt, all but .parquet also .gz), a folder of such
     # files, or a pattern such as law/*.jsonl; ~ and $HOME are filled in. Several files are one
     # source.
-    path: str | None = field(default=None, metadata={FILE: PATH})
+    path: str | None = key(None, file=PATH, contents=DATA_FILES)
     # a dataset of the Hugging Face hub, or a folder datasets can load
-    hub: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
+    hub: str | None = key(None, file=PATH_OR_NAME, contents=DATASET)
     toy: str | None = None  # a domain of the toy world: general, math, code, tool_use, safety
     name: str | None = None  # how the source is called in logs; its file or domain name by default
     # The form of conversations: messages (OpenAI's, and the project's own), sharegpt, alpaca or
@@ -53,14 +67,14 @@ class Source:
     # conversations in SFT. Weights are relative to each other; all sources of a stage have one or
     # none has. Without them sources are mixed as large as they are.
     weight: float | None = None
-    text_column: str = "text"  # of texts
-    messages_column: str = "messages"  # of conversations
+    text_column: str = key("text", forms=(TEXTS,))  # of texts
+    messages_column: str = key("messages", forms=(CHATS, PROMPTS, ITEMS))  # of conversations
     # How answers to it are scored: math, code, tool_calls, instructions, safety or exact; a toy
     # domain's own rule, else exact, by default. What a reference is, each verifier's file says.
-    verifier: str | None = None
+    verifier: str | None = key(None, forms=(PROMPTS, ITEMS))
     # The column of the references. One that is named must be in every record; the usual one may be
     # missing in all, and then the reply that a conversation ends with is its reference.
-    reference_column: str = "answer"
+    reference_column: str = key("answer", forms=(PROMPTS, ITEMS))
 
 
 @dataclass
@@ -71,64 +85,58 @@ class Training:
     # What trains: patterns over parameter groups. embeddings, attention, block_norms, final_norm,
     # head, ffn (of a dense model), expert.N and router.N, where 0 is the anchor.
     trainable: list[str] = field(default_factory=list)
-    steps: int | None = None  # give one of steps, epochs and tokens
-    epochs: float | None = None  # passes over the data
+    steps: int | None = key(None, COUNT)  # give one of steps, epochs and tokens
+    epochs: float | None = key(None, ABOVE_0)  # passes over the data
     tokens: str | None = None  # such as 50B: as many steps as read these, padding included
-    sequence_length: int = 4096  # tokens in a row, into which documents are packed
-    overlong: str = "truncate"  # or drop: conversations that are longer than a sequence
-    batch_size: int = 256  # sequences in an optimizer step, over all processes
-    micro_batch_size: int = 1  # sequences a process computes at once
-    lr: float = 1e-4  # at the peak
+    sequence_length: int = key(4096, COUNT)  # tokens in a row, into which documents are packed
+    # What becomes of conversations that are longer than a sequence.
+    overlong: str = key("truncate", one_of("truncate", "drop"))
+    batch_size: int = key(256, COUNT)  # sequences in an optimizer step, over all processes
+    micro_batch_size: int = key(1, COUNT, runtime=True)  # sequences a process computes at once
+    lr: float = key(1e-4, AT_LEAST_0)  # at the peak
     lr_scale: dict[str, float] = field(default_factory=dict)  # factor by group pattern
-    schedule: str = "linear"  # linear, cosine or constant
-    warmup: float = 0.03  # share of the steps
-    warmup_steps: int | None = None  # or their number, in place of the share
-    floor: float = 0.0  # the last learning rate, as a share of the peak
-    beta1: float = 0.9  # of AdamW, as beta2, eps and weight_decay
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 1.0  # the largest norm of all gradients together
-    router_z_loss: float = 1e-3  # its coefficient
+    schedule: str = key("linear", one_of("linear", "cosine", "constant"))  # Of the learning rate.
+    warmup: float = key(0.03, WARMUP)  # share of the steps
+    warmup_steps: int | None = key(None, AT_LEAST_0)  # or their number, in place of the share
+    floor: float = key(0.0, SHARE)  # the last learning rate, as a share of the peak
+    beta1: float = key(0.9, PART)  # of AdamW, as beta2, eps and weight_decay
+    beta2: float = key(0.95, PART)
+    eps: float = key(1e-8, ABOVE_0)
+    weight_decay: float = key(0.0, AT_LEAST_0)
+    clip: float = key(1.0, AT_LEAST_0)  # the largest norm of all gradients together
+    router_z_loss: float = key(1e-3, AT_LEAST_0)  # its coefficient
     distributed_optimizer: bool = True  # its state spread over data-parallel ranks
-    # What the stage computes in: float32, or bfloat16 with fp32 main weights and gradients; by
-    # default what its start is stored in. What it writes is stored as its start is.
-    dtype: str | None = None
-    layout: Layout | None = None  # the recipe's layout by default
-    # Activations to compute a second time in the backward pass: none, moe (the expert FFNs) or
-    # full (whole layers).
-    recompute: str = "none"
+    # What the stage computes in, in bfloat16 with fp32 main weights and gradients; by default what
+    # its start is stored in. What it writes is stored as its start is.
+    dtype: str | None = key(None, _DTYPE)
+    layout: Layout | None = key(None, runtime=True)  # the recipe's layout by default
+    # Activations to compute a second time in the backward pass: those of the expert FFNs (moe) or
+    # of whole layers (full).
+    recompute: str = key("none", one_of("none", "moe", "full"), runtime=True)
     # Fields of Megatron-Core's configurations that make a stage faster or smaller and leave alone
     # what it computes, such as {overlap_grad_reduce: true}; docs/training.md lists them.
     megatron: dict[str, Any] = field(default_factory=dict)
     # A bad step: its loss or gradient isn't a number, or its gradient norm is more than `spike`
     # times the median of the last good ones. stop ends the stage with the items it saw; skip
     # leaves model and optimizer as they were, at most `max_skips` times in a row.
-    on_bad_step: str = "stop"
-    spike: float | None = None
-    max_skips: int = 10
-    validation: list[Source] = field(default_factory=list)  # loss by source, at intervals
-    validate_every: int = 500  # steps
+    on_bad_step: str = key("stop", one_of("stop", "skip"))
+    spike: float | None = key(None, FACTOR)
+    max_skips: int = key(10, COUNT)
+    validation: list[Source] = key(list, runtime=True)  # loss by source, at intervals
+    validate_every: int = key(500, COUNT, runtime=True)  # steps
     # What a stage leaves to go on from when it is cut short, every so many steps or minutes. keep
     # is how many of them; stop_after_minutes makes it save and end with exit status 75.
-    save_every: int = 500
-    save_every_minutes: float | None = None
-    keep: int = 1
-    save_async: bool = False  # write it while training goes on, from a copy in host memory
-    stop_after_minutes: float | None = None
-    log_every: int = 10  # steps
-    peak_tflops: float | None = None  # of one device in this dtype; known for H100, H200, A100
-    wandb: str | None = None  # a Weights & Biases project that gets the metrics too
-
-
-# Keys of Training that say how a stage is computed, and not what comes out but for rounding. One
-# that is done stays done when they change, and one that was cut short goes on.
-HOW_NOT_WHAT = frozenset({
-    "layout", "micro_batch_size", "recompute", "validation", "validate_every", "save_every",
-    "save_every_minutes", "keep", "save_async", "stop_after_minutes", "log_every", "peak_tflops",
-    "wandb", "kl_every", "rollout_batch_size", "rollout_servers", "rollout_folder",
-    "verifiers_at_once",
-})
+    save_every: int = key(500, COUNT, runtime=True)
+    save_every_minutes: float | None = key(None, ABOVE_0, runtime=True)
+    keep: int = key(1, COUNT, runtime=True)
+    # Write it while training goes on, from a copy in host memory.
+    save_async: bool = key(False, runtime=True)
+    stop_after_minutes: float | None = key(None, ABOVE_0, runtime=True)
+    log_every: int = key(10, COUNT, runtime=True)  # steps
+    # Of one device in this dtype; known for H100, H200, A100.
+    peak_tflops: float | None = key(None, ABOVE_0, runtime=True)
+    # A Weights & Biases project that gets the metrics too.
+    wandb: str | None = key(None, runtime=True)
 
 
 @dataclass
@@ -154,22 +162,26 @@ class Rlvr(Training):
     response_length: int = 4096  # tokens at most
     temperature: float = 1.0  # of sampling
     advantage: str = "centered"  # centered, grpo (over the deviation too) or rloo
-    clip_low: float = 0.2  # the ratio to the sampling policy stays above 1 - clip_low
-    clip_high: float = 0.272  # and below 1 + clip_high
-    kl_coefficient: float = 0.0  # of the divergence from the stage's start, taken off the reward
-    reward_scale: float = 10.0  # a right answer is worth so much
+    clip_low: float = key(0.2, SHARE)  # the ratio to the sampling policy stays above 1 - clip_low
+    clip_high: float = key(0.272, AT_LEAST_0)  # and below 1 + clip_high
+    # Of the divergence from the stage's start, taken off the reward.
+    kl_coefficient: float = key(0.0, AT_LEAST_0)
+    reward_scale: float = key(10.0, ABOVE_0)  # a right answer is worth so much
     drop_equal: bool = True  # leave out prompts whose samples all got the same reward
-    rest_above: float = 0.875  # don't ask a prompt again that was solved in so many of its samples
+    # Don't ask a prompt again that was solved in this share of its samples, or more.
+    rest_above: float = key(0.875, SHARE)
     truncated: str = "keep"  # keep responses that were cut, mask them, or give them zero reward
     # How often the KL divergence from the stage's start is measured for the logs, which takes a
     # forward pass; at every step where kl_coefficient is set. 0: never.
-    kl_every: int = 10
-    rollout_batch_size: int = 64  # responses a process generates (or asks a server for) at once
+    kl_every: int = key(10, AT_LEAST_0, runtime=True)
+    # Responses a process generates (or asks a server for) at once.
+    rollout_batch_size: int = key(64, runtime=True)
     # OpenAI-compatible servers that generate in place of the training processes, such as
     # [http://node7:8000], and the folder that they serve: each step exports its weights there.
-    rollout_servers: list[str] = field(default_factory=list)
-    rollout_folder: str | None = None
-    verifiers_at_once: int = 8  # answers a process has scored side by side
+    rollout_servers: list[str] = key(list, runtime=True)
+    rollout_folder: str | None = key(None, runtime=True)
+    # Answers that a process has scored side by side.
+    verifiers_at_once: int = key(8, COUNT, runtime=True)
 
 
 @dataclass
@@ -181,8 +193,8 @@ class Pretrain:
     """
 
     model: str = "toy"  # a preset
-    vocab_size: int = 512  # of the tokenizer that is trained
-    snapshot: float = 0.5  # a share of the steps
+    vocab_size: int = key(512, COUNT)  # of the tokenizer that is trained
+    snapshot: float = key(0.5, SNAPSHOT)  # a share of the steps
     chat: list[Source] = field(default_factory=list)  # conversations, mixed with training.data
     training: Training = field(default_factory=Training)
 
@@ -193,7 +205,7 @@ class Domain:
 
     # A branch that was trained elsewhere from the same anchor, in place of the stages: a checkpoint
     # folder. `megatron-bar upgrade` writes it.
-    checkpoint: str | None = field(default=None, metadata={FILE: PATH})
+    checkpoint: str | None = key(None, file=PATH)
     routing: list[Source] = field(default_factory=list)  # what route samples; SFT's by default
     midtrain: Training | None = None  # on texts
     sft: Training | None = None  # on conversations
@@ -228,12 +240,13 @@ class Route:
     """Router training on the merged model."""
 
     fraction: float = 0.05  # of every source of every domain's SFT data
-    # What the rows start from: stacked (each expert's own, as its branch trained it), random, or
-    # centroids (each domain's mean router input, by layer; the anchor's is that of general data).
-    start: str = "stacked"
+    # What the rows start from: each expert's own, as its branch trained it (stacked), or each
+    # domain's mean router input, by layer (centroids; the anchor's is that of general data).
+    start: str = key("stacked", one_of("stacked", "random", "centroids"))
     active: int | None = None  # experts that a token goes to, k; all by default
     renormalize: bool = False  # make the probabilities of these k sum to 1
-    load_balancing: float = 0.0  # coefficient of the loss that evens out use; for k below all
+    # Coefficient of the loss that evens out use; for k below all.
+    load_balancing: float = key(0.0, AT_LEAST_0)
     training: RouteTraining = field(default_factory=RouteTraining)
 
 
@@ -242,16 +255,17 @@ class Evaluate:
     """Answers to held-out items, scored by the domain's rule."""
 
     general: list[Source] = field(default_factory=list)  # held-out items that every model gets
-    max_new_tokens: int = 64  # in an answer
-    batch_size: int = 64  # answers a data-parallel rank generates at once
-    temperature: float = 0.0  # 0: the most likely answer; above it answers are drawn by the seed
-    samples: int = 1  # answers to an item, whose scores are averaged
-    dtype: str | None = None  # float32 or bfloat16; by default what the model is stored in
+    max_new_tokens: int = key(64, COUNT)  # in an answer
+    batch_size: int = key(64, COUNT)  # answers a data-parallel rank generates at once
+    # 0: the most likely answer; above it answers are drawn by the seed.
+    temperature: float = key(0.0, AT_LEAST_0)
+    samples: int = key(1, COUNT)  # answers to an item, whose scores are averaged
+    dtype: str | None = key(None, _DTYPE)  # by default what the model is stored in
     # Experts to leave out of the routed model, one at a time, to measure what each brings.
     opt_out: list[str] = field(default_factory=list)
     # The recipe's layout by default. Items are shared among data-parallel ranks. A model whose
     # experts `expert` doesn't divide is spread over as many ranks as divide both.
-    layout: Layout | None = None
+    layout: Layout | None = key(None, runtime=True)
 
 
 @dataclass
@@ -267,17 +281,17 @@ class Recipe:
     method: str = "bar"
     # Several runs in one, runs/name/SYSTEM each: this recipe with the keys given for the system, on
     # top of what the system extends in place of the recipe. What they have in common is made once.
-    systems: dict[str, Any] = field(default_factory=dict, metadata={KEYS_OF_RECIPE: True})
+    systems: dict[str, Any] = key(dict, keys_of_recipe=True)
     # Folders of other runs. Finished stages that are what this recipe asks for are taken from
     # there (as hard links where they can be), not made again.
-    reuse: list[str] = field(default_factory=list, metadata={FILE: RUN})
+    reuse: list[str] = key(list, file=RUN)
     # The post-trained model: a Hugging Face folder, or OWNER/NAME or OWNER/NAME@REVISION of the hub
-    anchor: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
+    anchor: str | None = key(None, file=PATH_OR_NAME)
     # ... of the pretrained one, whose FFN the experts start from
-    pretrained: str | None = field(default=None, metadata={FILE: PATH_OR_NAME})
+    pretrained: str | None = key(None, file=PATH_OR_NAME)
     pretrain: Pretrain | None = None  # instead of the two above
     # olmo, tulu or a .jinja file; the tokenizer's own by default
-    chat_template: str | None = field(default=None, metadata={FILE: TEMPLATE})
+    chat_template: str | None = key(None, file=TEMPLATE)
     layout: Layout = field(default_factory=Layout)  # of stages that train and name no other
     domains: dict[str, Domain] = field(default_factory=dict)  # one expert each, by name
     order: str = "mixed"  # of domains in method continued: mixed, or in sequence

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from megatron_bar.recipe.fields import FILE, KEYS_OF_RECIPE
 from megatron_bar.recipe.paths import located
-from megatron_bar.recipe.schema import FILE, KEYS_OF_RECIPE
 from megatron_bar.runtime.errors import raise_all
 from megatron_bar.runtime.plain_yaml import NULL, Document, plain
 

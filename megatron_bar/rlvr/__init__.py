@@ -1,1 +1,1 @@
-"""Reinforcement learning on verifiable rewards: rollouts, verifiers, sandbox and trainer."""
+"""Reinforcement learning on verifiable rewards: objective, policy, prompts and trainers."""

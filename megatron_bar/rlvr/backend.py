@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_bar.generation.engine import RolloutEngine
 from megatron_bar.models.olmo import OlmoModel
 from megatron_bar.recipe.schema import Rlvr
-from megatron_bar.rlvr.engine import RolloutEngine
 from megatron_bar.rlvr.policy import Policy
 from megatron_bar.rlvr.prompts import Prompt, PromptOrder
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_bar.generation.engine import RolloutEngine
+from megatron_bar.generation.openai_engine import ServedModel
+from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import OlmoModel
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.backend import Job, RLBackend
-from megatron_bar.rlvr.engine import RolloutEngine
-from megatron_bar.rlvr.openai_engine import ServedModel
 from megatron_bar.rlvr.policy import Policy
 from megatron_bar.rlvr.prompts import Prompt, PromptOrder
-from megatron_bar.rlvr.rollouts import MegatronEngine
 from megatron_bar.rlvr.settings import check_settings, reference_share
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.distributed import is_main

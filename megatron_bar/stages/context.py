@@ -9,17 +9,12 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from omegaconf import OmegaConf
-
-from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.deciding import deciding
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.schema import Evaluate, Recipe, Rlvr, Source, Training
+from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.digests import remember_in
 from megatron_bar.runtime.errors import BarError
@@ -30,8 +25,8 @@ from megatron_bar.runtime.files import (
     remove_folder,
     write_json,
 )
-from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.made_of import Change, changes, record
+from megatron_bar.stages.stage import Stage
 
 DONE_FILE = "stage.json"
 BEGUN_FILE = "begun.json"
@@ -40,13 +35,32 @@ _DIGESTS = "data/digests"
 _PACKAGES = ("megatron-bar", "megatron-core", "torch", "transformers")
 
 
+AnyStage = TypeVar("AnyStage", bound=Stage)
+
+
+class Method(Protocol):
+    """What stages know of the recipe's method."""
+
+    MODEL: str  # the evaluated model that the run is for
+    MADE: str  # how its model was made, for the model card
+
+
 @dataclass(frozen=True)
-class Context:
+class RunGraph:
+    """All stages of a run, each after those it needs, and the method that asks for them."""
+
+    stages: Sequence[Stage]
+    method: Method
+
+
+@dataclass(frozen=True)
+class Context(Generic[AnyStage]):
     """One stage of one run."""
 
     recipe: Recipe
     run: Path
-    stage: Stage
+    stage: AnyStage
+    graph: RunGraph
 
     @property
     def folder(self) -> Path:
@@ -58,58 +72,12 @@ class Context:
     def checkpoint(self, role: str) -> Path:
         return self.input_folder(role) / "checkpoint"
 
-    @property
-    def training(self) -> Training:
-        return training_of(self.stage)
-
-
-def from_settings(schema: type, settings: Any) -> Any:
-    """Dataclasses back from what `dataclasses.asdict` made of them."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), settings))
-
-
-def training_of(stage: Stage) -> Training:
-    """How a stage trains, as the recipe has it."""
-    schema = Rlvr if stage.kind == "rlvr" else Training
-    settings = stage.settings["training"]
-    layout = settings["layout"]
-    return schema(**settings | {
-        "data": sources(settings["data"]), "validation": sources(settings["validation"]),
-        "layout": None if layout is None else Layout(**layout),
-    })
-
-
-def parts_of(stage: Stage) -> list[Stage]:
-    """The domains' stages whose rows a stage trains on together, or the stage itself."""
-    settings = dict(stage.settings)
-    return [
-        dataclasses.replace(stage, name=f"{stage.name}/parts/{domain}",
-                            settings=settings | {"training": training})
-        for domain, training in settings.pop("parts", {}).items()
-    ] or [stage]
-
-
-def evaluation_of(stage: Stage) -> Evaluate:
-    """How an `evaluate` stage asks its items, as the recipe has it; its tasks are apart."""
-    known = {field.name for field in dataclasses.fields(Evaluate)}
-    return Evaluate(**{key: value for key, value in stage.settings.items() if key in known})
-
-
-def routed_model(stage: Stage, merged: ModelConfig) -> ModelConfig:
-    """The model that a `route` stage makes of the merged one."""
-    return dataclasses.replace(
-        merged, experts_per_token=stage.settings.get("active", merged.num_experts),
-        renormalize=stage.settings.get("renormalize", False),
-    )
-
-
-def sources(settings: list[dict]) -> list[Source]:
-    return [Source(**entry) for entry in settings]
-
 
 def identity(stage: Stage) -> str:
     """Changes when the stage's settings do, in what decides its result; files count by path."""
-    return json_digest([stage.kind, deciding(stage.settings, stage.kind), stage.inputs])
+    decisive = {".".join(map(str, way)): setting.value
+                for way, setting in stage.deciding(stage.settings()).items()}
+    return json_digest([stage.KIND, decisive, stage.inputs])
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:

@@ -2,49 +2,99 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from megatron_bar.data.chat_format import load_chat_format
-from megatron_bar.evaluation.model import evaluate
-from megatron_bar.models.config import ModelConfig
+from megatron_bar.recipe.deciding import Looks, Setting, Way
+from megatron_bar.recipe.fields import ITEMS, TEMPLATE, key
+from megatron_bar.recipe.names import GENERAL
 from megatron_bar.recipe.schema import Evaluate, Source
-from megatron_bar.runtime.distributed import process_groups
-from megatron_bar.runtime.layout import Layout
-from megatron_bar.stages.context import Context, evaluation_of, sources
+from megatron_bar.stages.stage import Reading, Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron_bar.costs.compute import Machine
+    from megatron_bar.models.config import ModelConfig
+    from megatron_bar.runtime.faults import Faults
+    from megatron_bar.stages.context import Context
+    from megatron_bar.stages.plan import StagePlan
 
 
-def run(context: Context) -> dict[str, Any]:
-    settings, checkpoint = context.stage.settings, context.checkpoint("checkpoint")
-    scores = evaluate(
-        checkpoint, {task: sources(entries) for task, entries in settings["tasks"].items()},
-        evaluation_of(context.stage), load_chat_format(checkpoint, settings["chat_template"]),
-        context.stage.layout, settings["seed"], context.stage.name.removeprefix("evaluate/"),
-        context.folder,
-    )
-    return {"summary": ", ".join(f"{task} {score:.2f}" for task, score in scores.items())}
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage(Stage):
+    """Asks the model of the input `checkpoint`; the items are in `tasks`, not in `asking`."""
 
+    tasks: dict[str, list[Source]]
+    asking: Evaluate
+    seed: int
+    chat_template: str | None = key(None, contents=TEMPLATE)
 
-def evaluate_checkpoint(
-    checkpoint: Path,
-    name: str,
-    tasks: dict[str, list[Source]],
-    settings: Evaluate,
-    template: str | None,
-    layout: Layout,
-    seed: int,
-    folder: Path,
-) -> None:
-    """As a rank of a job of its own: what the stage does, for any checkpoint, into `folder`.
+    KIND = "evaluate"
+    LABEL = "evaluate"
+    ON_GPU = True
+    LOOKS = Looks(frozenset({ITEMS}))
 
-    Results call it `name`.
-    """
-    with process_groups(layout, seed):
-        evaluate(checkpoint, tasks, settings, load_chat_format(checkpoint, template), layout, seed,
-                 name, folder)
+    def readings(self) -> Iterator[Reading]:
+        for task, sources in self.tasks.items():
+            for source in sources:
+                yield Reading(self.name, source, ITEMS, task=task)
 
+    def check(self, model: ModelConfig, faults: Faults) -> None:
+        from megatron_bar.stages.training_stage import check_layout
 
-def layout(context: Context) -> Layout:
-    """The stage's layout, as far as the model's experts can be spread over it."""
-    model = ModelConfig.load(context.checkpoint("checkpoint"))
-    return context.stage.layout.fitted(model.num_experts)
+        # Experts are spread as far as they can be, so the other sizes decide.
+        with faults.of(self.name):
+            check_layout(model, self.layout.fitted(model.num_experts))
+
+    def check_sources(self, faults: Faults) -> None:
+        from megatron_bar.verifiers.registry import verifier_for
+
+        for task, sources in self.tasks.items():
+            for source in sources:
+                with faults.of(f"tasks of {task}"):
+                    verifier_for(source)
+
+    def plan(self, model: ModelConfig, machine: Machine, stored: torch.dtype) -> StagePlan:
+        from megatron_bar.stages.plan import plan_evaluation
+
+        return plan_evaluation(self, model, machine, stored)
+
+    def fitted(self, context: Context) -> EvaluateStage:
+        """Its layout as far as the model's experts can be spread over it."""
+        from megatron_bar.models.config import ModelConfig
+
+        model = ModelConfig.load(context.checkpoint("checkpoint"))
+        return dataclasses.replace(self, layout=self.layout.fitted(model.num_experts))
+
+    def run(self, context: Context) -> dict[str, Any]:
+        from megatron_bar.data.chat_format import load_chat_format
+        from megatron_bar.evaluation.model import evaluate
+
+        checkpoint = context.checkpoint("checkpoint")
+        scores = evaluate(
+            checkpoint, self.tasks, self.asking, load_chat_format(checkpoint, self.chat_template),
+            self.layout, self.seed, self.name.removeprefix("evaluate/"), context.folder,
+        )
+        return {"summary": ", ".join(f"{task} {score:.2f}" for task, score in scores.items())}
+
+    @classmethod
+    def deciding(cls, settings: Mapping[str, Any]) -> dict[Way, Setting]:
+        """Earlier versions had the keys of `asking` beside the others."""
+        if "asking" not in settings:
+            own = {field.name for field in dataclasses.fields(cls)}
+            settings = settings | {"asking": {key: value for key, value in settings.items()
+                                              if key not in own}}
+        return super().deciding(settings)
+
+    def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
+        if first == "asking":
+            return self.KIND, *rest
+        if first == "tasks":
+            task, *rest = rest
+            if task == GENERAL:
+                return self.KIND, task, *rest
+            return "domains", task, first, *rest
+        return super()._recipe_key(first, *rest)

@@ -7,26 +7,21 @@ what is in it: its path, its time and its owner don't count.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_bar.checkpoints.companions import COMPANIONS
 from megatron_bar.data.paths import files_of
-from megatron_bar.recipe.deciding import deciding
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.schema import FILE, Source
+from megatron_bar.recipe.deciding import Setting, Way
+from megatron_bar.recipe.fields import CONTENTS, DATA_FILES, DATASET, HF_FOLDER, TEMPLATE
+from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.digests import content_digest
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest, read_json
+from megatron_bar.stages.stage import Stage
 
-# Settings that name what lies outside the run.
-_OF_SOURCES = tuple(field.name for field in dataclasses.fields(Source) if FILE in field.metadata)
-_HF_FOLDER, _CHECKPOINT, _TEMPLATE = "hf", "checkpoint", "chat_template"
-_PATH, _HUB = "path", "hub"  # of a source
-_OUTSIDE = (*_OF_SOURCES, _HF_FOLDER, _CHECKPOINT, _TEMPLATE)
 # In a folder of data, what is about the data and not data.
 _ABOUT = (".md", ".py")
 
@@ -34,7 +29,7 @@ _ABOUT = (".md", ".py")
 # start. Only starts in float32 could be trained from then, so it is the same.
 _OLD = "identity"
 
-Leaf = tuple[str | int, ...]  # the keys and places that lead to a setting
+Settings = Mapping[Way, Setting]  # those of a stage that decide
 
 
 @dataclass(frozen=True)
@@ -71,13 +66,14 @@ def record(stage: Stage) -> dict[str, Any]:
 
     A JSON value.
     """
-    flat = dict(_leaves(deciding(stage.settings, stage.kind)))
-    return {"kind": stage.kind, "settings": stage.settings,
-            "outside": {_place(flat, leaf): _contents(flat, leaf)
-                        for leaf, value in flat.items() if _names_outside(leaf, value)},
+    settings = stage.settings()
+    found = stage.deciding(settings)
+    return {"kind": stage.KIND, "settings": settings,
+            "outside": {_place(found, way): _contents(found, way)
+                        for way, setting in found.items() if _names_outside(setting)},
             # Nothing is compared by them: they tell which file of a model is another one.
-            "files": {value: _model_files(value)
-                      for leaf, value in flat.items() if leaf[-1] == _HF_FOLDER}}
+            "files": {setting.value: _model_files(setting)
+                      for setting in found.values() if _is_model(setting)}}
 
 
 def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
@@ -86,160 +82,133 @@ def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
     A file that isn't there any more counts as what it was: that can't be told. Records of versions
     that took a file by its name, size and time are compared by these.
     """
-    if recorded.get("kind") != stage.kind or "settings" not in recorded:
-        return [Change("the kind of stage", recorded.get("kind"), stage.kind)]
+    if recorded.get("kind") != stage.KIND or "settings" not in recorded:
+        return [Change("the kind of stage", recorded.get("kind"), stage.KIND)]
     outside = recorded.get("outside", {})
-    was = dict(_leaves(deciding(recorded["settings"], stage.kind)))
+    was, now = stage.deciding(recorded["settings"]), stage.deciding(stage.settings())
     if _OLD in recorded:
-        was = {leaf: None if leaf[-1] == "dtype" and value == "float32" else value
-               for leaf, value in was.items()}
-    now = dict(_leaves(deciding(stage.settings, stage.kind)))
+        was = {way: Setting(None, setting.told)
+               if way[-1] == "dtype" and setting.value == "float32" else setting
+               for way, setting in was.items()}
     found = [
-        Change(recipe_key(stage, leaf), was.get(leaf, _ABSENT), now.get(leaf, _ABSENT),
-               _other_files(recorded.get("files", {}), leaf, now.get(leaf)))
-        for leaf in dict.fromkeys([*now, *was]) if not _same(was, now, leaf, outside)
+        Change(stage.recipe_key(way), _value(was, way), _value(now, way),
+               _other_files(recorded.get("files", {}), now.get(way)))
+        for way in dict.fromkeys([*now, *was]) if not _same(was, now, way, outside)
     ]
     return [change for i, change in enumerate(found) if change not in found[:i]]
 
 
-def _same(
-    was: Mapping[Leaf, Any], now: Mapping[Leaf, Any], leaf: Leaf, outside: Mapping[str, Any]
-) -> bool:
-    if leaf not in was or leaf not in now:
+def _value(settings: Settings, way: Way) -> Any:
+    return settings[way].value if way in settings else _ABSENT
+
+
+def _same(was: Settings, now: Settings, way: Way, outside: Mapping[str, Any]) -> bool:
+    if way not in was or way not in now:
         return False
-    equal = was[leaf] == now[leaf]
-    if not (_names_outside(leaf, was[leaf]) and _names_outside(leaf, now[leaf])):
+    equal = was[way].value == now[way].value
+    if not (_names_outside(was[way]) and _names_outside(now[way])):
         return equal
-    before = outside.get(_place(was, leaf))
+    before = outside.get(_place(was, way))
     if isinstance(before, list):
-        return _same_by_time(before, leaf, now[leaf], equal)
-    after = _contents(now, leaf)
+        return _same_by_time(before, now[way], equal)
+    after = _contents(now, way)
     if None in (before, after):  # gone, and maybe named from another folder than before
-        return equal or Path(was[leaf]).name == Path(now[leaf]).name
+        return equal or Path(was[way].value).name == Path(now[way].value).name
     return before == after
 
 
-def recipe_key(stage: Stage, leaf: Leaf) -> str:
-    """What the recipe calls a setting of a stage."""
-    first, *rest = leaf
-    of_domain = f"domains.{stage.domain or '*'}"
-    match first:
-        case "training" if stage.kind == "pretrain":
-            keys = ["pretrain", "training", *rest]
-        case "training" if stage.kind == "route":
-            keys = ["route", "training", *rest]
-        case "training":
-            keys = [of_domain, stage.kind, *rest]
-        case "parts":
-            keys = ["domains", rest[0], stage.kind, *rest[1:]]
-        case "sampled":
-            keys = ["domains", rest[0], "sft", "data", *rest[1:]]
-        case "tasks" if rest and rest[0] == "general":
-            keys = ["evaluate", *rest]
-        case "tasks":
-            keys = ["domains", *rest[:1], "tasks", *rest[1:]]
-        case "hf":
-            keys = [stage.name]
-        case "checkpoint":
-            keys = [of_domain, first]
-        case "shared":
-            keys = ["merge", first]
-        case "seed" | "chat_template" | "method" | "pretrain":
-            keys = [first, *rest]
-        case _:
-            keys = [stage.kind, first, *rest]
-    return ".".join(map(str, keys))
+def _names_outside(setting: Setting) -> bool:
+    contents = setting.told.get(CONTENTS)
+    return contents is not None and isinstance(setting.value, str) and (
+        contents != TEMPLATE or setting.value.endswith(TEMPLATE))
 
 
-def _leaves(value: Any, way: Leaf = ()) -> Iterator[tuple[Leaf, Any]]:
-    """The settings within settings, each with the way to it. An empty list or dict is one, too."""
-    if not isinstance(value, (dict, list)) or (way and not value):
-        yield way, value
-        return
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-        yield from _leaves(inner, (*way, key))
-
-
-def _names_outside(leaf: Leaf, value: Any) -> bool:
-    return isinstance(value, str) and leaf[-1] in _OUTSIDE and (
-        leaf[-1] != _TEMPLATE or value.endswith(".jinja"))
-
-
-def _place(flat: Mapping[Leaf, Any], leaf: Leaf) -> str:
+def _place(settings: Settings, way: Way) -> str:
     """What contents are recorded by: a path, or a dataset's name and split."""
-    named = flat[leaf]
-    return f"{named}, {flat[*leaf[:-1], 'split']}" if _on_the_hub(leaf, named) else named
+    named = settings[way].value
+    return f"{named}, {_split(settings, way)}" if _on_the_hub(settings[way]) else named
 
 
-def _on_the_hub(leaf: Leaf, named: str) -> bool:
-    return leaf[-1] == _HUB and not Path(named).exists()
+def _split(settings: Settings, way: Way) -> str:
+    return settings[*way[:-1], "split"].value
 
 
-def _contents(flat: Mapping[Leaf, Any], leaf: Leaf) -> str | None:
+def _on_the_hub(setting: Setting) -> bool:
+    return setting.told[CONTENTS] == DATASET and not Path(setting.value).exists()
+
+
+def _contents(settings: Settings, way: Way) -> str | None:
     """A digest of what a stage reads there; None if it isn't there."""
-    named, path = flat[leaf], Path(flat[leaf])
+    setting = settings[way]
+    named, path = setting.value, Path(setting.value)
     try:
-        if _on_the_hub(leaf, named):
+        if _on_the_hub(setting):
             from megatron_bar.data.sources import open_source  # loads what reads datasets
 
-            dataset = Source(hub=named, split=flat[*leaf[:-1], "split"])
+            dataset = Source(hub=named, split=_split(settings, way))
             return open_source(dataset, seed=0, texts=True).records.identity
-        if leaf[-1] == _PATH:
+        if setting.told[CONTENTS] == DATA_FILES:
             files = files_of(named)
             return json_digest(list(map(content_digest, files))) if files else None
         if path.is_dir():
-            return json_digest(_folder_digests(leaf, path))
+            return json_digest(_folder_digests(setting))
         return content_digest(path)
     except (OSError, BarError):
         return None
 
 
-def _folder_digests(leaf: Leaf, folder: Path) -> dict[str, str]:
-    return {str(file.relative_to(folder)): content_digest(file)
-            for file in _files_read(leaf, folder)}
+def _folder_digests(setting: Setting) -> dict[str, str]:
+    return {str(file.relative_to(setting.value)): content_digest(file)
+            for file in _files_read(setting)}
 
 
-def _model_files(folder: str) -> dict[str, str]:
-    """None where one can't be read, which the stage itself tells."""
+def _is_model(setting: Setting) -> bool:
+    return setting.told.get(CONTENTS) == HF_FOLDER and setting.value is not None
+
+
+def _model_files(setting: Setting) -> dict[str, str]:
+    """Digests of the files of a model's folder; none if one can't be read, which the stage tells.
+    """
     try:
-        return _folder_digests((_HF_FOLDER,), Path(folder))
+        return _folder_digests(setting)
     except (OSError, BarError):
         return {}
 
 
 def _other_files(
-    recorded: Mapping[str, Mapping[str, str]], leaf: Leaf, named: Any
+    recorded: Mapping[str, Mapping[str, str]], setting: Setting | None
 ) -> tuple[str, ...]:
     """The files of a model that aren't as they were `recorded`; none where they weren't."""
-    if leaf[-1] != _HF_FOLDER or not (was := recorded.get(named)):
+    if setting is None or not _is_model(setting) or not (was := recorded.get(setting.value)):
         return ()
-    now = _model_files(named)
-    return tuple(str(Path(named) / file) for file in sorted({*was, *now})
+    now = _model_files(setting)
+    return tuple(str(Path(setting.value) / file) for file in sorted({*was, *now})
                  if was.get(file) != now.get(file))
 
 
-def _files_read(leaf: Leaf, folder: Path) -> list[Path]:
+def _files_read(setting: Setting) -> list[Path]:
     """The files of a folder that a stage reads."""
+    folder = Path(setting.value)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if leaf[-1] == _HF_FOLDER:
+    if setting.told[CONTENTS] == HF_FOLDER:
         from megatron_bar.checkpoints.hf_weights import INDEX, SINGLE  # loads torch
 
         names = {"config.json", INDEX, SINGLE, *COMPANIONS}
         if (folder / INDEX).is_file():
             names |= set(read_json(folder / INDEX).get("weight_map", {}).values())
         return [path for path in files if str(path.relative_to(folder)) in names]
-    if leaf[-1] == _HUB:
+    if setting.told[CONTENTS] == DATASET:
         return [path for path in files if path.suffix not in _ABOUT
                 and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     return files
 
 
-def _same_by_time(before: list[list], leaf: Leaf, named: str, equal: bool) -> bool:
+def _same_by_time(before: list[list], setting: Setting, equal: bool) -> bool:
     """By names, sizes and times of the files, as versions before digests recorded them."""
-    path = Path(named)
+    path = Path(setting.value)
     if not path.exists():
         return equal
-    files = _files_read(leaf, path) if path.is_dir() else [path]
+    files = _files_read(setting) if path.is_dir() else [path]
     found = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     read = {file.name for file in files}
     return found == [entry for entry in before if entry[0] in read]

@@ -2,83 +2,81 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
-from megatron_bar.data.bad_items import LeftOut
-from megatron_bar.data.chat import prompt_ids
-from megatron_bar.data.chat_format import load_chat_format
-from megatron_bar.data.sources import load_conversations, source_name
-from megatron_bar.models.config import ModelConfig
+from megatron_bar.recipe.deciding import Looks
+from megatron_bar.recipe.fields import PROMPTS
 from megatron_bar.recipe.schema import Rlvr
-from megatron_bar.rlvr.nemo import accommodations
-from megatron_bar.rlvr.prompts import Prompt
-from megatron_bar.rlvr.reinforce import Reinforcement
-from megatron_bar.rlvr.verifiers import Scorers, prompt_text, verifier_name
-from megatron_bar.runtime.console import say
-from megatron_bar.runtime.distributed import is_main
-from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.companions import trained_companions
-from megatron_bar.stages.context import Context
-from megatron_bar.stages.train import proof_of_freezing
+from megatron_bar.stages.stage import Reading
+from megatron_bar.stages.training_stage import TrainingStage
+
+if TYPE_CHECKING:
+    from megatron_bar.models.config import ModelConfig
+    from megatron_bar.runtime.faults import Faults
+    from megatron_bar.stages.context import Context
+
+# What trains by default in BAR: all that branches share, attention included.
+RLVR_GROUPS = (
+    "expert.1", "router.1", "embeddings", "attention", "block_norms", "final_norm", "head",
+)
 
 
-def prepare() -> None:
-    """Import the trainer, which has to come before the process groups."""
-    accommodations.install()
+@dataclass(frozen=True, kw_only=True)
+class RlvrStage(TrainingStage):
+    """Asks the prompts of one domain, or of all together."""
 
+    training: Rlvr
 
-def run(context: Context) -> dict[str, Any]:
-    from megatron_bar.rlvr.nemo.backend import NemoAlignerBackend  # needs `prepare`
+    KIND = "rlvr"
+    LABEL = "RLVR"
+    FORM = PROMPTS
+    LOOKS = Looks(frozenset({PROMPTS}))
 
-    settings: Rlvr = context.training
-    start = context.checkpoint("start")
-    chat_format = load_chat_format(start, context.stage.settings["chat_template"])
-    left_out = LeftOut()
-    prompts = load_prompts(chat_format.tokenizer, chat_format.template, settings,
-                           context.recipe.seed, left_out)
-    say(f"{context.stage.name}: {len(prompts)} prompts")
-    reinforced = Reinforcement(
-        config=ModelConfig.load(start), start=start, folder=context.folder, settings=settings,
-        companions=trained_companions(context), prompts=prompts,
-        stop_ids=chat_format.stop_ids, pad_id=chat_format.pad_id,
-        decode=chat_format.tokenizer.decode, layout=context.stage.layout,
-        seed=context.recipe.seed, what=context.stage.name,
-    ).run(NemoAlignerBackend())
-    if not is_main():
-        return {}
-    facts = {"prompts": len(prompts), "left_out": left_out.record(context.folder)}
-    return dataclasses.asdict(reinforced) | facts | proof_of_freezing(
-        context, settings.trainable, reinforced.summary
-    )
+    def readings(self) -> Iterator[Reading]:
+        for source in self.training.data:
+            yield Reading(self.name, source, PROMPTS, self.training.prompt_length)
 
+    @property
+    def row_length(self) -> int:
+        return self.training.prompt_length + self.training.response_length
 
-def load_prompts(
-    tokenizer: PreTrainedTokenizerBase,
-    template: str,
-    settings: Rlvr,
-    seed: int,
-    left_out: LeftOut,
-) -> list[Prompt]:
-    """The conversations of all sources as tasks; those with long prompts don't count.
+    @property
+    def tokens_per_step(self) -> int:
+        """Of a rollout, whose answers end when they end."""
+        return (self.training.prompts_per_step * self.training.samples_per_prompt
+                * self.row_length)
 
-    Raises BarError for a prompt that can't be used and a missing reference, with its place, unless
-    its source says to skip such items: then they are in `left_out`. Raises it too if no prompt is
-    short enough.
-    """
-    prompts = []
-    for source in settings.data:
-        bad, scorers = left_out.of(source_name(source), source), Scorers(source)
-        for conversation in load_conversations(source, seed, bad):
-            with bad.caught(conversation.number, conversation.where):
-                ids = prompt_ids(tokenizer, conversation.messages, template)
-                if len(ids) <= settings.prompt_length:
-                    prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
-                                          scorers.scorer(conversation)))
-    if not prompts:
-        raise BarError("; ".join([
-            f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
-            *left_out.told().values()]))
-    return prompts
+    def check(self, model: ModelConfig, faults: Faults) -> None:
+        from megatron_bar.rlvr.settings import check_settings
+
+        super().check(model, faults)
+        with faults.of(self.name):
+            check_settings(self.training, self.layout)
+
+    def check_sources(self, faults: Faults) -> None:
+        from megatron_bar.verifiers.registry import verifier_for
+
+        super().check_sources(faults)
+        for source in self.training.data:
+            with faults.of(self.name):
+                verifier_for(source)
+
+    def check_installed(self, faults: Faults) -> None:
+        if importlib.util.find_spec("nemo_aligner") is None:
+            faults.add("NeMo-Aligner is missing; install it with: pip install "
+                       "'megatron-bar[rlvr]'", self.name)
+        super().check_installed(faults)
+
+    def prepare(self) -> None:
+        """Import the trainer, which has to come before the process groups."""
+        from megatron_bar.rlvr.nemo import accommodations
+
+        accommodations.install()
+
+    def run(self, context: Context) -> dict[str, Any]:
+        from megatron_bar.stages.work.rlvr import reinforce
+
+        return reinforce(self, context)

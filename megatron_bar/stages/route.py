@@ -2,98 +2,84 @@
 
 from __future__ import annotations
 
-import functools
-from collections import Counter
-from pathlib import Path
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
+from megatron_bar.recipe.deciding import Looks
+from megatron_bar.recipe.fields import CHATS
+from megatron_bar.recipe.schema import Source
+from megatron_bar.stages.rows_stage import RowsStage
 
-from megatron_bar.checkpoints.companions import load_tokenizer
-from megatron_bar.checkpoints.dcp import CheckpointReader
-from megatron_bar.checkpoints.names import ROUTER_NAME, slots
-from megatron_bar.data.chat_format import pad_id
-from megatron_bar.data.packing import PackedDocuments
-from megatron_bar.data.sources import source_name
-from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.graph import routing_data
-from megatron_bar.runtime.distributed import is_main
-from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import Context, routed_model
-from megatron_bar.stages.data import stage_rows
-from megatron_bar.stages.train import train_on
-from megatron_bar.training.router_start import start_at_centroids, start_at_random
-from megatron_bar.training.setup import Begin
+if TYPE_CHECKING:
+    import numpy as np
+
+    from megatron_bar.data.store import StoredDocuments
+    from megatron_bar.models.config import ModelConfig
+    from megatron_bar.stages.context import Context
+
+ROUTE_GROUPS = ("router.*",)
 
 
-def run(context: Context) -> dict[str, Any]:
-    """Train the router's rows on a sample of all domains' SFT data.
+@dataclass(frozen=True, kw_only=True)
+class RouteStage(RowsStage):
+    """Learns from a share of every source in `sampled`, which are the domains' SFT data.
 
-    Raises BarError where rows are to start from centroids and an expert has no data of its own.
+    It takes the same share of each, however a domain mixes them. The other fields are those of
+    `recipe.schema.Route`.
     """
-    settings, start = context.stage.settings, context.checkpoint("start")
-    config = routed_model(context.stage, ModelConfig.load(start))
-    tokenizer = load_tokenizer(start)
-    rows, facts = stage_rows(context, tokenizer)
-    facts = train_on(
-        context, tokenizer, rows, facts, config, _begin(context, rows, config, pad_id(tokenizer)),
-        settings.get("load_balancing", 0.0),
-    )
-    if is_main():
-        facts["router_drift"] = router_drift(start, context.folder / "checkpoint")
-    return facts
 
+    fraction: float
+    sampled: dict[str, list[Source]]  # by domain
+    start: str = "stacked"
+    active: int | None = None
+    renormalize: bool = False
+    load_balancing: float = 0.0
 
-def _begin(
-    context: Context, rows: PackedDocuments, config: ModelConfig, pad: int
-) -> Begin | None:
-    """How the rows start; None leaves them as they were stacked."""
-    start = context.stage.settings.get("start", "stacked")
-    if start == "random":
-        return functools.partial(start_at_random, seed=context.recipe.seed)
-    if start == "centroids":
-        owners = _owners(context, rows.source_names, config)
-        return functools.partial(
-            start_at_centroids, rows=rows, owners=owners, experts=config.all_expert_names,
-            pad_id=pad,
+    KIND = "route"
+    LABEL = "train the router"
+    LOOKS = Looks(frozenset({CHATS}), not_at=frozenset({"weight", "repeat"}), at_names=True)
+
+    def sources(self) -> list[Source]:
+        """Every source of every domain once (`data.mixture.each_once`)."""
+        from megatron_bar.data.mixture import each_once
+
+        return each_once(self.sampled)
+
+    def taken(self, stored: Mapping[str, StoredDocuments], seed: int) -> Mapping[str, np.ndarray]:
+        from megatron_bar.data.mixture import stratified
+
+        sizes = {name: len(documents) for name, documents in stored.items()}
+        return stratified(sizes, self.fraction, seed)
+
+    def file_tokens(self) -> float | None:
+        tokens = super().file_tokens()
+        return None if tokens is None else tokens * self.fraction
+
+    def model(self, inputs: Sequence[ModelConfig], dense: ModelConfig) -> ModelConfig:
+        return self.routed(inputs[0])
+
+    def routed(self, merged: ModelConfig) -> ModelConfig:
+        """The model that it makes of the merged one."""
+        return dataclasses.replace(
+            merged, experts_per_token=self.active or merged.num_experts,
+            renormalize=self.renormalize,
         )
-    return None
 
+    def run(self, context: Context) -> dict[str, Any]:
+        from megatron_bar.stages.work.route import train_router
 
-def _owners(
-    context: Context, source_names: tuple[str, ...], config: ModelConfig
-) -> list[int]:
-    """The expert of each source: its domain's, or the anchor where several domains mix it in.
+        return train_router(self, context)
 
-    Raises BarError if an expert is left without one.
-    """
-    domains = {name: {source_name(source) for source in routing_data(domain)}
-               for name, domain in context.recipe.domains.items()}
-    uses = Counter(source for named in domains.values() for source in named)
-    owners = []
-    for source in source_names:
-        domain = next(name for name, named in domains.items() if source in named)
-        owners.append(0 if uses[source] > 1 else config.expert_id(domain))
-    for expert, name in enumerate(config.all_expert_names):
-        if expert not in owners:
-            whose = "data that several domains mix in" if expert == 0 else "SFT data of its own"
-            raise BarError(f"{context.stage.name}: start centroids needs {whose} for expert "
-                           f"{name}; set route.start to stacked or random")
-    return owners
+    @property
+    def recipe_section(self) -> str:
+        return "route.training"
 
-
-def router_drift(before: Path, after: Path) -> dict[str, list[list[float]]]:
-    """How far training moved each row from where it was stacked, by layer and expert.
-
-    `relative`: the length of the move over that of the stacked row; `cosine`: of the angle between
-    both.
-    """
-    drift: dict[str, list[list[float]]] = {"relative": [], "cosine": []}
-    readers = CheckpointReader(before), CheckpointReader(after)
-    for slot in slots(ModelConfig.load(after)):
-        if slot.name is ROUTER_NAME:
-            old_EH, new_EH = (reader.read(slot).double() for reader in readers)
-            moved_E = (new_EH - old_EH).norm(dim=1) / old_EH.norm(dim=1).clamp_min(1e-30)
-            drift["relative"].append(moved_E.tolist())
-            drift["cosine"].append(torch.cosine_similarity(old_EH, new_EH).tolist())
-    return drift
+    def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
+        if first == "sampled":
+            domain, *rest = rest
+            return "domains", domain, "sft", "data", *rest
+        if first in ("seed", "chat_template", "training"):
+            return super()._recipe_key(first, *rest)
+        return self.KIND, first, *rest

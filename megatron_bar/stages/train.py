@@ -1,100 +1,61 @@
-"""`midtrain` and `sft`: train on rows of tokens, then prove that frozen meant frozen."""
+"""`midtrain` and `sft`: a domain's expert learns from texts, then from conversations."""
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-from transformers import PreTrainedTokenizerBase
+from megatron_bar.recipe.deciding import Looks
+from megatron_bar.recipe.fields import CHATS, TEXTS
+from megatron_bar.recipe.schema import Source, Training
+from megatron_bar.stages.rows_stage import RowsStage
 
-from megatron_bar.checkpoints.companions import load_tokenizer
-from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
-from megatron_bar.data.chat_format import pad_id
-from megatron_bar.data.rows import Rows
-from megatron_bar.models.config import ModelConfig
-from megatron_bar.runtime.distributed import is_main
-from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.companions import trained_companions
-from megatron_bar.stages.context import Context
-from megatron_bar.stages.data import stage_rows, validation_rows
-from megatron_bar.training.groups import group_digests, group_sizes, matching
-from megatron_bar.training.loop import TrainingRun
-from megatron_bar.training.setup import Begin
+# What trains by default in BAR; expert 1 is the branch's domain expert.
+MIDTRAIN_GROUPS = ("expert.1", "router.1")
+SFT_GROUPS = (*MIDTRAIN_GROUPS, "embeddings", "head", "final_norm")
 
 
-class FrozenChanged(BarError):
-    """Parameters that a stage froze are not what they were before it."""
+@dataclass(frozen=True, kw_only=True)
+class _AdaptStage(RowsStage):
+    """One domain's stage, or that of all domains together."""
+
+    # By domain, the trainings whose rows it trains on together.
+    parts: dict[str, Training] = field(default_factory=dict)
+
+    def trainings(self) -> Iterator[Training]:
+        yield from self.parts.values() or [self.training]
+
+    def sources(self) -> list[Source]:
+        return [source for training in self.trainings() for source in training.data]
+
+    def each(self) -> Sequence[RowsStage]:
+        return [dataclasses.replace(self, name=f"{self.name}/parts/{domain}", training=training,
+                                    parts={})
+                for domain, training in self.parts.items()] or [self]
+
+    def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
+        if first == "parts":
+            domain, *rest = rest
+            return "domains", domain, self.KIND, *rest
+        return super()._recipe_key(first, *rest)
 
 
-def run(context: Context) -> dict[str, Any]:
-    """Train from the input `start` on the stage's rows.
+@dataclass(frozen=True, kw_only=True)
+class MidtrainStage(_AdaptStage):
+    """Learns from texts, which have no chat template."""
 
-    Stages differ in what the recipe gives each: its data, what trains, and how long.
-    """
-    tokenizer = load_tokenizer(context.checkpoint("start"))
-    rows, facts = stage_rows(context, tokenizer)
-    return train_on(context, tokenizer, rows, facts, ModelConfig.load(context.checkpoint("start")))
-
-
-def train_on(
-    context: Context,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
-    facts: dict[str, Any],
-    config: ModelConfig,
-    begin: Begin | None = None,
-    load_balancing: float = 0.0,
-) -> dict[str, Any]:
-    """Train `config`'s model from the input `start` on `rows`; returns `facts` and more.
-
-    `begin` and `load_balancing` are those of `training.setup`.
-    """
-    validation = validation_rows(context, tokenizer)
-    training = context.training
-    trained = TrainingRun(
-        config, context.checkpoint("start"), context.folder, training, rows, pad_id(tokenizer),
-        context.stage.layout, context.recipe.seed, context.stage.name,
-        companions=trained_companions(context), validation=validation, begin=begin,
-        load_balancing=load_balancing,
-    ).run()
-    if not is_main():
-        return {}
-    return facts | dataclasses.asdict(trained) | proof_of_freezing(
-        context, training.trainable, trained.summary
-    )
+    KIND = "midtrain"
+    LABEL = "mid-training"
+    LOOKS = Looks(frozenset({TEXTS}), not_at=frozenset({"chat_template"}))
+    FORM = TEXTS
+    BYTES_PER_TOKEN = 4.5  # as OLMo-2's tokenizer cuts them
 
 
-def proof_of_freezing(
-    context: Context, trainable: Sequence[str], summary: str
-) -> dict[str, Any]:
-    """The facts that show that all groups but `trainable` are what they were, to the bit.
+@dataclass(frozen=True, kw_only=True)
+class SftStage(_AdaptStage):
+    """Learns from conversations."""
 
-    Their digests, and the anchor's if the model has one, are taken from the checkpoints before and
-    after: that reads all that is frozen twice, and its seconds are among the facts. What could be
-    wrong by the types and shapes of tensors is refused before the first step (`training.setup`).
-
-    Raises FrozenChanged where one differs; the checkpoint stays, to be looked at.
-    """
-    started = time.monotonic()
-    start = context.checkpoint("start")
-    groups = list(group_sizes(ModelConfig.load(start)))
-    open_groups = matching(groups, trainable, context.stage.name)
-    frozen = [group for group in groups if group not in open_groups]
-    told = {*frozen, *({ANCHOR_FFN} & set(groups))}
-    before, after = (group_digests(c, told) for c in (start, context.folder / "checkpoint"))
-    moved = [group for group in frozen if before[group] != after[group]]
-    if moved:
-        raise FrozenChanged(
-            f"{context.stage.name} changed parameters that it froze: {', '.join(moved)}; this is a "
-            f"fault of megatron-bar or of the disk, not of the recipe. {start} is what it was, and "
-            f"{context.folder / 'checkpoint'} is not to be used"
-        )
-    facts: dict[str, Any] = {"summary": summary, "open_groups": open_groups,
-                             "proof_seconds": round(time.monotonic() - started, 2)}
-    if frozen:
-        facts["summary"] += ", frozen parameters bit-identical"
-    if ANCHOR_FFN in told:
-        facts["anchor_digest"] = {"before": before[ANCHOR_FFN], "after": after[ANCHOR_FFN]}
-    return facts
+    KIND = "sft"
+    LABEL = "SFT"
+    LOOKS = Looks(frozenset({CHATS}))

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.analysis.compare import compare_runs, comparison_data
-from megatron_bar.analysis.systems import comparison_tables
 from megatron_bar.cli import main
-from megatron_bar.recipe.load import load_recipe, save_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.comparison.compare import compare_runs, comparison_data
+from megatron_bar.comparison.tables import comparison_tables
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe, save_recipe
 from megatron_bar.runtime.console import print_wide
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.training_stage import TrainingStage
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 SCORES = {"math": 0.5, "code": 0.9, "tool_use": 0.7, "safety": 1.0, "general": 0.9}
@@ -29,18 +30,18 @@ def finished(runs: Path, name: str, seed: int, better: float = 0.0, *overrides: 
     for stage in stage_graph(recipe):
         folder = run / stage.name
         folder.mkdir(parents=True)
-        steps = (stage.settings.get("training") or {}).get("steps")
+        steps = stage.training.steps if isinstance(stage, TrainingStage) else None
         (folder / "stage.json").write_text(json.dumps(
-            {"stage": stage.name, "kind": stage.kind, "seconds": 10.0, "steps": steps or 0,
+            {"stage": stage.name, "kind": stage.KIND, "seconds": 10.0, "steps": steps or 0,
              "trainable": 7, "frozen": 1, "layout": {"processes": 1}, "versions": {},
              "finished": f"2026-11-22T03:2{seed}:07Z"}
         ))
-        if stage.kind == "evaluate":
+        if stage.KIND == "evaluate":
             base = stage.name == "evaluate/anchor"
             (folder / "results.json").write_text(json.dumps({"tasks": {
                 task: {"score": (1.0 if task == "general" else 0.0) if base
                        else SCORES[task] + better, "count": 10}
-                for task in stage.settings["tasks"]
+                for task in stage.tasks
             }}))
     return run
 

@@ -19,7 +19,9 @@ from megatron_bar.analysis.runs import read_stages
 from megatron_bar.analysis.scores import MISSING, load_results
 from megatron_bar.analysis.trained import trained_stages
 from megatron_bar.cli import main
+from megatron_bar.methods import last_model
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.registry import LABELS
 from tests.analysis.conftest import (
     ANCHOR_DIGEST,
     ATTACK,
@@ -76,7 +78,7 @@ class Page(HTMLParser):
 def html(tmp_path_factory) -> str:
     """The report of the whole run, for tests that only read it."""
     run = build_run(tmp_path_factory.mktemp("runs") / "toy")
-    write_report(run, run / "report.html")
+    write_report(run, run / "report.html", last_model(run), LABELS)
     return (run / "report.html").read_text(encoding="utf-8")
 
 
@@ -130,7 +132,7 @@ def test_escapes_everything(run):
     (run / "evaluate" / "math" / "results.json").write_text(json.dumps(results))
     recipe = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(recipe.replace("name: toy", 'name: "<b>toy</b>"'))
-    write_report(run, run / "report.html")
+    write_report(run, run / "report.html", last_model(run), LABELS)
     html = (run / "report.html").read_text(encoding="utf-8")
     page = Page(html)
     assert ATTACK not in html and "<b>toy" not in html and "<img" not in html
@@ -145,7 +147,7 @@ def test_ids_are_unique(html):
 
 
 def test_same_run_same_page(run, html):
-    write_report(run, run / "report.html")
+    write_report(run, run / "report.html", last_model(run), LABELS)
     assert (run / "report.html").read_text(encoding="utf-8") == html
     assert not list(run.glob(".*partial*"))
 
@@ -155,7 +157,7 @@ def test_a_changed_anchor_is_called_so(run):
     stage = json.loads(path.read_text())
     stage["anchor_digest"]["after"] = "0" * 32
     path.write_text(json.dumps(stage))
-    write_report(run, run / "report.html")
+    write_report(run, run / "report.html", last_model(run), LABELS)
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     assert page.text.count("changed") == 2 and "unchanged" not in page.text
 
@@ -163,7 +165,7 @@ def test_a_changed_anchor_is_called_so(run):
 def test_before_the_merge(run):
     for name in ("merged", "routed", "hf", "evaluate/merged", "evaluate/routed"):
         shutil.rmtree(run / name)
-    write_report(run, run / "report.html")
+    write_report(run, run / "report.html", last_model(run), LABELS)
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     assert page.sections == [s for s in SECTIONS if s not in ("router", "averaging")]
     assert "no routed model to compare with its branches yet" in page.text
@@ -190,7 +192,7 @@ def test_a_method_that_does_not_route_is_told_by_the_model_it_makes(run, method,
     shutil.rmtree(run / "routed")
     with open(run / "recipe.yaml", "a") as recipe:
         recipe.write(f"method: {method}\n")
-    write_report(run, run / "report.html")
+    write_report(run, run / "report.html", last_model(run), LABELS)
     text = Page((run / "report.html").read_text(encoding="utf-8")).text
     for words in told:
         assert words in text, words
@@ -201,14 +203,14 @@ def test_a_method_that_does_not_route_is_told_by_the_model_it_makes(run, method,
 def test_evaluations_alone(tmp_path):
     write_results(tmp_path, "anchor", {})
     (tmp_path / "evaluate" / "anchor" / "stage.json").unlink()
-    write_report(tmp_path, tmp_path / "report.html")
+    write_report(tmp_path, tmp_path / "report.html", "routed", LABELS)
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.sections == ["repeat"] and tmp_path.name in page.text
 
 
 def test_nothing_evaluated(run):
     shutil.rmtree(run / "evaluate")
-    write_report(run, run / "report.html")
+    write_report(run, run / "report.html", last_model(run), LABELS)
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     assert page.sections == [s for s in SECTIONS if s not in ("scores", "router", "samples")]
     assert "No model has been evaluated yet." in page.text
@@ -247,7 +249,7 @@ def test_sections_that_other_commands_add(run):
         "pictures": [routing_heatmap({"law": [[0.5, 0.5]]}, ["a", "b"])], "page": "tokens.html",
     })
     write(run / "sections" / "more.json", {"title": "More"})
-    write_report(run, run / "report.html")
+    write_report(run, run / "report.html", last_model(run), LABELS)
     html = (run / "report.html").read_text(encoding="utf-8")
     page = Page(html)
     assert page.sections == ["flow", "scores", "upgrade", *SECTIONS[2:-1], "more", "repeat"]
@@ -255,7 +257,7 @@ def test_sections_that_other_commands_add(run):
     assert ("a", {"href": "tokens.html"}) in page.tags and html.count("<svg") > 20
     write(run / "sections" / "more.json", {"title": "More", "tables": [{"rows": []}]})
     with pytest.raises(BarError, match="is no section of a report"):
-        write_report(run, run / "report.html")
+        write_report(run, run / "report.html", last_model(run), LABELS)
 
 
 def test_benchmarks(run):
@@ -264,7 +266,7 @@ def test_benchmarks(run):
             "score": 0.514, "complete": False,
             "benchmarks": {"GSM8K": {"score": 0.514, "items": 20}},
             "missing": {"Minerva MATH": "needs antlr"}}}})
-    write_report(run, run / "report.html")
+    write_report(run, run / "report.html", last_model(run), LABELS)
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     assert page.sections[:3] == ["flow", "scores", "suites"]
     for text in ("GSM8K51.420", "1 of 2 benchmarks", "needs antlr", "first 20 items"):
@@ -278,7 +280,7 @@ def test_sampled_answers_are_called_so(run):
         task = results["tasks"]["math"]
         task |= {"items": [0.25 + 0.5 * item for item in task["items"]], "score": 0.5, "cut": 0.31}
         path.write_text(json.dumps(results | {"temperature": 0.7, "samples": 4}))
-    write_report(run, run / "report.html")
+    write_report(run, run / "report.html", last_model(run), LABELS)
     text = Page((run / "report.html").read_text(encoding="utf-8")).text
     assert "Mean of 4 answers to each item, drawn at temperature 0.7." in text
     assert "bootstrap over items" in text and "31% cut" in text
@@ -298,7 +300,7 @@ def test_a_broken_report_leaves_the_old_one(run, monkeypatch):
     (run / "report.html").write_text("the old one")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_report(run, run / "report.html")
+        write_report(run, run / "report.html", last_model(run), LABELS)
     assert (run / "report.html").read_text() == "the old one"
 
 

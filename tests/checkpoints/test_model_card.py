@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from megatron_bar.checkpoints.model_card import Origin, Step, write_model_card
+from megatron_bar.methods import METHODS
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.methods import METHODS
 
 DENSE = PRESETS["toy"]
 

@@ -13,13 +13,13 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_bar.analysis.routed_tokens import route_texts
-from megatron_bar.analysis.token_kinds import Told
 from megatron_bar.checkpoints.model_io import load_model, save_model
 from megatron_bar.checkpoints.number_types import compute_type
 from megatron_bar.data.batch import Batch
 from megatron_bar.data.packing import PackedDocuments
 from megatron_bar.data.rows import PackedRows
+from megatron_bar.evaluation.routed_tokens import route_texts
+from megatron_bar.evaluation.token_kinds import LabelledText
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import build_model
 from megatron_bar.recipe.schema import Training
@@ -242,7 +242,7 @@ def kept_for_backward(
         (out / "kept.json").write_text(json.dumps(size))
 
 
-def routed_texts(checkpoint: Path, layout: Layout, texts: list[Told], out: Path) -> None:
+def routed_texts(checkpoint: Path, layout: Layout, texts: list[LabelledText], out: Path) -> None:
     """Write RANK.json: what the routers do with `texts`, as that rank knows it."""
     with process_groups(layout):
         model = build_model(ModelConfig.load(checkpoint), layout, sequence_parallel=False)

@@ -10,8 +10,8 @@ import pytest
 
 from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.training.budget import PADDING
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics

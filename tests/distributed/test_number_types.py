@@ -15,9 +15,11 @@ from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.checkpoints.merge import merge
 from megatron_bar.checkpoints.number_types import stored_types
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, RLVR_GROUPS, ROUTE_GROUPS, SFT_GROUPS
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.rlvr import RLVR_GROUPS
+from megatron_bar.stages.route import ROUTE_GROUPS
+from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
 from tests.distributed.stages import STEPS, run, training

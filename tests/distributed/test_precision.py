@@ -8,8 +8,8 @@ import pytest
 
 from megatron_bar.checkpoints.number_types import stored_types
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
 from tests.distributed.stages import STEPS, assert_same_numbers, run, training

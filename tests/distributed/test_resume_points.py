@@ -14,8 +14,8 @@ from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
 from megatron_bar.checkpoints.verify import verify_folder
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.training.groups import group_digests
 from tests.distributed.stages import run, training
 from tests.layouts import EXPERTS

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_bar.analysis.token_kinds import KINDS, SPEAKERS, Told
+from megatron_bar.evaluation.token_kinds import KINDS, SPEAKERS, LabelledText
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from tests.distributed import ranks
@@ -27,7 +27,7 @@ def routed(request, tmp_path_factory):
     texts, shares = [], []
     for length in (5, 30, 11, 12, 21, 7, 64, 9, 16):
         ids = rng.integers(SIZES["vocab_size"], size=length)
-        texts.append(Told(ids.tolist(), [str(i) for i in ids],
+        texts.append(LabelledText(ids.tolist(), [str(i) for i in ids],
                           rng.integers(len(KINDS), size=length).astype(np.int8),
                           rng.integers(len(SPEAKERS), size=length).astype(np.int8)))
         with torch.no_grad():

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.graph import MIDTRAIN_GROUPS
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.runtime.stopping import ContinueLater
+from megatron_bar.stages.train import MIDTRAIN_GROUPS
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
 from tests.distributed.stages import run, start, training

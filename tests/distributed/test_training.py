@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, ROUTE_GROUPS, SFT_GROUPS
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.route import ROUTE_GROUPS
+from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
 from tests.distributed.stages import STEPS, assert_same_numbers, rows, run, training

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from megatron_bar.launch.check import check_recipe
-from megatron_bar.launch.faults import require
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.recipe.schema import Domain, Source
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.faults import require
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 

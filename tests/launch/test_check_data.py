@@ -17,7 +17,7 @@ from megatron_bar.data.chat import TEMPLATES
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.launch import check_data
 from megatron_bar.launch.check import check_recipe
-from megatron_bar.recipe.load import load_recipe
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.recipe.schema import Source
 from tests.models_hf import random_dense
 

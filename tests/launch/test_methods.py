@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import DENSE_OF_EXPERT, EXPERT_FFN_NAMES, Slot
 from megatron_bar.cli import main
+from megatron_bar.methods import METHODS
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.methods import METHODS
 from megatron_bar.stages.context import read_done
 from megatron_bar.training.groups import group_digests
 

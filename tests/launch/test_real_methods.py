@@ -10,8 +10,8 @@ import yaml
 
 from megatron_bar.checkpoints.number_types import stored_types
 from megatron_bar.cli import main
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import METHODS, stage_graph
+from megatron_bar.methods import METHODS, stage_graph
+from megatron_bar.methods.load import load_recipe
 from tests.launch.real_model import recipe, write_material
 from tests.launch.sample_data import SHARED
 
@@ -36,7 +36,7 @@ def test_every_method_keeps_the_anchors_types_and_exports_them(tmp_path):
     for name in METHODS:
         run = tmp_path / "runs" / "real" / name
         stages = stage_graph(load_recipe(run / "recipe.yaml"))
-        export = next(stage for stage in stages if stage.kind == "export")
+        export = next(stage for stage in stages if stage.KIND == "export")
         last, exported = run / export.inputs["checkpoint"] / "checkpoint", run / "hf" / "model"
         # Retraining starts from the pretrained model, whose types the new one keeps.
         trained = torch.float32 if name.startswith("retrain") else torch.bfloat16

@@ -15,8 +15,8 @@ from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.cli import main
 from megatron_bar.data.chat import TEMPLATES
 from megatron_bar.launch import local
-from megatron_bar.stages import train
-from megatron_bar.stages.registry import run_stage
+from megatron_bar.methods.run import run_stage
+from megatron_bar.stages.work import train
 from tests.launch.conftest import small_recipe
 from tests.launch.sample_data import SHARED, write_sample_data, write_tokenizer
 

@@ -23,12 +23,12 @@ from megatron_bar.data.toy import CHAT_TEMPLATE, texts
 from megatron_bar.launch.rehearse.examine import examine
 from megatron_bar.launch.rehearse.proof import prove_export
 from megatron_bar.launch.rehearse.references import worth_of_references
-from megatron_bar.recipe.load import load_recipe
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
 from tests.launch.sample_data import SHARED, write_lines
 from tests.models_hf import imported, random_dense, random_experts
-from tests.rlvr.real_data import cases
+from tests.verifiers.real_data import cases
 
 _TRAINING = dict(steps=20, sequence_length=128, batch_size=4, lr=1e-3)
 NO_END = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}" \

@@ -18,12 +18,12 @@ from megatron_bar.launch.rehearse.fold import folded, lost_kinds
 from megatron_bar.launch.rehearse.folder import write_small_folder
 from megatron_bar.launch.rehearse.rewrite import Small, rewritten
 from megatron_bar.launch.rehearse.shrink import shrunken
+from megatron_bar.methods import METHODS, stage_graph
+from megatron_bar.methods.load import load_recipe, save_recipe
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.load import load_recipe, save_recipe
-from megatron_bar.recipe.methods import METHODS, stage_graph
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.stages.context import training_of
+from megatron_bar.stages.training_stage import TrainingStage
 from tests.models_hf import random_dense, random_olmo3
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -134,8 +134,8 @@ def test_a_rewritten_recipe_is_one_that_stages_can_read(method, tmp_path):
     check_recipe(short)
     stages = stage_graph(short)
     assert [stage.name for stage in stages] == [stage.name for stage in stage_graph(recipe)]
-    lengths = {stage.name: training_of(stage).sequence_length for stage in stages
-               if "training" in stage.settings}
+    lengths = {stage.name: stage.training.sequence_length for stage in stages
+               if isinstance(stage, TrainingStage)}
     assert {name: length for name, length in lengths.items() if name.endswith("sft")} == {
-        name: min(256, training_of(stage).sequence_length)
+        name: min(256, stage.training.sequence_length)
         for stage in stage_graph(recipe) if (name := stage.name).endswith("sft")}

@@ -14,8 +14,8 @@ from megatron_bar.cli import main
 from megatron_bar.launch.replacing import agree, training_lost
 from megatron_bar.launch.stale import stale_stages
 from megatron_bar.launch.work import work_of
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import read_done, replaced_folder
@@ -112,7 +112,7 @@ def test_conversions_and_evaluations_ask_nothing(run):
         f"runs={run.parent}", "merge.shared=branches", "evaluate.max_new_tokens=9"])
     (loss,) = work_of(recipe).lost
     assert (loss.stage, loss.why) == (
-        "routed", "merged is made anew: merge.shared is branches, was not there")
+        "routed", "merged is made anew: merge.shared is branches, was published")
     agree([loss], yes=False)  # in a test it takes seconds
 
 

@@ -10,8 +10,8 @@ import pytest
 from megatron_bar.cli import main
 from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.stale import stale_stages
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.stages.made_of import record
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
@@ -44,7 +44,7 @@ def other(tmp_path) -> Path:
 def test_all_but_the_report_is_taken_over_once(other, tmp_path):
     run, stages = tmp_path / "run", graph()
     taken = take_over(stages, run, [other])
-    assert taken == [stage.name for stage in stages if stage.kind != "report"]
+    assert taken == [stage.name for stage in stages if stage.KIND != "report"]
     assert [stage.name for stage in stale_stages(stages, run)] == ["report"]
     assert (run / "math" / "sft" / "made").samefile(other / "math" / "sft" / "made")
     assert [path.name for path in (run / "data" / "chats").iterdir()] == ["math-1234"]

@@ -10,8 +10,8 @@ import yaml
 
 from megatron_bar.cli import main
 from megatron_bar.launch import processes
-from megatron_bar.recipe.graph import RLVR_GROUPS
 from megatron_bar.stages.context import read_done
+from megatron_bar.stages.rlvr import RLVR_GROUPS
 from megatron_bar.training.metrics import read_metrics
 
 pytest.importorskip("nemo_aligner", reason="needs the extra rlvr")

@@ -18,9 +18,9 @@ from megatron_bar.data.chat import chat_template
 from megatron_bar.data.encoding import encode_conversations
 from megatron_bar.data.sources import Conversation
 from megatron_bar.data.store import StoredDocuments
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.stages.context import read_done
 from tests.launch.answers import same_answers_as_transformers
 
@@ -139,9 +139,9 @@ def test_published_settings_are_the_defaults(run):
     end = text.index("\nexport:")
     (run / "recipe.yaml").write_text(text[:start] + text[end + 1:])
     routed = next(s for s in stage_graph(load_recipe(run / "recipe.yaml")) if s.name == "routed")
-    training = routed.settings["training"]
-    assert routed.settings["fraction"] == 0.05
-    assert {key: training[key] for key in (
+    training = routed.training
+    assert routed.fraction == 0.05
+    assert {key: getattr(training, key) for key in (
         "epochs", "sequence_length", "batch_size", "lr", "schedule", "warmup", "floor",
         "weight_decay", "router_z_loss", "trainable",
     )} == dict(epochs=2.0, sequence_length=2048, batch_size=640, lr=1e-4, schedule="linear",

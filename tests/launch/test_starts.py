@@ -14,12 +14,12 @@ from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.checkpoints.manifest import Manifest
 from megatron_bar.cli import main
 from megatron_bar.launch.starts import dense_model, start_tokenizer
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe, save_recipe
+from megatron_bar.methods.run import run_stage
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.load import load_recipe, save_recipe
-from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import is_done, read_done
-from megatron_bar.stages.registry import run_stage
 from tests import hub
 from tests.models_hf import TALKING, random_dense, talking
 

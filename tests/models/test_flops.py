@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from megatron_bar.models.config import ModelConfig, Olmo3
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.olmo import build_model
-from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, ROUTE_GROUPS, SFT_GROUPS
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.route import ROUTE_GROUPS
+from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.training.groups import freeze, group_sizes, matching
 from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.step import forward_backward

@@ -12,10 +12,10 @@ from megatron_bar.checkpoints.branch import branch
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
 from megatron_bar.checkpoints.model_io import load_model
+from megatron_bar.generation.engine import Request, Sampling
+from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import build_model
-from megatron_bar.rlvr.engine import Request, Sampling
-from megatron_bar.rlvr.rollouts import MegatronEngine
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout

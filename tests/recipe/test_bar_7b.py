@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from megatron_bar.costs.compute import Machine
 from megatron_bar.launch.check import check_recipe
-from megatron_bar.launch.faults import require, wherever
-from megatron_bar.launch.plan.compute import Machine
 from megatron_bar.launch.plan.stages import plan_stages, planned_model
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.faults import require, wherever
+from megatron_bar.stages.training_stage import TrainingStage
 
 BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"
 MIDTRAIN_TOKENS = 50_000_000_000
@@ -24,7 +26,7 @@ MIDTRAIN_TOKENS = 50_000_000_000
 def settings():
     """The training settings of each stage, by its name."""
     stages = stage_graph(load_recipe(BAR_7B))
-    return {s.name: s.settings["training"] for s in stages if "training" in s.settings}
+    return {s.name: dataclasses.asdict(s.training) for s in stages if isinstance(s, TrainingStage)}
 
 
 def test_the_stages_of_bar(settings):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_bar.launch.check import check_recipe
-from megatron_bar.launch.faults import wherever
-from megatron_bar.recipe.load import load_recipe, load_recipes
-from megatron_bar.recipe.methods import METHODS
+from megatron_bar.methods import METHODS
+from megatron_bar.methods.load import load_recipe, load_recipes
+from megatron_bar.runtime.faults import wherever
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ALL = sorted(EXAMPLES.rglob("*.yaml"))

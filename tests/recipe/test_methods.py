@@ -7,14 +7,14 @@ import pytest
 import yaml
 
 from megatron_bar.launch.check import check_recipe, check_works, stage_models
-from megatron_bar.launch.faults import require
 from megatron_bar.launch.work import work_of
+from megatron_bar.methods import METHODS, check_method, stage_graph
+from megatron_bar.methods.load import load_recipe, load_recipes
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.load import load_recipe, load_recipes
-from megatron_bar.recipe.methods import METHODS, check_method, stage_graph
 from megatron_bar.recipe.schema import Domain
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import identity, training_of
+from megatron_bar.runtime.faults import require
+from megatron_bar.stages.context import identity
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TOY = EXAMPLES / "toy.yaml"
@@ -33,7 +33,7 @@ def graph(*overrides):
 def own(stages):
     """Names of the stages that make the model."""
     return [name for name, stage in stages.items()
-            if stage.kind not in ("pretrain", "import", "evaluate", "export", "report")]
+            if stage.KIND not in ("pretrain", "import", "evaluate", "export", "report")]
 
 
 DENSE = ["math/midtrain", "math/sft", "code/midtrain", "code/sft", "tool_use/sft", "safety/sft"]
@@ -57,10 +57,10 @@ def test_graphs(overrides, expected, final):
     stages = graph(*overrides)
     assert list(stages)[:3] == STARTS and own(stages) == expected
     assert stages["hf"].inputs == {"checkpoint": final}
-    last = [stage for stage in stages.values() if stage.kind == "evaluate"][-1]
+    last = [stage for stage in stages.values() if stage.KIND == "evaluate"][-1]
     assert last.inputs == {"checkpoint": final}
     for name in ("evaluate/anchor", last.name):
-        assert set(stages[name].settings["tasks"]) == {
+        assert set(stages[name].tasks) == {
             "math", "code", "tool_use", "safety", "general"
         }
     done = set()
@@ -73,33 +73,33 @@ def test_dense_methods_train_everything_from_the_right_start():
     for method, start in (("continued", "anchor"), ("retrain", "pretrained")):
         stage = graph(f"method={method}")["all/sft"]
         assert stage.inputs == {"start": start}
-        assert training_of(stage).trainable == ["*"]
+        assert stage.training.trainable == ["*"]
     for method in ("btx", "dense_merge"):
         stages = graph(f"method={method}")
         assert {stages[f"{d}/{k}"].inputs["start"] for d, k in (
             ("math", "midtrain"), ("code", "midtrain"), ("tool_use", "sft"), ("safety", "sft")
         )} == {"anchor"}
-        assert all(training_of(stages[name]).trainable == ["*"] for name in DENSE)
+        assert all(stages[name].training.trainable == ["*"] for name in DENSE)
     sequence = graph("method=continued", "order=sequence")
     assert sequence["tool_use/sft"].inputs == {"start": "code/sft"}
 
 
 def test_flexolmo_opens_nothing_shared():
     stages = graph("method=flexolmo")
-    assert all(training_of(stage).trainable == ["expert.1", "router.1"]
-               for stage in stages.values() if stage.kind in ("midtrain", "sft"))
-    opened = training_of(graph()["tool_use/sft"]).trainable
+    assert all(stage.training.trainable == ["expert.1", "router.1"]
+               for stage in stages.values() if stage.KIND in ("midtrain", "sft"))
+    opened = graph()["tool_use/sft"].training.trainable
     assert {"embeddings", "head", "final_norm"} < set(opened)
 
 
 def test_one_stage_reads_what_the_domains_own_would():
     stages = graph("method=retrain_midtrain")
     midtrain, sft = stages["all/midtrain"], stages["all/sft"]
-    assert list(midtrain.settings["parts"]) == ["math", "code"]
-    assert {name: part["steps"] for name, part in sft.settings["parts"].items()} == {
+    assert list(midtrain.parts) == ["math", "code"]
+    assert {name: part.steps for name, part in sft.parts.items()} == {
         "math": 400, "code": 220, "tool_use": 300, "safety": 160
     }
-    training = training_of(sft)
+    training = sft.training
     assert (training.epochs, training.steps, training.data) == (1.0, None, [])
     assert (training.lr, training.batch_size) == (4e-3, 4)
     longer = graph("method=retrain_midtrain", "domains.math.sft.steps=401")
@@ -113,7 +113,7 @@ def test_rlvr_of_all_domains():
         'domains.code.rlvr={"data":[{"toy":"code"}],"steps":2}',
     ])
     stage = next(stage for stage in stage_graph(recipe) if stage.name == "all/rlvr")
-    training = training_of(stage)
+    training = stage.training
     assert [source.toy for source in training.data] == ["math", "code"]
     assert training.steps == 5 and training.trainable == ["*"]
     assert stage.inputs == {"start": "all/sft"}
@@ -172,7 +172,7 @@ def test_a_branch_trained_before_takes_the_place_of_a_domains_stages():
     for method in ("bar", "flexolmo"):
         recipe = dataclasses.replace(recipe, method=method)
         stages = {s.name: s for s in stage_graph(recipe) if s.domain == "math"}
-        assert {name: s.kind for name, s in stages.items()} == {"math/branch": "adopt"}
+        assert {name: s.KIND for name, s in stages.items()} == {"math/branch": "adopt"}
         merged = next(s for s in stage_graph(recipe) if s.name == "merged")
         assert merged.inputs["math"] == "math/branch"
     with pytest.raises(BarError, match="checkpoint is a branch with an anchor, and method btx"):
@@ -185,7 +185,7 @@ def test_the_routed_model_without_experts():
     new = {s.name: s for s in stages if plain.get(s.name) != identity(s)}
     assert set(new) == {"evaluate/without-math", "evaluate/without-anchor", "report"}
     assert new["evaluate/without-math"].inputs == {"checkpoint": "routed"}
-    assert new["evaluate/without-math"].settings["opt_out"] == ["math"]
+    assert new["evaluate/without-math"].asking.opt_out == ["math"]
     with pytest.raises(BarError, match="opt_out is for methods that route, and the method is retr"):
         load_recipe(TOY, [*OPEN, "method=retrain", "evaluate.opt_out=[math]"])
 
@@ -216,7 +216,7 @@ def test_the_frozen_twin_takes_over_all_but_what_rlvr_changes():
     before = {s.name: identity(s) for s in stage_graph(open_)}
     changed = [s for s in stage_graph(frozen) if before[s.name] != identity(s)]
     assert [stage.name for stage in changed] == ["code/rlvr"]
-    assert training_of(changed[0]).trainable == ["expert.1", "router.1"]
+    assert changed[0].training.trainable == ["expert.1", "router.1"]
 
 
 def test_systems_and_what_a_recipe_extends(tmp_path):

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.load import load_recipe, save_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe, save_recipe
 from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import evaluation_of, identity
+from megatron_bar.stages.context import identity
+from megatron_bar.stages.stage import Stage
+from megatron_bar.stages.training_stage import TrainingStage
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 
@@ -40,8 +41,8 @@ def test_the_toy_graph():
 def test_defaults_are_the_recipe_of_bar():
     recipe = load_recipe(TOY, ["domains.tool_use.sft.trainable=[]"])
     by_name = {stage.name: stage for stage in stage_graph(recipe)}
-    trainable = {name: stage.settings["training"]["trainable"]
-                 for name, stage in by_name.items() if "training" in stage.settings}
+    trainable = {name: stage.training.trainable
+                 for name, stage in by_name.items() if isinstance(stage, TrainingStage)}
     assert trainable["math/midtrain"] == ["expert.1", "router.1"]
     assert trainable["tool_use/sft"] == [
         "expert.1", "router.1", "embeddings", "head", "final_norm"
@@ -124,11 +125,10 @@ def test_an_evaluation_goes_stale_by_what_decides_its_answers_alone():
         return next(stage for stage in stages if stage.name == "evaluate/routed")
 
     before = evaluation()
-    assert not {"temperature", "samples", "dtype", "layout"} & set(before.settings)
-    assert evaluation_of(before) == Evaluate(max_new_tokens=40)
+    assert before.asking == Evaluate(max_new_tokens=40)
     spread = evaluation("evaluate.layout={processes: 2, tensor: 2}")
     assert spread.layout.tensor == 2 and identity(spread) == identity(before)
     for override in ("evaluate.temperature=0.7", "evaluate.dtype=bfloat16"):
         assert identity(evaluation(override)) != identity(before)
-    drawn = evaluation_of(evaluation("evaluate.temperature=0.7", "evaluate.samples=4"))
+    drawn = evaluation("evaluate.temperature=0.7", "evaluate.samples=4").asking
     assert (drawn.temperature, drawn.samples) == (0.7, 4)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.recipe.load import load_recipe, load_recipes, save_recipe
+from megatron_bar.methods.load import load_recipe, load_recipes, save_recipe
 from megatron_bar.runtime.errors import BarError
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"

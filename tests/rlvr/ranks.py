@@ -12,19 +12,19 @@ from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.companions import COMPANION_FOLDER
 from megatron_bar.checkpoints.model_io import load_model, save_model
+from megatron_bar.generation.engine import Request, Sampling
+from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import build_model
-from megatron_bar.recipe.graph import RLVR_GROUPS
 from megatron_bar.recipe.schema import Rlvr, Training
-from megatron_bar.rlvr.engine import Request, Sampling
 from megatron_bar.rlvr.nemo import accommodations
 from megatron_bar.rlvr.policy import Policy, Rows
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.reinforce import Reinforcement
-from megatron_bar.rlvr.rollouts import MegatronEngine
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.rlvr import RLVR_GROUPS
 from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.setup import set_up
 from tests import kills

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from megatron_bar.data.chat import TEMPLATES
 from megatron_bar.launch import processes
-from megatron_bar.recipe.load import load_recipe, save_recipe
+from megatron_bar.methods.load import load_recipe, save_recipe
+from megatron_bar.methods.run import run_stage
 from megatron_bar.stages.context import read_done
-from megatron_bar.stages.registry import run_stage
 from megatron_bar.training.metrics import read_metrics
 from tests.layouts import EXPERTS
 from tests.models_hf import random_dense

@@ -11,10 +11,10 @@ import pytest
 
 from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.graph import RLVR_GROUPS
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.reinforce import SAMPLES_FILE
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.rlvr import RLVR_GROUPS
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
 from tests.kills import kill_somewhere

@@ -15,9 +15,9 @@ import yaml
 from megatron_bar.cli import main
 from megatron_bar.launch import processes
 from megatron_bar.launch.slurm.jobs import read_jobs
+from megatron_bar.methods.run import run_stage
 from megatron_bar.runtime.files import file_digest
 from megatron_bar.stages.context import read_done
-from megatron_bar.stages.registry import run_stage
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
 from tests.slurm.cluster import Cluster, wait_until

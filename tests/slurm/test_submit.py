@@ -22,14 +22,14 @@ from megatron_bar.launch.slurm.attempts import begin_attempt
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.site import TEMPLATES
 from megatron_bar.launch.slurm.submit import still_good
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.made_of import record
+from megatron_bar.stages.stage import Stage
 
 BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"
 GOLDEN = Path(__file__).parent / "golden"
@@ -336,8 +336,7 @@ def test_scripts_are_written_to_be_submitted_by_hand(workplace, capsys):
 
 
 def test_jobs_that_wait_for_one_that_is_gone_are_queued_again():
-    stages = [Stage("a", "import"), Stage("b", "branch", {"anchor": "a"}),
-              Stage("c", "sft", {"start": "b"}), Stage("d", "import")]
+    stages = [Stage("a"), Stage("b", {"anchor": "a"}), Stage("c", {"start": "b"}), Stage("d")]
     jobs = {name: Job(f"job {name}", "", 0.0) for name in "abcd"}
     todo = set(jobs)
     assert still_good(stages, jobs, todo) == (jobs, [])

@@ -14,7 +14,7 @@ from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.evaluation.model import load_items
 from megatron_bar.recipe.schema import Rlvr, Source
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.rlvr import load_prompts
+from megatron_bar.stages.work.rlvr import load_prompts
 
 
 @pytest.fixture(scope="module")

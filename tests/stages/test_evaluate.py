@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_bar.methods import context_of
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.stages import evaluate
-from megatron_bar.stages.context import Context
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 
@@ -28,6 +26,6 @@ def test_the_layout_fits_each_model(name, folder, experts, expected, tmp_path):
     for override in ("evaluate.layout={processes: 4, tensor: 2, expert: 2}",
                      "layout={processes: 4, tensor: 2, expert: 2}"):
         recipe = load_recipe(TOY, [override])
-        stage = next(s for s in stage_graph(recipe) if s.name == f"evaluate/{name}")
-        assert stage.layout == Layout(4, tensor=2, expert=2)
-        assert evaluate.layout(Context(recipe, tmp_path, stage)) == expected
+        context = context_of(recipe, tmp_path, f"evaluate/{name}")
+        assert context.stage.layout == Layout(4, tensor=2, expert=2)
+        assert context.stage.fitted(context).layout == expected

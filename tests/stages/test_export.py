@@ -15,10 +15,10 @@ from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
 from megatron_bar.data import chat
 from megatron_bar.data.chat_format import load_chat_format
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
-from megatron_bar.stages.companions import trained_companions
-from megatron_bar.stages.context import Context, identity
+from megatron_bar.methods import context_of, stage_graph
+from megatron_bar.methods.load import load_recipe
+from megatron_bar.stages.context import identity
+from megatron_bar.stages.work.companions import trained_companions
 from tests.models_hf import TALKING, random_experts, talking
 
 ASK = {"role": "user", "content": "What is 3 + 4?"}
@@ -140,7 +140,7 @@ def test_another_template_makes_the_export_stale(tmp_path):
     ids = {template: identity(_stage(_recipe(tmp_path, chat_template=template), "hf"))
            for template in (None, "olmo", "tulu")}
     assert len(set(ids.values())) == 3
-    assert "chat_template" not in _stage(_recipe(tmp_path), "hf").settings
+    assert _stage(_recipe(tmp_path), "hf").chat_template is None
 
 
 @pytest.mark.parametrize("name, template", [
@@ -148,7 +148,7 @@ def test_another_template_makes_the_export_stale(tmp_path):
 ])
 def test_a_checkpoint_carries_the_format_it_was_trained_in(name, template, checkpoint, tmp_path):
     recipe = _recipe(tmp_path, chat_template="tulu")
-    context = Context(recipe, tmp_path, _stage(recipe, name))
+    context = context_of(recipe, tmp_path, name)
     context.folder.mkdir(parents=True)
     context.input_folder("start").mkdir(parents=True)
     context.checkpoint("start").symlink_to(checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -11,12 +12,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime import digests
 from megatron_bar.stages.made_of import changes, record
 
 _TRAINING = {"steps": 3, "batch_size": 2}
+_EARLIER = Path(__file__).parent / "earlier"
+# A field of some kinds of stages with another value than theirs.
+_OTHERWISE = {
+    "branch": {"seed": 4}, "sft": {"chat_template": "olmo"}, "merge": {"shared": "published"},
+    "route": {"fraction": 0.25}, "evaluate": {"seed": 4}, "export": {"chat_template": None},
+}
 
 
 @pytest.fixture
@@ -148,8 +155,8 @@ def test_a_change_is_told_as_the_recipe_calls_it(brought):
     assert told == {
         "anchor": [f"anchor is gone, was {brought / 'model'}"],
         "law/rlvr": ["domains.law.rlvr.temperature is 0.5, was 1.0"],
-        "merged": ["merge.shared is branches, was not there"],
-        "routed": ["route.training.lr is 0.25, was 0.0001", "route.active is 1, was not there"],
+        "merged": ["merge.shared is branches, was published"],
+        "routed": ["route.training.lr is 0.25, was 0.0001", "route.active is 1, was unset"],
     }
 
 
@@ -206,3 +213,17 @@ def test_a_file_is_read_once(brought, monkeypatch):
     assert _changed(made) == {} and read == []
     Path("chats.jsonl").touch()
     assert _changed(made) == {} and read == ["chats.jsonl"]
+
+
+def test_records_of_the_version_before_stages_were_classes_still_count():
+    """They are of tests/stages/earlier/recipe.yaml, with three methods."""
+    lines = map(json.loads, (_EARLIER / "records.jsonl").read_text().splitlines())
+    told = {}
+    for line in lines:
+        recipe = load_recipe(_EARLIER / "recipe.yaml", line["overrides"])
+        stage = next(stage for stage in stage_graph(recipe) if stage.name == line["stage"])
+        if found := changes(line["record"], stage):
+            told[recipe.method, stage.name] = list(map(str, found))
+        changed = dataclasses.replace(stage, **_OTHERWISE.get(stage.KIND, {"inputs": {}}))
+        assert bool(changes(line["record"], changed)) == (stage.KIND in _OTHERWISE)
+    assert told == {}

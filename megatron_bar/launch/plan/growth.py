@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_bar.launch.plan.compute import Machine, stage_seconds
-from megatron_bar.launch.plan.stages import StagePlan
+from megatron_bar.costs.compute import Machine, stage_seconds
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.stages.branch import BranchStage
+from megatron_bar.stages.plan import StagePlan
+from megatron_bar.stages.route import RouteStage
 from megatron_bar.training.groups import group_sizes
 
 
@@ -58,9 +60,9 @@ class Growth:
 
 def growth(plans: Sequence[StagePlan], dense: ModelConfig, machine: Machine) -> Growth | None:
     """None where what some stage costs isn't known, and for methods other than BAR's."""
-    if not any(plan.stage.kind == "branch" for plan in plans):
+    if not any(isinstance(plan.stage, BranchStage) for plan in plans):
         return None
-    routed = next(plan for plan in plans if plan.stage.kind == "route")
+    routed = next(plan for plan in plans if isinstance(plan.stage, RouteStage))
     domains = tuple(dict.fromkeys(p.stage.domain for p in plans if p.stage.domain))
     training = {name: [p for p in plans if p.stage.domain == name and p.trainable]
                 for name in domains}

@@ -9,14 +9,14 @@ from typing import Any
 
 from rich.table import Table
 
-from megatron_bar.launch.plan.compute import Machine
+from megatron_bar.costs.compute import Machine
+from megatron_bar.costs.memory import PROMPT_TOKENS
 from megatron_bar.launch.plan.growth import Growth
-from megatron_bar.launch.plan.memory import PROMPT_TOKENS
-from megatron_bar.launch.plan.stages import StagePlan
-from megatron_bar.recipe.graph import stage_key
 from megatron_bar.runtime.disk import check_output_file
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.evaluate import EvaluateStage
+from megatron_bar.stages.plan import StagePlan
 
 _PLOTTED_DOMAINS = 8
 _UNKNOWN = "?"
@@ -132,10 +132,10 @@ def advice(plans: Sequence[StagePlan]) -> list[str]:
             cures.setdefault(_cure(plan), []).append(plan.stage.name)
     lines = [f"too big: {', '.join(stages)}; {cure}" for cure, stages in cures.items()]
     unknown = [plan for plan in plans if plan.seconds is None]
-    if trained := dict.fromkeys(stage_key(p.stage) for p in unknown if p.trainable):
+    if trained := dict.fromkeys(p.stage.recipe_section for p in unknown if p.trainable):
         lines.append("steps of ? need the data, which isn't all here; or give steps or tokens in "
                      f"place of epochs: {', '.join(trained)}")
-    if any(plan.stage.kind == "evaluate" for plan in unknown):
+    if any(isinstance(plan.stage, EvaluateStage) for plan in unknown):
         lines.append("evaluations of ? need the items of domains.*.tasks and evaluate.general, "
                      "which aren't all here; or give each source of them a count")
     return lines
@@ -178,7 +178,7 @@ def _sizes(layout: Layout) -> dict[str, int]:
 
 
 def _cure(plan: StagePlan) -> str:
-    key = stage_key(plan.stage)
+    key = plan.stage.recipe_section
     if plan.cure is None:
         return f"give it more processes, in {key}.layout"
     changes = [f"{key}.{name}={value}" for name, value in plan.cure.items() if name != "layout"]

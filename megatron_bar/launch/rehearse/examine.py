@@ -16,14 +16,15 @@ from megatron_bar.data.chat import prompt_ids, render
 from megatron_bar.data.chat_format import closing_tokens
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
 from megatron_bar.launch.check_data import Reading, contents, readings
-from megatron_bar.launch.faults import Faults
 from megatron_bar.launch.rehearse.references import Worth, worth_of_references
 from megatron_bar.launch.rehearse.rewrite import few
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.recipe.fields import CHATS, TEXTS
 from megatron_bar.recipe.schema import Recipe, Source
-from megatron_bar.rlvr.verifiers import verifier_name
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.faults import Faults
+from megatron_bar.verifiers.registry import verifier_name
 
 _AT_THE_ENDS = 3  # examples at the beginning and the end of a source
 _SCANNED = 20_000  # prompts of a source that are measured
@@ -63,11 +64,11 @@ def _examine(
 ) -> None:
     """Note what is found. Raises BarError for what is wrong."""
     source, form = reading.source, reading.form
-    drawn = open_source(source, seed, texts=form == "texts")
-    sample = open_source(few(source, seed, form), seed, texts=form == "texts")
+    drawn = open_source(source, seed, texts=form == TEXTS)
+    sample = open_source(few(source, seed, form), seed, texts=form == TEXTS)
     ends = min(_AT_THE_ENDS, len(drawn))
     at_ends = [(0, ends), (len(drawn) - ends, len(drawn))]
-    if form == "texts":
+    if form == TEXTS:
         for texts in (*(drawn.texts(*part) for part in at_ends), sample.texts()):
             for _ in texts:  # that it can be read is what counts
                 pass
@@ -76,14 +77,14 @@ def _examine(
     own = list(sample.conversations(bad=bad))
     read = [c for part in at_ends for c in drawn.conversations(*part, bad=bad)] + own
     conversations = list({conversation.where: conversation for conversation in read}.values())
-    if form != "chats":
+    if form != CHATS:
         told = _scored(source, drawn.name, conversations, bad)
         examined.found.setdefault(reading.stage, []).append(told)
     if chat_format is None:
         return
-    if form != "chats":
+    if form != CHATS:
         _check_longest(reading, drawn, chat_format, positions)
-    measure, sizes = _taught if form == "chats" else _prompt, {}
+    measure, sizes = _taught if form == CHATS else _prompt, {}
     for conversation in conversations:
         with bad.caught(conversation.number, conversation.where):
             sizes[conversation.where] = len(measure(conversation, chat_format))

@@ -10,9 +10,9 @@ from typing import Any
 from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
-from megatron_bar.rlvr.verifiers import Scorers, reference_of, verifier_name
-from megatron_bar.rlvr.verifiers.reference import structured
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.verifiers.reference import structured
+from megatron_bar.verifiers.registry import Scorers, reference_of, verifier_name
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from megatron_bar.checkpoints.branch import branch
 from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.hub import local_folder
+from megatron_bar.costs.compute import Machine
 from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.launch.check import check_installed, check_recipe
-from megatron_bar.launch.faults import require, wherever
 from megatron_bar.launch.local import StagesFailed, final_model, run_checked
-from megatron_bar.launch.plan.compute import Machine
 from megatron_bar.launch.plan.show import keys_of
 from megatron_bar.launch.plan.stages import StagePlan, plan_stages, planned_model
 from megatron_bar.launch.rehearse.examine import examine
@@ -33,14 +32,16 @@ from megatron_bar.launch.rehearse.folder import write_small_folder
 from megatron_bar.launch.rehearse.proof import prove_export
 from megatron_bar.launch.rehearse.rewrite import Small, longest_row, rewritten
 from megatron_bar.launch.rehearse.shrink import shrunken
+from megatron_bar.methods import stage_graph
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.faults import require, wherever
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import read_done
+from megatron_bar.stages.export_hf import ExportStage
+from megatron_bar.stages.stage import Stage
 
 _MARK = "rehearsal.json"  # in a folder that a rehearsal may empty
 _CPU_RANKS = 4
@@ -212,7 +213,7 @@ def _run(
         done = read_done(run / stage.name)
         if done is None:
             showed[stage.name] = ["not done"]
-        elif stage.kind == "export":
+        elif isinstance(stage, ExportStage):
             try:
                 showed[stage.name] = _proof(short, run, stage, chat_format)
             except BarError as error:

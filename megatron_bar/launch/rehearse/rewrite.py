@@ -11,7 +11,8 @@ import torch
 
 from megatron_bar.data.sources import open_source
 from megatron_bar.launch.rehearse.fold import folded
-from megatron_bar.recipe.graph import route_training
+from megatron_bar.methods.graph import ADAPTING, route_training, routing_data, training_of
+from megatron_bar.recipe.fields import CHATS, ITEMS, PROMPTS, TEXTS
 from megatron_bar.recipe.schema import (
     Domain,
     Evaluate,
@@ -21,11 +22,13 @@ from megatron_bar.recipe.schema import (
     Source,
     Training,
 )
+from megatron_bar.stages.training_stage import TrainingStage
 
 _STEPS = 2
 _MICRO_BATCHES = 2  # of a rank in a step
 # Examples of a source, by what they are read as; few, and enough for some to be short.
-_COUNTS = {"texts": 4, "chats": 24, "prompts": 16, "items": 2, "words": 200}
+_WORDS = "words"  # what a tokenizer is trained on
+_COUNTS = {TEXTS: 4, CHATS: 24, PROMPTS: 16, ITEMS: 2, _WORDS: 200}
 _SAMPLES = 2  # answers to a prompt, the fewest that can be compared
 _ANSWER_TOKENS = 8
 _SHARE_DRAWN = 0.5  # of the few conversations that are left for route
@@ -75,9 +78,8 @@ def rewritten(recipe: Recipe, small: Small) -> Recipe:
                  for name, domain in recipe.domains.items()},
         route=dataclasses.replace(
             recipe.route, fraction=max(recipe.route.fraction, _SHARE_DRAWN),
-            training=_training(route_training(recipe), recipe, small, "chats", [
-                source for domain in recipe.domains.values()
-                for source in domain.routing or (domain.sft.data if domain.sft else [])]),
+            training=_training(route_training(recipe), recipe, small, CHATS, [
+                source for domain in recipe.domains.values() for source in routing_data(domain)]),
         ),
         evaluate=_evaluate(recipe.evaluate, recipe, small),
     )
@@ -87,26 +89,24 @@ def few(source: Source, seed: int, kind: str) -> Source:
     """`source` with a handful of its examples; `kind` says what they are read as."""
     if source.toy is not None:
         return dataclasses.replace(source, count=min(source.count or 1, _COUNTS[kind]))
-    held = len(open_source(source, seed, texts=kind == "texts"))
+    held = len(open_source(source, seed, texts=kind == TEXTS))
     return dataclasses.replace(source, count=min(held, _COUNTS[kind]))
 
 
 def _domain(name: str, domain: Domain, recipe: Recipe, small: Small) -> Domain:
-    def trained(stage: str, kind: str) -> Training | None:
+    def trained(kind: type[TrainingStage]) -> Training | None:
         # Some methods train all domains in one stage, so that their rows have to be of one length.
-        all_data = [source for each in recipe.domains.values() if getattr(each, stage)
-                    for source in getattr(each, stage).data]
-        training = getattr(domain, stage)
-        return training and _training(training, recipe, small, kind, all_data)
+        all_data = [source for each in recipe.domains.values() if training_of(each, kind)
+                    for source in training_of(each, kind).data]
+        training = training_of(domain, kind)
+        return training and _training(training, recipe, small, kind.FORM, all_data)
 
     return dataclasses.replace(
         domain,
         checkpoint=domain.checkpoint and str(small.branches[name]),
-        midtrain=trained("midtrain", "texts"),
-        sft=trained("sft", "chats"),
-        rlvr=trained("rlvr", "prompts"),
-        routing=_few(domain.routing, recipe, "chats"),
-        tasks=_few(domain.tasks, recipe, "items"),
+        routing=_few(domain.routing, recipe, CHATS),
+        tasks=_few(domain.tasks, recipe, ITEMS),
+        **{kind.KIND: trained(kind) for kind in ADAPTING},
     )
 
 
@@ -152,17 +152,17 @@ def _length(real: int, longest: int, least: int) -> int:
 
 def _pretrain(pretrain: Pretrain, recipe: Recipe, small: Small) -> Pretrain:
     return dataclasses.replace(
-        pretrain, model="toy", chat=_few(pretrain.chat, recipe, "words"),
+        pretrain, model="toy", chat=_few(pretrain.chat, recipe, _WORDS),
         training=dataclasses.replace(
-            _training(pretrain.training, recipe, small, "texts", []),
-            data=_few(pretrain.training.data, recipe, "words"),
+            _training(pretrain.training, recipe, small, TEXTS, []),
+            data=_few(pretrain.training.data, recipe, _WORDS),
         ),
     )
 
 
 def _evaluate(evaluate: Evaluate, recipe: Recipe, small: Small) -> Evaluate:
     return dataclasses.replace(
-        evaluate, general=_few(evaluate.general, recipe, "items"),
+        evaluate, general=_few(evaluate.general, recipe, ITEMS),
         max_new_tokens=min(evaluate.max_new_tokens, _ANSWER_TOKENS),
         batch_size=min(evaluate.batch_size, 4), samples=min(evaluate.samples, _SAMPLES),
         layout=folded(evaluate.layout or recipe.layout, small.ranks),

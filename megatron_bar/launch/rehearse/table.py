@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import torch
 from rich.table import Table
 
-from megatron_bar.launch.plan.stages import StagePlan
 from megatron_bar.launch.rehearse.fold import lost_kinds
 from megatron_bar.launch.rehearse.rehearsal import Rehearsed
+from megatron_bar.methods.graph import Stage
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.graph import TRAINING_KINDS, Stage
 from megatron_bar.recipe.schema import Rlvr, Training
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.stages.context import evaluation_of, training_of
+from megatron_bar.stages.evaluate import EvaluateStage
+from megatron_bar.stages.plan import StagePlan
+from megatron_bar.stages.training_stage import TrainingStage
 
 
 def rehearsal_table(rehearsed: Rehearsed) -> Table:
@@ -37,8 +38,8 @@ def closing() -> str:
 def _as(stage: Stage) -> str:
     layout = stage.layout
     words = [str(layout) if layout.processes > 1 else "1 process"]
-    if stage.kind in TRAINING_KINDS:
-        training = training_of(stage)
+    if isinstance(stage, TrainingStage):
+        training = stage.training
         words.append(f"{training.steps} x {training.batch_size} rows of {_row(training)}")
         if training.dtype is not None:
             words.append(training.dtype)
@@ -63,11 +64,11 @@ def _needs(plan: StagePlan) -> str:
 def _left_out(plan: StagePlan, stage: Stage) -> Iterator[str]:
     real = plan.stage
     yield from _layouts(real.layout, stage.layout)
-    if stage.kind in TRAINING_KINDS:
-        yield from _trainings(training_of(real), training_of(stage), plan.model)
-    if stage.kind == "evaluate":
-        tokens = evaluation_of(real).max_new_tokens
-        if tokens > evaluation_of(stage).max_new_tokens:
+    if isinstance(stage, TrainingStage):
+        yield from _trainings(real.training, stage.training, plan.model)
+    if isinstance(stage, EvaluateStage):
+        tokens = real.asking.max_new_tokens
+        if tokens > stage.asking.max_new_tokens:
             yield f"answers of {tokens} tokens"
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
 
 from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.slurm.site import Nodes, Site
-from megatron_bar.recipe.graph import Stage
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.stage import Stage
 
 REHEARSAL = "rehearsal"  # a job before all others, and its folder; no stage of a recipe
 _PLAIN = re.compile(r"[\w./:=@%+,-]+")
@@ -23,9 +24,18 @@ def script_path(run: Path, stage: str) -> Path:
     return run / "slurm" / f"{stage.replace('/', '-')}.sbatch"
 
 
+@dataclass(frozen=True)
+class Rehearsal(Stage):
+    """A job like those of stages, which no recipe's graph has."""
+
+    KIND = REHEARSAL
+    LABEL = "rehearsal"
+    ON_GPU = True
+
+
 def rehearsal(site: Site) -> Stage:
     """What a rehearsal asks of the cluster: a whole node of those that train."""
-    return Stage(REHEARSAL, REHEARSAL, layout=Layout(processes=site.gpu_nodes.ranks))
+    return Rehearsal(REHEARSAL, layout=Layout(processes=site.gpu_nodes.ranks))
 
 
 def stage_nodes(stage: Stage, site: Site) -> tuple[Nodes, int, int]:
@@ -33,7 +43,7 @@ def stage_nodes(stage: Stage, site: Site) -> tuple[Nodes, int, int]:
 
     Raises BarError where the layout doesn't fill its nodes evenly.
     """
-    nodes = site.cpu_nodes if stage.kind in site.cpu_stages else site.gpu_nodes
+    nodes = site.cpu_nodes if stage.KIND in site.cpu_stages else site.gpu_nodes
     processes = stage.layout.processes
     ranks = min(processes, nodes.ranks)
     if processes % ranks:
@@ -63,7 +73,7 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
     environment.filters["word"] = lambda value: shlex.quote(str(value))
     try:
         return environment.get_template(template.name).render(
-            stage=stage.name, kind=stage.kind, run=run, path=script_path(run, stage.name),
+            stage=stage.name, kind=stage.KIND, run=run, path=script_path(run, stage.name),
             options=_options(stage, run, site, nodes, node_count, ranks, workdir),
             nodes=node_count, ranks=ranks,
             warning=site.warning, grace=site.warning * 3 // 4, hang_minutes=site.hang_minutes,
@@ -88,7 +98,7 @@ def _options(
         "gpus-per-node": ranks if nodes.gpus else None,
         "cpus-per-task": nodes.cpus and max(1, nodes.cpus * ranks // nodes.ranks),
         "mem": nodes.memory,
-        "time": site.times.get(stage.name, site.times.get(stage.kind, nodes.time)),
+        "time": site.times.get(stage.name, site.times.get(stage.KIND, nodes.time)),
         "chdir": workdir,
         # SLURM replaces %j and the like in this one.
         "output": str(log_path(run, stage.name)).replace("%", "%%"),

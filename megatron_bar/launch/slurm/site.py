@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_bar.recipe.typed import filled, keys_of
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.plain_yaml import read_yaml
+from megatron_bar.stages.registry import KINDS
 
 # The project's slurm/ folder; an installed package carries a copy of it.
 TEMPLATES = Path(__file__).parent / "templates"
@@ -53,7 +54,7 @@ class Site:
     cpu_nodes: Nodes = field(default_factory=Nodes)
     # Kinds of stage that need no GPU.
     cpu_stages: list[str] = field(
-        default_factory=lambda: ["import", "branch", "adopt", "merge", "export", "report"]
+        default_factory=lambda: [kind.KIND for kind in KINDS if not kind.ON_GPU]
     )
     times: dict[str, str] = field(default_factory=dict)  # by kind of stage or by stage
     warning: int = 600  # seconds before the time limit at which a stage is told to save

@@ -13,14 +13,14 @@ from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.slurm.attempts import read_attempts
 from megatron_bar.launch.slurm.jobs import Job, active_jobs, read_jobs
 from megatron_bar.launch.slurm.scheduler import JobState, cancel_jobs, job_states
-from megatron_bar.launch.slurm.script import REHEARSAL
+from megatron_bar.launch.slurm.script import REHEARSAL, Rehearsal
 from megatron_bar.launch.stale import stale_stages
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.load import load_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.console import read_progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import read_done, replaced_folder
+from megatron_bar.stages.stage import Stage
 from megatron_bar.training.metrics import read_metrics
 
 _LOG_TAIL_BYTES = 1 << 16
@@ -48,7 +48,7 @@ def stage_statuses(run: Path) -> list[StageStatus]:
     states = job_states([job.id for job in jobs.values()])
     stale = {stage.name for stage in stale_stages(stages, run)}
     if REHEARSAL in jobs:
-        stages.insert(0, Stage(REHEARSAL, REHEARSAL))
+        stages.insert(0, Rehearsal(REHEARSAL))
     return [_status(run, stage, stage.name in stale, jobs.get(stage.name), states)
             for stage in stages]
 
@@ -103,7 +103,7 @@ def _status(
     elif state is not None:
         said = f"{state.state.lower()} ({state.reason})"
     elif job is not None:
-        said = "ended" if stage.kind == REHEARSAL else "ended, not done"
+        said = "ended" if isinstance(stage, Rehearsal) else "ended, not done"
     else:
         said = "stale" if done else "not submitted"
     if not done and (kept := replaced_folder(run, stage.name)).is_dir():

@@ -21,15 +21,15 @@ from megatron_bar.launch.slurm.site import Site, secrets_missing
 from megatron_bar.launch.stale import run_folder, stale_stages
 from megatron_bar.launch.starts import weights_here
 from megatron_bar.launch.work import Work, work_of
-from megatron_bar.recipe.graph import Stage
-from megatron_bar.recipe.load import save_recipe
-from megatron_bar.recipe.methods import stage_graph
+from megatron_bar.methods import stage_graph
+from megatron_bar.methods.load import save_recipe
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.recipe.typed import did_you_mean
 from megatron_bar.runtime.console import say, warn
 from megatron_bar.runtime.errors import BarError, raise_all
 from megatron_bar.stages.context import identity
 from megatron_bar.stages.registry import KINDS
+from megatron_bar.stages.stage import Stage
 
 
 def scripts_of(
@@ -169,7 +169,7 @@ def _write(recipe: Recipe, run: Path, scripts: Mapping[str, str]) -> None:
 
 def _check_names(site: Site, stages: Sequence[Stage]) -> None:
     """Raise BarError for what the site says of kinds of stage, or stages, that there aren't."""
-    kinds = [*KINDS, REHEARSAL]
+    kinds = [*(kind.KIND for kind in KINDS), REHEARSAL]
     known = {"cpu_stages": (kinds, "a kind of stage"),
              "times": ([*kinds, *(stage.name for stage in stages)],
                        "a kind of stage or a stage of this recipe")}

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from nemo_aligner.models.alignable_interface import AlignableGenerativeInterface
 
+from megatron_bar.generation.engine import Request, Sampling
 from megatron_bar.rlvr.backend import Job
-from megatron_bar.rlvr.engine import Request, Sampling
 from megatron_bar.rlvr.policy import Rows
 
 Batch = dict[str, torch.Tensor]

@@ -12,37 +12,38 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_bar.checkpoints import hf
 from megatron_bar.cli import main
-from megatron_bar.launch import processes
-from megatron_bar.launch.plan.compute import (
+from megatron_bar.costs.compute import (
     Machine,
     evaluation_seconds,
     stage_flops,
     stage_seconds,
 )
-from megatron_bar.launch.plan.fitting import (
+from megatron_bar.costs.fitting import (
     evaluation_cure,
     nearest_evaluation_fit,
     nearest_fit,
     training_cure,
 )
-from megatron_bar.launch.plan.growth import growth
-from megatron_bar.launch.plan.memory import (
+from megatron_bar.costs.memory import (
     evaluation_memory,
     rank_memory,
     rank_parameters,
     saved_bytes,
     training_memory,
 )
+from megatron_bar.costs.traffic import Traffic, step_traffic
+from megatron_bar.launch import processes
+from megatron_bar.launch.plan.growth import growth
 from megatron_bar.launch.plan.stages import plan_stages, planned_model
-from megatron_bar.launch.plan.traffic import Traffic, step_traffic
 from megatron_bar.launch.processes import JobFailed
+from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.graph import MIDTRAIN_GROUPS, RLVR_GROUPS, SFT_GROUPS
-from megatron_bar.recipe.load import load_recipe
 from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.rlvr import RLVR_GROUPS
+from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.training.groups import group_sizes
 from tests.distributed import ranks, stages
 from tests.layouts import EXPERTS

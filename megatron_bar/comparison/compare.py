@@ -1,0 +1,220 @@
+"""Systems side by side: what each scores, what it forgot and what it cost, over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from megatron_bar.data.sources import source_name
+from megatron_bar.methods import METHODS, last_model, stage_graph
+from megatron_bar.methods.graph import ADAPTING
+from megatron_bar.methods.load import load_recipe
+from megatron_bar.recipe.deciding import deciding
+from megatron_bar.recipe.names import ANCHOR
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import read_json
+from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.evaluate import EvaluateStage
+from megatron_bar.stages.export_hf import ExportStage
+from megatron_bar.stages.import_hf import ImportStage
+from megatron_bar.stages.pretrain import PretrainStage
+from megatron_bar.stages.report import ReportStage
+from megatron_bar.stages.route import RouteStage
+from megatron_bar.stages.stage import Stage
+from megatron_bar.stages.training_stage import TrainingStage
+
+# What all systems of a comparison begin with, and what is done with the models that they make.
+_NOT_ITS_OWN = (PretrainStage, ImportStage, EvaluateStage, ExportStage, ReportStage)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One number of a system, for each seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the seeds (n - 1); None for one seed."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a system's stages of one kind trained with, added up; of its first seed."""
+
+    kind: str
+    stages: int
+    steps: int
+    tokens: int  # read, padding included: steps * batch_size * sequence_length
+    lr: tuple[float, ...]
+    trained: tuple[int, ...]  # open parameters, different ones
+    data: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class System:
+    """One recipe, run with one or more seeds. Scores are those of its last model."""
+
+    label: str
+    method: str
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    before: dict[str, Numbers]  # the anchor's scores by task
+    after: dict[str, Numbers]
+    overall: Numbers  # the mean over the tasks
+    branches: dict[str, dict[str, Numbers]]  # of each domain's own model, scores by task
+    tokens: Numbers
+    seconds: Numbers  # of processes: a stage of two for a minute counts 120
+    spent: tuple[Spent, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run left on disk."""
+
+    folder: Path
+    recipe: Recipe
+    stages: list[tuple[Stage, dict[str, Any]]]  # the system's own, with their stage.json
+    before: dict[str, float]
+    after: dict[str, float]
+    branches: dict[str, dict[str, float]]
+
+
+def compare_runs(folders: Sequence[Path]) -> list[System]:
+    """The systems that runs, and comparisons (folders of runs), hold, in the methods' order.
+
+    Runs of recipes that differ in nothing but the seed, and how it is computed, are one system; a
+    run that is named twice counts once.
+
+    Raises BarError for a folder without runs, a run that isn't finished, and two runs of one
+    system with one seed.
+    """
+    by_recipe: dict[str, list[_Run]] = {}
+    found = {run.resolve(): run for folder in folders for run in runs_in(folder)}
+    for run in map(_read, found.values()):
+        by_recipe.setdefault(_but_for_the_seed(run.recipe), []).append(run)
+    systems = [_system(runs) for runs in by_recipe.values()]
+    order = list(METHODS)
+    return sorted(systems, key=lambda system: order.index(system.method))
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run that `folder` is, or those that it holds. Raises BarError if it is neither."""
+    folder = Path(folder)
+    if (folder / "recipe.yaml").is_file():
+        return [folder]
+    inside = sorted(path.parent for path in folder.glob("*/recipe.yaml"))
+    if not inside:
+        raise BarError(f"{folder} is neither a run nor a folder of runs")
+    return inside
+
+
+def _read(folder: Path) -> _Run:
+    recipe = load_recipe(folder / "recipe.yaml")
+    graph = stage_graph(recipe)
+    done = {}
+    for stage in graph:
+        path = folder / stage.name / "stage.json"
+        if not path.is_file():
+            raise BarError(f"{folder}: {stage.name} isn't done; finish the run first")
+        done[stage.name] = read_json(path)
+    evaluated = {stage.name.removeprefix("evaluate/"): _scores(folder / stage.name)
+                 for stage in graph if isinstance(stage, EvaluateStage)}
+    own = [stage for stage in graph if not isinstance(stage, _NOT_ITS_OWN)]
+    return _Run(
+        folder, recipe, [(stage, done[stage.name]) for stage in own],
+        evaluated[ANCHOR], evaluated[last_model(folder)],
+        {name: scores for name, scores in evaluated.items() if name in recipe.domains},
+    )
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    tasks = read_json(folder / "results.json")["tasks"]
+    if not tasks:
+        raise BarError(f"{folder}: no task was evaluated, so there is nothing to compare")
+    return {task: result["score"] for task, result in tasks.items()}
+
+
+def _but_for_the_seed(recipe: Recipe) -> str:
+    plain = dataclasses.replace(recipe, name="", runs="", seed=0, reuse=[], layout=Layout())
+    found = deciding(Recipe, dataclasses.asdict(plain))
+    return json.dumps([[way, setting.value] for way, setting in found.items()])
+
+
+def _system(runs: Sequence[_Run]) -> System:
+    runs = sorted(runs, key=lambda run: run.recipe.seed)
+    seeds = tuple(run.recipe.seed for run in runs)
+    if len(set(seeds)) < len(seeds):
+        raise BarError(f"{', '.join(str(run.folder) for run in runs)} are runs of one recipe, and "
+                       "two have the same seed")
+    spent = [_spent(run) for run in runs]
+    return System(
+        label=runs[0].folder.name, method=runs[0].recipe.method,
+        runs=tuple(str(run.folder) for run in runs), seeds=seeds,
+        before=_over_seeds([run.before for run in runs]),
+        after=_over_seeds([run.after for run in runs]),
+        branches={name: _over_seeds([run.branches[name] for run in runs])
+                  for name in runs[0].branches},
+        overall=Numbers(tuple(fmean(run.after.values()) for run in runs)),
+        tokens=Numbers(tuple(sum(s.tokens for s in kinds) for kinds in spent)),
+        seconds=Numbers(tuple(
+            sum(done["seconds"] * stage.layout.processes for stage, done in run.stages)
+            for run in runs
+        )),
+        spent=tuple(spent[0]),
+    )
+
+
+def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Numbers]:
+    return {task: Numbers(tuple(seed[task] for seed in scores)) for task in scores[0]}
+
+
+def _spent(run: _Run) -> list[Spent]:
+    by_kind: dict[type[TrainingStage], list[tuple[TrainingStage, dict[str, Any]]]] = {}
+    for kind in (*ADAPTING, RouteStage):
+        if found := [(stage, done) for stage, done in run.stages if type(stage) is kind]:
+            by_kind[kind] = found
+    return [
+        Spent(
+            kind.KIND, len(found), sum(done["steps"] for _, done in found),
+            sum(done["steps"] * stage.tokens_per_step for stage, done in found),
+            tuple(dict.fromkeys(stage.training.lr for stage, _ in found)),
+            tuple(dict.fromkeys(done["trainable"] for _, done in found)),
+            tuple(dict.fromkeys(word for stage, _ in found for word in _data(stage))),
+        )
+        for kind, found in by_kind.items()
+    ]
+
+
+def _data(stage: TrainingStage) -> list[str]:
+    if isinstance(stage, RouteStage):
+        return [f"{stage.fraction:.0%} of all SFT data"]
+    return [source_name(source) + ("" if source.count is None else f" {source.count}")
+            for source in stage.sources()]
+
+
+def comparison_data(systems: Sequence[System]) -> list[dict[str, Any]]:
+    """The same as JSON values, each seed's numbers included."""
+    return [_plain(system) for system in systems]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Numbers):
+        return {"values": list(value.values), "mean": value.mean, "spread": value.spread}
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name))
+                for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value

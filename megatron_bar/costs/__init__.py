@@ -1,0 +1,1 @@
+"""What stages need and cost: operations, memory, traffic and time, reckoned and not measured."""

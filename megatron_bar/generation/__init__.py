@@ -1,0 +1,1 @@
+"""Answers to prompts: engines that generate them, and how tokens are drawn."""

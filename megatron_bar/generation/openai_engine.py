@@ -1,0 +1,170 @@
+"""Generation by servers that speak OpenAI's completions API and hold the model's export.
+
+It has been run against a small server of the tests, which answers as vLLM documents it; not
+against vLLM. What it uses of a server:
+
+    GET  /v1/models              how the model is called
+    POST /v1/completions         token ids in and out (`return_token_ids`), log-probabilities
+    POST /collective_rpc         `reload_weights`: read the model's folder again
+    POST /reset_prefix_cache     forget what the old weights remember
+
+The last two are vLLM's, for servers started with VLLM_SERVER_DEV_MODE=1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_bar.checkpoints.convert import export_hf
+from megatron_bar.generation.engine import Request, Response, Sampling
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.olmo import OlmoModel
+from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.runtime.distributed import on_main
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.training.checkpoints import write_checkpoint
+
+_SECONDS = 3600.0  # for one answer, which may have to wait for its turn
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The folder that the servers have loaded, and how a model in training gets there."""
+
+    config: ModelConfig
+    companions: Path  # tokenizer and token ids
+    settings: Rlvr
+
+    def engine(self, model: OlmoModel) -> OpenAIEngine:
+        """Export the weights, have all servers load them; every rank calls this.
+
+        Raises BarError if the export can't be written or a server doesn't answer.
+        """
+        folder = Path(self.settings.rollout_folder)
+        checkpoint = folder.with_name(f"{folder.name}.checkpoint")
+        write_checkpoint(model, self.config, checkpoint, self.companions)
+
+        def refresh() -> str | None:
+            """What is wrong, told to all ranks."""
+            try:
+                export_hf(checkpoint, folder, overwrite=True, processes=1)
+                shutil.rmtree(checkpoint)
+                for server in self.settings.rollout_servers:
+                    _post(f"{server}/collective_rpc", {"method": "reload_weights"})
+                    _post(f"{server}/reset_prefix_cache", {})
+            except BarError as error:
+                return str(error)
+
+        if fault := on_main(refresh):
+            raise BarError(fault)
+        return OpenAIEngine(
+            self.settings.rollout_servers, self.settings.rollout_batch_size,
+            model.max_sequence_length,
+        )
+
+
+class OpenAIEngine:
+    """A RolloutEngine; `at_once` requests are under way at each server for each data-parallel rank.
+
+    The first rank of a model-parallel group asks, and tells the others. The same requests get the
+    same answers as far as the servers see to it: each request brings a seed of its own.
+    """
+
+    def __init__(self, servers: Sequence[str], at_once: int, max_sequence_length: int) -> None:
+        self.servers = servers
+        self.at_once = at_once
+        self.max_sequence_length = max_sequence_length
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> list[Response]:
+        """See RolloutEngine. Raises BarError if a server fails, or doesn't tell token ids."""
+        group = parallel_state.get_model_parallel_group()
+        answers: list[Any] = [None]
+        if group.rank() == 0:
+            try:
+                answers = [self._ask_all(requests, sampling, advance)]
+            except BarError as error:
+                answers = [error]
+        dist.broadcast_object_list(answers, group=group, group_src=0)
+        if isinstance(answers[0], BarError):
+            raise answers[0]
+        return answers[0]
+
+    def _ask_all(
+        self, requests: Sequence[Request], sampling: Sampling, advance: Callable[[int], None]
+    ) -> list[Response]:
+        names = [_get(f"{server}/v1/models")["data"][0]["id"] for server in self.servers]
+        first = parallel_state.get_data_parallel_rank()  # so that ranks start at other servers
+
+        def ask(index: int) -> Response:
+            place = (first + index) % len(names)
+            response = self._ask(self.servers[place], names[place], requests[index], sampling)
+            advance(1)
+            return response
+
+        with ThreadPoolExecutor(self.at_once * len(names)) as threads:
+            return list(threads.map(ask, range(len(requests))))
+
+    def _ask(self, server: str, name: str, request: Request, sampling: Sampling) -> Response:
+        room = self.max_sequence_length - len(request.prompt)
+        url = f"{server}/v1/completions"
+        choice = _post(url, {
+            "model": name, "prompt": list(request.prompt), "add_special_tokens": False,
+            "max_tokens": min(sampling.max_new_tokens, room),
+            "temperature": sampling.temperature, "seed": request_seed(request, sampling.seed),
+            # All of the distribution, whatever the model's generation config says.
+            "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,
+            "stop_token_ids": sorted(sampling.stop_ids), "logprobs": 0, "return_token_ids": True,
+        })["choices"][0]
+        tokens = choice.get("token_ids")
+        logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
+        if not tokens or not logprobs or len(tokens) != len(logprobs):
+            raise BarError(f"{url}: the answer lacks token ids or their log-probabilities; use a "
+                           "server that knows return_token_ids, as vLLM does from 0.10.2 on")
+        return Response(tokens, logprobs, tokens[-1] in sampling.stop_ids)
+
+
+def request_seed(request: Request, seed: int) -> int:
+    """31 bits that depend on the seed and the request's key alone."""
+    text = json.dumps([seed, *request.key])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def _get(url: str) -> Any:
+    return _reply(urllib.request.Request(url))
+
+
+def _post(url: str, content: dict[str, Any]) -> Any:
+    return _reply(urllib.request.Request(
+        url, json.dumps(content).encode(), {"Content-Type": "application/json"}
+    ))
+
+
+def _reply(request: urllib.request.Request) -> Any:
+    """The JSON that a server answers, or None where it has nothing to say."""
+    try:
+        with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
+            text = reply.read()
+        return json.loads(text) if text else None
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace").strip()[:200]
+        raise BarError(f"{request.full_url} answers {error.code}: {said or error.reason}") from None
+    except (OSError, ValueError) as error:
+        raise BarError(f"{request.full_url} doesn't answer: {error}; start the server, or leave "
+                       "rollout_servers out") from None

@@ -1,0 +1,42 @@
+"""Which token comes next: greedy, or drawn by numbers that depend on the request alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from megatron_bar.generation.engine import Request, Sampling
+
+
+def uniform_numbers(requests: Sequence[Request], sampling: Sampling) -> torch.Tensor:
+    """`[R, N]`: a number in [0, 1) for each request and new token, from a counter-based generator.
+
+    Neither the batch that a request is in nor the layout has a part in it.
+    """
+    drawn = [
+        np.random.Generator(np.random.Philox(
+            np.random.SeedSequence([sampling.seed, *request.key])
+        )).random(sampling.max_new_tokens)
+        for request in requests
+    ]
+    return torch.from_numpy(np.stack(drawn))
+
+
+def choose(
+    logits_RV: torch.Tensor, temperature: float, uniform_R: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next token of each row, and its log-probability at the temperature (1 where that is 0).
+
+    With a temperature, the token at which the cumulative probability passes the number drawn.
+    """
+    logprobs_RV = (logits_RV.float() / (temperature or 1.0)).log_softmax(-1)
+    if temperature:
+        cumulative_RV = logprobs_RV.double().exp_().cumsum_(-1)
+        drawn_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
+        chosen_R1 = torch.searchsorted(cumulative_RV, drawn_R1, right=True)
+        chosen_R1.clamp_(max=logprobs_RV.shape[-1] - 1)
+    else:
+        chosen_R1 = logprobs_RV.argmax(-1, keepdim=True)
+    return chosen_R1[:, 0], logprobs_RV.gather(-1, chosen_R1)[:, 0]

@@ -1,0 +1,42 @@
+"""The one way to run a stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_bar.methods import context_of
+from megatron_bar.methods.load import load_recipe
+from megatron_bar.runtime.disk import disk_faults_told
+from megatron_bar.runtime.distributed import is_main, process_groups
+from megatron_bar.runtime.heartbeat import watched
+from megatron_bar.stages.context import prepare_folder, write_done
+
+
+def run_stage(run: Path, name: str) -> None:
+    """Run one stage of the run in folder `run`, as one of its ranks.
+
+    Every rank calls this, with torchrun's environment, inside `RaiseOnStopSignal`. The stage does
+    its work and returns the facts for stage.json, which the main rank writes last.
+
+    Raises BarError if the run has no such stage, and whatever the stage finds wrong; ContinueLater
+    when a stop signal came: a stage that trains saves its state first.
+    """
+    run = Path(run)
+    context = context_of(load_recipe(run / "recipe.yaml"), run, name)
+    context = dataclasses.replace(context, stage=context.stage.fitted(context))
+    stage, started = context.stage, time.time()
+    stage.prepare()
+    with (
+        disk_faults_told(context.folder, lambda: "; what the stage saved before stands"),
+        watched(name), process_groups(stage.layout, context.recipe.seed),
+    ):
+        if is_main():
+            prepare_folder(context)
+        dist.barrier()
+        facts = stage.run(context)
+        if is_main():
+            write_done(context, started, facts)

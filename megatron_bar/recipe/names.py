@@ -1,0 +1,20 @@
+"""What the folders of a run and the models in it are called, whatever its method."""
+
+from __future__ import annotations
+
+# Models that are evaluated beside the domains' own.
+ANCHOR, MERGED, ROUTED = "anchor", "merged", "routed"
+ALL = "all"  # the folder of stages that train on all domains at once, and the model they make
+# A routed model that is evaluated without one of its experts.
+WITHOUT = "without-"
+GENERAL = "general"  # the task that belongs to no domain
+
+# Folders of a run, a task, or a word of merge.shared, that a domain's name would collide with.
+TAKEN_NAMES = frozenset({
+    ANCHOR, MERGED, ROUTED, ALL, GENERAL, "base", "pretrained", "hf", "evaluate", "report", "logs",
+    "data", "published", "branches", "sections", "suites", "before", "slurm", "replaced",
+    "rehearsal",
+})
+# No domain's name begins so: it would pass for a model without an expert, or its logs for an
+# evaluation's.
+TAKEN_STARTS = (WITHOUT, "evaluate-")

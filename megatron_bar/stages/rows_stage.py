@@ -1,0 +1,69 @@
+"""What stages have in common that train on rows of tokens, which are prepared before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from megatron_bar.recipe.fields import CHATS
+from megatron_bar.stages.stage import Reading
+from megatron_bar.stages.training_stage import TrainingStage
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from megatron_bar.data.store import StoredDocuments
+    from megatron_bar.stages.context import Context
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsStage(TrainingStage):
+    """A stage that trains on rows of tokens, which are prepared before."""
+
+    FORM = CHATS
+    BYTES_PER_TOKEN: ClassVar[float] = 5.0  # of files of conversations: JSON is around the text
+
+    def each(self) -> Sequence[RowsStage]:
+        """The domains' stages whose rows it trains on together, or the stage itself."""
+        return [self]
+
+    def readings(self) -> Iterator[Reading]:
+        length = self.training.sequence_length if self.FORM == CHATS else None
+        for source in [*self.sources(), *self.training.validation]:
+            yield Reading(self.name, source, self.FORM, length)
+
+    def taken(
+        self, stored: Mapping[str, StoredDocuments], seed: int
+    ) -> Mapping[str, np.ndarray]:
+        """Which of a source's documents it takes in each epoch, by the source's name."""
+        from megatron_bar.data.mixture import picks
+
+        sizes = [len(documents) for documents in stored.values()]
+        return dict(zip(stored, picks(self.training.data, sizes, seed)))
+
+    def steps(self) -> int | None:
+        from megatron_bar.data.batches import planned_steps
+
+        if (parts := self.each()) != [self]:
+            steps = [part.steps() for part in parts]
+            return None if None in steps else sum(steps)
+        training = self.training
+        if training.epochs is None:
+            return planned_steps(training, rows_per_epoch=0)
+        tokens = self.file_tokens()
+        if tokens is None:
+            return None
+        return planned_steps(training, math.ceil(tokens / training.sequence_length))
+
+    def file_tokens(self) -> float | None:
+        """Tokens of an epoch, from the bytes of its sources' files; None if one isn't here."""
+        from megatron_bar.costs.amounts import tokens_in_files
+
+        return tokens_in_files(self.sources(), self.BYTES_PER_TOKEN)
+
+    def run(self, context: Context) -> dict[str, Any]:
+        from megatron_bar.stages.work.train import train_from_start
+
+        return train_from_start(context)

@@ -1,0 +1,123 @@
+"""What stages that train have in common: their settings, what they ask of a model, their cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from megatron_bar.recipe.fields import TEMPLATE, key
+from megatron_bar.recipe.schema import Source, Training
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.stage import Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron_bar.costs.compute import Machine
+    from megatron_bar.models.config import ModelConfig
+    from megatron_bar.runtime.faults import Faults
+    from megatron_bar.runtime.layout import Layout
+    from megatron_bar.stages.plan import StagePlan
+
+EVERYTHING = ("*",)
+
+
+def with_groups(training: Training, groups: Sequence[str]) -> Training:
+    """`training` with the parameter groups that train by default where the recipe names none."""
+    return dataclasses.replace(training, trainable=training.trainable or list(groups))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStage(Stage):
+    """A stage that trains a model from its input `start`."""
+
+    training: Training
+    seed: int
+    chat_template: str | None = key(None, contents=TEMPLATE)
+
+    ON_GPU = True
+    FORM: ClassVar[str]  # that it reads its sources in
+
+    def sources(self) -> list[Source]:
+        """Every source that it trains on, once for each time that it is mixed in."""
+        return list(self.training.data)
+
+    def trainings(self) -> Iterator[Training]:
+        """Its own training, or those of domains that it trains on together."""
+        yield self.training
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row, at most."""
+        return self.training.sequence_length
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that a step reads, at most."""
+        return self.training.batch_size * self.row_length
+
+    def check(self, model: ModelConfig, faults: Faults) -> None:
+        from megatron_bar.data.batches import check_length, check_shares
+        from megatron_bar.training.groups import group_sizes, matching
+        from megatron_bar.training.overrides import check_overrides
+
+        training = self.training
+        with faults.of(self.name):
+            check_layout(model, self.layout)
+        if training.batch_size > 0 < training.micro_batch_size:  # else told among the values
+            with faults.of(self.name):
+                check_shares(training.batch_size, self.layout.data, training.micro_batch_size)
+        with faults.of(self.name):
+            check_length(training.sequence_length, self.layout.context)
+        groups = list(group_sizes(model))
+        with faults.of():
+            matching(groups, training.trainable, f"{self.name}: trainable")
+        with faults.of():
+            matching(groups, list(training.lr_scale), f"{self.name}: lr_scale")
+        with faults.of():
+            check_overrides(training, model, self.name)
+
+    def check_sources(self, faults: Faults) -> None:
+        from megatron_bar.data.mixture import check_mixture
+
+        for mixed in [*(one.data for one in self.trainings()), self.training.validation]:
+            with faults.of(self.name):
+                check_mixture(mixed)
+
+    def check_installed(self, faults: Faults) -> None:
+        if self.training.wandb is not None and importlib.util.find_spec("wandb") is None:
+            faults.add("wandb is asked for and not installed; pip install wandb, or leave it out",
+                       self.name)
+
+    def steps(self) -> int | None:
+        """How many it takes, as the recipe says or the data's files tell; None if they aren't here.
+        """
+        from megatron_bar.data.batches import planned_steps
+
+        return planned_steps(self.training, rows_per_epoch=0)
+
+    def plan(self, model: ModelConfig, machine: Machine, stored: torch.dtype) -> StagePlan:
+        from megatron_bar.stages.plan import plan_training
+
+        return plan_training(self, model, machine, stored)
+
+    def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
+        if first == "training":
+            return *self.recipe_section.split("."), *rest
+        return super()._recipe_key(first, *rest)
+
+    @property
+    def recipe_section(self) -> str:
+        return f"domains.{self.domain or '*'}.{self.KIND}"
+
+
+def check_layout(model: ModelConfig, layout: Layout) -> None:
+    """Raise BarError, with the keys that say another, if `layout` can't hold `model`."""
+    try:
+        model.check(layout)
+    except BarError as error:
+        raise BarError(f"{error}; a stage's own layout, such as route.training.layout or "
+                       "evaluate.layout, goes before the recipe's") from None

@@ -1,0 +1,82 @@
+"""Reinforcement learning with verifiable rewards: its prompts, and the training."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from megatron_bar.data.bad_items import LeftOut
+from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.chat_format import load_chat_format
+from megatron_bar.data.sources import load_conversations, source_name
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.rlvr.prompts import Prompt
+from megatron_bar.rlvr.reinforce import Reinforcement
+from megatron_bar.runtime.console import say
+from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.context import Context
+from megatron_bar.stages.rlvr import RlvrStage
+from megatron_bar.stages.work.companions import trained_companions
+from megatron_bar.stages.work.train import proof_of_freezing
+from megatron_bar.verifiers.registry import Scorers, prompt_text, verifier_name
+
+
+def reinforce(stage: RlvrStage, context: Context) -> dict[str, Any]:
+    """Train the policy of the input `start`; returns facts for stage.json.
+
+    `RlvrStage.prepare` has been called before.
+    """
+    from megatron_bar.rlvr.nemo.backend import NemoAlignerBackend  # needs what is prepared
+
+    settings = stage.training
+    start = context.checkpoint("start")
+    chat_format = load_chat_format(start, stage.chat_template)
+    left_out = LeftOut()
+    prompts = load_prompts(chat_format.tokenizer, chat_format.template, settings,
+                           context.recipe.seed, left_out)
+    say(f"{stage.name}: {len(prompts)} prompts")
+    reinforced = Reinforcement(
+        config=ModelConfig.load(start), start=start, folder=context.folder, settings=settings,
+        companions=trained_companions(context), prompts=prompts, stop_ids=chat_format.stop_ids,
+        pad_id=chat_format.pad_id, decode=chat_format.tokenizer.decode, layout=stage.layout,
+        seed=context.recipe.seed, what=stage.name,
+    ).run(NemoAlignerBackend())
+    if not is_main():
+        return {}
+    facts = {"prompts": len(prompts), "left_out": left_out.record(context.folder)}
+    return dataclasses.asdict(reinforced) | facts | proof_of_freezing(
+        context, settings.trainable, reinforced.summary
+    )
+
+
+def load_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    settings: Rlvr,
+    seed: int,
+    left_out: LeftOut,
+) -> list[Prompt]:
+    """The conversations of all sources as tasks; those with long prompts don't count.
+
+    Raises BarError for a prompt that can't be used and a missing reference, with its place, unless
+    its source says to skip such items: then they are in `left_out`. Raises it too if no prompt is
+    short enough.
+    """
+    prompts = []
+    for source in settings.data:
+        bad, scorers = left_out.of(source_name(source), source), Scorers(source)
+        for conversation in load_conversations(source, seed, bad):
+            with bad.caught(conversation.number, conversation.where):
+                ids = prompt_ids(tokenizer, conversation.messages, template)
+                if len(ids) <= settings.prompt_length:
+                    prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
+                                          scorers.scorer(conversation)))
+    if not prompts:
+        raise BarError("; ".join([
+            f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
+            *left_out.told().values()]))
+    return prompts

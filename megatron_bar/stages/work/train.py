@@ -1,0 +1,99 @@
+"""Training on rows of tokens, and the proof that frozen meant frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from megatron_bar.checkpoints.companions import load_tokenizer
+from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
+from megatron_bar.data.chat_format import pad_id
+from megatron_bar.data.rows import Rows
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.context import Context
+from megatron_bar.stages.rows_stage import RowsStage
+from megatron_bar.stages.work.companions import trained_companions
+from megatron_bar.stages.work.data import stage_rows, validation_rows
+from megatron_bar.training.groups import group_digests, group_sizes, matching
+from megatron_bar.training.loop import TrainingRun
+from megatron_bar.training.setup import Begin
+
+
+class FrozenChanged(BarError):
+    """Parameters that a stage froze are not what they were before it."""
+
+
+def train_from_start(context: Context[RowsStage]) -> dict[str, Any]:
+    """Train the model of the input `start` on the stage's rows; returns facts for stage.json."""
+    start = context.checkpoint("start")
+    tokenizer = load_tokenizer(start)
+    rows, facts = stage_rows(context, tokenizer)
+    return train_on(context, tokenizer, rows, facts, ModelConfig.load(start))
+
+
+def train_on(
+    context: Context[RowsStage],
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    facts: dict[str, Any],
+    config: ModelConfig,
+    begin: Begin | None = None,
+    load_balancing: float = 0.0,
+) -> dict[str, Any]:
+    """Train `config`'s model from the input `start` on `rows`; returns `facts` and more.
+
+    `begin` and `load_balancing` are those of `training.setup`.
+    """
+    validation = validation_rows(context, tokenizer)
+    stage = context.stage
+    trained = TrainingRun(
+        config, context.checkpoint("start"), context.folder, stage.training, rows,
+        pad_id(tokenizer), stage.layout, context.recipe.seed, stage.name,
+        companions=trained_companions(context), validation=validation, begin=begin,
+        load_balancing=load_balancing,
+    ).run()
+    if not is_main():
+        return {}
+    return facts | dataclasses.asdict(trained) | proof_of_freezing(
+        context, stage.training.trainable, trained.summary
+    )
+
+
+def proof_of_freezing(
+    context: Context, trainable: Sequence[str], summary: str
+) -> dict[str, Any]:
+    """The facts that show that all groups but `trainable` are what they were, to the bit.
+
+    Their digests, and the anchor's if the model has one, are taken from the checkpoints before and
+    after: that reads all that is frozen twice, and its seconds are among the facts. What could be
+    wrong by the types and shapes of tensors is refused before the first step (`training.setup`).
+
+    Raises FrozenChanged where one differs; the checkpoint stays, to be looked at.
+    """
+    started = time.monotonic()
+    start = context.checkpoint("start")
+    groups = list(group_sizes(ModelConfig.load(start)))
+    open_groups = matching(groups, trainable, context.stage.name)
+    frozen = [group for group in groups if group not in open_groups]
+    told = {*frozen, *({ANCHOR_FFN} & set(groups))}
+    before, after = (group_digests(c, told) for c in (start, context.folder / "checkpoint"))
+    moved = [group for group in frozen if before[group] != after[group]]
+    if moved:
+        raise FrozenChanged(
+            f"{context.stage.name} changed parameters that it froze: {', '.join(moved)}; this is a "
+            f"fault of megatron-bar or of the disk, not of the recipe. {start} is what it was, and "
+            f"{context.folder / 'checkpoint'} is not to be used"
+        )
+    facts: dict[str, Any] = {"summary": summary, "open_groups": open_groups,
+                             "proof_seconds": round(time.monotonic() - started, 2)}
+    if frozen:
+        facts["summary"] += ", frozen parameters bit-identical"
+    if ANCHOR_FFN in told:
+        facts["anchor_digest"] = {"before": before[ANCHOR_FFN], "after": after[ANCHOR_FFN]}
+    return facts

@@ -1,0 +1,156 @@
+"""The verifiers by name, and the one that scores an item of a source."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_bar.data.chat import check_text
+from megatron_bar.data.sources import Conversation
+from megatron_bar.recipe.schema import Source
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.pool import cores
+from megatron_bar.verifiers import (
+    code,
+    exact,
+    instructions,
+    math,
+    safety,
+    tool_calls,
+    toy,
+)
+
+Verifier = Callable[[str, str, Any], float]
+
+VERIFIERS: dict[str, Verifier] = {
+    "code": code.score,
+    "exact": exact.score,
+    "instructions": instructions.score,
+    "math": math.score,
+    "safety": safety.score,
+    "tool_calls": tool_calls.score,
+    **toy.VERIFIERS,
+}
+
+
+def score_answers(
+    items: Sequence[tuple[Source, Conversation]],
+    responses: Sequence[str],
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[float]:
+    """What each response to an item is worth, by the verifier of the item's source.
+
+    The items are scored side by side: those that take long wait for processes of their own.
+    `advance` is told of each.
+
+    Raises BarError for an unknown verifier, or a reference that is missing or broken, with its
+    place.
+    """
+    scorers = [scorer(source, conversation) for source, conversation in items]
+    with ThreadPoolExecutor(cores()) as threads:
+        scores = []
+        for score in threads.map(lambda score, response: score(response), scorers, responses):
+            scores.append(score)
+            advance(1)
+    return scores
+
+
+def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]:
+    """What scores responses to an item of `source`.
+
+    Raises BarError for an unknown verifier and a reference that is missing or no whole text, with
+    the item's place; so does what is returned, for a reference that is broken.
+    """
+    with _told(conversation):
+        verifier = verifier_for(source)
+        prompt, reference = prompt_text(conversation), reference_of(source, conversation)
+        if isinstance(reference, str):
+            check_text(str(reference), "the reference")  # a number of any size is one, too
+
+    def score(response: str) -> float:
+        with _told(conversation):
+            return verifier(prompt, response, reference)
+
+    return score
+
+
+@dataclass
+class Scorers:
+    """What scores responses to the items of one source, which are met one after the other.
+
+    Where the recipe names no column of references, the first item tells where they are: in the
+    usual column, or in the replies. Later items that differ would be scored by another rule.
+    """
+
+    source: Source
+    by_column: bool | None = None  # whether the first item had its reference in the column
+
+    def scorer(self, conversation: Conversation) -> Callable[[str], float]:
+        """As `scorer`; raises BarError also for an item that differs from the first."""
+        score = scorer(self.source, conversation)
+        column = self.source.reference_column
+        by_column = _in_column(self.source, conversation) is not None
+        if self.by_column is None:
+            self.by_column = by_column
+        if by_column != self.by_column:
+            here, before = ("is", "isn't") if by_column else ("isn't", "is")
+            raise BarError(
+                f"{conversation.where}: column {column!r} {here} here, and {before} in the first "
+                f"item of source {conversation.source}, so that some items would be compared with "
+                "their reply; give all of them the column, or make two sources of them")
+        return score
+
+
+@contextlib.contextmanager
+def _told(conversation: Conversation) -> Iterator[None]:
+    """Errors inside name the conversation's place."""
+    try:
+        yield
+    except BarError as error:
+        raise BarError(f"{conversation.where}: {error}") from None
+
+
+def verifier_for(source: Source) -> Verifier:
+    """The rule that scores answers to a source's items. Raises BarError for an unknown one."""
+    name = verifier_name(source)
+    if name not in VERIFIERS:
+        raise BarError(f"verifier {name!r} is unknown; there are {', '.join(VERIFIERS)}")
+    return VERIFIERS[name]
+
+
+def verifier_name(source: Source) -> str:
+    return source.verifier or (f"toy/{source.toy}" if source.toy else "exact")
+
+
+def reference_of(source: Source, conversation: Conversation) -> Any:
+    """The item's reference: its column, else the reply that the conversation ends with.
+
+    Raises BarError if there is neither, and for a column that the recipe names and isn't there.
+    """
+    if (reference := _in_column(source, conversation)) is not None:
+        return reference
+    column = source.reference_column
+    if column != Source.reference_column:
+        raise BarError(f"column {column!r}, the source's reference_column, is missing or null; "
+                       f"there are {', '.join(conversation.item)}; correct reference_column, or "
+                       "leave the item out")
+    last = conversation.messages[-1]
+    if last["role"] != "assistant":
+        raise BarError(f"there is no column {column!r} and no reply to compare "
+                       "answers with; set reference_column")
+    calls = last.get("function_calls")
+    return (last.get("content") or "") + (
+        f"<function_calls>{calls}</function_calls>" if calls else "")
+
+
+def _in_column(source: Source, conversation: Conversation) -> Any:
+    return conversation.item.get(source.reference_column)
+
+
+def prompt_text(conversation: Conversation) -> str:
+    """What the user said last."""
+    return next((message.get("content") or "" for message in reversed(conversation.messages)
+                 if message["role"] == "user"), "")
