@@ -16,11 +16,12 @@ from megatron_bar.checkpoints.branch import RouterRows
 from megatron_bar.checkpoints.convert import SlotCopy, companions_of, write_checkpoint
 from megatron_bar.checkpoints.dcp import CheckpointReader, slot_item
 from megatron_bar.checkpoints.merge import Merged
-from megatron_bar.checkpoints.merge_plan import ANCHOR, Input
+from megatron_bar.checkpoints.merge_plan import Input
 from megatron_bar.checkpoints.names import DENSE_OF_EXPERT, ROUTER_NAME, Slot, slots
 from megatron_bar.checkpoints.number_types import check_one_type, ffn_type
 from megatron_bar.checkpoints.plan import Item
 from megatron_bar.models.config import ModelConfig, check_same_shape
+from megatron_bar.recipe.names import ANCHOR
 from megatron_bar.runtime.errors import BarError
 
 

@@ -18,9 +18,9 @@ from megatron_bar.checkpoints.names import SHARED_NAMES
 from megatron_bar.checkpoints.number_types import check_one_type
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig, check_same_shape
+from megatron_bar.recipe.names import ANCHOR
 from megatron_bar.runtime.errors import BarError
 
-ANCHOR = "anchor"
 MERGED = "merged"
 ANCHOR_FFN = "expert.0"
 GROUPS = (*dict.fromkeys(name.group for name in SHARED_NAMES), ANCHOR_FFN)

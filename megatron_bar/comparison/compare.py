@@ -188,7 +188,8 @@ def _spent(run: _Run) -> list[Spent]:
     return [
         Spent(
             kind.KIND, len(found), sum(done["steps"] for _, done in found),
-            sum(done["steps"] * stage.tokens_per_step for stage, done in found),
+            sum(done["steps"] * stage.training.rows_per_step * stage.training.row_length
+                for stage, done in found),
             tuple(dict.fromkeys(stage.training.lr for stage, _ in found)),
             tuple(dict.fromkeys(done["trainable"] for _, done in found)),
             tuple(dict.fromkeys(word for stage, _ in found for word in _data(stage))),

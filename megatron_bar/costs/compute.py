@@ -17,7 +17,6 @@ from megatron_bar.costs.memory import (
     answer_length,
     cache_bytes,
     rank_parameters,
-    row_length,
 )
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
@@ -69,8 +68,8 @@ def stage_flops(
 
     In some steps or all it is scored again by the reference.
     """
-    length = row_length(training)
-    rows = steps * (_responses(training) if isinstance(training, Rlvr) else training.batch_size)
+    length = training.row_length
+    rows = steps * training.rows_per_step
     work = _work(model, rows * length, length)
     flops = step_flops(model, work, trainable).total
     if isinstance(training, Rlvr):
@@ -94,15 +93,11 @@ def stage_seconds(
     return seconds
 
 
-def _responses(settings: Rlvr) -> int:
-    return settings.prompts_per_step * settings.samples_per_prompt
-
-
 def _rollout_seconds(
     model: ModelConfig, layout: Layout, settings: Rlvr, machine: Machine
 ) -> float:
     return _generation_seconds(
-        model, layout, _responses(settings), settings.rollout_batch_size, settings.prompt_length,
+        model, layout, settings.rows_per_step, settings.rollout_batch_size, settings.prompt_length,
         settings.response_length, settings.dtype, machine,
     )
 

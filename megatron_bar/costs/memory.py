@@ -42,13 +42,6 @@ class Memory:
                 + max(self.activations, self.cache) + self.buffers)
 
 
-def row_length(training: Training) -> int:
-    """Tokens in a row, at most."""
-    if isinstance(training, Rlvr):
-        return training.prompt_length + training.response_length
-    return training.sequence_length
-
-
 def rank_parameters(
     model: ModelConfig, layout: Layout, pipeline_rank: int = 0, expert_rank: int = 0
 ) -> dict[str, int]:
@@ -100,7 +93,7 @@ def rank_memory(
     activations = _activations(model, layout, training, trainable, pipeline_rank)
     cache = host = 0
     if isinstance(training, Rlvr):
-        tokens = training.rollout_batch_size * row_length(training)
+        tokens = training.rollout_batch_size * training.row_length
         cache = cache_bytes(model, layout, tokens, training.dtype)
         if reference_share(training):
             # The start's values; while these stand in the parameters, their own are set aside.
@@ -189,7 +182,7 @@ def _activations(
     share = training.batch_size // (layout.data * training.micro_batch_size)
     in_flight = min(layout.pipeline - pipeline_rank, max(share, 1))
     layers = model.num_layers // layout.pipeline
-    tokens = training.micro_batch_size * row_length(training) // layout.context
+    tokens = training.micro_batch_size * training.row_length // layout.context
     elements = tokens * (kept * layers * in_flight + once) / layout.tensor
     return round(elements * width) + _logits(model, layout, training, pipeline_rank)
 
@@ -220,7 +213,7 @@ def _logits(model: ModelConfig, layout: Layout, training: Training, pipeline_ran
     """
     if pipeline_rank < layout.pipeline - 1:
         return 0
-    tokens = training.micro_batch_size * row_length(training) // layout.context
+    tokens = training.micro_batch_size * training.row_length // layout.context
     copies = 4 if isinstance(training, Rlvr) else 1
     columns = model.padded_vocab_size(layout.tensor) // layout.tensor
     return tokens * columns * (WIDTH[training.dtype] + 4 * copies)

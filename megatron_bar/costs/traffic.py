@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_bar.costs.memory import WIDTH, rank_parameters, row_length
+from megatron_bar.costs.memory import WIDTH, rank_parameters
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.layout import Layout
@@ -46,7 +46,7 @@ def step_traffic(
     width = WIDTH[training.dtype]
     tensor, pipeline, expert = layout.tensor, layout.pipeline, layout.expert
     micro_batches = max(1, training.batch_size // (layout.data * training.micro_batch_size))
-    row_tokens = training.micro_batch_size * row_length(training) * micro_batches
+    row_tokens = training.micro_batch_size * training.row_length * micro_batches
     tokens = row_tokens // layout.context
     layers = model.num_layers // pipeline
     hidden = tokens * model.hidden_size * width

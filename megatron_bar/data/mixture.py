@@ -108,11 +108,3 @@ def _size(source: Source) -> float:
 
 def _place(source: Source) -> tuple:
     return source.path, source.hub, source.toy, source.split
-
-
-def _size(source: Source) -> float:
-    return math.inf if source.count is None else source.count
-
-
-def _place(source: Source) -> tuple:
-    return source.path, source.hub, source.toy, source.split

@@ -12,7 +12,7 @@ from megatron_bar.stages.branch import AdoptStage, BranchStage
 from megatron_bar.stages.evaluate import EvaluateStage
 from megatron_bar.stages.export_hf import ExportStage
 from megatron_bar.stages.import_hf import ImportStage
-from megatron_bar.stages.pretrain import PretrainStage
+from megatron_bar.stages.pretrain import HF_FOLDER, PRETRAINED_HF_FOLDER, PretrainStage
 from megatron_bar.stages.report import ReportStage
 from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.route import ROUTE_GROUPS, RouteStage
@@ -166,8 +166,8 @@ def _starts(recipe: Recipe) -> list[Stage]:
         return [
             PretrainStage("base", {}, training.layout or recipe.layout, training=training,
                           seed=recipe.seed, chat_template=recipe.chat_template, pretrain=pretrain),
-            ImportStage("anchor", base, folder="hf"),
-            ImportStage("pretrained", base, folder="pretrained_hf"),
+            ImportStage("anchor", base, folder=HF_FOLDER),
+            ImportStage("pretrained", base, folder=PRETRAINED_HF_FOLDER),
         ]
     models = {"anchor": recipe.anchor, "pretrained": recipe.pretrained}
     return [ImportStage(name, hf=hf) for name, hf in models.items() if hf is not None]

@@ -23,7 +23,7 @@ from megatron_bar.recipe.schema import Source
 class Looks:
     """What a kind of stage looks at, of all that it is given."""
 
-    forms: frozenset[str] | None = None  # that it reads its sources in; None: any
+    form: str | None = None  # that it reads its sources in; None: any
     not_at: frozenset[str] = frozenset()  # fields of its own, and of its sources
     at_names: bool = False  # a draw depends on what its sources are called
 
@@ -59,7 +59,7 @@ def _dataclass(
         left_out = looks.not_at if not way else frozenset()
     for name, hint in _hints(schema).items():
         told = about(schema, name)
-        read = FORMS not in told or looks.forms is None or looks.forms & set(told[FORMS])
+        read = looks.form is None or looks.form in told.get(FORMS, (looks.form,))
         if name in values and name not in left_out and RUNTIME not in told and read:
             yield from _value(hint, values[name], looks, (*way, name), told)
 

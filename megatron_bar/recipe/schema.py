@@ -138,6 +138,16 @@ class Training:
     # A Weights & Biases project that gets the metrics too.
     wandb: str | None = key(None, runtime=True)
 
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row, at most."""
+        return self.sequence_length
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows that a step reads, over all processes."""
+        return self.batch_size
+
 
 @dataclass
 class Rlvr(Training):
@@ -182,6 +192,16 @@ class Rlvr(Training):
     rollout_folder: str | None = key(None, runtime=True)
     # Answers that a process has scored side by side.
     verifiers_at_once: int = key(8, COUNT, runtime=True)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a prompt and its response, at most."""
+        return self.prompt_length + self.response_length
+
+    @property
+    def rows_per_step(self) -> int:
+        """Responses of a rollout, over all processes."""
+        return self.prompts_per_step * self.samples_per_prompt
 
 
 @dataclass

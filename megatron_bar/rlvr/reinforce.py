@@ -117,7 +117,7 @@ class _Stage:
     def __init__(self, task: Reinforcement, stop: StopAtStep) -> None:
         self.task, self.stop = task, stop
         settings = task.settings
-        responses = settings.prompts_per_step * settings.samples_per_prompt
+        responses = settings.rows_per_step
         updates = settings.steps * (responses // settings.batch_size)
         trainee = set_up(task.config, task.start, settings, task.layout, updates, task.what)
         self.model, self.budget = trainee.model, trainee.budget

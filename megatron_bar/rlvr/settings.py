@@ -43,7 +43,7 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
     if layout.context > 1:
         raise BarError(f"layout.context is {layout.context}; rollouts generate token by token, so "
                        "leave it out of this stage's layout")
-    responses = settings.prompts_per_step * settings.samples_per_prompt
+    responses = settings.rows_per_step
     unit = settings.samples_per_prompt * layout.data
     if settings.batch_size % unit or responses % settings.batch_size:
         raise BarError(

@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     from megatron_bar.stages.context import Context
 
 
+@dataclass(frozen=True)
+class _DomainStage(ConversionStage):
+    """A model of the anchor's FFN and a domain's."""
+
+    def model(self, inputs: Sequence[ModelConfig], dense: ModelConfig) -> ModelConfig:
+        return dense.with_experts(2)
+
+
 @dataclass(frozen=True, kw_only=True)
-class BranchStage(ConversionStage):
+class BranchStage(_DomainStage):
     """The anchor's FFN and, to be trained, the pretrained model's beside it."""
 
     seed: int
 
     KIND = "branch"
     LABEL = "branch"
-
-    def model(self, inputs: Sequence[ModelConfig], dense: ModelConfig) -> ModelConfig:
-        return dense.with_experts(2)
 
     def run(self, context: Context) -> dict[str, Any]:
         from megatron_bar.checkpoints.branch import branch
@@ -42,16 +47,13 @@ class BranchStage(ConversionStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdoptStage(ConversionStage):
+class AdoptStage(_DomainStage):
     """A branch that was trained elsewhere, in place of a domain's stages."""
 
     checkpoint: str = key(None, contents=CHECKPOINT)
 
     KIND = "adopt"
     LABEL = "adopt"
-
-    def model(self, inputs: Sequence[ModelConfig], dense: ModelConfig) -> ModelConfig:
-        return dense.with_experts(2)
 
     def check_outside(self, run: Path, faults: Faults) -> None:
         from megatron_bar.checkpoints.adopt import check_branch

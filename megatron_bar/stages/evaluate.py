@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from megatron_bar.recipe.deciding import Looks, Setting, Way
+from megatron_bar.recipe.deciding import Setting, Way
 from megatron_bar.recipe.fields import ITEMS, TEMPLATE, key
 from megatron_bar.recipe.names import GENERAL
 from megatron_bar.recipe.schema import Evaluate, Source
@@ -35,12 +35,12 @@ class EvaluateStage(Stage):
     KIND = "evaluate"
     LABEL = "evaluate"
     ON_GPU = True
-    LOOKS = Looks(frozenset({ITEMS}))
+    FORM = ITEMS
 
     def readings(self) -> Iterator[Reading]:
         for task, sources in self.tasks.items():
             for source in sources:
-                yield Reading(self.name, source, ITEMS, task=task)
+                yield Reading(self.name, source, self.FORM, task=task)
 
     def check(self, model: ModelConfig, faults: Faults) -> None:
         from megatron_bar.stages.training_stage import check_layout

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from megatron_bar.models.config import ModelConfig
     from megatron_bar.stages.context import Context
 
+# What it leaves in its folder: the last model, and the one of the snapshot.
+HF_FOLDER, PRETRAINED_HF_FOLDER = "hf", "pretrained_hf"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainStage(TrainingStage):
@@ -24,7 +27,6 @@ class PretrainStage(TrainingStage):
 
     KIND = "pretrain"
     LABEL = "train a base"
-    FORM = TEXTS  # and the chats of `pretrain`
 
     def readings(self) -> Iterator[Reading]:
         length = self.training.sequence_length
@@ -39,7 +41,7 @@ class PretrainStage(TrainingStage):
     def run(self, context: Context) -> dict[str, Any]:
         from megatron_bar.stages.work.pretrain import train_base
 
-        return train_base(self, context)
+        return train_base(context)
 
     @property
     def recipe_section(self) -> str:

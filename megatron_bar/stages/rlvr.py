@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from megatron_bar.recipe.deciding import Looks
 from megatron_bar.recipe.fields import PROMPTS
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.stages.stage import Reading
@@ -33,21 +32,10 @@ class RlvrStage(TrainingStage):
     KIND = "rlvr"
     LABEL = "RLVR"
     FORM = PROMPTS
-    LOOKS = Looks(frozenset({PROMPTS}))
 
     def readings(self) -> Iterator[Reading]:
         for source in self.training.data:
             yield Reading(self.name, source, PROMPTS, self.training.prompt_length)
-
-    @property
-    def row_length(self) -> int:
-        return self.training.prompt_length + self.training.response_length
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Of a rollout, whose answers end when they end."""
-        return (self.training.prompts_per_step * self.training.samples_per_prompt
-                * self.row_length)
 
     def check(self, model: ModelConfig, faults: Faults) -> None:
         from megatron_bar.rlvr.settings import check_settings
@@ -79,4 +67,4 @@ class RlvrStage(TrainingStage):
     def run(self, context: Context) -> dict[str, Any]:
         from megatron_bar.stages.work.rlvr import reinforce
 
-        return reinforce(self, context)
+        return reinforce(context)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_bar.recipe.deciding import Looks
-from megatron_bar.recipe.fields import CHATS
 from megatron_bar.recipe.schema import Source
 from megatron_bar.stages.rows_stage import RowsStage
 
@@ -39,7 +38,7 @@ class RouteStage(RowsStage):
 
     KIND = "route"
     LABEL = "train the router"
-    LOOKS = Looks(frozenset({CHATS}), not_at=frozenset({"weight", "repeat"}), at_names=True)
+    LOOKS = Looks(not_at=frozenset({"weight", "repeat"}), at_names=True)
 
     def sources(self) -> list[Source]:
         """Every source of every domain once (`data.mixture.each_once`)."""
@@ -70,7 +69,7 @@ class RouteStage(RowsStage):
     def run(self, context: Context) -> dict[str, Any]:
         from megatron_bar.stages.work.route import train_router
 
-        return train_router(self, context)
+        return train_router(context)
 
     @property
     def recipe_section(self) -> str:

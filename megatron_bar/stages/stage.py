@@ -60,7 +60,8 @@ class Stage:
     KIND: ClassVar[str]
     LABEL: ClassVar[str]  # what reports call it
     ON_GPU: ClassVar[bool] = False  # whether its ranks need one each
-    LOOKS: ClassVar[Looks] = Looks()
+    FORM: ClassVar[str | None] = None  # that it reads its sources in, if it is one
+    LOOKS: ClassVar[Looks] = Looks()  # but for the form
 
     # What it reads, and what it is.
 
@@ -124,7 +125,7 @@ class Stage:
     @classmethod
     def deciding(cls, settings: Mapping[str, Any]) -> dict[Way, Setting]:
         """Which of `settings`, of this version or an earlier one, decide what is made."""
-        return deciding(cls, settings, cls.LOOKS)
+        return deciding(cls, settings, dataclasses.replace(cls.LOOKS, form=cls.FORM))
 
     def recipe_key(self, way: Way) -> str:
         """What the recipe calls the setting that `way` leads to."""

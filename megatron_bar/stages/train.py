@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from megatron_bar.recipe.deciding import Looks
-from megatron_bar.recipe.fields import CHATS, TEXTS
+from megatron_bar.recipe.fields import TEXTS
 from megatron_bar.recipe.schema import Source, Training
 from megatron_bar.stages.rows_stage import RowsStage
 
@@ -47,8 +47,8 @@ class MidtrainStage(_AdaptStage):
 
     KIND = "midtrain"
     LABEL = "mid-training"
-    LOOKS = Looks(frozenset({TEXTS}), not_at=frozenset({"chat_template"}))
     FORM = TEXTS
+    LOOKS = Looks(not_at=frozenset({"chat_template"}))
     BYTES_PER_TOKEN = 4.5  # as OLMo-2's tokenizer cuts them
 
 
@@ -58,4 +58,3 @@ class SftStage(_AdaptStage):
 
     KIND = "sft"
     LABEL = "SFT"
-    LOOKS = Looks(frozenset({CHATS}))

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from megatron_bar.recipe.fields import TEMPLATE, key
 from megatron_bar.recipe.schema import Source, Training
@@ -39,7 +39,6 @@ class TrainingStage(Stage):
     chat_template: str | None = key(None, contents=TEMPLATE)
 
     ON_GPU = True
-    FORM: ClassVar[str]  # that it reads its sources in
 
     def sources(self) -> list[Source]:
         """Every source that it trains on, once for each time that it is mixed in."""
@@ -48,16 +47,6 @@ class TrainingStage(Stage):
     def trainings(self) -> Iterator[Training]:
         """Its own training, or those of domains that it trains on together."""
         yield self.training
-
-    @property
-    def row_length(self) -> int:
-        """Tokens of a row, at most."""
-        return self.training.sequence_length
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens that a step reads, at most."""
-        return self.training.batch_size * self.row_length
 
     def check(self, model: ModelConfig, faults: Faults) -> None:
         from megatron_bar.data.batches import check_length, check_shares

@@ -33,7 +33,7 @@ def length_warnings(plans: Sequence[StagePlan]) -> list[str]:
     told = []
     for plan in plans:
         if isinstance(plan.stage, TrainingStage):
-            warning = plan.model.length_warning(plan.stage.row_length)
+            warning = plan.model.length_warning(plan.stage.training.row_length)
             told += [f"{plan.stage.name}: {warning}"] if warning else []
     return told
 

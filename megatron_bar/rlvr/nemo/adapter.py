@@ -184,7 +184,7 @@ class PromptLoader:
         self.job = job
         self.dataset = self
         self.batch_sampler = self
-        self.global_batch_size = settings.prompts_per_step * settings.samples_per_prompt
+        self.global_batch_size = settings.rows_per_step
         data_ranks = parallel_state.get_data_parallel_world_size()
         self.micro_batch_size = self.global_batch_size // data_ranks
         self.total_samples = settings.steps * self.global_batch_size

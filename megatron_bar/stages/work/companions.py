@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_bar.checkpoints.companions import COMPANION_FOLDER
 from megatron_bar.data.chat_format import load_chat_format
+from megatron_bar.recipe.fields import TEXTS
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.stages.context import Context
 
@@ -18,7 +19,7 @@ def trained_companions(context: Context) -> Path:
     no recipe talks to it as it was trained. Filled by the main rank, which alone copies from it.
     """
     start, template = context.checkpoint("start"), context.stage.chat_template
-    if template is None or "chat_template" in context.stage.LOOKS.not_at:
+    if template is None or context.stage.FORM == TEXTS:
         return start / COMPANION_FOLDER
     folder = context.folder / "tokenizer"
     if is_main():

@@ -28,15 +28,13 @@ from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.pretrain import PretrainStage
+from megatron_bar.stages.pretrain import HF_FOLDER, PRETRAINED_HF_FOLDER, PretrainStage
 from megatron_bar.training.loop import TrainingRun
 
-HF_FOLDER = "hf"
-PRETRAINED_HF_FOLDER = "pretrained_hf"
 
-
-def train_base(stage: PretrainStage, context: Context) -> dict[str, Any]:
+def train_base(context: Context[PretrainStage]) -> dict[str, Any]:
     """Train a tokenizer and a base, and export both; returns facts for stage.json."""
+    stage = context.stage
     pretrain, training, seed = stage.pretrain, stage.training, context.recipe.seed
     texts = [text for source in training.data for text in load_texts(source, seed)]
     chats = [c for source in pretrain.chat for c in load_conversations(source, seed)]

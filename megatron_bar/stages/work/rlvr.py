@@ -25,14 +25,14 @@ from megatron_bar.stages.work.train import proof_of_freezing
 from megatron_bar.verifiers.registry import Scorers, prompt_text, verifier_name
 
 
-def reinforce(stage: RlvrStage, context: Context) -> dict[str, Any]:
+def reinforce(context: Context[RlvrStage]) -> dict[str, Any]:
     """Train the policy of the input `start`; returns facts for stage.json.
 
     `RlvrStage.prepare` has been called before.
     """
     from megatron_bar.rlvr.nemo.backend import NemoAlignerBackend  # needs what is prepared
 
-    settings = stage.training
+    stage, settings = context.stage, context.stage.training
     start = context.checkpoint("start")
     chat_format = load_chat_format(start, stage.chat_template)
     left_out = LeftOut()

@@ -32,12 +32,12 @@ from megatron_bar.training.setup import Begin
 SAMPLE = "sample.jsonl"  # in the stage's folder: the conversations that it drew
 
 
-def train_router(stage: RouteStage, context: Context[RouteStage]) -> dict[str, Any]:
+def train_router(context: Context[RouteStage]) -> dict[str, Any]:
     """Train the router's rows on a sample of all domains' SFT data.
 
     Raises BarError where rows are to start from centroids and an expert has no data of its own.
     """
-    start = context.checkpoint("start")
+    stage, start = context.stage, context.checkpoint("start")
     config = stage.routed(ModelConfig.load(start))
     tokenizer = load_tokenizer(start)
     rows, facts = stage_rows(context, tokenizer, also=_record_sample)
