@@ -29,6 +29,7 @@ from megatron_bar.recipe.graph import TRAINING_KINDS, Stage
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe, Rlvr
 from megatron_bar.recipe.values import value_faults
+from megatron_bar.rlvr.backends import missing_backend
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.console import warn
 from megatron_bar.runtime.errors import BarError
@@ -54,7 +55,7 @@ def check_works(
     for work in works:
         found = check_recipe(work.recipe, work.names, made)
         if installed:
-            found += check_installed(work.recipe)
+            found += check_installed(work.recipe, work.names)
         faults += [fault for fault in found if fault not in faults]
     if absent or wherever(faults):
         require(faults)
@@ -92,13 +93,14 @@ def check_recipe(
     return list(faults)
 
 
-def check_installed(recipe: Recipe) -> list[Fault]:
-    """Packages that a stage needs and this Python, which will run it, hasn't."""
+def check_installed(recipe: Recipe, todo: Collection[str]) -> list[Fault]:
+    """Packages that a stage of `todo` asks for and this Python, which will run it, hasn't."""
     faults = Faults()
     for stage in stage_graph(recipe):
-        if stage.kind == "rlvr" and importlib.util.find_spec("nemo_aligner") is None:
-            faults.add("NeMo-Aligner is missing; install it with: pip install "
-                       "'megatron-bar[rlvr]'", stage.name)
+        if stage.name not in todo:
+            continue
+        if stage.kind == "rlvr" and (missing := missing_backend(training_of(stage).backend)):
+            faults.add(missing, stage.name)
         if "training" in stage.settings and training_of(stage).wandb is not None and (
                 importlib.util.find_spec("wandb") is None):
             faults.add("wandb is asked for and not installed; pip install wandb, or leave it out",

@@ -23,11 +23,12 @@ from megatron_bar.recipe.graph import Stage
 from megatron_bar.recipe.load import save_recipe
 from megatron_bar.recipe.methods import stage_graph
 from megatron_bar.recipe.schema import Recipe
+from megatron_bar.rlvr.backends import backend_of
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import cores
 from megatron_bar.runtime.stopping import ContinueLater, StopSignals
-from megatron_bar.stages.context import read_done, replaced_folder
+from megatron_bar.stages.context import read_done, replaced_folder, training_of
 from megatron_bar.stages.export_hf import MODEL_FOLDER
 from megatron_bar.stages.registry import run_stage
 
@@ -87,8 +88,9 @@ def _run_checked(recipe: Recipe, jobs: int | None) -> Path:
             return run
         say(f"{run}: {len(todo)} of {len(stages)} stages to run: "
             f"{', '.join(stage.name for stage in todo)}")
-        if any(stage.kind == "rlvr" for stage in todo):
-            processes.preload("megatron_bar.rlvr.nemo.preload")
+        for stage in todo:
+            if stage.kind == "rlvr" and (module := backend_of(training_of(stage).backend).PRELOAD):
+                processes.preload(module)
         _Scheduler(run, todo, jobs or cores()).run_all()
     return run
 

@@ -125,7 +125,7 @@ HOW_NOT_WHAT = frozenset({
     "layout", "micro_batch_size", "recompute", "validation", "validate_every", "save_every",
     "save_every_minutes", "keep", "save_async", "stop_after_minutes", "log_every", "peak_tflops",
     "wandb", "kl_every", "rollout_batch_size", "rollout_servers", "rollout_folder",
-    "verifiers_at_once",
+    "verifiers_at_once", "backend",
 })
 
 
@@ -168,6 +168,9 @@ class Rlvr(Training):
     rollout_servers: list[str] = field(default_factory=list)
     rollout_folder: str | None = None
     verifiers_at_once: int = 8  # answers a process has scored side by side
+    # What drives the steps: nemo_aligner (its REINFORCE trainer) or native, a loop of our own that
+    # takes the same ones; by default NeMo-Aligner where it is installed, else native.
+    backend: str | None = None
 
 
 @dataclass

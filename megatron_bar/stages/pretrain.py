@@ -30,6 +30,7 @@ from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import Context, from_settings
 from megatron_bar.stages.data import pad_id
 from megatron_bar.training.loop import TrainingRun
+from megatron_bar.training.model_run import ModelRun
 
 HF_FOLDER = "hf"
 PRETRAINED_HF_FOLDER = "pretrained_hf"
@@ -62,9 +63,10 @@ def run(context: Context) -> dict[str, Any]:
     config = dataclasses.replace(PRESETS[pretrain.model], vocab_size=len(tokenizer))
     snapshot_step = max(1, round(training.steps * pretrain.snapshot))
     snapshot = context.folder / "snapshot"
+    model = ModelRun(config, None, context.folder, context.stage.layout, seed,
+                     context.stage.name, companions)
     trained = TrainingRun(
-        config, None, context.folder, training, rows, pad_id(tokenizer), context.stage.layout,
-        seed, context.stage.name, companions=companions, snapshots={snapshot_step: snapshot},
+        model, training, rows, pad_id(tokenizer), snapshots={snapshot_step: snapshot}
     ).run()
     if is_main():
         export_hf(context.folder / "checkpoint", context.folder / HF_FOLDER, overwrite=True)

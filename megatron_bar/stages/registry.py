@@ -73,7 +73,7 @@ def run_stage(run: Path, name: str) -> None:
         stage = dataclasses.replace(stage, layout=LAYOUTS[stage.kind](context))
         context = Context(recipe, run, stage)
     started = time.time()
-    PREPARE.get(stage.kind, lambda: None)()
+    PREPARE.get(stage.kind, lambda context: None)(context)
     with (
         disk_faults_told(context.folder, lambda: "; what the stage saved before stands"),
         watched(name), process_groups(stage.layout, recipe.seed),

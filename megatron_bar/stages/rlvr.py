@@ -12,42 +12,38 @@ from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.sources import load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
-from megatron_bar.rlvr.nemo import accommodations
+from megatron_bar.rlvr.backends import backend_name, backend_of
 from megatron_bar.rlvr.prompts import Prompt
-from megatron_bar.rlvr.reinforce import Reinforcement
+from megatron_bar.rlvr.reinforce import reinforce
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
-from megatron_bar.stages.speaker import speaker_of, trained_companions
-from megatron_bar.stages.train import proof_of_freezing
+from megatron_bar.stages.speaker import speaker_of
+from megatron_bar.stages.train import model_run, proof_of_freezing
 from megatron_bar.verifiers import prompt_text, scorer, verifier_name
 
 
-def prepare() -> None:
-    """Import the trainer, which has to come before the process groups."""
-    accommodations.install()
+def prepare(context: Context) -> None:
+    """Import what the backend needs, which has to come before the process groups."""
+    backend_of(context.training.backend).prepare()
 
 
 def run(context: Context) -> dict[str, Any]:
-    from megatron_bar.rlvr.nemo.backend import NemoAlignerBackend  # needs `prepare`
-
     settings: Rlvr = context.training
     start = context.checkpoint("start")
     speaker = speaker_of(start, context.stage.settings["chat_template"])
     left_out = LeftOut()
     prompts = load_prompts(speaker.tokenizer, speaker.template, settings, context.recipe.seed,
                            left_out)
-    say(f"{context.stage.name}: {len(prompts)} prompts")
-    reinforced = Reinforcement(
-        config=ModelConfig.load(start), start=start, folder=context.folder, settings=settings,
-        companions=trained_companions(context), prompts=prompts, stop_ids=speaker.stop_ids,
-        pad_id=speaker.pad_id, decode=speaker.tokenizer.decode, layout=context.stage.layout,
-        seed=context.recipe.seed, what=context.stage.name,
-    ).run(NemoAlignerBackend())
+    backend = backend_name(settings.backend)
+    say(f"{context.stage.name}: {len(prompts)} prompts, backend {backend}")
+    reinforced = reinforce(
+        model_run(context, ModelConfig.load(start)), settings, prompts, speaker)
     if not is_main():
         return {}
-    facts = {"prompts": len(prompts), "left_out": left_out.record(context.folder)}
+    facts = {"prompts": len(prompts), "backend": backend,
+             "left_out": left_out.record(context.folder)}
     return dataclasses.asdict(reinforced) | facts | proof_of_freezing(
         context, settings.trainable, reinforced.summary
     )
