@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_bar.recipe.renamed import with_present_names
 from megatron_bar.recipe.schema import HOW_NOT_WHAT, Rlvr, Source, Training
 
 # Settings that a kind of stage is given and doesn't read: texts have no chat template, ...
@@ -39,7 +40,8 @@ def _deciding(kind: str, value: Any) -> Any:
         return value
     left_out: tuple[str, ...] | frozenset[str] = ()
     if "trainable" in value:
-        value = _defaults(Rlvr if "prompts_per_step" in value else Training) | value
+        schema = Rlvr if "prompts_per_step" in value else Training
+        value = _defaults(schema) | with_present_names(schema, value)
         left_out = HOW_NOT_WHAT
     elif {"path", "hub", "toy"} <= value.keys():
         value = _defaults(Source) | value

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megatron_bar.recipe.renamed import renamed
 from megatron_bar.recipe.schema import HOW_NOT_WHAT, Recipe
 
 _HEAD = """\
@@ -46,6 +47,12 @@ A stage is done again when its settings change, but for these, which say how it 
 what comes out:
 
 """
+_RENAMED = """\
+## Renamed keys
+
+What they were called in the version before is understood in this one, with a hint:
+
+"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,9 @@ def reference() -> str:
             "| key | type | default | meaning |", "|---|---|---|---|", *rows, "",
         ]).replace("  |", " |"))
     names = ", ".join(f"`{name}`" for name in sorted(HOW_NOT_WHAT))
-    return "\n".join([*sections, _HOW_NOT_WHAT + names + ".\n"])
+    of_old = {old: new for schema in _schemas(Recipe) for old, new in renamed(schema).items()}
+    now = ", ".join(f"`{old}` is `{new}`" for old, new in of_old.items())
+    return "\n".join([*sections, _HOW_NOT_WHAT + names + ".\n", _RENAMED + now + ".\n"])
 
 
 def _schemas(top: type) -> list[type]:

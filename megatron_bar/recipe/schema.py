@@ -19,6 +19,9 @@ PATH = "path"
 PATH_OR_NAME = "path or name"  # where no such path is, a name on the Hugging Face hub
 RUN = "run"  # the folder of a run; where there is none, it is one of the working directory
 TEMPLATE = ".jinja"  # a path if it ends so, else a name
+# In the metadata of a field that was renamed: what it was called in the version before, which a
+# recipe may still say (`recipe/renamed.py`).
+FORMERLY = "formerly"
 # In the metadata of a field whose values have the keys of a recipe.
 KEYS_OF_RECIPE = "keys of a recipe"
 
@@ -81,7 +84,8 @@ class Training:
     schedule: str = "linear"  # linear, cosine or constant
     warmup: float = 0.03  # share of the steps
     warmup_steps: int | None = None  # or their number, in place of the share
-    floor: float = 0.0  # the last learning rate, as a share of the peak
+    # the last learning rate, as a share of the peak
+    min_lr_ratio: float = field(default=0.0, metadata={FORMERLY: "floor"})
     beta1: float = 0.9  # of AdamW, as beta2, eps and weight_decay
     beta2: float = 0.95
     eps: float = 1e-8
@@ -156,8 +160,10 @@ class Rlvr(Training):
     clip_high: float = 0.272  # and below 1 + clip_high
     kl_coefficient: float = 0.0  # of the divergence from the stage's start, taken off the reward
     reward_scale: float = 10.0  # a right answer is worth so much
-    drop_equal: bool = True  # leave out prompts whose samples all got the same reward
-    rest_above: float = 0.875  # don't ask a prompt again that was solved in so many of its samples
+    # leave out prompts whose samples all got the same reward
+    filter_zero_std: bool = field(default=True, metadata={FORMERLY: "drop_equal"})
+    # don't ask a prompt again that was solved in so many of its samples
+    no_resampling_pass_rate: float = field(default=0.875, metadata={FORMERLY: "rest_above"})
     truncated: str = "keep"  # keep responses that were cut, mask them, or give them zero reward
     # How often the KL divergence from the stage's start is measured for the logs, which takes a
     # forward pass; at every step where kl_coefficient is set. 0: never.

@@ -52,7 +52,7 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
         "schedule": _one_of("linear", "cosine", "constant"),
         "warmup": _Rule("a share in [0, 1); give a number of steps as warmup_steps",
                         _BETA.holds),
-        "warmup_steps": _AT_LEAST_0, "floor": _SHARE, "beta1": _BETA, "beta2": _BETA,
+        "warmup_steps": _AT_LEAST_0, "min_lr_ratio": _SHARE, "beta1": _BETA, "beta2": _BETA,
         "eps": _ABOVE_0, "weight_decay": _AT_LEAST_0, "clip": _AT_LEAST_0,
         "router_z_loss": _AT_LEAST_0, "dtype": _one_of(*DTYPES),
         "recompute": _one_of("none", "moe", "full"), "on_bad_step": _one_of("stop", "skip"),
@@ -63,7 +63,7 @@ _RULES: Mapping[type, Mapping[str, _Rule]] = {
     },
     Rlvr: {
         "clip_low": _SHARE, "clip_high": _AT_LEAST_0, "kl_coefficient": _AT_LEAST_0,
-        "reward_scale": _ABOVE_0, "rest_above": _SHARE, "kl_every": _AT_LEAST_0,
+        "reward_scale": _ABOVE_0, "no_resampling_pass_rate": _SHARE, "kl_every": _AT_LEAST_0,
         "verifiers_at_once": _COUNT,
     },
     Pretrain: {"vocab_size": _COUNT,

@@ -72,12 +72,12 @@ def compute_advantages(
     if settings.truncated == "mask":
         mask_BT = mask_BT * stopped_B[:, None]
     scores_GN = scores_B.view(-1, samples)
-    kept_G = unequal_groups(scores_GN) | (not settings.drop_equal)
+    kept_G = unequal_groups(scores_GN) | (not settings.filter_zero_std)
     return Advantages(
         advantages_B=group_advantages(rewards_B.view(-1, samples), settings.advantage).flatten(),
         mask_BT=mask_BT,
         groups=kept_G.nonzero()[:, 0],
-        solved_G=scores_GN.mean(-1) >= settings.rest_above,
+        solved_G=scores_GN.mean(-1) >= settings.no_resampling_pass_rate,
     )
 
 

@@ -58,12 +58,12 @@ def test_rewards_are_scaled_and_equal_groups_left_out():
     assert found.advantages_B.tolist() == [5.0, -5.0, 0.0, 0.0]  # 10 and 0, less 5
     assert found.groups.tolist() == [0]
     assert found.mask_BT.tolist() == MASK.tolist()
-    assert _advantages(reward_scale=1.0, drop_equal=False).groups.tolist() == [0, 1]
+    assert _advantages(reward_scale=1.0, filter_zero_std=False).groups.tolist() == [0, 1]
 
 
 def test_solved_prompts_are_told():
     assert _advantages().solved_G.tolist() == [False, True]
-    assert _advantages(rest_above=0.5).solved_G.tolist() == [True, True]
+    assert _advantages(no_resampling_pass_rate=0.5).solved_G.tolist() == [True, True]
 
 
 def test_divergence_is_taken_off_the_reward_and_not_off_the_score():
