@@ -16,6 +16,7 @@ import yaml
 
 from megatron_bar.recipe.fields import FILE, KEYS_OF_RECIPE
 from megatron_bar.recipe.paths import located
+from megatron_bar.recipe.renamed import renamed, tell_renamed
 from megatron_bar.runtime.errors import raise_all
 from megatron_bar.runtime.plain_yaml import NULL, Document, plain
 
@@ -29,6 +30,7 @@ def keys_of(document: Document, schema: type, folder: Path | None = None) -> dic
     """The keys of `document`, each value of the type that `schema` gives it.
 
     With a `folder`, which files are named from, this is a recipe: `${...}` is left to be resolved.
+    Former names of keys are understood, with a hint.
 
     Raises BarError for keys that `schema` hasn't and values that aren't of their type, a line each.
     """
@@ -37,6 +39,8 @@ def keys_of(document: Document, schema: type, folder: Path | None = None) -> dic
     reader = _Reader(document, folder)
     found = reader.value(document.root, schema, "")
     raise_all(reader.faults)
+    for (former, present), place in reader.former.items():
+        tell_renamed(place, former, present)
     return found
 
 
@@ -109,6 +113,7 @@ class _Reader:
         self.document = document
         self.folder = folder
         self.faults: list[str] = []
+        self.former: dict[tuple[str, str], str] = {}  # and present name: where it was first met
 
     def value(self, node: yaml.Node, hint: Any, key: str, file: str | None = None) -> Any:
         """`node` as `hint`; `key` is where it stands, and `file` what kind of path it is."""
@@ -131,10 +136,13 @@ class _Reader:
         return self._scalar(node, kind, key, file)
 
     def _fields(self, node: yaml.Node, schema: type, key: str) -> dict[str, Any]:
-        hints = field_types(schema)
+        hints, present = field_types(schema), renamed(schema)
         metadata = {field.name: field.metadata for field in dataclasses.fields(schema)}
         found = {}
-        for name, (written, value) in self._members(node, key).items():
+        members = self._members(node, key)
+        for name, (written, value) in members.items():
+            if name in present:
+                name = self._present_name(written, present[name], key, members)
             if name not in hints:
                 self._fault(written, f"{_within(key, name)}: there is no such key"
                                      f"{did_you_mean(name, hints)}")
@@ -142,6 +150,16 @@ class _Reader:
             hint = dict[str, schema | None] if KEYS_OF_RECIPE in metadata[name] else hints[name]
             found[name] = self.value(value, hint, _within(key, name), metadata[name].get(FILE))
         return found
+
+    def _present_name(
+        self, written: yaml.Node, present: str, key: str, members: Mapping[str, Any]
+    ) -> str:
+        """What the former name `written` is called now. Noted, for a hint."""
+        if present in members:
+            self._fault(written, f"{_within(key, written.value)} is called {present} now, which is "
+                                 f"given, too; leave {written.value} out")
+        self.former.setdefault((written.value, present), self.document.at(written))
+        return present
 
     def _members(self, node: yaml.Node, key: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """By key, the key and its value. Nothing written is no keys."""
