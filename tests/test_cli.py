@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from megatron_bar.checkpoints import parity, verify
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
+from megatron_bar.launch import processes
 from megatron_bar.methods.load import load_recipe, save_recipe
-from tests.models_hf import random_dense, random_experts, random_olmo3
+from tests.models_hf import TALKING, random_dense, random_experts, random_olmo3, talking
 
 TOY = Path(__file__).parents[1] / "examples" / "toy.yaml"
 
@@ -170,6 +172,13 @@ def test_verify_proves_experts_with_fewer_active_than_there_are(tmp_path, capsys
     (["run", str(TOY), "pretrain.model=olmo9", "runs=OUT"], "olmo9"),
     (["run", str(TOY), "pretrain=null", "anchor=nowhere", "runs=OUT"], "nowhere is not a folder"),
     (["stage", "nowhere", "math/sft"], "doesn't exist"),
+    (["run", str(TOY), "runs=OUT", "--jobs", "-3"], "--jobs -3: give at least 1"),
+    (["upgrade", "nowhere", "--jobs", "0"], "--jobs 0: give at least 1"),
+    (["data", "prepare", str(TOY), "runs=OUT", "--processes", "0"],
+     "--processes 0: give at least 1"),
+    (["import", "nowhere", "OUT", "--processes", "0"], "--processes 0: give at least 1"),
+    (["plan", str(TOY), "--memory", "0"], "--memory 0: give at least 1"),
+    (["evaluate", "nowhere", "--suite", "paper", "--limit", "-1"], "--limit -1: give at least 1"),
 ])
 def test_wrong_input_gets_one_line_and_leaves_nothing(
     arguments, message, tmp_path, monkeypatch, capsys
@@ -179,6 +188,67 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(
     shown = capsys.readouterr()
     assert message in shown.err and len(shown.err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+LONG = "x" * 250
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["plan", str(TOY), "--plot", "nope/x.png"], "x.png can't be written: there is no folder nope"),
+    (["plan", str(TOY), "--plot", "x.dog"], "x.dog can't be written: a picture's name ends in"),
+    (["plan", str(TOY), "--plot", "x"], "x can't be written: a picture's name ends in one of"),
+    (["compare", "run", "--json", "nope/x.json"], "can't be written: there is no folder nope"),
+    (["compare", "run", "--json", "run"], "run can't be written: it is a folder; name a file"),
+    (["report", "run", "--out", "file/x.html"], "can't be written: there is no folder file"),
+    (["report", "run", "--out", f"{LONG}.html"], ".html can't be written: File name too long"),
+    (["rehearse", str(TOY), "--keep", "file/x"], "file/x can't be written: Not a directory"),
+    (["rehearse", str(TOY), "--keep", LONG], "can't be written: File name too long"),
+    (["evaluate", "run", "--task", "a=b:exact", "--out", "file/x/y"], "written: Not a directory"),
+    (["import", "org/model", "file/x"], "file/x can't be written: Not a directory"),
+    (["export", "CHECKPOINT", "file/x"], "file/x can't be written: Not a directory"),
+])
+def test_a_place_that_can_not_be_written_is_told_before_work(
+    arguments, message, tmp_path, monkeypatch, capsys, hf_dir
+):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("file").touch()
+    if "CHECKPOINT" in arguments:
+        import_hf(hf_dir, tmp_path / "CHECKPOINT")
+    before = set(tmp_path.rglob("*"))
+    assert main(arguments) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err and len(shown.err.strip().splitlines()) == 1 and not shown.out
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def talking_dir(tmp_path_factory):
+    """A model with a tokenizer, as a Hugging Face folder."""
+    return talking(random_dense(**TALKING), tmp_path_factory.mktemp("talking") / "hf")
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--task", "talk=nope.jsonl:exact"], "tasks of talk: nope.jsonl is not a file"),
+    (["--task", "talk=bad.jsonl:exact"], "tasks of talk: bad.jsonl:2: "),
+    (["--task", "talk=items.jsonl:exact", "--chat-template", "chatml"], "'chatml' is unknown"),
+    (["--task", "talk=items.jsonl:exact", "opt_out=[law]"], "there is no expert 'law'"),
+])
+def test_evaluate_finds_what_is_wrong_before_ranks_start(
+    words, message, talking_dir, tmp_path, monkeypatch, capsys
+):
+    def start(*arguments, **more):
+        raise AssertionError("ranks start")
+
+    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.chdir(tmp_path)
+    item = json.dumps({"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2"})
+    Path("items.jsonl").write_text(f"{item}\n")
+    Path("bad.jsonl").write_text(f"{item}\n{item[:-1]}\n")
+    assert main(["evaluate", str(talking_dir), *words, "--out", "out"]) == 1
+    shown = capsys.readouterr().err
+    assert message in shown and len(shown.strip().splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"items.jsonl", "bad.jsonl"}
 
 
 def test_the_installed_command_exits_with_its_status():

@@ -89,7 +89,7 @@ def test_the_example_of_a_verifier_is_one():
 def test_the_example_of_a_stage_is_one():
     stage = _example("QuantizeStage")["QuantizeStage"]("int8", {"model": "hf"})
     made = record(stage)
-    assert made == {"kind": "quantize", "settings": {"bits": 8}, "outside": {}}
+    assert made == {"kind": "quantize", "settings": {"bits": 8}, "outside": {}, "files": {}}
     assert changes(made, stage) == []
     fewer = dataclasses.replace(stage, bits=4)
     assert list(map(str, changes(made, fewer))) == ["bits is 4, was 8"]

@@ -20,7 +20,7 @@ from megatron_bar.checkpoints.names import (
 from megatron_bar.checkpoints.number_types import ffn_type, type_name
 from megatron_bar.checkpoints.plan import Item, Made
 from megatron_bar.checkpoints.resume_point import open_checkpoint
-from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.config import ModelConfig, check_same_shape
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 
@@ -50,8 +50,7 @@ def branch(
     experts = [open_checkpoint(anchor)] * 2
     if pretrained is not None:
         other = _load_dense(pretrained)
-        if other != dense:
-            raise BarError(f"{pretrained} and {anchor} are models of different shape")
+        check_same_shape(pretrained, other, anchor, dense)
         experts[1] = open_checkpoint(pretrained)
         _tell_cast(dense, experts)
     model = dataclasses.replace(dense.with_experts(2), expert_names=("anchor", expert_name))

@@ -26,6 +26,7 @@ from megatron_bar.checkpoints.engine import convert
 from megatron_bar.checkpoints.hf_weights import SHARD_BYTES, HfReader, SafetensorsFormat
 from megatron_bar.checkpoints.model_card import Origin, write_model_card
 from megatron_bar.checkpoints.names import Slot, slots
+from megatron_bar.checkpoints.number_types import check_layers_alike
 from megatron_bar.checkpoints.plan import Item, Made
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
@@ -137,16 +138,15 @@ def _planned_import(
     model = hf.model_config_from_hf(source)
     check_tokens(source, model.vocab_size)
     reader = HfReader(source)
-    items, known = [], set()
-    for slot in slots(model):
-        dtypes = {reader.check(n, s) for n, s in zip(slot.hf_names, slot.hf_shapes)}
-        if dtype is None and len(dtypes) > 1:
-            raise BarError(f"{source}: tensors {', '.join(slot.hf_names)} differ in dtype; "
-                           "convert with --dtype")
-        known.update(slot.hf_names)
-        items.append(slot_item(slot, dtype or dtypes.pop(), _Join(reader, slot)))
-    ignored = [name for name in sorted(reader.names - known) if _NO_WEIGHTS.fullmatch(name)]
-    if unknown := sorted(reader.names - known - set(ignored)):
+    types = {name: reader.check(name, shape) for slot in slots(model)
+             for name, shape in zip(slot.hf_names, slot.hf_shapes)}
+    if dtype is None:
+        check_layers_alike(source, model, types)
+    items = [slot_item(slot, dtype or types[slot.hf_names[0]], _Join(reader, slot))
+             for slot in slots(model)]
+    rest = reader.names - types.keys()
+    ignored = [name for name in sorted(rest) if _NO_WEIGHTS.fullmatch(name)]
+    if unknown := sorted(rest - set(ignored)):
         raise BarError(f"{source}: tensor {unknown[0]} is not part of this model")
     return model, items, ignored
 

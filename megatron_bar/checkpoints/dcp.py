@@ -77,9 +77,7 @@ class CheckpointFormat:
         tensor = self._index.tensors.setdefault(
             slot.key, StoredTensor(item.dtype, torch.Size(slot.global_shape), [])
         )
-        if tensor.dtype != item.dtype:
-            raise BarError(f"tensor {slot.label} is {item.dtype}, but {slot.key} of other layers "
-                           f"or experts is {tensor.dtype}; convert with --dtype")
+        assert tensor.dtype == item.dtype, f"{slot.label}: {item.dtype} in {tensor.dtype}"
         tensor.chunks.append(chunk)
         self._index.places[slot.key, chunk.offsets] = place
 

@@ -20,7 +20,7 @@ from megatron_bar.checkpoints.merge_plan import ANCHOR, Input
 from megatron_bar.checkpoints.names import DENSE_OF_EXPERT, ROUTER_NAME, Slot, slots
 from megatron_bar.checkpoints.number_types import check_one_type, ffn_type
 from megatron_bar.checkpoints.plan import Item
-from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.config import ModelConfig, check_same_shape
 from megatron_bar.runtime.errors import BarError
 
 
@@ -90,12 +90,12 @@ def _open(models: Mapping[str, Path]) -> list[Input]:
         model = ModelConfig.load(folder)
         if model.num_experts is not None:
             raise BarError(f"{folder} has {model.num_experts} experts; dense models are needed")
-        if inputs and model != inputs[0].model:
-            raise BarError(f"{folder} and {inputs[0].folder} are models of different shape")
+        if inputs:
+            check_same_shape(folder, model, inputs[0].folder, inputs[0].model)
         inputs.append(Input(name, Path(folder), model, CheckpointReader(folder)))
     if len(inputs) < 2:
         raise BarError("one model can't be merged; give at least two")
-    check_one_type((i.model, i.reader) for i in inputs)
+    check_one_type([(i.model, i.reader) for i in inputs])
     return inputs
 
 

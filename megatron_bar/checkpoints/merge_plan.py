@@ -17,7 +17,7 @@ from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import SHARED_NAMES
 from megatron_bar.checkpoints.number_types import check_one_type
 from megatron_bar.checkpoints.resume_point import open_checkpoint
-from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.config import ModelConfig, check_same_shape
 from megatron_bar.runtime.errors import BarError
 
 ANCHOR = "anchor"
@@ -74,9 +74,13 @@ class Inputs:
 
 def open_inputs(models: Sequence[Path], anchor: Path | None) -> Inputs:
     """Open what the user names. Raises BarError unless they can be merged."""
-    opened = [_open(Path(folder)) for folder in models]
-    if not opened:
+    if not models:
         raise BarError("merge needs at least one branch")
+    for number, folder in enumerate(models):
+        if Path(folder).resolve() in [Path(other).resolve() for other in models[:number]]:
+            raise BarError(f"{folder} is given twice, and a model counts once; --weights says what "
+                           "it weighs")
+    opened = [_open(Path(folder)) for folder in models]
     merged = [i for i in opened if i.name == MERGED]
     branches = [i for i in opened if i.name != MERGED]
     if len(merged) > 1:
@@ -97,11 +101,11 @@ def open_inputs(models: Sequence[Path], anchor: Path | None) -> Inputs:
             raise BarError(f"{anchor} has {model.num_experts} experts; the anchor is a dense model")
         dense = Input(ANCHOR, Path(anchor), model, open_checkpoint(anchor))
     inputs = Inputs(dense, merged[0] if merged else None, tuple(branches))
-    for other in inputs.all[1:]:
-        if other.model.without_experts() != inputs.all[0].model.without_experts():
-            raise BarError(f"{other.folder} and {inputs.all[0].folder} are models of different "
-                           "shape")
-    check_one_type((i.model, i.reader) for i in reversed(inputs.all))  # the anchor's types first
+    first, *others = inputs.all
+    for other in others:
+        check_same_shape(other.folder, other.model.without_experts(),
+                         first.folder, first.model.without_experts())
+    check_one_type([(i.model, i.reader) for i in inputs.all])
     return inputs
 
 

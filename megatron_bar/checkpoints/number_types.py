@@ -2,7 +2,7 @@
 
 1. A checkpoint stores one type for each name of the table (`names.py`), over all layers and
    experts. An import keeps what the Hugging Face folder has; norms or routers may be wider than the
-   rest.
+   rest. A folder whose layers are of unlike types is refused, not cast.
 2. The anchor decides. A branch has the anchor's types, its router rows that of the FFNs, as
    published FlexOlmo models have. Where the pretrained model is stored in another type, the domain
    expert starts from its FFN cast to the anchor's; the anchor itself is copied.
@@ -10,26 +10,29 @@
    In bfloat16 the weights that train have fp32 main weights beside them, which resume points keep.
 4. A stage writes every tensor in the type that its start stores it in. Frozen tensors have the bits
    of the start: where computing rounds them they are taken from its files.
-5. What is merged is of one type; models of unlike types are refused, not cast.
+5. What is merged is stored in the same types; models of unlike types are refused, not cast.
 
 docs/number-types.md tells it to users.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from megatron_bar.checkpoints.dcp import CheckpointReader
-from megatron_bar.checkpoints.names import DENSE_FFN_NAMES, Slot, slots
+from megatron_bar.checkpoints.names import DENSE_FFN_NAMES, EXPERT_FFN_NAMES, Slot, slots
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 
 # By the key of a checkpoint, the type that it is stored in.
 StoredTypes = dict[str, torch.dtype]
+
+_NARROW_FIRST = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def type_name(dtype: torch.dtype) -> str:
@@ -78,8 +81,29 @@ def ffn_type(dense: CheckpointReader, model: ModelConfig) -> torch.dtype:
     return dense.dtype(Slot(model, DENSE_FFN_NAMES[0], (0,)))
 
 
-def check_one_type(models: Iterable[tuple[ModelConfig, CheckpointReader]]) -> None:
-    """Raise BarError unless all store what they have in common in the same types.
+def check_layers_alike(
+    folder: Path, model: ModelConfig, types: Mapping[str, torch.dtype]
+) -> None:
+    """Raise BarError unless what a Hugging Face folder has for one key is all of one type.
+
+    `types` are those of its tensors, by name.
+    """
+    firsts: dict[str, str] = {}
+    for slot in slots(model):
+        first = firsts.setdefault(slot.key, slot.hf_names[0])
+        for name in slot.hf_names:
+            if types[name] != types[first]:
+                ((most, _),) = Counter(types.values()).most_common(1)
+                raise BarError(
+                    f"{folder} stores {name} in {type_name(types[name])} and {first} in "
+                    f"{type_name(types[first])}; a checkpoint has one type for both, so cast the "
+                    f"model: megatron-bar import {folder} CKPT --dtype {type_name(most)}; a recipe "
+                    "names a folder, which megatron-bar export CKPT HF_DIR makes of that"
+                )
+
+
+def check_one_type(models: Sequence[tuple[ModelConfig, CheckpointReader]]) -> None:
+    """Raise BarError, which says what to cast, unless all store what they share in the same types.
 
     An expert's FFN is the same thing as that of a dense model.
     """
@@ -92,6 +116,24 @@ def check_one_type(models: Iterable[tuple[ModelConfig, CheckpointReader]]) -> No
             if dtype != first:
                 raise BarError(
                     f"{reader.folder} stores {slot.key} in {type_name(dtype)} and {where} in "
-                    f"{type_name(first)}; models that are merged have one type, so convert one: "
-                    f"megatron-bar export CKPT HF_DIR --dtype {type_name(first)}, then import it"
+                    f"{type_name(first)}; models that are merged have one type, so cast "
+                    f"{_cast_to_one_type(models)}"
                 )
+
+
+def _cast_to_one_type(models: Sequence[tuple[ModelConfig, CheckpointReader]]) -> str:
+    """Which models to cast, and how, so that all are of one type throughout.
+
+    It is the narrowest that one has its FFNs in: cast to it, copies of one anchor that are stored
+    in several types are the same again, as a merge wants them.
+    """
+    types = {reader.folder: {slot.name: reader.dtype(slot) for slot in slots(model)}
+             for model, reader in models}
+    ffns = DENSE_FFN_NAMES + EXPERT_FFN_NAMES
+    target = min((dtype for of_model in types.values() for name, dtype in of_model.items()
+                  if name in ffns), key=_NARROW_FIRST.index)
+    folders = [str(folder) for folder, of_model in types.items()
+               if set(of_model.values()) != {target}]
+    each, them = ("each of ", "them") if folders[1:] else ("", "it")
+    return (f"{each}{', '.join(folders)}: megatron-bar export CKPT HF_DIR --dtype "
+            f"{type_name(target)}, then import {them}")

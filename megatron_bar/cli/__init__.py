@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from megatron_bar.cli.commands import COMMANDS
-from megatron_bar.cli.parser import build_parser
+from megatron_bar.cli.parser import COUNTS, build_parser
 from megatron_bar.runtime.disk import disk_fault
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import CONTINUE_LATER, ContinueLater
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not _may_download(args):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
+        _check_counts(args)
         status = COMMANDS[args.command](args)
         sys.stdout.flush()
         return status or 0
@@ -60,6 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("megatron-bar: interrupted; run it again to go on", file=sys.stderr)
         return 130
+
+
+def _check_counts(args: argparse.Namespace) -> None:
+    for name in COUNTS:
+        given = getattr(args, name, None)
+        if given is not None and given < 1:
+            raise BarError(f"--{name} {given}: give at least 1")
 
 
 def _may_download(args: argparse.Namespace) -> bool:

@@ -39,8 +39,11 @@ def _compare(args: argparse.Namespace) -> None:
     from megatron_bar.comparison.compare import compare_runs, comparison_data
     from megatron_bar.comparison.tables import comparison_tables
     from megatron_bar.runtime.console import print_wide
+    from megatron_bar.runtime.disk import check_output_file
     from megatron_bar.runtime.files import write_json
 
+    if args.json is not None:
+        check_output_file(args.json)
     systems = compare_runs(args.runs)
     print_wide(*comparison_tables(systems))
     if args.json is not None:
@@ -70,6 +73,8 @@ def _plan(args: argparse.Namespace) -> int:
     from megatron_bar.runtime.console import print_wide
     from megatron_bar.runtime.faults import require, tell_absent, wherever
 
+    if args.plot is not None:
+        show.check_picture(args.plot)
     recipe = load_recipe(args.recipe, args.overrides, values=False)
     faults = check_recipe(recipe)
     require(wherever(faults))
@@ -99,9 +104,12 @@ def _rehearse(args: argparse.Namespace) -> None:
     from megatron_bar.launch.rehearse.table import closing, rehearsal_table
     from megatron_bar.methods.load import load_recipe
     from megatron_bar.runtime.console import print_wide, say
+    from megatron_bar.runtime.disk import check_output_folder
 
+    if args.keep is not None:
+        check_output_folder(args.keep)
     machine = machine_named(args.gpu, args.memory, args.efficiency)
-    asked = Asked(machine, _processes(args), args.model, args.tokenizer, args.keep)
+    asked = Asked(machine, args.processes, args.model, args.tokenizer, args.keep)
     recipe = load_recipe(args.recipe, args.overrides, values=False)
     rehearsed = rehearse(recipe, asked)
     if rehearsed.stages:
@@ -192,8 +200,10 @@ def _stage(args: argparse.Namespace) -> None:
 def _import(args: argparse.Namespace) -> None:
     from megatron_bar.checkpoints.convert import import_hf
     from megatron_bar.checkpoints.hub import local_folder
+    from megatron_bar.runtime.disk import check_output_folder
 
-    import_hf(local_folder(args.hf_dir), args.out, _dtype(args), _processes(args))
+    check_output_folder(args.out)
+    import_hf(local_folder(args.hf_dir), args.out, _dtype(args), args.processes)
     print(f"{args.out} is written")
 
 
@@ -203,7 +213,7 @@ def _export(args: argparse.Namespace) -> None:
     from megatron_bar.data.chat_format import find_chat_format
 
     export_hf(args.checkpoint, args.out, _dtype(args), parse_size(args.max_shard_size),
-              _processes(args), chat=find_chat_format(args.checkpoint, args.chat_template))
+              args.processes, chat=find_chat_format(args.checkpoint, args.chat_template))
     print(f"{args.out} is written")
 
 
@@ -213,16 +223,10 @@ def _dtype(args: argparse.Namespace):
     return args.dtype and getattr(torch, args.dtype)
 
 
-def _processes(args: argparse.Namespace) -> int | None:
-    if args.processes is not None and args.processes < 1:
-        raise BarError(f"--processes {args.processes}: give at least 1")
-    return args.processes
-
-
 def _branch(args: argparse.Namespace) -> None:
     from megatron_bar.checkpoints.branch import branch
 
-    branch(args.anchor, args.out, args.pretrained, args.name, args.seed, _processes(args))
+    branch(args.anchor, args.out, args.pretrained, args.name, args.seed, args.processes)
     print(f"{args.out} is written: expert 0 anchor, expert 1 {args.name}")
 
 
@@ -232,7 +236,7 @@ def _merge(args: argparse.Namespace) -> None:
     from megatron_bar.runtime.console import console
 
     merged = merge(args.models, args.out, args.anchor, args.average, args.weights,
-                   args.anchor_ffn, args.experts, _processes(args))
+                   args.anchor_ffn, args.experts, args.processes)
     if merged.by_group:
         console.print(deviation_table(merged.by_group))
     print(f"{args.out} is written: experts {', '.join(merged.model.all_expert_names)}")

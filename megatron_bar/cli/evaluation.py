@@ -14,6 +14,10 @@ from megatron_bar.runtime.errors import BarError, raise_all
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from megatron_bar.runtime.disk import check_output_folder
+
+    if args.out is not None:
+        check_output_folder(args.out)
     settings = _settings(args)
     if args.suite is not None:
         _suite(args, settings)
@@ -27,9 +31,12 @@ def report(args: argparse.Namespace) -> None:
     from megatron_bar.comparison.page import write_comparison
     from megatron_bar.comparison.tables import comparison_section
     from megatron_bar.methods import last_model
+    from megatron_bar.runtime.disk import check_output_file
     from megatron_bar.stages.registry import LABELS
 
     target = args.out or args.run / "report.html"
+    if args.run.is_dir():  # else told as what it is
+        check_output_file(target)
     if not (args.run / "recipe.yaml").is_file() and any(args.run.glob("*/recipe.yaml")):
         systems = compare_runs([args.run, *args.compare])
         write_comparison(args.run.resolve().name, systems, target)
@@ -44,8 +51,11 @@ def report(args: argparse.Namespace) -> None:
 def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
     """Ask the checkpoint itself, in ranks of this machine."""
     from megatron_bar.analysis.scores import task_table
+    from megatron_bar.checkpoints.companions import load_tokenizer
+    from megatron_bar.checkpoints.hf import model_config_from_hf
     from megatron_bar.evaluation.model import RESULTS
     from megatron_bar.launch import processes
+    from megatron_bar.launch.check_data import check_tasks
     from megatron_bar.launch.processes import JobFailed
     from megatron_bar.models.config import ModelConfig
     from megatron_bar.runtime.console import console, say
@@ -54,12 +64,14 @@ def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
     from megatron_bar.stages.work.evaluate import evaluate_checkpoint
 
     tasks, template, seed = _asked(args)
-    with _imported(args.checkpoint, args.out) as checkpoint, _folder(args.out) as folder:
-        model = ModelConfig.load(checkpoint)
-        for name in settings.opt_out:
-            model.expert_id(name)
-        layout = (settings.layout or Layout()).fitted(model.num_experts)
-        model.check(layout)
+    source = _source(args.checkpoint)
+    model = model_config_from_hf(source) if _is_hf(source) else ModelConfig.load(source)
+    for name in settings.opt_out:
+        model.expert_id(name)
+    layout = (settings.layout or Layout()).fitted(model.num_experts)
+    model.check(layout)
+    check_tasks(tasks, load_tokenizer(source), template, seed)
+    with _folder(args.out) as folder, _imported(args.checkpoint, source, args.out) as checkpoint:
         try:
             processes.start(
                 evaluate_checkpoint, checkpoint, args.checkpoint, tasks, settings, template,
@@ -105,6 +117,7 @@ def _suite(args: argparse.Namespace, settings: Evaluate) -> None:
     from megatron_bar.evaluation.harness import configuration, run_suite, runnable
     from megatron_bar.evaluation.suite import load_suite
     from megatron_bar.runtime.console import console, say
+    from megatron_bar.runtime.disk import check_output_folder
 
     if (args.task or args.recipe or settings.temperature or settings.samples > 1
             or settings.opt_out):
@@ -112,6 +125,7 @@ def _suite(args: argparse.Namespace, settings: Evaluate) -> None:
                        "--recipe, temperature, samples and opt_out out")
     suite = load_suite(args.suite)
     model, target = _exported(args, suite.name)
+    check_output_folder(target)
     benchmarks, left_out = runnable(suite, args.python, args.run_code)
     config = configuration(suite, benchmarks, model, settings, args.backend, args.limit)
     if args.dry_run:
@@ -158,27 +172,36 @@ def _settings(args: argparse.Namespace) -> Evaluate:
     return settings
 
 
-@contextlib.contextmanager
-def _imported(name: str, out: Path | None) -> Iterator[Path]:
-    """The checkpoint of this name; of a Hugging Face model an import that is removed in the end.
+def _source(name: str) -> Path:
+    """The folder of the checkpoint or Hugging Face model of this name."""
+    from megatron_bar.checkpoints.hub import local_folder
 
-    It lies beside `out` or, without one, in the folder for temporary files.
+    folder = Path(name)
+    return folder if folder.is_dir() and not _is_hf(folder) else local_folder(name)
+
+
+def _is_hf(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+@contextlib.contextmanager
+def _imported(name: str, source: Path, out: Path | None) -> Iterator[Path]:
+    """`source`, a checkpoint, or an import of it that is removed in the end.
+
+    It lies beside `out` or, without one, in the folder for temporary files. Users call it `name`.
     """
     from megatron_bar.checkpoints.convert import import_hf
-    from megatron_bar.checkpoints.hub import local_folder
     from megatron_bar.runtime.console import say
 
-    checkpoint = Path(name)
-    if checkpoint.is_dir() and not (checkpoint / "config.json").is_file():
-        yield checkpoint
+    if not _is_hf(source):
+        yield source
         return
-    folder = local_folder(name)
     beside = None if out is None else out.absolute().parent
     if beside is not None:
         beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".megatron-bar-", dir=beside) as temporary:
         checkpoint = Path(temporary) / "checkpoint"
-        import_hf(folder, checkpoint)
+        import_hf(source, checkpoint)
         say(f"{name} is imported for this evaluation; megatron-bar import keeps such a checkpoint")
         yield checkpoint
 

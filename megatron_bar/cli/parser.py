@@ -165,6 +165,8 @@ models in fp32 don't fit into 80 % of the free memory, it compares tensor by ten
 """,
 }
 
+COUNTS = ("jobs", "processes", "memory", "limit")  # options of which each is 1 or more
+
 
 class _Versions(argparse.Action):
     """Ours, and those of what decides what comes out, as a report of a fault should have them."""

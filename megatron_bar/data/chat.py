@@ -21,6 +21,7 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from megatron_bar.data.chat_formats import TEMPLATES
+from megatron_bar.data.json_text import Digits
 from megatron_bar.data.message_keys import (
     CONTENT,
     FUNCTION_CALLS,
@@ -50,12 +51,25 @@ Message = dict[str, Any]
 def chat_template(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
     """The Jinja source of a template: registered, from a .jinja file, or the tokenizer's own.
 
-    Raises BarError if the tokenizer has none, there is no such name or file, or what is there is no
-    template or one whose text changes by itself.
+    Raises BarError, naming where the template is from, if the tokenizer has none, there is no such
+    name or file, or what is there is empty, no template or one whose text changes by itself.
     """
     source = _source(name_or_path, tokenizer)
-    template_facts(source)
+    if not source.strip():
+        raise BarError(f"{_from(name_or_path, tokenizer)} is empty, and would show a model nothing "
+                       f"of a conversation; name {', '.join(TEMPLATES)} or another .jinja file")
+    try:
+        template_facts(source)
+    except BarError as error:
+        raise BarError(f"{_from(name_or_path, tokenizer)}: {error}") from None
     return source
+
+
+def _from(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Where a template is from, for messages."""
+    if name_or_path is None:
+        return f"the chat template of the tokenizer {tokenizer.name_or_path}"
+    return f"chat_template {name_or_path}"
 
 
 def _source(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -77,8 +91,13 @@ def _source(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str
         )
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BarError(f"chat_template {path} can't be read: {error}") from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise BarError(f"chat_template {path} is not a file; correct the path") from None
+    except OSError as error:
+        raise BarError(f"chat_template {path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BarError(f"chat_template {path} isn't UTF-8: {error.reason}; save it as UTF-8"
+                       ) from None
 
 
 def differs_from_own(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -127,6 +146,8 @@ def check_messages(messages: Any) -> None:
 
 def check_text(value: Any, what: str) -> None:
     """Raise BarError for a value that isn't text, or holds half a character."""
+    if isinstance(value, Digits):
+        raise BarError(f"{what} is a number of {len(value):,} digits, not text")
     if not isinstance(value, str):
         raise BarError(f"{what} is {type(value).__name__}, not text")
     try:

@@ -8,12 +8,15 @@ from typing import Any
 from megatron_bar.runtime.errors import BarError
 
 
-def _integer(digits: str) -> int | str:
-    """An integer, or its digits as text where it has more than Python reads (4,300)."""
+class Digits(str):
+    """The digits of an integer that has more of them than Python reads (4,300); no text."""
+
+
+def _integer(digits: str) -> int | Digits:
     try:
         return int(digits)
     except ValueError:
-        return digits
+        return Digits(digits)
 
 
 _DECODER = json.JSONDecoder(parse_int=_integer)

@@ -45,7 +45,7 @@ MANIFEST = "manifest.json"
 _TOKENS = "tokens"
 _LOSS = "loss.bin"
 # Changes with the format of the folders, or with how texts and conversations become tokens.
-_VERSION = 2
+_VERSION = 3
 _SMALLEST_SHARD, _MOST_SHARDS = 2000, 2000
 
 

@@ -32,7 +32,7 @@ from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json, write_json_lines
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.verifiers.registry import reference_of, score_answers, scorer
+from megatron_bar.verifiers.registry import Scorers, reference_of, score_answers
 
 RESULTS = "results.json"
 ANSWERS = "answers.jsonl"
@@ -138,7 +138,7 @@ def load_items(
     """
     items, prompts = [], []
     for source in sources:
-        bad = left_out.of(f"{task}/{source_name(source)}", source)
+        bad, scorers = left_out.of(f"{task}/{source_name(source)}", source), Scorers(source)
         for conversation in load_conversations(source, seed, bad):
             with bad.caught(conversation.number, conversation.where):
                 prompt = prompt_ids(
@@ -146,7 +146,7 @@ def load_items(
                 if len(prompt) >= positions:
                     raise BarError(f"the prompt has {len(prompt)} tokens, which leaves no room for "
                                    f"an answer in the model's {positions} positions")
-                scorer(source, conversation)  # a missing reference is known before it is needed
+                scorers.scorer(conversation)  # a missing reference is known before it is needed
                 items.append((source, conversation))
                 prompts.append(prompt)
     if not items:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from megatron_bar.methods.values import value_faults
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import warn
+from megatron_bar.runtime.disk import existing, unwritable
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import Fault, Faults, require, tell_absent, wherever
 from megatron_bar.stages.stage import Stage
@@ -90,13 +90,10 @@ def check_installed(recipe: Recipe, todo: Collection[str]) -> list[Fault]:
 
 def check_writable(run: Path) -> None:
     """Raise BarError unless the folder of a run can be made, or written to."""
-    standing = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=standing):
-            pass
-    except OSError as error:
-        raise BarError(f"{standing} can't be written to, and the run is to lie in {run}: "
-                       f"{error.strerror}; set runs to another folder") from None
+    standing = existing(run)
+    if why := unwritable(standing):
+        raise BarError(f"{standing} can't be written to, and the run is to lie in {run}: {why}; "
+                       "set runs to another folder")
 
 
 def _check_folders(
@@ -107,6 +104,13 @@ def _check_folders(
     for other in map(Path, recipe.reuse):
         if other.absolute() not in made and not is_run(other):
             faults.add(f"reuse: {other} is not the folder of a run")
+    adopted: dict[Path, str] = {}
+    for name, domain in recipe.domains.items():
+        if domain.checkpoint is not None:
+            first = adopted.setdefault(Path(domain.checkpoint).resolve(), name)
+            if first != name:
+                faults.add(f"domains.{first} and domains.{name} have the same checkpoint "
+                           f"{domain.checkpoint}, and a branch is one expert; leave out either")
     for stage in stages:
         stage.check_outside(run_folder(recipe), faults)
 

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +27,12 @@ from megatron_bar.data.sources import Drawn, open_source, source_name
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
 from megatron_bar.launch.starts import start_tokenizer
-from megatron_bar.recipe.fields import CHATS, TEXTS
+from megatron_bar.recipe.fields import CHATS, ITEMS, TEXTS
 from megatron_bar.recipe.schema import Recipe, Source
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.faults import Faults
+from megatron_bar.runtime.faults import Faults, require
 from megatron_bar.stages.stage import Reading, Stage
-from megatron_bar.verifiers.registry import scorer, verifier_for
+from megatron_bar.verifiers.registry import Scorers, verifier_for
 
 FIRST, SPREAD = 100, 100
 _TOY = 20  # of the toy world's records, which are right if one is
@@ -56,6 +56,23 @@ def check_data(recipe: Recipe, stages: Sequence[Stage], faults: Faults) -> None:
         language = _language(recipe, chats=any(reading.form != TEXTS for reading in found))
     for reading in found:
         _check(reading, recipe.seed, language, faults)
+
+
+def check_tasks(
+    tasks: Mapping[str, Sequence[Source]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    seed: int,
+) -> None:
+    """Raise BarError with all that is wrong with the items that a model of `tokenizer` is asked.
+
+    `template` names a chat template, by default the tokenizer's own.
+    """
+    language, faults = _Language(tokenizer, chat_template(template, tokenizer), True), Faults()
+    for task, entries in tasks.items():
+        for source in entries:
+            _check(Reading("evaluate", source, ITEMS, task=task), seed, language, faults)
+    require(faults)
 
 
 def readings(stages: Sequence[Stage], faults: Faults) -> list[Reading]:
@@ -197,12 +214,12 @@ def _check_prompts(drawn: Drawn, language: _Language | None, longest: int | None
         verifier_for(drawn.source)
     except BarError:
         return  # told with what else the recipe says of its sources
-    end = time.monotonic() + _SCORE_SECONDS
+    end, scorers = time.monotonic() + _SCORE_SECONDS, Scorers(drawn.source)
     for item in items:
         with bad.caught(item.number, item.where), _unreadable_reference():
-            scorer(drawn.source, item)("")
-        if time.monotonic() > end:
-            break
+            score = scorers.scorer(item)
+            if time.monotonic() < end:
+                score("")
 
 
 @contextlib.contextmanager

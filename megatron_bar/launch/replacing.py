@@ -50,38 +50,56 @@ def training_lost(
     """The stages in `todo` whose training in `run` would be replaced, in order.
 
     `meant` are those that the user asked to replace. One that an upgrade keeps in RUN/before isn't
-    lost. What lies downstream of a stage whose folder is gone isn't told either.
+    lost. What lies downstream of a stage whose folder is gone isn't told either. What makes a
+    stage stale is told once at least, also where that stage trains nothing itself.
     """
-    reasons: dict[str, str | None] = {}  # None: nothing is lost by a slip
+    causes: dict[str, _Cause | None] = {}  # None: nothing is lost by a slip
     found = []
     for stage in stages:
         if stage.name not in todo:
             continue
         record = read_done(run / stage.name) or read_begun(run / stage.name)
-        reasons[stage.name] = None if stage.name in meant or record is None else _reason(
-            stage, run, record, reasons)
-        why = reasons[stage.name]
-        if why is None or not isinstance(stage, TrainingStage) or _kept(run, stage.name):
+        cause = None if stage.name in meant or record is None else _cause(
+            stage, run, record, causes)
+        causes[stage.name] = cause
+        if cause is None or not isinstance(stage, TrainingStage) or _kept(run, stage.name):
             continue
-        loss = _loss(stage, run / stage.name, why)
+        loss = _loss(stage, run / stage.name, cause.why)
         if loss is not None:
             found.append(loss)
+            causes[stage.name] = _Cause(cause.why, untold=None)
     return found
 
 
-def _reason(
-    stage: Stage, run: Path, record: Mapping[str, Any], reasons: Mapping[str, str | None]
-) -> str | None:
+@dataclass(frozen=True)
+class _Cause:
+    """Why a stage is stale, and where it began if that isn't told of a stage upstream."""
+
+    why: str
+    untold: str | None
+
+
+def _cause(
+    stage: Stage, run: Path, record: Mapping[str, Any], causes: Mapping[str, _Cause | None]
+) -> _Cause | None:
+    if (own := _own_reason(stage, run, record)) is not None:
+        return _Cause(own, untold=own)
+    for name in stage.inputs.values():
+        if (cause := causes.get(name)) is not None:
+            root = "" if cause.untold is None else f": {cause.untold}"
+            return _Cause(f"{name} is made anew{root}", cause.untold)
+    return None
+
+
+def _own_reason(stage: Stage, run: Path, record: Mapping[str, Any]) -> str | None:
+    """What is another setting, file or input than it was, whatever became of the inputs."""
     changed = changes_since(record, stage, run)
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         return f"{changed[0]}{more}"
     before = {entry.get("stage", role) for role, entry in record["inputs"].items()}
-    for name in stage.inputs.values():
-        if reasons.get(name):
-            return f"{name} is made anew"
-        if name not in before:
-            return f"{name} is new"
+    if new := [name for name in stage.inputs.values() if name not in before]:
+        return f"{new[0]} is new"
     if gone := sorted(before - set(stage.inputs.values())):
         return f"{gone[0]} is left out"
     return None

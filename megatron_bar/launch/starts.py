@@ -13,7 +13,7 @@ from megatron_bar.checkpoints.hf_weights import missing_weights
 from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.checkpoints.number_types import compute_type
 from megatron_bar.launch.stale import run_folder
-from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.config import ModelConfig, check_same_shape
 from megatron_bar.models.presets import PRESETS, preset_named
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
@@ -39,8 +39,9 @@ def dense_model(recipe: Recipe) -> ModelConfig:
         raise BarError(f"{recipe.anchor} has {model.num_experts} experts; BAR starts from a dense "
                        "model")
     pretrained = recipe.pretrained
-    if pretrained is not None and _sizes(recipe, "pretrained", pretrained) != model:
-        raise BarError(f"{pretrained} and {recipe.anchor} are models of different shape")
+    if pretrained is not None:
+        other = _sizes(recipe, "pretrained", pretrained)
+        check_same_shape(pretrained, other, recipe.anchor, model)
     return model
 
 

@@ -224,7 +224,7 @@ def _overridden(recipe: Recipe, overrides: Sequence[str], path: Path) -> Recipe:
     written = staging_path(path)
     try:
         save_recipe(recipe, written)
-        return load_recipe(written, overrides)
+        return load_recipe(written, overrides, where=f"recipe {path} as it would be")
     finally:
         written.unlink(missing_ok=True)
 

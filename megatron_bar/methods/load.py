@@ -19,23 +19,25 @@ from megatron_bar.runtime.errors import BarError, raise_all
 from megatron_bar.runtime.files import staging_path
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), values: bool = True) -> Recipe:
+def load_recipe(
+    path: Path, overrides: Sequence[str] = (), values: bool = True, where: str | None = None
+) -> Recipe:
     """The recipe at `path`, with dotted `key=value` overrides applied.
 
     Raises BarError, with a line for each fault, for a file that is missing or not YAML, keys that
     don't exist, values of the wrong type, and settings that don't go together; and for several
     systems. Values that can't be are told too, unless `values` is false, for a check of all there
-    is.
+    is. Messages begin with `where`, or with the file.
     """
-    recipes = load_recipes(path, overrides, values)
+    recipes = load_recipes(path, overrides, values, where)
     if len(recipes) > 1:
-        raise BarError(f"recipe {path} has {len(recipes)} systems, which only megatron-bar run "
-                       "takes at once; what it makes has a recipe.yaml each")
+        raise BarError(f"{where or f'recipe {path}'} has {len(recipes)} systems, which only "
+                       "megatron-bar run takes at once; what it makes has a recipe.yaml each")
     return recipes[0]
 
 
 def load_recipes(
-    path: Path, overrides: Sequence[str] = (), values: bool = True
+    path: Path, overrides: Sequence[str] = (), values: bool = True, where: str | None = None
 ) -> list[Recipe]:
     """The recipe at `path`, or one for each of its `systems`, with overrides applied to all.
 
@@ -44,12 +46,14 @@ def load_recipes(
     Raises BarError as `load_recipe` does.
     """
     path = Path(path)
-    where = f"recipe {path}"
+    where = where or f"recipe {path}"
     layers = file_layers(path)
     told = parse_overrides(overrides)
-    whole = merged(where, OmegaConf.structured(Recipe), *layers, *told)
+    # Of the command line each system is told once, after its own keys: null takes away once only.
+    of_systems = [{"systems": layer.pop("systems")} for layer in told if "systems" in layer]
+    whole = merged(where, OmegaConf.structured(Recipe), *layers, *of_systems)
     if not whole.systems:
-        recipes = {where: resolved(whole, where)}
+        recipes = {where: resolved(merged(where, whole, *told), where)}
     else:
         recipes = {f"{where}, system {name}": _system(where, layers, whole, name, told)
                    for name in whole.systems}

@@ -11,6 +11,9 @@ from megatron_bar.recipe.schema import Domain, Recipe, Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.route import RouteStage
 
+_LONGEST_FOLDER = 255  # bytes of its name that file systems take
+_LONGEST_PLAIN = 200  # logs and scripts are called by it and a few words more
+
 
 def structure_faults(recipe: Recipe, of_run: str | None = None) -> list[str]:
     """A line for each thing that is wrong; the graph's only where its parts are sound.
@@ -24,21 +27,23 @@ def structure_faults(recipe: Recipe, of_run: str | None = None) -> list[str]:
 
 def is_plain(name: str) -> bool:
     """It can be the name of a folder, and one word of a command line."""
-    return name[:1].isalnum() and name.replace("_", "").replace("-", "").isalnum()
+    return (name[:1].isalnum() and name.replace("_", "").replace("-", "").isalnum()
+            and len(name.encode()) <= _LONGEST_PLAIN)
 
 
 def _is_folder(name: str) -> bool:
     """It is the name of one folder, whatever else it may look like."""
     return (name == name.strip() and name.isprintable() and "/" not in name
-            and not name.startswith((".", "-")) and name != "")
+            and not name.startswith((".", "-")) and name != ""
+            and len(name.encode()) <= _LONGEST_FOLDER)
 
 
 def _name_faults(recipe: Recipe, of_run: str | None) -> Iterator[str]:
     *above, last = recipe.name.split("/")
     own = not above or (len(above) == 1 and last == of_run)
     if not own or not all(map(_is_folder, [*above, last])):
-        yield (f"name {recipe.name!r} is not the name of one folder, such as my-run; runs says "
-               "where it lies")
+        yield (f"name {recipe.name!r} is not the name of one folder, such as my-run, of at most "
+               f"{_LONGEST_FOLDER} bytes; runs says where it lies")
 
 
 def _start_faults(recipe: Recipe) -> Iterator[str]:
@@ -61,7 +66,9 @@ def _domain_faults(recipe: Recipe) -> Iterator[str]:
         yield "domains is empty; name at least one"
     for name, domain in recipe.domains.items():
         if not is_plain(name) or name in TAKEN_NAMES or name.startswith(TAKEN_STARTS):
-            yield f"a domain can't be called {name!r}, use another name"
+            too_long = len(name.encode()) > _LONGEST_PLAIN
+            yield (f"a domain can't be called {name!r}, use another name"
+                   + (f" of at most {_LONGEST_PLAIN} bytes" if too_long else ""))
         yield from _stage_faults(domain, f"domains.{name}")
 
 

@@ -6,7 +6,6 @@ sources say of themselves is checked where they are opened and mixed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from megatron_bar.methods import stage_graph
@@ -58,8 +57,8 @@ def _training(training: Training, where: str) -> Iterator[str]:
         except BarError as error:
             yield f"{where}{error}"
     # RLVR's steps are rollouts, each of several optimizer steps.
-    if not isinstance(training, Rlvr) and (training.warmup_steps or 0) > (
-            training.steps or math.inf):
+    if not isinstance(training, Rlvr) and training.warmup_steps is not None and (
+            training.steps is not None and 1 <= training.steps < training.warmup_steps):
         yield (f"{where}warmup_steps {training.warmup_steps} is more than the "
                f"{training.steps} steps there are")
     if training.layout is not None:
@@ -87,6 +86,6 @@ def _route(recipe: Recipe) -> Iterator[str]:
     if route.renormalize and active == 1:
         yield ("route: with active 1 renormalize gives every token's expert weight 1, so that the "
                "router has nothing to learn from; leave it out")
-    if route.load_balancing and active == experts:
+    if route.load_balancing > 0 and active == experts:
         yield (f"route.load_balancing does nothing while every token goes to all {experts} "
                "experts; leave it out, or set active to fewer")

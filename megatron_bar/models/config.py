@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,24 @@ def _olmo3(
     sliding_window: int, full_attention_layers: list[int], yarn: dict[str, Any] | None
 ) -> Olmo3:
     return Olmo3(sliding_window, tuple(full_attention_layers), Yarn(**yarn) if yarn else None)
+
+
+def check_same_shape(
+    where: Path | str, model: ModelConfig, other_where: Path | str, other: ModelConfig
+) -> None:
+    """Raise BarError, with every field that differs, unless two models are equal."""
+    if unlike := list(_unlike(model, other)):
+        raise BarError(f"{where} and {other_where} are models of different shape: "
+                       f"{', '.join(unlike)}")
+
+
+def _unlike(one: Any, other: Any) -> Iterator[str]:
+    """The fields in which two of one kind differ, each with both values."""
+    for field in dataclasses.fields(one):
+        values = [getattr(config, field.name) for config in (one, other)]
+        if all(map(dataclasses.is_dataclass, values)):
+            yield from _unlike(*values)
+        elif values[0] != values[1]:
+            said = [type(value).__name__ if dataclasses.is_dataclass(value) else str(value)
+                    for value in values]
+            yield f"{field.name} is {said[0]} and {said[1]}"

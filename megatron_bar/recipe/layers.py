@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from megatron_bar.recipe.schema import Recipe
-from megatron_bar.recipe.typed import keys_of
+from megatron_bar.recipe.typed import did_you_mean, field_types, keys_of, without_none
 from megatron_bar.runtime.errors import BarError, raise_all
 from megatron_bar.runtime.plain_yaml import parse_yaml, read_yaml, under
 
@@ -71,13 +73,16 @@ def merged(where: str, below: DictConfig, *layers: Mapping[str, Any]) -> DictCon
     """`below` with the keys of each of `layers`, the last one's before all others'.
 
     Keys are added to keys, a list takes the place of a list; `data.0.count=20`, keys that are
-    numbers, changes an item.
+    numbers, changes an item. None in place of a domain, an item or the like takes it away.
 
-    Raises BarError, which begins with `where`, for an item that isn't there.
+    Raises BarError, which begins with `where`, for a part to change or take away that isn't there.
     """
+    below = copy.deepcopy(below)
+    schema = OmegaConf.get_type(below)
     try:
         for layer in layers:
-            below = OmegaConf.merge(below, _with_whole_lists(layer, OmegaConf.to_container(below)))
+            kept = _without_taken(layer, below, schema)
+            below = OmegaConf.merge(below, _with_whole_lists(kept, OmegaConf.to_container(below)))
     except (BarError, OmegaConfBaseException) as error:
         raise BarError(f"{where}: {str(error).splitlines()[0]}") from None
     return below
@@ -94,6 +99,40 @@ def resolved(config: DictConfig, where: str) -> Any:
         raise BarError(f"{where}: {key}{str(error).splitlines()[0]}") from None
 
 
+def _without_taken(told: Any, held: Any, hint: Any, where: str = "") -> Any:
+    """`told` without the names in it that take a part away, which are then gone from `held`."""
+    hint, _ = without_none(hint)
+    if not isinstance(told, Mapping):
+        return told
+    if dataclasses.is_dataclass(hint):
+        hints = field_types(hint)
+    elif typing.get_origin(hint) is dict and not _holds_none(of := typing.get_args(hint)[1]):
+        hints = dict.fromkeys(told, of)
+        for name in [name for name, value in told.items() if value is None]:
+            place = f"{where}.{name}"
+            if not isinstance(held, DictConfig) or name not in held:
+                known = list(held) if isinstance(held, DictConfig) else []
+                raise BarError(f"{place} is null, which takes it away, but there is none"
+                               f"{did_you_mean(name, known) if known else ''}")
+            del held[name]
+        told = {name: value for name, value in told.items() if value is not None}
+    else:
+        return told
+    return {name: _without_taken(value, _held_at(held, name), hints[name],
+                                 f"{where}.{name}".removeprefix("."))
+            for name, value in told.items()}
+
+
+def _holds_none(hint: Any) -> bool:
+    """A null is a value there: of a setting of Megatron-Core's, or a system without keys."""
+    return hint is Any or without_none(hint)[1]
+
+
+def _held_at(held: Any, name: str) -> Any:
+    there = isinstance(held, DictConfig) and name in held
+    return held[name] if there and not OmegaConf.is_interpolation(held, name) else None
+
+
 def _with_whole_lists(told: Any, held: Any, where: str = "") -> Any:
     """`told`, with a list in place of each mapping that counts into a list of `held`."""
     if not isinstance(told, Mapping):
@@ -105,7 +144,8 @@ def _with_whole_lists(told: Any, held: Any, where: str = "") -> Any:
             value = _with_whole_lists(value, items[index], f"{where}.{index}")
             both = isinstance(value, dict) and isinstance(items[index], dict)
             items[index] = OmegaConf.merge(items[index], value) if both else value
-        return items
+        taken = {int(key) for key, value in told.items() if value is None}
+        return [item for index, item in enumerate(items) if index not in taken]
     found = held if isinstance(held, dict) else {}
     return {key: _with_whole_lists(value, found.get(key), f"{where}.{key}".removeprefix("."))
             for key, value in told.items()}

@@ -33,7 +33,8 @@ and on the command line. Anchors, aliases and `<<` work; a key that is given twi
 
 **On top of each other**: what a file `extends` lies below it, the command line above all. Keys are
 added to keys: `layout={processes: 8}` keeps a `tensor: 2` that stands below. A list takes the place
-of a list, and `null` takes a part away (`domains.math.rlvr=null`).
+of a list, and `null` takes a part away: a domain (`domains.math=null`), one of its stages
+(`domains.math.rlvr=null`), an item of a list (`domains.math.sft.data.1=null`).
 
 **Files** (`path`, `anchor`, `chat_template`, ...) are named from the folder of the file that says
 so, on the command line from the working directory; `~`, `$NAME` and `${NAME}` of the environment

@@ -29,7 +29,8 @@ _FEW = 12  # keys that a message can list
 def keys_of(document: Document, schema: type, folder: Path | None = None) -> dict[str, Any]:
     """The keys of `document`, each value of the type that `schema` gives it.
 
-    With a `folder`, which files are named from, this is a recipe: `${...}` is left to be resolved.
+    With a `folder`, which files are named from, this is a recipe: `${...}` is left to be resolved,
+    and a part that has no value, such as a domain, is None, for `layers.merged` to take away.
     Former names of keys are understood, with a hint.
 
     Raises BarError for keys that `schema` hasn't and values that aren't of their type, a line each.
@@ -129,11 +130,17 @@ class _Reader:
             return self._fields(node, kind, key)
         if kind is dict:
             of = typing.get_args(hint)[1]
-            return {name: self.value(value, of, _within(key, name))
+            return {name: self._member(value, of, _within(key, name))
                     for name, (_, value) in self._members(node, key).items()}
         if kind is list:
             return self._items(node, typing.get_args(hint)[0], key, file)
         return self._scalar(node, kind, key, file)
+
+    def _member(self, node: yaml.Node, hint: Any, key: str, file: str | None = None) -> Any:
+        """One of several parts of a kind. In a recipe None takes it away from what is below."""
+        if node.tag == NULL and self.folder is not None:
+            return None
+        return self.value(node, hint, key, file)
 
     def _fields(self, node: yaml.Node, schema: type, key: str) -> dict[str, Any]:
         hints, present = field_types(schema), renamed(schema)
@@ -181,7 +188,7 @@ class _Reader:
             found = {}
             for name, value in node.value:
                 if name.value.isdecimal():
-                    found[name.value] = self.value(value, hint, _within(key, name.value), file)
+                    found[name.value] = self._member(value, hint, _within(key, name.value), file)
                 else:
                     self._fault(name, f"{key} is a list, and {name.value!r} is not the number of "
                                       "an item; they are counted from 0")

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import staging_path
 from megatron_bar.runtime.stopping import ContinueLater
 
 _FAULTS = {
@@ -32,13 +34,53 @@ def disk_of(path: Path) -> Path:
 
 def free_bytes(path: Path) -> float:
     """Bytes that may be written beside `path`; infinity where the file system doesn't tell."""
-    usage = shutil.disk_usage(_existing(path))
+    usage = shutil.disk_usage(existing(path))
     return usage.free if usage.total else float("inf")
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
     path = Path(path).resolve()
-    return path if path.exists() else _existing(path.parent)
+    return path if os.path.exists(path) else existing(path.parent)
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why no file can be made in `folder`, in the system's words, or None where it can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return os.strerror(error.errno)
+
+
+def check_output_file(target: Path) -> None:
+    """Raise BarError, before there is something to write, if `target` can't become a file."""
+    if os.path.isdir(target):
+        raise BarError(f"{target} can't be written: it is a folder; name a file")
+    if not os.path.isdir(target.parent):
+        raise BarError(f"{target} can't be written: there is no folder {target.parent}")
+    _check_place(target, target.parent)
+
+
+def check_output_folder(target: Path) -> None:
+    """Raise BarError, before there is something to write, if `target` can't become a folder.
+
+    Folders above it are made with it. Who writes it says what becomes of one that stands there.
+    """
+    if not os.path.isdir(target):
+        _check_place(target, existing(target.absolute().parent))
+
+
+def _check_place(target: Path, folder: Path) -> None:
+    """Raise BarError unless something called as `target` is can be made in `folder`."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(staging_path(target.absolute()))  # an error where the name is too long
+        why = unwritable(folder)
+    except OSError as error:
+        why = os.strerror(error.errno)
+    if why is not None:
+        raise BarError(f"{target} can't be written: {why}")
 
 
 def readable(size: float) -> str:

@@ -39,10 +39,13 @@ class Change:
     key: str
     was: Any
     now: Any
+    files: tuple[str, ...] = ()  # those of a folder that differ, where the record tells
 
     def __str__(self) -> str:
         if self.was == self.now:
-            return f"{self.now} has other contents ({self.key})"
+            first, *more = self.files or (self.now,)
+            others = f" and {len(more)} more have" if more else " has"
+            return f"{first}{others} other contents ({self.key})"
         return f"{self.key} is {_word(self.now)}, was {_word(self.was)}"
 
 
@@ -67,7 +70,10 @@ def record(stage: Stage) -> dict[str, Any]:
     found = stage.deciding(settings)
     return {"kind": stage.KIND, "settings": settings,
             "outside": {_place(found, way): _contents(found, way)
-                        for way, setting in found.items() if _names_outside(setting)}}
+                        for way, setting in found.items() if _names_outside(setting)},
+            # Nothing is compared by them: they tell which file of a model is another one.
+            "files": {setting.value: _model_files(setting)
+                      for setting in found.values() if _is_model(setting)}}
 
 
 def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
@@ -85,7 +91,8 @@ def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
                if way[-1] == "dtype" and setting.value == "float32" else setting
                for way, setting in was.items()}
     found = [
-        Change(stage.recipe_key(way), _value(was, way), _value(now, way))
+        Change(stage.recipe_key(way), _value(was, way), _value(now, way),
+               _other_files(recorded.get("files", {}), now.get(way)))
         for way in dict.fromkeys([*now, *was]) if not _same(was, now, way, outside)
     ]
     return [change for i, change in enumerate(found) if change not in found[:i]]
@@ -144,11 +151,39 @@ def _contents(settings: Settings, way: Way) -> str | None:
             files = files_of(named)
             return json_digest(list(map(content_digest, files))) if files else None
         if path.is_dir():
-            return json_digest({str(file.relative_to(path)): content_digest(file)
-                                for file in _files_read(setting)})
+            return json_digest(_folder_digests(setting))
         return content_digest(path)
     except (OSError, BarError):
         return None
+
+
+def _folder_digests(setting: Setting) -> dict[str, str]:
+    return {str(file.relative_to(setting.value)): content_digest(file)
+            for file in _files_read(setting)}
+
+
+def _is_model(setting: Setting) -> bool:
+    return setting.told.get(CONTENTS) == HF_FOLDER and setting.value is not None
+
+
+def _model_files(setting: Setting) -> dict[str, str]:
+    """Digests of the files of a model's folder; none if one can't be read, which the stage tells.
+    """
+    try:
+        return _folder_digests(setting)
+    except (OSError, BarError):
+        return {}
+
+
+def _other_files(
+    recorded: Mapping[str, Mapping[str, str]], setting: Setting | None
+) -> tuple[str, ...]:
+    """The files of a model that aren't as they were `recorded`; none where they weren't."""
+    if setting is None or not _is_model(setting) or not (was := recorded.get(setting.value)):
+        return ()
+    now = _model_files(setting)
+    return tuple(str(Path(setting.value) / file) for file in sorted({*was, *now})
+                 if was.get(file) != now.get(file))
 
 
 def _files_read(setting: Setting) -> list[Path]:

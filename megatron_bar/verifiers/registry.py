@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_bar.data.chat import check_text
@@ -67,13 +68,40 @@ def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]
         verifier = verifier_for(source)
         prompt, reference = prompt_text(conversation), reference_of(source, conversation)
         if isinstance(reference, str):
-            check_text(reference, "the reference")
+            check_text(str(reference), "the reference")  # a number of any size is one, too
 
     def score(response: str) -> float:
         with _told(conversation):
             return verifier(prompt, response, reference)
 
     return score
+
+
+@dataclass
+class Scorers:
+    """What scores responses to the items of one source, which are met one after the other.
+
+    Where the recipe names no column of references, the first item tells where they are: in the
+    usual column, or in the replies. Later items that differ would be scored by another rule.
+    """
+
+    source: Source
+    by_column: bool | None = None  # whether the first item had its reference in the column
+
+    def scorer(self, conversation: Conversation) -> Callable[[str], float]:
+        """As `scorer`; raises BarError also for an item that differs from the first."""
+        score = scorer(self.source, conversation)
+        column = self.source.reference_column
+        by_column = _in_column(self.source, conversation) is not None
+        if self.by_column is None:
+            self.by_column = by_column
+        if by_column != self.by_column:
+            here, before = ("is", "isn't") if by_column else ("isn't", "is")
+            raise BarError(
+                f"{conversation.where}: column {column!r} {here} here, and {before} in the first "
+                f"item of source {conversation.source}, so that some items would be compared with "
+                "their reply; give all of them the column, or make two sources of them")
+        return score
 
 
 @contextlib.contextmanager
@@ -98,16 +126,28 @@ def verifier_name(source: Source) -> str:
 
 
 def reference_of(source: Source, conversation: Conversation) -> Any:
-    """The item's reference: its column, else the reply that the conversation ends with."""
-    if (reference := conversation.item.get(source.reference_column)) is not None:
+    """The item's reference: its column, else the reply that the conversation ends with.
+
+    Raises BarError if there is neither, and for a column that the recipe names and isn't there.
+    """
+    if (reference := _in_column(source, conversation)) is not None:
         return reference
+    column = source.reference_column
+    if column != Source.reference_column:
+        raise BarError(f"column {column!r}, the source's reference_column, is missing or null; "
+                       f"there are {', '.join(conversation.item)}; correct reference_column, or "
+                       "leave the item out")
     last = conversation.messages[-1]
     if last["role"] != "assistant":
-        raise BarError(f"there is no column {source.reference_column!r} and no reply to compare "
+        raise BarError(f"there is no column {column!r} and no reply to compare "
                        "answers with; set reference_column")
     calls = last.get("function_calls")
     return (last.get("content") or "") + (
         f"<function_calls>{calls}</function_calls>" if calls else "")
+
+
+def _in_column(source: Source, conversation: Conversation) -> Any:
+    return conversation.item.get(source.reference_column)
 
 
 def prompt_text(conversation: Conversation) -> str:

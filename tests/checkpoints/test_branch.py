@@ -62,7 +62,7 @@ def test_wrong_kinds_are_refused(anchor, tmp_path):
         branch(tmp_path / "three", tmp_path / "out")
     random_dense(hidden_size=96).save_pretrained(tmp_path / "wide-hf")
     import_hf(tmp_path / "wide-hf", tmp_path / "wide")
-    with pytest.raises(BarError, match="different shape"):
+    with pytest.raises(BarError, match=r"different shape: hidden_size is 96 and 48$"):
         branch(anchor, tmp_path / "out", tmp_path / "wide")
     with pytest.raises(BarError, match="not a megatron-bar checkpoint"):
         ModelConfig.load(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_bar.checkpoints.convert import export_hf, import_hf
+from megatron_bar.checkpoints.convert import check_import, export_hf, import_hf
 from megatron_bar.checkpoints.verify import verify_folder
 from megatron_bar.runtime.errors import BarError
 from tests.models_hf import random_dense
@@ -47,6 +47,10 @@ def _tensors(change):
         save_file(tensors, folder / "model.safetensors")
 
     return spoil
+
+
+def _narrowed(name):
+    return _tensors(lambda tensors: tensors.update({name: tensors[name].half()}))
 
 
 def _pointer(name):
@@ -103,10 +107,14 @@ PLAIN_HF = {
         _tensors(lambda t: t.update({"model.norm.weight": torch.ones(48, dtype=torch.int8)})),
         "model.norm.weight has dtype I8",
     ),
-    "dtypes differ": (
-        _tensors(lambda t: t.update(
-            {n: t[n].half() for n in ["model.layers.1.mlp.up_proj.weight"]})),
-        "differ in dtype",
+    "dtypes differ in a layer": (
+        _narrowed("model.layers.0.mlp.up_proj.weight"),
+        "source stores model.layers.0.mlp.up_proj.weight in float16 and "
+        "model.layers.0.mlp.gate_proj.weight in float32; a checkpoint has one type for both",
+    ),
+    "dtypes differ between layers": (
+        _narrowed("model.layers.1.post_attention_layernorm.weight"),
+        "1.post_attention_layernorm.weight in float16 and model.layers.0.post_attention_layernorm",
     ),
     "NaN": (_set("model.layers.1.self_attn.k_proj.weight", (3, 5), NAN),
             "model.safetensors: tensor model.layers.1.self_attn.k_proj.weight holds NaN or Inf"),
@@ -127,6 +135,16 @@ def _refused(convert, source, spoil, message, tmp_path):
 @pytest.mark.parametrize("spoil, message", PLAIN_HF.values(), ids=PLAIN_HF)
 def test_import_refuses(spoil, message, dense_hf, tmp_path):
     _refused(import_hf, dense_hf, spoil, message, tmp_path)
+
+
+def test_layers_of_unlike_types_are_cast_as_the_refusal_says(dense_hf, tmp_path):
+    source = shutil.copytree(dense_hf, tmp_path / "source")
+    _narrowed("model.layers.1.mlp.down_proj.weight")(source)
+    with pytest.raises(BarError, match=r"import \S+source CKPT --dtype float32; .* export CKPT"):
+        check_import(source)
+    import_hf(source, tmp_path / "cast", torch.float32)
+    export_hf(tmp_path / "cast", tmp_path / "folder")
+    check_import(tmp_path / "folder")
 
 
 def _drop_from_index(folder):

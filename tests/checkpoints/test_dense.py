@@ -121,7 +121,7 @@ def test_what_makes_no_sense_is_refused(anchor, domains, tmp_path):
     before = set(tmp_path.iterdir())
     for models, shared, message in [
         ({"branch": tmp_path / "branch"}, "published", "has 2 experts; dense models are needed"),
-        ({"wide": tmp_path / "wide"}, "published", "different shape"),
+        ({"wide": tmp_path / "wide"}, "published", "different shape: hidden_size is 96 and 48$"),
         (domains, "code", "there is no such model; there are anchor, math, law"),
         ({}, "published", "give at least two"),
     ]:

@@ -14,7 +14,7 @@ from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
-from tests.models_hf import random_dense, random_experts
+from tests.models_hf import imported, random_dense, random_experts
 
 LAYERS, PARTS = 4, ("gate_proj", "up_proj", "down_proj")
 
@@ -272,18 +272,60 @@ def test_what_makes_no_sense_is_refused(arguments, message, anchor, branches, tm
 
 
 def test_wrong_models_are_refused(anchor, branches, merged, tmp_path):
+    again = shutil.copytree(merged, tmp_path / "again")
+    linked = tmp_path / "linked"
+    linked.symlink_to(branches[0])
     for models, dense, message in [
         ([anchor], None, "a dense model, not a branch"),
         (branches, branches[0], "the anchor is a dense model"),
         (branches, None, "give --anchor CKPT, or --average branches"),
         ([merged, branches[2]], anchor, "leave out --anchor"),
-        ([merged, merged], None, "both merged models"),
+        ([merged, again], None, "both merged models"),
+        ([branches[0], branches[0].parent / "." / branches[0].name], anchor, "is given twice"),
+        ([branches[0], linked], anchor, "linked is given twice, and a model counts once"),
         ([], anchor, "at least one branch"),
     ]:
         with pytest.raises(BarError, match=message):
             merge(models, tmp_path / "out", dense)
     random_dense(hidden_size=96).save_pretrained(tmp_path / "wide-hf")
     import_hf(tmp_path / "wide-hf", tmp_path / "wide")
-    with pytest.raises(BarError, match="different shape"):
+    with pytest.raises(BarError, match=r"wide and .* different shape: hidden_size is 96 and 48$"):
         merge(branches, tmp_path / "out", tmp_path / "wide")
     assert not (tmp_path / "out").exists()
+
+
+def _stored(folder, usual, others=(), other=None):
+    """A branch of an anchor in type `usual`; tensors with a word of `others` in type `other`."""
+    model = random_dense(seed=7)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(
+            other if any(word in name for word in others) else usual)
+    branch(imported(model, folder), folder / "branch")
+    return folder / "branch"
+
+
+@pytest.mark.parametrize("first, second, cast, dtype", [
+    (("bfloat16",), ("bfloat16", ["norm"], "float32"), ["second"], "bfloat16"),
+    (("bfloat16", ["norm"], "float32"), ("bfloat16",), ["first"], "bfloat16"),
+    (("float32",), ("bfloat16",), ["first"], "bfloat16"),
+    (("float32",), ("bfloat16", ["norm"], "float32"), ["first", "second"], "bfloat16"),
+    (("float32", ["embed"], "bfloat16"), ("float32",), ["first"], "float32"),
+], ids=str)
+def test_unlike_types_merge_once_what_the_refusal_says_is_cast(
+    first, second, cast, dtype, tmp_path
+):
+    models = {
+        name: _stored(tmp_path / name, getattr(torch, usual), *rest[:1],
+                      *[getattr(torch, other) for other in rest[1:]])
+        for name, (usual, *rest) in {"first": first, "second": second}.items()
+    }
+    with pytest.raises(BarError) as refused:
+        merge(list(models.values()), tmp_path / "merged", average="branches")
+    named = ", ".join(str(models[name]) for name in cast)
+    assert f"so cast {'each of ' if cast[1:] else ''}{named}: megatron-bar export CKPT HF_DIR " \
+           f"--dtype {dtype}, then import" in str(refused.value)
+    for name in cast:
+        export_hf(models[name], tmp_path / name / "cast-hf", getattr(torch, dtype))
+        models[name] = tmp_path / name / "cast"
+        import_hf(tmp_path / name / "cast-hf", models[name])
+    merge(list(models.values()), tmp_path / "merged", average="branches")

@@ -57,6 +57,21 @@ def test_an_endless_number_is_read(tmp_path, column):
     assert found.item[column] == LONG and load_texts(Source(path=found.where[:-2]), 0) == ["Yo"]
 
 
+@pytest.mark.parametrize("record", [
+    '{"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": "Yo"}]}',
+    '{"messages": [{"role": "user", "content": ["a", LONG]}, {"role": "assistant", "content": 1}]}',
+    '{"instruction": "a", "input": LONG, "output": "b"}', '{"prompt": LONG, "completion": "b"}',
+])
+def test_an_endless_number_is_no_text(tmp_path, record):
+    path = tmp_path / "a.jsonl"
+    path.write_text(record.replace("LONG", LONG) + "\n")
+    with pytest.raises(BarError, match=r"a\.jsonl:1: .* is a number of 5,000 digits, not text"):
+        load_conversations(Source(path=str(path)), 0)
+    path.write_text(f'{{"text": {LONG}}}\n')
+    with pytest.raises(BarError, match=r"a\.jsonl:1: column 'text' is a number of 5,000 digits"):
+        load_texts(Source(path=str(path)), 0)
+
+
 @pytest.fixture
 def spoilt(tmp_path, monkeypatch) -> Path:
     """40 good lines, with each kind of bad one among them, the first and the last bad."""

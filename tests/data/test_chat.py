@@ -291,13 +291,17 @@ def test_choosing_a_template(dolma2, tmp_path: Path):
         chat_template(None, dolma2)
     with pytest.raises(BarError, match="'chatml' is unknown; there are olmo, tulu"):
         chat_template("chatml", dolma2)
-    for content, fault in (("{% for %}", "is broken in line 1"),
-                           ("{{ strftime_now('%Y') }}", "is another one each time")):
-        path.write_text(content)
-        with pytest.raises(BarError, match=fault):  # before any item is read, so none is skipped
+    for content, fault in ((b"{% for %}", "is broken in line 1"), (b"", "is empty"),
+                           (b" \n", "is empty"), (b"caf\xe9", "isn't UTF-8"),
+                           (b"{{ strftime_now('%Y') }}", "is another one each time")):
+        path.write_bytes(content)
+        # Before any item is read, so none is skipped.
+        with pytest.raises(BarError, match=rf"^chat_template .*mine\.jinja.* {fault}"):
             chat_template(str(path), dolma2)
-    with pytest.raises(BarError, match=r"missing\.jinja can't be read"):
-        chat_template(str(tmp_path / "missing.jinja"), dolma2)
+    (tmp_path / "folder.jinja").mkdir()
+    for missing in ("missing.jinja", "folder.jinja", "mine.jinja/own.jinja"):
+        with pytest.raises(BarError, match=rf"^chat_template .*/{missing} is not a file"):
+            chat_template(str(tmp_path / missing), dolma2)
 
 
 def test_the_tokenizers_own_template():

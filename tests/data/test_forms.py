@@ -73,6 +73,9 @@ def test_more_of_alpaca_and_prompts(tmp_path):
         {"role": "system", "content": "Be brief."}, *CHAT,
         {"role": "user", "content": "Sum\n1 2"}, {"role": "assistant", "content": "3"},
     ]
+    asked = {"prompt": "3?", "response": "3", "input": "", "history": [["Hi", "Yo"]]}
+    assert messages(tmp_path, asked) == [
+        *CHAT, {"role": "user", "content": "3?"}, {"role": "assistant", "content": "3"}]
     found = load(tmp_path, {"prompt": "Hi", "answer": "4"})  # as RLVR reads it
     assert found.messages == [HI] and found.item["answer"] == "4"
 
@@ -210,7 +213,14 @@ def test_a_conversation_without_loss_is_refused(tmp_path, dolma2):
     ({"instruction": "a", "input": "b", "context": "c", "output": "d"}, "input and context"),
     ({"prompt": "a", "chosen": "b", "rejected": "c"}, "preference pair"),
     ({"chosen": CHAT, "rejected": CHAT}, "preference pair"),
-    ({"prompt": "a", "completion": "b", "label": False}, "preference"),
+    ({"conversations": [HI], "chosen": YO, "rejected": YO}, "preference pair"),
+    *[(record | {name: value}, f"preference .column '{name}' labels the answer")
+      for record in ({"prompt": "a", "completion": "b"}, {"messages": CHAT})
+      for name, value in (("label", False), ("label", 0), ("label", 1.0), ("label", "False"),
+                          ("kto_tag", True))],
+    ({"prompt": "a", "response": "b", "input": "c"}, "column 'input' would be left out"),
+    ({"prompt": [HI], "response": "b", "history": [["a", "b"]]}, "history is given beside"),
+    ({"prompt": "a", "response": "b", "history": "c"}, "history must be a list of pairs"),
     ({"question": "a", "answer": "b"},
      r"column 'messages' is missing; there are question, answer, .* \(sharegpt, messages, prompt"),
 ])
@@ -218,6 +228,24 @@ def test_what_has_no_place_is_refused(tmp_path, record, fault):
     with pytest.raises(BarError, match=fault) as error:
         load(tmp_path, record)
     assert "a.jsonl:1: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_preference_after_other_records_is_refused(tmp_path):
+    path, plain = tmp_path / "a.jsonl", {"prompt": "a", "completion": "b"}
+    for later in (plain | {"label": False}, {"prompt": "a", "chosen": "b", "rejected": "c"}):
+        path.write_text(f"{json.dumps(plain)}\n{json.dumps(later)}\n")
+        with pytest.raises(BarError, match=r"a\.jsonl:2: this is a preference"):
+            load_conversations(Source(path=str(path)), 0)
+
+
+@pytest.mark.parametrize("record", [
+    {"messages": CHAT, "label": 3}, {"messages": CHAT, "label": "greeting"},
+    {"messages": CHAT, "chosen": CHAT, "rejected": CHAT},  # the chosen answer, as UltraFeedback has
+    {"prompt": "Hi", "completion": "Yo", "label": None},
+])
+def test_what_is_no_preference_is_read(tmp_path, record):
+    assert messages(tmp_path, record) == CHAT
+    assert messages(tmp_path, {"prompt": "Hi", "label": 1}) == [HI]  # a prompt and its reference
 
 
 def test_a_form_or_a_column_can_be_named(tmp_path):

@@ -1,5 +1,6 @@
 """What a recipe asks for and can't have is said before anything runs."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
+from megatron_bar.recipe.schema import Domain, Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import require
 
@@ -29,6 +31,17 @@ def test_validation_sources_are_told_apart():
     twice = 'domains.math.sft.validation=[{"toy":"math"},{"toy":"math"}]'
     with pytest.raises(BarError, match="math/sft: two data sources are called 'math'"):
         require(check_recipe(load_recipe(TOY, [twice])))
+
+
+def test_a_branch_is_adopted_once(tmp_path):
+    (tmp_path / "linked").symlink_to(tmp_path / "branch")
+    recipe = load_recipe(TOY)
+    adopted = {name: Domain(checkpoint=str(tmp_path / folder), routing=[Source(toy=name)])
+               for name, folder in (("math", "branch"), ("code", "linked"), ("law", "other"))}
+    recipe = dataclasses.replace(recipe, domains=recipe.domains | adopted)
+    said = [fault.what for fault in check_recipe(recipe) if "one expert" in fault.what]
+    assert said == [f"domains.math and domains.code have the same checkpoint {tmp_path / 'linked'}"
+                    ", and a branch is one expert; leave out either"]
 
 
 @pytest.mark.parametrize("recipe, overrides, message", [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from megatron_bar.cli import main
 from megatron_bar.data import toy
@@ -71,6 +73,16 @@ def test_a_recipe_that_is_well_has_no_fault(brought):
         "chats.jsonl", "questions.jsonl", "recipe.yaml", "texts.jsonl"]
 
 
+@pytest.mark.parametrize("key", ["anchor", "pretrained"])
+def test_layers_of_unlike_types_are_found(brought, anchor, key):
+    folder = shutil.copytree(anchor, brought / "mixed")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    save_file(tensors | {name: tensors[name].half()}, folder / "model.safetensors")
+    (fault,) = _faults(f"{key}={folder}")
+    assert f"{key}: {folder} stores {name} in float16 and model.layers.0.mlp.down_proj" in fault
+
+
 WRONG = ["domains.law.midtrain.lr=-1", "domains.law.sft.clip=-1", "domains.law.sft.beta1=1",
          "domains.law.sft.warmup_steps=4", "domains.law.midtrain.data.0.path=nope.jsonl",
          "domains.law.sft.data.0.path=empty.jsonl", "chat_template=chatml",
@@ -117,10 +129,23 @@ def test_a_plan_says_what_isnt_here_and_is_made(brought, capsys):
     ("texts", [{"text": ""}], "source texts holds no tokens to train on"),
     ("questions", [QUESTION, {"messages": QUESTION["messages"]}],
      "questions.jsonl:2: there is no column 'answer' and no reply"),
+    ("questions", [QUESTION] * 99 + [{"messages": CHAT["messages"]}],
+     "questions.jsonl:100: column 'answer' isn't here, and is in the first item"),
 ])
 def test_what_a_sample_of_a_file_shows(brought, name, records, message):
     _write(brought / f"{name}.jsonl", *records)
     assert any(message in fault for fault in _faults()), _faults()
+
+
+@pytest.mark.parametrize("form", ["rlvr.data", "tasks"])
+def test_a_file_that_lacks_the_named_column_of_references(brought, form):
+    for number in range(10):
+        _write(brought / f"part{number}.jsonl", *[CHAT | {"ans": "2"}] * 5)
+    source = f"domains.law.{form}=[{{path: 'part*.jsonl', reference_column: ans}}]"
+    assert _faults(source) == []
+    _write(brought / "part9.jsonl", *[CHAT] * 5)
+    (fault,) = _faults(source)
+    assert "part9.jsonl:1: column 'ans', the source's reference_column, is missing" in fault
 
 
 @pytest.mark.parametrize("override, message", {
@@ -135,6 +160,13 @@ def test_what_a_key_makes_of_good_files(brought, override, message):
     Path("plain.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     faults = _faults(override)
     assert any(message in fault for fault in faults), faults
+
+
+@pytest.mark.parametrize("anchor_is_here", [True, False])
+def test_a_template_that_is_empty(brought, anchor_is_here):
+    Path("e.jinja").touch()
+    faults = _faults("chat_template=e.jinja", *([] if anchor_is_here else ["anchor=elsewhere"]))
+    assert sum("/e.jinja is empty" in fault for fault in faults) == 1, faults
 
 
 @pytest.mark.parametrize("runs, message", [

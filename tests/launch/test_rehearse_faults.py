@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.cli import main
+from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.data.sources import Conversation
 from megatron_bar.data.tokenizer import train_tokenizer
@@ -100,6 +101,11 @@ def _broken_references(recipe: dict) -> None:
     recipe["domains"]["law"]["rlvr"]["data"][0]["verifier"] = "safety"
 
 
+def _typo_in_reference_column(recipe: dict) -> None:
+    """A reply that is compared with itself always wins."""
+    recipe["domains"]["law"]["rlvr"]["data"][0]["reference_column"] = "anwser"
+
+
 def _long_prompt(recipe: dict) -> None:
     """One of many, which no small sample holds."""
     lines = Path("prompts.jsonl").read_text().splitlines()
@@ -147,6 +153,7 @@ FAULTS = {
                        "reward, nor that of .* more items of source prompts",
     _broken_references: "law/rlvr: .*prompts.jsonl:1: a safety reference is refuse or comply",
     _long_prompt: "evaluate/.*: .*prompts.jsonl:18: the prompt has .* no room .* model's 256 ",
+    _typo_in_reference_column: "law/rlvr: .*prompts.jsonl:1: column 'anwser', the source's ref",
     _long_prompts_of_rlvr: "law/rlvr: .*prompts.jsonl:18: the prompt has .* model's 256 positions",
     _nothing_supervised: "law/sft: source silent: of 9 conv.* carries loss among its first 128",
     _last_of_ten: "law/sft: .*part9.jsonl:1: column 'messages' is missing",
@@ -184,6 +191,26 @@ def test_an_item_that_its_stage_leaves_out_is_no_fault(recipe, anchor):
     assert examined.fitting(loaded.domains["law"].sft.data[0], "chats") > 5
     (fault,) = faults["stop"]
     assert "chats.jsonl:31: message 2 holds <|im_end|> as text" in fault
+
+
+@pytest.mark.parametrize("bad", [
+    _chat("a <|im_start|>", "4", answer="4"), _chat("a", "4"),
+    _chat("word " * 700, "4", answer="4"),
+], ids=["spelt", "no reference", "long"])
+def test_a_prompt_that_its_stage_leaves_out_is_no_fault(bad, recipe, anchor):
+    with open("prompts.jsonl", "a") as file:
+        file.write(json.dumps(bad) + "\n")
+    law = recipe["domains"]["law"]
+    faults = {}
+    for on_bad_item in ("stop", "skip"):
+        for source in (law["rlvr"]["data"][0], law["tasks"][0]):
+            source["on_bad_item"] = on_bad_item
+        Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+        examined = examine(load_recipe(Path("recipe.yaml")), load_chat_format(anchor, None), 256)
+        faults[on_bad_item] = list(map(str, examined.faults))
+    assert faults["skip"] == []
+    assert faults["stop"] and all("prompts.jsonl:31: " in fault for fault in faults["stop"])
+    assert re.match(r"prompts: (\d+) of \1 reference answers", examined.found["law/rlvr"][0])
 
 
 def test_an_anchor_with_a_missing_shard_is_told_of(recipe, capsys):
@@ -248,5 +275,6 @@ def test_real_references_tell_answers_that_their_verifiers_reward():
     for case in {(case.data, case.where): case for case in rights}.values():
         conversation = Conversation([{"role": "user", "content": "?"}], case.data,
                                     {"answer": case.reference}, case.where)
-        worth = worth_of_references(Source(path="x", verifier=case.verifier), [conversation])
+        source = Source(path="x", verifier=case.verifier)
+        worth = worth_of_references(source, [conversation], BadItems.of(source))
         assert worth.asked == worth.known == worth.earned == 1, case.where

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_bar.cli import main
 from megatron_bar.launch.replacing import agree, training_lost
@@ -16,7 +17,9 @@ from megatron_bar.launch.work import work_of
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import read_done, replaced_folder
+from megatron_bar.stages.made_of import record
 from megatron_bar.training.groups import group_digests
 
 HOURS = 7200.0  # that a stage took
@@ -108,8 +111,60 @@ def test_conversions_and_evaluations_ask_nothing(run):
     recipe = load_recipe(run / "recipe.yaml", [
         f"runs={run.parent}", "merge.shared=branches", "evaluate.max_new_tokens=9"])
     (loss,) = work_of(recipe).lost
-    assert (loss.stage, loss.why) == ("routed", "merged is made anew")
+    assert (loss.stage, loss.why) == (
+        "routed", "merged is made anew: merge.shared is branches, was published")
     agree([loss], yes=False)  # in a test it takes seconds
+
+
+@pytest.fixture
+def imported(tmp_path) -> Path:
+    """A recipe of two models that it imports, and all of its stages as a finished run has them."""
+    for model in ("anchor", "pretrained"):
+        (tmp_path / model).mkdir()
+        for name in ("config.json", "generation_config.json"):
+            (tmp_path / model / name).write_text(f'{{"of": "{model}"}}')
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
+    training = {"steps": 4, "batch_size": 2, "data": [{"path": "texts.jsonl"}]}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({
+        "name": "law", "runs": str(tmp_path / "runs"), "anchor": "anchor",
+        "pretrained": "pretrained", "route": {"training": {"steps": 3}},
+        "domains": {"law": {"midtrain": training, "sft": training}},
+    }))
+    for stage in stage_graph(load_recipe(path)):
+        folder = tmp_path / "runs" / "law" / stage.name
+        folder.mkdir(parents=True)
+        inputs = {role: {"stage": name, "id": name} for role, name in stage.inputs.items()}
+        write_json(folder / "stage.json", record(stage) | {
+            "id": stage.name, "inputs": inputs, "steps": 4, "seconds": HOURS})
+    return path
+
+
+@pytest.mark.parametrize("model", ["anchor", "pretrained"])
+def test_a_file_of_a_model_is_named_though_its_import_trains_nothing(model, imported):
+    recipe = load_recipe(imported)
+    assert work_of(recipe).todo == []
+    changed = imported.parent / model / "generation_config.json"
+    changed.write_text("{}")
+    assert [(loss.stage, loss.why) for loss in work_of(recipe).lost] == [
+        ("law/midtrain",
+         f"law/branch is made anew: {changed} has other contents ({model})"),
+        ("law/sft", "law/midtrain is made anew"),
+        ("routed", "merged is made anew" + (
+            f": {changed} has other contents (anchor)" if model == "anchor" else "")),
+    ]
+
+
+@pytest.mark.parametrize("override, root", {
+    "pretrained=null": "pretrained is left out",
+    "pretrained=anchor": "pretrained is FOLDER/anchor, was FOLDER/pretrained",
+    "seed=7": "seed is 7, was 0",
+}.items())
+def test_a_key_is_named_though_only_a_conversion_reads_it(override, root, imported, monkeypatch):
+    monkeypatch.chdir(imported.parent)
+    lost = work_of(load_recipe(imported, [override])).lost
+    whys = [loss.why.replace(str(imported.parent), "FOLDER") for loss in lost]
+    assert any(why.endswith(root) for why in whys) and lost[0].stage == "law/midtrain"
 
 
 def test_a_saved_state_is_training_too(run):

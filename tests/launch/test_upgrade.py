@@ -171,8 +171,10 @@ def another_anchor(tmp_path_factory) -> Path:
     (["--add", "law=ANCHOR"], "has no experts; a branch has two"),
     (["--add", "law=BARE"], "say 'domains.law.routing="),
     (["--add", "general=BRANCH"], "a domain can't be called 'general'"),
-    (["--drop", "math", "--drop", "tool_use"], "domains is empty"),
-    (["--drop", "math", "route.active=3"], "route.active 3 is not from 1 to 2"),
+    (["--drop", "math", "--drop", "tool_use"],
+     "recipe RUN/recipe.yaml as it would be: domains is empty"),
+    (["--drop", "math", "route.active=3"],
+     "recipe RUN/recipe.yaml as it would be: route.active 3 is not from 1 to 2"),
     (["--add", "law=RECIPE"], "has no domain 'law'; it has math, tool_use"),
     ([], "say what to change"),
 ])
@@ -187,6 +189,7 @@ def test_bad_words_change_nothing(
     }
     for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]
+        message = message.replace(name, str(place))
     before = set(run.rglob("*"))
     assert main(["upgrade", str(run), *words]) == 1
     shown = capsys.readouterr().err

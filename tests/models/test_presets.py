@@ -1,12 +1,16 @@
 """Presets have the published sizes: transformers' own models, on the meta device, are the judge."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_bar.checkpoints import hf
 from megatron_bar.checkpoints.names import slots
+from megatron_bar.models.config import check_same_shape
 from megatron_bar.models.presets import PRESETS
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.groups import group_sizes
 
 BILLIONS = {
@@ -48,3 +52,19 @@ def test_parameter_counts_are_the_published_ones(name):
 def test_the_mixtures_of_7b_are_the_published_25b_and_33b(experts, billions):
     model = PRESETS["olmo2-7b"].with_experts(experts)
     assert sum(group_sizes(model).values()) / 1e9 == pytest.approx(billions, abs=0.01)
+
+
+def test_models_of_different_shape_are_told_apart_by_their_fields():
+    olmo2, olmo3 = PRESETS["olmo2-7b"], PRESETS["olmo3-7b"]
+    shorter = replace(olmo3, olmo3=replace(olmo3.olmo3, sliding_window=7))
+    for model, other, told in [
+        (olmo2, replace(olmo2, rms_norm_eps=1e-5), "rms_norm_eps is 1e-06 and 1e-05"),
+        (olmo3, shorter, "sliding_window is 4096 and 7"),
+        (olmo2, replace(olmo3, vocab_size=olmo2.vocab_size,
+                        max_position_embeddings=olmo2.max_position_embeddings),
+         "olmo3 is None and Olmo3"),
+    ]:
+        with pytest.raises(BarError) as refused:
+            check_same_shape("a", model, "b", other)
+        assert str(refused.value) == f"a and b are models of different shape: {told}"
+        check_same_shape("a", model, "b", replace(model))

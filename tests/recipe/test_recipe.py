@@ -80,6 +80,12 @@ def test_overrides_reach_into_lists():
     "seed=many": "many",
     "route.fraction=2": "not in",
     "layout.processes=3 layout.tensor=2": "multiple of 2",
+    "domains.math.sft.steps=-1": "sft: steps -1 is not at least 1",
+    "domains.math.sft.steps=0 domains.math.sft.warmup_steps=4": "sft: steps 0 is not at least 1",
+    "domains.math.sft.warmup_steps=-4": "sft: warmup_steps -4 is not 0 or more",
+    "domains.math.sft.steps=3 domains.math.sft.warmup_steps=4":
+        "warmup_steps 4 is more than the 3 steps",
+    "route.load_balancing=-1": "route.load_balancing -1.0 is not 0 or more",
     "domains.math.sft.schedule=cubic": "cubic",
     "domains.math.sft.epochs=1": "one of steps, epochs and tokens",
     "domains.math.sft.tokens=50B": "one of steps, epochs and tokens",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.methods.load import load_recipe, save_recipe
+from megatron_bar.methods.load import load_recipe, load_recipes, save_recipe
 from megatron_bar.runtime.errors import BarError
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
@@ -52,6 +52,46 @@ def test_a_section_with_nothing_in_it_is_as_if_it_were_not_there(tmp_path):
     toy = load_recipe(TOY)
     mine = load_recipe(path)
     assert (mine.route, mine.evaluate, mine.layout) == (toy.route, toy.evaluate, toy.layout)
+
+
+def test_null_takes_away_a_domain_an_item_and_a_key_of_a_users_own(tmp_path):
+    toy = load_recipe(TOY, ["domains.math.sft.lr_scale={head: 0.5, final_norm: 2}"])
+    told = ["domains.math.sft.lr_scale={head: 0.5, final_norm: 2}", "domains.code=null",
+            "domains.math.sft.lr_scale.head=null", "domains.math.sft.data.0=null"]
+    recipe = load_recipe(TOY, told)
+    assert [*recipe.domains] == [name for name in toy.domains if name != "code"]
+    assert recipe.domains["math"].sft.lr_scale == {"final_norm": 2.0}
+    assert recipe.domains["math"].sft.data == toy.domains["math"].sft.data[1:]
+    again = load_recipe(TOY, [*told, "domains.code.sft={steps: 1, data: [{toy: code}]}"])
+    assert again.domains["code"].sft.steps == 1 and again.domains["code"].midtrain is None
+
+
+def test_a_file_and_a_system_take_away_what_is_below_them(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"""
+extends: {TOY}
+name: mine
+domains: {{code: null}}
+systems: {{whole: , small: {{domains: {{safety: null}}}}}}
+""")
+    whole, small = load_recipes(path)
+    assert {*load_recipe(TOY).domains} - {*whole.domains} == {"code"}
+    assert {*whole.domains} - {*small.domains} == {"safety"}
+    whole, small = load_recipes(path, ["domains.math=null"])
+    assert "math" not in {*whole.domains, *small.domains} and "safety" in whole.domains
+
+
+@pytest.mark.parametrize("told, message", {
+    "domains.mth=null": "domains.mth is null, which takes it away, but there is none; did you "
+                        "mean math?",
+    "domains.math.sft.lr_scale.head=null": "domains.math.sft.lr_scale.head is null, which takes "
+                                           "it away, but there is none",
+    "domains.math.sft.data.9=null": "domains.math.sft.data has no item 9",
+}.items())
+def test_what_is_not_there_is_not_taken_away_silently(told, message):
+    with pytest.raises(BarError) as raised:
+        load_recipe(TOY, [told])
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_keys_are_added_to_keys_and_a_list_takes_the_place_of_a_list():
@@ -122,10 +162,15 @@ def test_a_name_is_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "/tmp/x", ".hidden", "-x", "a/../b",
-                                  "'a '", "''"])
+                                  "'a '", "''",
+                                  "a" * 256, "ä" * 128])
 def test_a_run_stays_in_its_folder(name):
     with pytest.raises(BarError, match="is not the name of one folder"):
         load_recipe(TOY, [f"name={name}"])
+
+
+def test_a_name_may_be_as_long_as_that_of_a_folder():
+    assert load_recipe(TOY, [f"name={'a' * 255}"]).name == "a" * 255
 
 
 def test_only_a_run_itself_is_called_name_and_system(tmp_path):
@@ -141,7 +186,7 @@ def test_only_a_run_itself_is_called_name_and_system(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["slurm", "logs", "before", "evaluate-math", "without-code", "-a",
-                                  "a.b", "'a b'"])
+                                  "a.b", "'a b'", "a" * 201])
 def test_no_domain_is_called_like_something_else_in_the_run(name):
     with pytest.raises(BarError, match="a domain can't be called"):
         load_recipe(TOY, [f"domains={{{name}: {{sft: {{steps: 1, data: [{{toy: math}}]}}}}}}"])

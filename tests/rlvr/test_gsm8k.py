@@ -75,7 +75,7 @@ def _trained(run: Path, layout: str, folder: Path) -> Path:
     recipe.domains["math"].rlvr.layout = EXPERTS[layout]
     save_recipe(recipe, folder / "recipe.yaml")
     processes.start(
-        run_stage, folder, "math/rlvr", processes=EXPERTS[layout].processes, timeout_seconds=200
+        run_stage, folder, "math/rlvr", processes=EXPERTS[layout].processes, timeout_seconds=400
     ).wait()
     return folder / "math" / "rlvr"
 

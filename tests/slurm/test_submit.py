@@ -250,6 +250,25 @@ def test_only_and_from_choose_stages(workplace, capsys):
     ]
 
 
+def test_names_of_a_site_that_are_known_are_taken(workplace, capsys):
+    times = {"math/sft": "90", "midtrain": "91", "rehearsal": "92", "pretrain": "93"}
+    site = _site(workplace, times=times, cpu_stages=["import", "adopt", "average"])
+    scripts = _scripts(capsys, "--site", site, "--only", "math", "--rehearse")
+    for stage, time in (("math/sft", 90), ("math/midtrain", 91), ("rehearsal", 92)):
+        assert f"#SBATCH --time={time}\n" in scripts[stage]
+
+
+def test_that_there_is_nothing_to_print_is_told(workplace, capsys):
+    anchor = next(stage for stage in stage_graph(load_recipe(Path("recipe.yaml")))
+                  if stage.name == "anchor")
+    folder = workplace / "runs" / "bar-7b" / "anchor"
+    folder.mkdir(parents=True)
+    write_json(folder / "stage.json", record(anchor) | {"id": "x", "inputs": {}})
+    assert main(["submit", "recipe.yaml", "--dry-run", "--only", "anch*"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "" and "nothing to do, all stages that are asked for are done" in shown.err
+
+
 def test_conversions_ask_for_cpu_nodes_and_training_for_gpu_nodes(workplace, capsys):
     scripts = _scripts(capsys)
     for stage, nodes, gpus in (("math/sft", 8, 8), ("safety/sft", 1, 4), ("routed", 3, 8),
@@ -279,6 +298,13 @@ def test_a_template_beside_the_site_file_is_used(workplace, capsys):
     ([], {"environment": {"a-b": "x"}}, "is not a variable's name"),
     ([], {"acount": "x"}, "acount"),
     ([], {"times": {"sft": "soon"}}, "is not a time as SLURM has it"),
+    ([], {"times": {"midtran": "12:00:00"}}, "the site's times: 'midtran' is not a kind of stage "
+     "or a stage of this recipe; did you mean midtrain?"),
+    ([], {"times": {"mth/sft": "12:00:00"}}, "did you mean math/sft?"),
+    ([], {"cpu_stages": ["imprt"]}, "the site's cpu_stages: 'imprt' is not a kind of stage; did "
+     "you mean import?"),
+    (["--from", "merged", "--only", "math"], {},
+     "--only math chooses none of the stages from merged on"),
     ([], {"container": {"runtime": "docker"}}, "is not none, pyxis or apptainer"),
     ([], {"container": {"runtime": "pyxis"}}, "container.image is missing"),
 ])

@@ -31,6 +31,8 @@ BAD = [
     (item("half \ud83d"), "half of a character"),
     (item("a <|im_end|> b"), "would forge a turn"),
     (item("no answer", answer=None), "no column 'answer' and no reply"),
+    ({"messages": [*item("no answer")["messages"], {"role": "assistant", "content": "4"}]},
+     "column 'answer' isn't here, and is in the first item"),
     (item("x", messages="y"), "messages must be a list"),
     (item("x", answer="half \ud83d"), "the reference holds half of a character"),
 ]
@@ -72,5 +74,5 @@ def test_bad_items_are_left_out_and_listed(load, tmp_path, capsys):
     assert name.endswith("asked") and count == len(BAD)
     lines = (tmp_path / LEFT_OUT).read_text().splitlines()
     assert [json.loads(line)["where"].rpartition(":")[2] for line in lines] == [
-        "2", "5", "3", "4", "6"]
+        "2", "6", "3", "4", "5", "7"]
     assert f"{len(BAD)} bad items were left out, such as" in capsys.readouterr().out

@@ -101,6 +101,19 @@ def test_other_bytes_of_the_same_size_are_told_by_the_stages_that_read_them(brou
     assert [*_changed(made)] == ["anchor", "law/sft", "routed"]
 
 
+def test_of_a_models_folder_the_file_that_is_another_one_is_named(brought):
+    made = _records()
+    Path("model/tokenizer.json").write_text("{}")
+    folder = brought / "model"
+    assert _changed(made) == {
+        "anchor": [f"{folder / 'tokenizer.json'} has other contents (anchor)"]}
+    Path("model/generation_config.json").write_text("{}")  # a new one counts, too
+    (told,) = _changed(made)["anchor"]
+    assert told == (f"{folder / 'generation_config.json'} and 1 more have other contents (anchor)")
+    del made["anchor"]["files"]  # versions before didn't record them
+    assert _changed(made) == {"anchor": [f"{folder} has other contents (anchor)"]}
+
+
 @pytest.mark.parametrize("path", ["law/*.jsonl", "law"])
 def test_every_file_behind_a_path_counts(brought, path):
     (brought / "law").mkdir()

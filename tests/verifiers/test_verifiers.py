@@ -17,6 +17,7 @@ from megatron_bar.verifiers.call_formats import Call, NotCalls, parse_calls
 from megatron_bar.verifiers.language import is_language
 from megatron_bar.verifiers.registry import (
     VERIFIERS,
+    Scorers,
     code,
     instructions,
     math,
@@ -320,6 +321,27 @@ def test_wrong_sources_and_references_are_named_with_their_place():
     open_ended = Conversation([{"role": "user", "content": "Hi"}], "x", {}, "x.jsonl:2")
     with pytest.raises(BarError, match=r"x\.jsonl:2: .*set reference_column"):
         score_answers([(Source(path="x.jsonl"), open_ended)], [""])
+
+
+def test_a_reference_column_that_is_named_must_be_there():
+    named = Source(path="sums.jsonl", reference_column="anwser")
+    for columns in ({"answer": "2"}, {"anwser": None}):
+        with pytest.raises(BarError, match=r"^sums\.jsonl:1: column 'anwser', the source's "
+                                           r"reference_column, .*there are messages, an"):
+            score_answers([(named, conversation(**columns))], ["2"])
+    assert score_answers([(named, conversation(anwser="3"))], ["3"]) == [1]
+
+
+@pytest.mark.parametrize("first, second, message", [
+    ({"answer": "2"}, {}, "isn't here, and is in the first item of source sums"),
+    ({}, {"answer": "2"}, "is here, and isn't in the first item"),
+])
+def test_references_of_a_source_are_all_in_the_column_or_all_replies(first, second, message):
+    scorers = Scorers(Source(path="sums.jsonl"))
+    for _ in range(2):
+        assert scorers.scorer(conversation(**first))("2") == 1
+    with pytest.raises(BarError, match=rf"^sums\.jsonl:1: column 'answer' {message}"):
+        scorers.scorer(conversation(**second))
 
 
 _IFEVAL = {"instruction_id_list": list(instructions._CHECKS), "kwargs": [

@@ -28,6 +28,8 @@ FORMS: dict[str, Form] = {
 _SYSTEM_COLUMNS = ("system", "system_prompt")
 _FUNCTION_COLUMNS = ("tools", "functions")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_PAIR = ("chosen", "rejected")
+_LABELS = ("label", "kto_tag")  # of an answer: TRL's name, LLaMA-Factory's
 _LOSS_COLUMNS = ("weight", "loss_mask")
 
 
@@ -35,14 +37,7 @@ def form_of(record: Record, column: str | None) -> Form:
     """The form that a record is of. Raises BarError for one of a form that isn't read."""
     _check_columns(record)
     if lists.column_of(record, column) is None:
-        if {"chosen", "rejected"} <= set(record):
-            raise BarError(
-                "this is a preference pair (chosen and rejected), which no stage here learns from; "
-                "messages_column: chosen takes the chosen answers as conversations"
-            )
-        if "completion" in record and isinstance(record.get("label"), bool):
-            raise BarError("this is a preference (a completion with a label, good or bad), which "
-                           "no stage here learns from; keep the good ones, without the label")
+        _refuse_pair(record)
     for form in FORMS.values():
         if form.fits(record, column):
             return form
@@ -63,6 +58,7 @@ def read(form: Form, record: Record, column: str | None) -> list[Message]:
         raise BarError(f"this is of the form {other.name}, and its source is read as {form.name}; "
                        "make it a source of its own, or correct the source's format")
     messages = form.messages(record, column)
+    _check_preference(form, record, column, messages)
     system = _column(record, _SYSTEM_COLUMNS)
     if system:
         if messages[:1] and messages[0].get("role") == "system":
@@ -73,6 +69,35 @@ def read(form: Form, record: Record, column: str | None) -> list[Message]:
         messages = _offering(messages, functions)
     check_messages(messages)
     return messages
+
+
+def _check_preference(
+    form: Form, record: Record, column: str | None, messages: list[Message]
+) -> None:
+    """Refuse an answer that may be a bad one, and a question whose answers are a pair."""
+    answered = messages[-1].get("role") == "assistant"
+    if column is None and not (answered and form in (lists.MESSAGES, lists.SHAREGPT)):
+        _refuse_pair(record)
+    for name in _LABELS if answered else ():
+        if _is_label(record.get(name)):
+            raise BarError(f"this is a preference (column {name!r} labels the answer, good or "
+                           "bad), which no stage here learns from; keep the good ones, without "
+                           "the label")
+
+
+def _refuse_pair(record: Record) -> None:
+    if all(record.get(name) is not None for name in _PAIR):
+        raise BarError(
+            "this is a preference pair (chosen and rejected), which no stage here learns from; "
+            "messages_column: chosen takes the chosen answers, where they are whole conversations"
+        )
+
+
+def _is_label(value: Any) -> bool:
+    """True or false, as people write them."""
+    if isinstance(value, str):
+        return value.lower() in ("true", "false")
+    return isinstance(value, (bool, int, float)) and value in (0, 1)
 
 
 def _offering(messages: list[Message], functions: Any) -> list[Message]:

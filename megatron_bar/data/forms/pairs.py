@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_bar.data.chat import Message
+from megatron_bar.data.chat import Message, check_text
 from megatron_bar.data.forms.form import Form
 from megatron_bar.data.forms.turns import said, turns
 from megatron_bar.data.records import Record
@@ -22,9 +22,15 @@ def _fits_prompt(record: Record, column: str | None) -> bool:
 
 def _prompt_messages(record: Record, column: str | None) -> list[Message]:
     """Without a completion it is a prompt alone, as RLVR reads it."""
-    _refuse(record, "context")
-    question, answer = record[_PROMPT], _first(record, _COMPLETIONS)
-    return _turns(question, "user") + ([] if answer is None else _turns(answer, "assistant"))
+    for column in _INPUTS:
+        if record.get(column):
+            raise BarError(f"column {column!r} would be left out; make it part of the prompt")
+    history, question = _history(record), record[_PROMPT]
+    if history and isinstance(question, list):
+        raise BarError("history is given beside a prompt that is a list of messages; keep one")
+    answer = _first(record, _COMPLETIONS)
+    return [*history, *_turns(question, "user"),
+            *([] if answer is None else _turns(answer, "assistant"))]
 
 
 def _turns(value: Any, role: str) -> list[Message]:
@@ -36,19 +42,24 @@ def _fits_alpaca(record: Record, column: str | None) -> bool:
 
 
 def _alpaca_messages(record: Record, column: str | None) -> list[Message]:
-    messages = []
-    for pair in record.get(_HISTORY) or []:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise BarError("history must be a list of pairs of a question and its answer")
-        messages += [said("user", pair[0]), said("assistant", pair[1])]
     question = record[_INSTRUCTION]
     more, answer = _first(record, _INPUTS), _first(record, _OUTPUTS)
     if more:
-        if not isinstance(question, str) or not isinstance(more, str):
-            raise BarError("instruction and input must be text")
+        check_text(question, "instruction")
+        check_text(more, "input")
         question = f"{question}\n{more}"
-    messages.append(said("user", question))
-    return messages + ([] if answer is None else [said("assistant", answer)])
+    return [*_history(record), said("user", question),
+            *([] if answer is None else [said("assistant", answer)])]
+
+
+def _history(record: Record) -> list[Message]:
+    """The turns before the question."""
+    history = record.get(_HISTORY) or []
+    if not isinstance(history, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 for pair in history):
+        raise BarError("history must be a list of pairs of a question and its answer")
+    return [said(role, words) for pair in history
+            for role, words in zip(("user", "assistant"), pair)]
 
 
 def _first(record: Record, columns: tuple[str, ...]) -> Any:
@@ -56,11 +67,6 @@ def _first(record: Record, columns: tuple[str, ...]) -> Any:
     if len(given) > 1:
         raise BarError(f"columns {' and '.join(given)} are both given; keep one of them")
     return next(iter(given.values()), None)
-
-
-def _refuse(record: Record, column: str) -> None:
-    if record.get(column):
-        raise BarError(f"column {column!r} would be left out; make it part of the prompt")
 
 
 PROMPT_COMPLETION = Form(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_bar.data.chat import Message
+from megatron_bar.data.chat import Message, check_text
 from megatron_bar.data.forms.calls import calls_text, functions_text
 from megatron_bar.data.message_keys import (
     CALL_KEYS,
@@ -98,6 +98,8 @@ def _text(content: Any) -> Any:
                 raise BarError(f"content has a part of type {kind!r}, and only text is read")
             case _:
                 raise BarError("content has a part that is neither text nor has a type")
+    for text in texts:
+        check_text(text, "a part of content")
     return "".join(texts)
 
 

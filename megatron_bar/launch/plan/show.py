@@ -12,6 +12,8 @@ from rich.table import Table
 from megatron_bar.costs.compute import Machine
 from megatron_bar.costs.memory import PROMPT_TOKENS
 from megatron_bar.launch.plan.growth import Growth
+from megatron_bar.runtime.disk import check_output_file
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.evaluate import EvaluateStage
 from megatron_bar.stages.plan import StagePlan
@@ -88,6 +90,17 @@ def growth_table(growth: Growth) -> Table:
         bar, monolith = growth.upgrade(domain)
         table.add_row(f"a better {domain} expert", f"{bar:,.1f}", f"{monolith:,.1f}")
     return table
+
+
+def check_picture(path: Path) -> None:
+    """Raise BarError unless `plot_growth` can write a picture there."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise BarError(f"{path} can't be written: a picture's name ends in one of "
+                       f"{', '.join(f'.{kind}' for kind in kinds)}")
+    check_output_file(path)
 
 
 def plot_growth(growth: Growth, path: Path) -> None:

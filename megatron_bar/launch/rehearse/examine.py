@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from megatron_bar.checkpoints.companions import ChatFormat
-from megatron_bar.data.bad_items import BadItems
+from megatron_bar.data.bad_items import BadItems, told_left_out
 from megatron_bar.data.chat import prompt_ids, render
 from megatron_bar.data.chat_format import closing_tokens
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
@@ -73,17 +73,18 @@ def _examine(
             for _ in texts:  # that it can be read is what counts
                 pass
         return
-    own = list(sample.conversations())
-    read = [c for part in at_ends for c in drawn.conversations(*part)] + own
+    bad = BadItems.of(source)
+    own = list(sample.conversations(bad=bad))
+    read = [c for part in at_ends for c in drawn.conversations(*part, bad=bad)] + own
     conversations = list({conversation.where: conversation for conversation in read}.values())
     if form != CHATS:
-        told = _scored(source, drawn.name, conversations)
+        told = _scored(source, drawn.name, conversations, bad)
         examined.found.setdefault(reading.stage, []).append(told)
     if chat_format is None:
         return
     if form != CHATS:
         _check_longest(reading, drawn, chat_format, positions)
-    measure, bad, sizes = _taught if form == CHATS else _prompt, BadItems.of(source), {}
+    measure, sizes = _taught if form == CHATS else _prompt, {}
     for conversation in conversations:
         with bad.caught(conversation.number, conversation.where):
             sizes[conversation.where] = len(measure(conversation, chat_format))
@@ -126,12 +127,19 @@ def _check_longest(
         with bad.caught(conversation.number, conversation.where):
             length = len(_prompt(conversation, chat_format))
         if positions <= length <= (most or length):
-            raise BarError(f"{conversation.where}: the prompt has {length} tokens, which leaves no "
-                           f"room for an answer in the model's {positions} positions")
+            fault = BarError(f"{conversation.where}: the prompt has {length} tokens, which leaves "
+                             f"no room for an answer in the model's {positions} positions")
+            if reading.task is None:  # RLVR goes by prompt_length alone, and would ask it
+                raise fault
+            bad.add(conversation.number, conversation.where, fault)
 
 
-def _scored(source: Source, name: str, conversations: Sequence[Conversation]) -> str:
-    worth: Worth = worth_of_references(source, conversations)
+def _scored(
+    source: Source, name: str, conversations: Sequence[Conversation], bad: BadItems
+) -> str:
+    worth: Worth = worth_of_references(source, conversations, bad)
+    if not worth.asked:
+        raise BarError(told_left_out(name, list(bad.listed.values())))
     if worth.known and not worth.earned:
         raise BarError(
             f"{worth.first_without}: verifier {verifier_name(source)} gives the reference "
@@ -140,4 +148,6 @@ def _scored(source: Source, name: str, conversations: Sequence[Conversation]) ->
         )
     if not worth.known:
         return f"{name}: references can be read, and tell no answer to score"
-    return f"{name}: {worth.earned} of {worth.known} reference answers are rewarded"
+    what = ("reference answers" if worth.by_column
+            else f"replies, which are the references without a column {source.reference_column!r},")
+    return f"{name}: {worth.earned} of {worth.known} {what} are rewarded"

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.verifiers.reference import structured
-from megatron_bar.verifiers.registry import reference_of, scorer, verifier_name
+from megatron_bar.verifiers.registry import Scorers, reference_of, verifier_name
 
 
 @dataclass(frozen=True)
@@ -21,27 +22,33 @@ class Worth:
     asked: int
     known: int
     earned: int
+    by_column: bool | None  # whether references are in a column, not the replies themselves
     first_without: str | None = None  # where the first right answer stands that earned nothing
 
 
-def worth_of_references(source: Source, conversations: Sequence[Conversation]) -> Worth:
+def worth_of_references(
+    source: Source, conversations: Sequence[Conversation], bad: BadItems
+) -> Worth:
     """Let the source's verifier score the right answer to each of `conversations`.
 
-    Raises BarError, with its place, for a reference that the verifier can't read.
+    Raises BarError, with its place, for a reference that is missing or that the verifier can't
+    read, where such items aren't to be left out.
     """
-    known = earned = 0
-    first = None
+    asked = known = earned = 0
+    first, scorers = None, Scorers(source)
     for conversation in conversations:
-        score = scorer(source, conversation)
-        answer = right_answer(source, conversation)
-        worth = score(answer or "")  # of no known answer: that the reference can be read
-        if answer is None:
-            continue
-        known += 1
-        earned += worth > 0
-        if not worth and first is None:
-            first = conversation.where
-    return Worth(len(conversations), known, earned, first)
+        with bad.caught(conversation.number, conversation.where):
+            score = scorers.scorer(conversation)
+            answer = right_answer(source, conversation)
+            worth = score(answer or "")  # of no known answer: that the reference can be read
+            asked += 1
+            if answer is None:
+                continue
+            known += 1
+            earned += worth > 0
+            if not worth and first is None:
+                first = conversation.where
+    return Worth(asked, known, earned, scorers.by_column, first)
 
 
 def right_answer(source: Source, conversation: Conversation) -> str | None:

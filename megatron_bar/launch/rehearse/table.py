@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from rich.table import Table
 
-from megatron_bar.launch.plan.stages import StagePlan
 from megatron_bar.launch.rehearse.fold import lost_kinds
 from megatron_bar.launch.rehearse.rehearsal import Rehearsed
 from megatron_bar.methods.graph import Stage
@@ -15,6 +14,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr, Training
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.evaluate import EvaluateStage
+from megatron_bar.stages.plan import StagePlan
 from megatron_bar.stages.training_stage import TrainingStage
 
 

@@ -24,9 +24,11 @@ from megatron_bar.launch.work import Work, work_of
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import save_recipe
 from megatron_bar.recipe.schema import Recipe
+from megatron_bar.recipe.typed import did_you_mean
 from megatron_bar.runtime.console import say, warn
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.errors import BarError, raise_all
 from megatron_bar.stages.context import identity
+from megatron_bar.stages.registry import KINDS
 from megatron_bar.stages.stage import Stage
 
 
@@ -43,7 +45,13 @@ def scripts_of(
     work, scripts = _prepared(recipe, site, template, only, start, rehearse, elsewhere=True)
     for loss in work.lost:
         warn(f"to be trained anew: {loss}")
+    if not work.todo:
+        warn(_nothing_to_do(work.run))
     return _of(scripts, work.todo)
+
+
+def _nothing_to_do(run: Path) -> str:
+    return f"{run}: nothing to do, all stages that are asked for are done"
 
 
 def _of(scripts: dict[str, str], stale: list[Stage]) -> dict[str, str]:
@@ -67,6 +75,7 @@ def _prepared(
     `elsewhere`: the jobs may be for another machine, which has what isn't here.
     """
     stages = stage_graph(recipe)
+    _check_names(site, stages)
     chosen = _chosen(stages, only, start)
     run = run_folder(recipe)
     first = [rehearsal(site)] if rehearse else []
@@ -139,7 +148,7 @@ def submit_recipe(
             new.insert(0, rehearsal(site))
         _write(recipe, run, {stage.name: scripts[stage.name] for stage in new})
         submitted = _submit(run, new, queued)
-    _tell(run, len(stages), submitted, queued)
+    _tell(run, submitted, queued)
     return run
 
 
@@ -158,6 +167,17 @@ def _write(recipe: Recipe, run: Path, scripts: Mapping[str, str]) -> None:
         script_path(run, name).write_text(script)
 
 
+def _check_names(site: Site, stages: Sequence[Stage]) -> None:
+    """Raise BarError for what the site says of kinds of stage, or stages, that there aren't."""
+    kinds = [*(kind.KIND for kind in KINDS), REHEARSAL]
+    known = {"cpu_stages": (kinds, "a kind of stage"),
+             "times": ([*kinds, *(stage.name for stage in stages)],
+                       "a kind of stage or a stage of this recipe")}
+    raise_all([f"the site's {key}: {name!r} is not {what}{did_you_mean(name, names)}"
+               for key, (names, what) in known.items()
+               for name in getattr(site, key) if name not in names])
+
+
 def _chosen(stages: list[Stage], only: Sequence[str], start: str | None) -> set[str]:
     names = {stage.name for stage in stages}
     if start is not None:
@@ -166,6 +186,8 @@ def _chosen(stages: list[Stage], only: Sequence[str], start: str | None) -> set[
         names = downstream(stages, start)
     if only:
         names &= matching_stages(stages, only)
+        if not names:
+            raise BarError(f"--only {', '.join(only)} chooses none of the stages from {start} on")
     return names
 
 
@@ -257,9 +279,9 @@ def _submit(run: Path, new: list[Stage], queued: dict[str, Job]) -> dict[str, Jo
     return submitted
 
 
-def _tell(run: Path, total: int, submitted: dict[str, Job], queued: dict[str, Job]) -> None:
+def _tell(run: Path, submitted: dict[str, Job], queued: dict[str, Job]) -> None:
     if not submitted and not queued:
-        say(f"{run}: nothing to do, all of the {total} stages that are asked for are done")
+        say(_nothing_to_do(run))
         return
     for name, job in submitted.items():
         say(f"{name}: job {job.id}, log {log_path(run, name)}")

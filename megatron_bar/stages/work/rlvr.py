@@ -22,7 +22,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.work.train import model_run, proof_of_freezing
-from megatron_bar.verifiers.registry import prompt_text, scorer, verifier_name
+from megatron_bar.verifiers.registry import Scorers, prompt_text, verifier_name
 
 
 def train_on_rewards(stage: RlvrStage, context: Context) -> dict[str, Any]:
@@ -64,13 +64,13 @@ def load_prompts(
     """
     prompts = []
     for source in settings.data:
-        bad = left_out.of(source_name(source), source)
+        bad, scorers = left_out.of(source_name(source), source), Scorers(source)
         for conversation in load_conversations(source, seed, bad):
             with bad.caught(conversation.number, conversation.where):
                 ids = prompt_ids(tokenizer, conversation.messages, template)
                 if len(ids) <= settings.prompt_length:
                     prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
-                                          scorer(source, conversation)))
+                                          scorers.scorer(conversation)))
     if not prompts:
         raise BarError("; ".join([
             f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",

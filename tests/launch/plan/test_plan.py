@@ -348,7 +348,6 @@ def test_a_third_domain_needs_no_layout_for_the_router(seven_b, capsys):
         "dtype: bfloat16, data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, batch_size: 64, "
         "dtype: bfloat16, data: [{path: x.jsonl}]}}}", "domains.tools=null",
     ])
-    del recipe.domains["tools"]
     plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
     assert plans["routed"].stage.layout == Layout(64, tensor=2)
     assert plans["math/sft"].stage.layout == Layout(64, tensor=2, expert=2)
