@@ -42,7 +42,7 @@ _SAID = r"^stopped by SIGTERM$"
 
 def _signalled(*_, **__) -> NoReturn:
     """What a library does, that is cut short."""
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     time.sleep(60)
     raise AssertionError("no signal came")
 
@@ -145,15 +145,18 @@ def test_ctrl_c_twice_is_an_interruption(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(KeyboardInterrupt), RaiseOnStopSignal():
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         finally:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_signals_wait_again_after_one_that_waited():
-    """Else a second one ends a rank before it has told its status."""
+    """Else a second one ends a rank before it has told its status.
+
+    Sent to this thread alone: others that the tests' process has would hear it, and end.
+    """
     with unheard():
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(ContinueLater), RaiseOnStopSignal(), heard():
             pass
         assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())

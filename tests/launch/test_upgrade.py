@@ -163,7 +163,7 @@ def another_anchor(tmp_path_factory) -> Path:
     (["--replace", "law=BRANCH"], "has no domain 'law'; it has math, tool_use"),
     (["--drop", "anchor"], "has no domain 'anchor'"),
     (["--add", "math=BRANCH"], "has a domain 'math' already; use --replace"),
-    (["--add", "law"], "write NAME=BRANCH"),
+    (["--add", "law"], "--add law: write NAME="),
     (["--replace", "math=BRANCH", "--drop", "math"], "math is named twice"),
     (["--add", "law=nowhere"], "nowhere is neither a branch's checkpoint, nor the folder"),
     (["--add", "law=OTHER"], "are models of different shape"),
