@@ -19,8 +19,8 @@ $(VENV)/ready: setup.py constraints.txt
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
 
-# NeMo-Aligner and what it imports, over a gigabyte: RLVR needs it, in the demo and in its tests.
-# Beside it lm-eval is little more.
+# NeMo-Aligner and what it imports, over a gigabyte: RLVR's default backend, which its tests compare
+# with the native one. Beside it lm-eval is little more.
 $(VENV)/rlvr: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e '.[test,rlvr,eval]'
 	touch $@

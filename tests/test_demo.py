@@ -10,9 +10,6 @@ from megatron_bar.cli import main
 TOY = Path(__file__).parents[1] / "examples" / "toy.yaml"
 
 
-pytest.importorskip("nemo_aligner", reason="needs the extra rlvr")
-
-
 @pytest.mark.demo
 @pytest.mark.timeout(1800)
 def test_every_branch_learns_and_the_routed_model_keeps(tmp_path):

@@ -40,7 +40,7 @@ def check_works(
     for work in works:
         found = check_recipe(work.recipe, work.names, made)
         if installed:
-            found += check_installed(work.recipe)
+            found += check_installed(work.recipe, work.names)
         faults += [fault for fault in found if fault not in faults]
     if absent or wherever(faults):
         require(faults)
@@ -79,11 +79,12 @@ def check_recipe(
     return list(faults)
 
 
-def check_installed(recipe: Recipe) -> list[Fault]:
-    """Packages that a stage needs and this Python, which will run it, hasn't."""
+def check_installed(recipe: Recipe, todo: Collection[str]) -> list[Fault]:
+    """Packages that a stage of `todo` asks for and this Python, which will run it, hasn't."""
     faults = Faults()
     for stage in stage_graph(recipe):
-        stage.check_installed(faults)
+        if stage.name in todo:
+            stage.check_installed(faults)
     return list(faults)
 
 

@@ -93,8 +93,9 @@ def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
             return run
         say(f"{run}: {len(todo)} of {len(stages)} stages to run: "
             f"{', '.join(stage.name for stage in todo)}")
-        if any(isinstance(stage, RlvrStage) for stage in todo):
-            processes.preload("megatron_bar.rlvr.nemo.preload")
+        for stage in todo:
+            if isinstance(stage, RlvrStage) and stage.preload is not None:
+                processes.preload(stage.preload)
         _Scheduler(run, todo, jobs or cores()).run_all()
     return run
 

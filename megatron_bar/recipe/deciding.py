@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_bar.recipe.fields import FORMS, RUNTIME, about
+from megatron_bar.recipe.renamed import with_present_names
 from megatron_bar.recipe.schema import Source
 
 
@@ -44,7 +45,7 @@ def deciding(schema: type, values: Mapping[str, Any], looks: Looks = Looks()) ->
 
     `values` are those of a dataclass `schema` as `dataclasses.asdict` gives them. They may be those
     that a stage was made with by an earlier version: fields that weren't there then are at their
-    default.
+    default, and those that had another name have the present one.
     """
     return dict(_dataclass(schema, values, looks, ()))
 
@@ -52,7 +53,7 @@ def deciding(schema: type, values: Mapping[str, Any], looks: Looks = Looks()) ->
 def _dataclass(
     schema: type, values: Mapping[str, Any], looks: Looks, way: Way
 ) -> Iterator[tuple[Way, Setting]]:
-    values = _defaults(schema) | dict(values)
+    values = _defaults(schema) | with_present_names(schema, values)
     if schema is Source:
         values, left_out = _source(values, looks)
     else:

@@ -26,6 +26,9 @@ RULE = "rule"
 # The key says how a stage is computed, and not what comes out but for rounding. A stage that is
 # done stays done when it changes, and one that was cut short goes on.
 RUNTIME = "runtime"
+# The key was renamed: what it was called in the version before, which a recipe may still say
+# (`recipe/renamed.py`).
+FORMERLY = "formerly"
 # The forms that a source is read in, of those below, by stages that look at the key; all if unsaid.
 FORMS = "forms"
 TEXTS, CHATS, PROMPTS, ITEMS = "texts", "chats", "prompts", "items"

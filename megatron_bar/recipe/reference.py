@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_bar.recipe.fields import RULE, RUNTIME, about, names_with
+from megatron_bar.recipe.renamed import renamed
 from megatron_bar.recipe.schema import Recipe
 
 _HEAD = """\
@@ -48,6 +49,12 @@ A stage is done again when its settings change, but for these, which say how it 
 what comes out:
 
 """
+_RENAMED = """\
+## Renamed keys
+
+What they were called in the version before is understood in this one, with a hint:
+
+"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,9 @@ def reference() -> str:
         ]).replace("  |", " |"))
     runtime = set().union(*(names_with(schema, RUNTIME) for schema in _schemas(Recipe)))
     names = ", ".join(f"`{name}`" for name in sorted(runtime))
-    return "\n".join([*sections, _RUNTIME + names + ".\n"])
+    of_former = {old: new for schema in _schemas(Recipe) for old, new in renamed(schema).items()}
+    now = ", ".join(f"`{former}` is `{name}`" for former, name in of_former.items())
+    return "\n".join([*sections, _RUNTIME + names + ".\n", _RENAMED + now + ".\n"])
 
 
 def _schemas(top: type) -> list[type]:

@@ -98,7 +98,8 @@ class Training:
     schedule: str = key("linear", one_of("linear", "cosine", "constant"))  # Of the learning rate.
     warmup: float = key(0.03, WARMUP)  # share of the steps
     warmup_steps: int | None = key(None, AT_LEAST_0)  # or their number, in place of the share
-    floor: float = key(0.0, SHARE)  # the last learning rate, as a share of the peak
+    # The last learning rate, as a share of the peak.
+    min_lr_ratio: float = key(0.0, SHARE, formerly="floor")
     beta1: float = key(0.9, PART)  # of AdamW, as beta2, eps and weight_decay
     beta2: float = key(0.95, PART)
     eps: float = key(1e-8, ABOVE_0)
@@ -177,9 +178,10 @@ class Rlvr(Training):
     # Of the divergence from the stage's start, taken off the reward.
     kl_coefficient: float = key(0.0, AT_LEAST_0)
     reward_scale: float = key(10.0, ABOVE_0)  # a right answer is worth so much
-    drop_equal: bool = True  # leave out prompts whose samples all got the same reward
+    # Leave out prompts whose samples all got the same reward.
+    filter_zero_std: bool = key(True, formerly="drop_equal")
     # Don't ask a prompt again that was solved in this share of its samples, or more.
-    rest_above: float = key(0.875, SHARE)
+    no_resampling_pass_rate: float = key(0.875, SHARE, formerly="rest_above")
     truncated: str = "keep"  # keep responses that were cut, mask them, or give them zero reward
     # How often the KL divergence from the stage's start is measured for the logs, which takes a
     # forward pass; at every step where kl_coefficient is set. 0: never.
@@ -192,6 +194,9 @@ class Rlvr(Training):
     rollout_folder: str | None = key(None, runtime=True)
     # Answers that a process has scored side by side.
     verifiers_at_once: int = key(8, COUNT, runtime=True)
+    # What drives the steps: nemo_aligner (its REINFORCE trainer) or native, a loop of our own that
+    # takes the same ones; by default NeMo-Aligner where it is installed, else native.
+    backend: str | None = key(None, runtime=True)
 
     @property
     def row_length(self) -> int:

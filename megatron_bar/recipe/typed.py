@@ -16,6 +16,7 @@ import yaml
 
 from megatron_bar.recipe.fields import FILE, KEYS_OF_RECIPE
 from megatron_bar.recipe.paths import located
+from megatron_bar.recipe.renamed import renamed, tell_renamed
 from megatron_bar.runtime.errors import raise_all
 from megatron_bar.runtime.plain_yaml import NULL, Document, plain
 
@@ -30,6 +31,7 @@ def keys_of(document: Document, schema: type, folder: Path | None = None) -> dic
 
     With a `folder`, which files are named from, this is a recipe: `${...}` is left to be resolved,
     and a part that has no value, such as a domain, is None, for `layers.merged` to take away.
+    Former names of keys are understood, with a hint.
 
     Raises BarError for keys that `schema` hasn't and values that aren't of their type, a line each.
     """
@@ -38,6 +40,8 @@ def keys_of(document: Document, schema: type, folder: Path | None = None) -> dic
     reader = _Reader(document, folder)
     found = reader.value(document.root, schema, "")
     raise_all(reader.faults)
+    for (former, present), place in reader.former.items():
+        tell_renamed(place, former, present)
     return found
 
 
@@ -110,6 +114,7 @@ class _Reader:
         self.document = document
         self.folder = folder
         self.faults: list[str] = []
+        self.former: dict[tuple[str, str], str] = {}  # and present name: where it was first met
 
     def value(self, node: yaml.Node, hint: Any, key: str, file: str | None = None) -> Any:
         """`node` as `hint`; `key` is where it stands, and `file` what kind of path it is."""
@@ -138,10 +143,13 @@ class _Reader:
         return self.value(node, hint, key, file)
 
     def _fields(self, node: yaml.Node, schema: type, key: str) -> dict[str, Any]:
-        hints = field_types(schema)
+        hints, present = field_types(schema), renamed(schema)
         metadata = {field.name: field.metadata for field in dataclasses.fields(schema)}
         found = {}
-        for name, (written, value) in self._members(node, key).items():
+        members = self._members(node, key)
+        for name, (written, value) in members.items():
+            if name in present:
+                name = self._present_name(written, present[name], key, members)
             if name not in hints:
                 self._fault(written, f"{_within(key, name)}: there is no such key"
                                      f"{did_you_mean(name, hints)}")
@@ -149,6 +157,16 @@ class _Reader:
             hint = dict[str, schema | None] if KEYS_OF_RECIPE in metadata[name] else hints[name]
             found[name] = self.value(value, hint, _within(key, name), metadata[name].get(FILE))
         return found
+
+    def _present_name(
+        self, written: yaml.Node, present: str, key: str, members: Mapping[str, Any]
+    ) -> str:
+        """What the former name `written` is called now. Noted, for a hint."""
+        if present in members:
+            self._fault(written, f"{_within(key, written.value)} is called {present} now, which is "
+                                 f"given, too; leave {written.value} out")
+        self.former.setdefault((written.value, present), self.document.at(written))
+        return present
 
     def _members(self, node: yaml.Node, key: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """By key, the key and its value. Nothing written is no keys."""

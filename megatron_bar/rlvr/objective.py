@@ -38,13 +38,14 @@ def group_advantages(rewards_GN: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def unequal_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
-    """Which groups teach something: `[G, N] -> [G]`, False where all rewards are the same."""
+    """Which groups have anything to learn from: `[G, N] -> [G]`, False where all rewards are equal.
+    """
     return (rewards_GN != rewards_GN[:, :1]).any(-1)
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a rollout teaches, and which of its prompts."""
+class Advantages:
+    """How much better than others each response is, and which prompts to learn from and to rest."""
 
     advantages_B: torch.Tensor
     mask_BT: torch.Tensor  # of the tokens that count
@@ -52,17 +53,17 @@ class Lesson:
     solved_G: torch.Tensor  # those to rest
 
 
-def lesson(
+def compute_advantages(
     scores_B: torch.Tensor,
     kl_B: torch.Tensor | None,
     mask_BT: torch.Tensor,
     stopped_B: torch.Tensor,
     settings: Rlvr,
-) -> Lesson:
+) -> Advantages:
     """Advantages from scores in [0, 1], by the settings.
 
     `kl_B` is how far each response is from the policy's start; `mask_BT` is 1 on response tokens.
-    Which groups teach and which are solved, the scores alone decide.
+    The scores alone decide which groups are learned from and which are solved.
     """
     samples = settings.samples_per_prompt
     rewards_B = scores_B * settings.reward_scale
@@ -71,13 +72,26 @@ def lesson(
     if settings.truncated == "mask":
         mask_BT = mask_BT * stopped_B[:, None]
     scores_GN = scores_B.view(-1, samples)
-    teaching_G = unequal_groups(scores_GN) | (not settings.drop_equal)
-    return Lesson(
+    kept_G = unequal_groups(scores_GN) | (not settings.filter_zero_std)
+    return Advantages(
         advantages_B=group_advantages(rewards_B.view(-1, samples), settings.advantage).flatten(),
         mask_BT=mask_BT,
-        groups=teaching_G.nonzero()[:, 0],
-        solved_G=scores_GN.mean(-1) >= settings.rest_above,
+        groups=kept_G.nonzero()[:, 0],
+        solved_G=scores_GN.mean(-1) >= settings.no_resampling_pass_rate,
     )
+
+
+def kl_to_start(
+    logprobs_BT: torch.Tensor, start_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor
+) -> torch.Tensor:
+    """`[B]`: the mean log ratio of the policy to its start over a response's own tokens."""
+    log_ratio_BT = (logprobs_BT - start_logprobs_BT) * mask_BT
+    return log_ratio_BT.sum(-1) / mask_BT.sum(-1).clamp_min(1)
+
+
+def masked_mean(values_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """The mean over the places that the mask has."""
+    return values_BT[mask_BT.bool()].mean()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.rlvr.backends import BACKENDS
 from megatron_bar.rlvr.objective import ADVANTAGES
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
@@ -23,10 +24,11 @@ def reference_share(settings: Rlvr) -> float:
 
 def check_settings(settings: Rlvr, layout: Layout) -> None:
     """Raise BarError for settings that don't fit each other or the layout."""
-    for key, allowed in (("advantage", ADVANTAGES), ("truncated", TRUNCATED)):
+    for key, allowed in (("advantage", ADVANTAGES), ("truncated", TRUNCATED),
+                         ("backend", (None, *BACKENDS))):
         if getattr(settings, key) not in allowed:
             raise BarError(f"{key} is {getattr(settings, key)!r}; there are "
-                           f"{', '.join(allowed)}")
+                           f"{', '.join(filter(None, allowed))}")
     for key in ("prompts_per_step", "rollout_batch_size", "prompt_length", "response_length"):
         if getattr(settings, key) < 1:
             raise BarError(f"{key} is {getattr(settings, key)}; give at least 1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from megatron_bar.stages.training_stage import TrainingStage
 
 if TYPE_CHECKING:
     from megatron_bar.models.config import ModelConfig
+    from megatron_bar.rlvr.backends import Backend
     from megatron_bar.runtime.faults import Faults
     from megatron_bar.stages.context import Context
 
@@ -53,18 +53,28 @@ class RlvrStage(TrainingStage):
                 verifier_for(source)
 
     def check_installed(self, faults: Faults) -> None:
-        if importlib.util.find_spec("nemo_aligner") is None:
-            faults.add("NeMo-Aligner is missing; install it with: pip install "
-                       "'megatron-bar[rlvr]'", self.name)
+        from megatron_bar.rlvr.backends import missing_backend
+
+        if missing := missing_backend(self.training.backend):
+            faults.add(missing, self.name)
         super().check_installed(faults)
 
     def prepare(self) -> None:
-        """Import the trainer, which has to come before the process groups."""
-        from megatron_bar.rlvr.nemo import accommodations
+        """Import what the backend needs, which has to come before the process groups."""
+        self._backend.prepare()
 
-        accommodations.install()
+    @property
+    def preload(self) -> str | None:
+        """A module for the server that ranks are forked from, if its backend has one."""
+        return self._backend.PRELOAD
+
+    @property
+    def _backend(self) -> Backend:
+        from megatron_bar.rlvr.backends import backend_of
+
+        return backend_of(self.training.backend)
 
     def run(self, context: Context) -> dict[str, Any]:
-        from megatron_bar.stages.work.rlvr import reinforce
+        from megatron_bar.stages.work.rlvr import train_on_rewards
 
-        return reinforce(context)
+        return train_on_rewards(context)

@@ -9,22 +9,15 @@ from typing import Any
 
 from megatron.core import parallel_state
 
-from megatron_bar.checkpoints.companions import COMPANION_FOLDER
 from megatron_bar.data.batch import to_batch
 from megatron_bar.data.batches import Batches, planned_steps
 from megatron_bar.data.rows import Rows
-from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import progress, say
-from megatron_bar.runtime.layout import Layout
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
-from megatron_bar.training.checkpoints import (
-    check_finite,
-    describe_resume_point,
-    write_checkpoint,
-)
 from megatron_bar.training.guards import Guard, describe_items
 from megatron_bar.training.metrics import Metrics
+from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.once import once
 from megatron_bar.training.optimizer import apply_gradients, gradient_norm
 from megatron_bar.training.resume import ResumePoints
@@ -57,16 +50,10 @@ class Trained:
 class TrainingRun:
     """What is to be trained, on what, and how."""
 
-    config: ModelConfig
-    start: Path | None  # a checkpoint; None for random weights
-    folder: Path  # gets checkpoint/, metrics and, while it runs, states to go on from
+    model_run: ModelRun
     training: Training
     rows: Rows
     pad_id: int
-    layout: Layout
-    seed: int
-    what: str  # how messages call it
-    companions: Path | None = None  # the folder whose tokenizer goes along, by default the start's
     snapshots: Mapping[int, Path] = field(default_factory=dict)  # steps: a checkpoint to write then
     validation: Rows | None = None  # the loss on these is measured at intervals
     begin: Begin | None = None  # both are those of `set_up`
@@ -82,7 +69,7 @@ class TrainingRun:
         step; ContinueLater when it was asked to stop, with its state saved.
         """
         with StopAtStep(self.training.stop_after_minutes) as stop:
-            return once(self.folder, Trained, lambda: _Stage(self).run(stop))
+            return once(self.model_run.folder, Trained, lambda: _Stage(self).run(stop))
 
 
 class _Stage:
@@ -90,62 +77,49 @@ class _Stage:
 
     def __init__(self, task: TrainingRun) -> None:
         self.task = task
-        training = task.training
-        self.companions = task.companions
-        if self.companions is None and task.start is not None:
-            self.companions = task.start / COMPANION_FOLDER
-        self.batches = Batches.of(task.rows, training.batch_size, task.seed)
+        run, training = task.model_run, task.training
+        self.batches = Batches.of(task.rows, training.batch_size, run.seed)
         self.steps = planned_steps(training, task.rows.per_epoch)
-        trainee = set_up(
-            task.config, task.start, training, task.layout, self.steps, task.what, task.begin,
-            task.load_balancing,
-        )
-        if warning := task.config.length_warning(training.sequence_length):
-            say(f"{task.what}: {warning}")
+        trainee = set_up(run, training, self.steps, task.begin, task.load_balancing)
+        if warning := run.config.length_warning(training.sequence_length):
+            say(f"{run.label}: {warning}")
         self.model, self.wrapped = trainee.model, trainee.wrapped
         self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
         self.budget = trainee.budget
-        self.points = ResumePoints(
-            task.folder, self.model, self.optimizer, self.schedule, training,
-            lambda folder: describe_resume_point(
-                folder, task.config, self.companions, task.start
-            ),
-        )
-        self.points.check_room(task.what, task.start)
+        self.points = ResumePoints(run, trainee, training)
+        self.points.check_room()
         self.progress = self.points.load()
-        if self.progress.step:
-            say(f"{task.what}: goes on after step {self.progress.step}")
-        self.guard = Guard(training, self.progress, task.what)
-        self.watch = Watch(task.config, training, trainee.dtype, trainee.trainable,
+        self.guard = Guard(training, self.progress, run.label)
+        self.watch = Watch(run.config, training, trainee.dtype, trainee.trainable,
                            task.rows.source_names)
-        self.routers = RouterWatch(self.model, task.config)
+        self.routers = RouterWatch(self.model, run.config)
         self.loss = float("nan")
 
     def run(self, stop: StopAtStep) -> Trained:
         """All steps that remain, and the checkpoint."""
-        task, done = self.task, self.progress.step
+        task, run, done = self.task, self.task.model_run, self.progress.step
         self.wrapped.train()
         with (
-            Metrics(task.folder, done, task.training.wandb) as metrics,
-            progress(task.what, self.steps) as advance,
+            Metrics(run.folder, done, task.training.wandb) as metrics,
+            progress(run.label, self.steps) as advance,
         ):
             advance(done)
             for step in range(done + 1, self.steps + 1):
                 if reason := stop.agreed():
-                    self._save()
+                    self.points.save(self.progress)
                     self.points.finish()
-                    raise ContinueLater(f"{task.what}: {reason}, saved after step {step - 1}")
+                    raise ContinueLater(f"{run.label}: {reason}, saved after step {step - 1}")
                 if numbers := self._step(step):
                     metrics.log(step, **numbers)
                 advance(note=f"loss {self.loss:.3f}")
                 with self.watch.paused():
                     self.points.check()
                     if step in task.snapshots:
-                        self._write(task.snapshots[step])
+                        run.write_checkpoint(self.model, step, task.snapshots[step])
                     if step < self.steps and self.points.due(step):
-                        self._save()
+                        self.points.save(self.progress)
         self.points.finish()
-        self._write(task.folder / "checkpoint")
+        run.write_checkpoint(self.model, self.steps)
         return Trained(
             self.steps, self.progress.tokens, self.budget.trainable_count,
             self.budget.frozen_count, self.progress.skipped, self.loss,
@@ -188,12 +162,3 @@ class _Stage:
                     self.wrapped, task.validation, task.pad_id, training.micro_batch_size
                 )
         return numbers
-
-    def _save(self) -> None:
-        """A state to go on from."""
-        check_finite(self.model, f"{self.task.what}: after step {self.progress.step}")
-        self.points.save(self.progress)
-
-    def _write(self, target: Path) -> None:
-        check_finite(self.model, f"{self.task.what}: after step {self.progress.step}")
-        write_checkpoint(self.model, self.task.config, target, self.companions, self.task.start)

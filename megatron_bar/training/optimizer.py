@@ -77,7 +77,7 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
     config = OptimizerConfig(
         optimizer="adam",
         lr=training.lr,
-        min_lr=training.lr * training.floor,
+        min_lr=training.lr * training.min_lr_ratio,
         weight_decay=training.weight_decay,
         adam_beta1=training.beta1,
         adam_beta2=training.beta2,
@@ -135,7 +135,7 @@ def build_schedule(
         optimizer,
         init_lr=0.0,
         max_lr=training.lr,
-        min_lr=training.lr * training.floor,
+        min_lr=training.lr * training.min_lr_ratio,
         lr_warmup_steps=min(warmup, steps - 1),
         lr_decay_steps=steps,
         lr_decay_style=training.schedule,

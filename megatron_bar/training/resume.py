@@ -5,17 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_bar.checkpoints.model_io import load_shards, sharded_model_state
 from megatron_bar.recipe.schema import Training
@@ -24,6 +19,7 @@ from megatron_bar.runtime.distributed import agreed, is_main, on_main, written_t
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import remove_folder
 from megatron_bar.training.background import BackgroundSave
+from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer_state import (
     allocate,
     count_steps,
@@ -32,6 +28,7 @@ from megatron_bar.training.optimizer_state import (
 )
 from megatron_bar.training.room import check_room, room_for, sizes_of
 from megatron_bar.training.saved import FOLDER, remove_partial, saved_steps
+from megatron_bar.training.setup import Trainee
 
 # Marks states whose moments are where they belong. Earlier ones lack it: where gradients lay in
 # several buckets, theirs may be elsewhere.
@@ -87,48 +84,45 @@ def _one_key_a_slice(state: Any) -> Any:
 
 
 class ResumePoints:
-    """The states a stage would go on from, in `folder`/resume: a folder a step, the last few.
+    """The states a stage would go on from, in its folder's resume/: a folder a step, the last few.
 
-    Any layout reads what another has written. `describe` adds what makes a folder a model that
-    converters read (`checkpoints.resume_point`).
+    Any layout reads what another has written. Each is a model that converters read, too
+    (`checkpoints.resume_point`).
     """
 
     def __init__(
         self,
-        folder: Path,
-        model: torch.nn.Module,
-        optimizer: MegatronOptimizer,
-        schedule: OptimizerParamScheduler,
+        run: ModelRun,
+        trainee: Trainee,
         training: Training,
-        describe: Callable[[Path], None],
         progress: type[Progress] = Progress,
     ) -> None:
+        self.run = run
         self.kind = progress
-        self.folder = Path(folder) / FOLDER
-        self.model = model
-        self.optimizer = optimizer
-        self.schedule = schedule
+        self.folder = run.folder / FOLDER
+        self.model = trainee.model
+        self.optimizer = trainee.optimizer
+        self.schedule = trainee.schedule
         self.training = training
-        self.describe = describe
         self._last_save = time.monotonic()
-        self._bytes = sizes_of(model, None).point
+        self._bytes = sizes_of(self.model, None).point
         # What is being written, and what is to be done when it is.
         self._on_its_way: tuple[BackgroundSave, contextlib.ExitStack] | None = None
 
     def steps(self) -> list[int]:
         """The steps after which a state is saved, in order; all of them are whole."""
-        return saved_steps(self.folder.parent)
+        return saved_steps(self.run.folder)
 
-    def check_room(self, what: str, start: Path | None) -> None:
+    def check_room(self) -> None:
         """Compare what the stage will write with the room there is. All ranks call this.
 
-        `start` is the checkpoint that the model was loaded from. A new state is written before the
-        oldest one goes.
+        A new state is written before the oldest one goes.
 
         Raises BarError where the stage can't end; says so where there may not be enough.
         """
         to_come = self.training.keep + 1 - len(on_main(self.steps))
-        check_room(self.folder.parent, sizes_of(self.model, start), max(to_come, 0), what)
+        check_room(self.run.folder, sizes_of(self.model, self.run.start), max(to_come, 0),
+                   self.run.label)
 
     def due(self, step: int) -> bool:
         """Whether to save after `step`, the same on every rank."""
@@ -153,8 +147,9 @@ class ResumePoints:
         The folder takes its name when all have written; only then the oldest one goes. With
         `save_async` this returns as soon as the state is copied: `check` and `finish` do the rest.
 
-        Raises BarError where the disk hasn't room for it.
+        Raises BarError for weights that are no numbers, and where the disk hasn't room.
         """
+        self.run.check_finite(self.model, progress.step)
         self.finish()
         if progress.step == 0 or progress.step in on_main(self.steps):
             return
@@ -172,7 +167,7 @@ class ResumePoints:
             else:
                 dist_checkpointing.save(state, str(folder))
             if is_main():
-                self.describe(folder)
+                self.run.describe_resume_point(folder)
             if saving is not None:
                 self._on_its_way = saving, publishing.pop_all()
         self._last_save = time.monotonic()
@@ -202,13 +197,13 @@ class ResumePoints:
     def load(self) -> Progress:
         """Restore the last state; returns its progress, or that of step 0 where none is saved.
 
-        Raises BarError if it can't be read.
+        Says where the stage goes on. Raises BarError if it can't be read.
         """
         # What saves before the optimizer's first step needs them too.
         for part in self.optimizer.chained_optimizers:
             allocate(part)
         if is_main():
-            remove_partial(self.folder.parent)
+            remove_partial(self.run.folder)
         steps = on_main(self.steps)
         if not steps:
             for part in self.optimizer.chained_optimizers:
@@ -222,7 +217,9 @@ class ResumePoints:
                            "folder to start anew") from error
         # A rank on which nothing trains gets nothing back, not even empty dictionaries.
         self.model.load_state_dict(state.get("model", {}), strict=False)
-        progress = self.kind(**state["progress"])
+        known = {entry.name for entry in dataclasses.fields(self.kind)}
+        # Earlier versions kept more.
+        progress = self.kind(**{k: v for k, v in state["progress"].items() if k in known})
         restored = state.get("optimizer", {})
         for number, part in enumerate(self.optimizer.chained_optimizers):
             restore(part, restored.get(number, {}), progress.updates)
@@ -230,5 +227,6 @@ class ResumePoints:
         if not state.get(_SOUND) and self.training.megatron.get("overlap_grad_reduce"):
             say(f"warning: {path} is of an earlier version, which with overlap_grad_reduce could "
                 "save the optimizer's moments in wrong places; if the loss jumps now, remove "
-                f"{self.folder.parent} to start the stage anew")
+                f"{self.run.folder} to start the stage anew")
+        say(f"{self.run.label}: goes on after step {progress.step}")
         return progress

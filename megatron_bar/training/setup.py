@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -13,14 +12,13 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.checkpoints.number_types import compute_type, stored_types, type_name
-from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import OlmoModel, build_model
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import console, say
 from megatron_bar.runtime.distributed import is_main
-from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.budget import Budget, stage_budget
 from megatron_bar.training.groups import freeze, group_sizes, matching
+from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer import build_optimizer, build_schedule, wrap
 from megatron_bar.training.overrides import transformer_overrides
 
@@ -42,16 +40,13 @@ class Trainee:
 
 
 def set_up(
-    config: ModelConfig,
-    start: Path | None,
+    run: ModelRun,
     training: Training,
-    layout: Layout,
     updates: int,
-    what: str,
     begin: Begin | None = None,
     load_balancing: float = 0.0,
 ) -> Trainee:
-    """Load `config`'s model from `start` (random weights if None), freeze, and make the optimizer.
+    """Load the run's model from its start (random weights if None), freeze, make the optimizer.
 
     `updates` is how many optimizer steps the schedule spans, `load_balancing` the coefficient of
     the loss of that name. Says what trains and what it costs.
@@ -59,23 +54,23 @@ def set_up(
     Raises BarError for a pattern that matches no group, and a checkpoint that doesn't fit: a tensor
     that is missing, or whose shape or type the stage couldn't give back.
     """
-    sizes = group_sizes(config)
-    trainable = matching(list(sizes), training.trainable, f"{what}: trainable")
-    matching(list(sizes), list(training.lr_scale), f"{what}: lr_scale")
-    dtype = compute_type(training.dtype, start)
-    model = build_model(config, layout, dtype, training.router_z_loss,
+    sizes = group_sizes(run.config)
+    trainable = matching(list(sizes), training.trainable, f"{run.label}: trainable")
+    matching(list(sizes), list(training.lr_scale), f"{run.label}: lr_scale")
+    dtype = compute_type(training.dtype, run.start)
+    model = build_model(run.config, run.layout, dtype, training.router_z_loss,
                         overrides=transformer_overrides(training), load_balancing=load_balancing)
-    if start is not None:
-        stored_types(start)
-        load_model(model, start)
+    if run.start is not None:
+        stored_types(run.start)
+        load_model(model, run.start)
     if begin is not None:
         begin(model)
-    freeze(model, config, trainable)
+    freeze(model, run.config, trainable)
     wrapped = wrap(model, training)
     optimizer = build_optimizer(wrapped, training)
     budget = stage_budget(sizes, trainable, wrapped, optimizer)
     if is_main():
-        say(f"{what}: {updates} updates in {type_name(dtype)}, layout {layout}")
+        say(f"{run.label}: {updates} updates in {type_name(dtype)}, layout {run.layout}")
         console.print(budget.table())
     schedule = build_schedule(optimizer, training, updates)
     return Trainee(model, wrapped, optimizer, schedule, trainable, budget, dtype)

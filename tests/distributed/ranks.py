@@ -30,6 +30,7 @@ from megatron_bar.training.budget import PADDING, rank_budget
 from megatron_bar.training.groups import freeze, group_sizes, matching
 from megatron_bar.training.guards import Guard
 from megatron_bar.training.loop import TrainingRun
+from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer import (
     apply_gradients,
     build_optimizer,
@@ -135,9 +136,9 @@ def train_steps(
         "it is one of the first" if self.progress.step < bad_steps else judge(self, *numbers))
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
+        run = ModelRun(config, checkpoint, folder, layout, 0, "test")
         TrainingRun(
-            config, checkpoint, folder, training, rows, 0, layout, 0, "test",
-            snapshots=snapshots or {}, validation=validation,
+            run, training, rows, 0, snapshots=snapshots or {}, validation=validation,
         ).run()
 
 

@@ -58,7 +58,6 @@ def test_a_server_gives_what_the_model_itself_gives(model, temperature, tmp_path
 @pytest.mark.distributed
 def test_a_stage_whose_rollouts_are_served_trains_on_its_own_weights(model, tmp_path):
     """Were the weights not refreshed, log-probabilities of rollout and training would part."""
-    pytest.importorskip("nemo_aligner", reason="needs the extra rlvr")
     export_hf(model / "checkpoint", tmp_path / "served")
     served = CompletionServer(tmp_path / "served")
     with serving(served) as server:

@@ -29,7 +29,6 @@ from megatron_bar.training.metrics import read_metrics
 from tests.launch.real_model import recipe, write_material
 from tests.launch.sample_data import SHARED
 
-pytest.importorskip("nemo_aligner", reason="needs the extra rlvr")
 pytestmark = [
     pytest.mark.distributed, pytest.mark.timeout(900),
     pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project"),

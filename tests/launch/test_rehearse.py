@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ def _written(folder: Path, recipe: dict[str, Any]) -> str:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
-@pytest.mark.skipif(importlib.util.find_spec("nemo_aligner") is None, reason="needs NeMo-Aligner")
 @pytest.mark.parametrize("example", _KEPT)
 def test_the_published_recipes_are_rehearsed_with_sample_data(
     example, tmp_path, monkeypatch, capsys

@@ -1,4 +1,4 @@
-"""RLVR through the public command, with NeMo-Aligner's trainer."""
+"""RLVR through the public command, with the default backend."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import yaml
 
 from megatron_bar.cli import main
 from megatron_bar.launch import processes
+from megatron_bar.rlvr.backends import backend_of
 from megatron_bar.stages.context import read_done
 from megatron_bar.stages.rlvr import RLVR_GROUPS
 from megatron_bar.training.metrics import read_metrics
 
-pytest.importorskip("nemo_aligner", reason="needs the extra rlvr")
-processes.preload("megatron_bar.rlvr.nemo.preload")
+if module := backend_of(None).PRELOAD:
+    processes.preload(module)
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 _TRAINING = dict(sequence_length=96, batch_size=8, micro_batch_size=4, lr=3e-3, log_every=2)
@@ -95,6 +96,7 @@ def test_a_stage_that_has_nothing_to_learn_from_saves_and_says_so(recipe, tmp_pa
     ("temperature=0", "math/rlvr: temperature is 0"),
     ("batch_size=12", "math/rlvr: batch_size 12 doesn't fit"),
     ("trainable=[all_shared]", "math/rlvr: trainable: 'all_shared' matches no parameter group"),
+    ("backend=nemo", "math/rlvr: backend is 'nemo'; there are nemo_aligner, native"),
     ("data=[{toy: math, count: 9, verifier: maths}]", "math/rlvr: verifier 'maths' is unknown"),
 ])
 def test_what_can_not_work_is_told_before_anything_runs(

@@ -43,7 +43,7 @@ def test_midtraining_as_published(settings):
         assert tokens == 1_048_576
         assert abs(training["steps"] * tokens / MIDTRAIN_TOKENS - 1) < 1e-4
         assert training["lr"] == 9e-4 and training["warmup_steps"] == 2000
-        assert training["schedule"] == "cosine" and training["floor"] == 0.1
+        assert training["schedule"] == "cosine" and training["min_lr_ratio"] == 0.1
         assert training["trainable"] == ["expert.1", "router.1"]
 
 
@@ -55,7 +55,7 @@ def test_sft_as_published(settings):
         assert training["batch_size"] * training["sequence_length"] == 1_048_576
         assert training["sequence_length"] == 4096 and training["steps"] == count
         assert training["lr"] == 1e-4 and training["schedule"] == "linear"
-        assert training["warmup"] == 0.03 and training["floor"] == 0
+        assert training["warmup"] == 0.03 and training["min_lr_ratio"] == 0
         opened = {"embeddings", "head", "final_norm"} if name == "tool_use/sft" else set()
         assert set(training["trainable"]) == {"expert.1", "router.1"} | opened
 
@@ -64,7 +64,8 @@ def test_rlvr_as_published(settings):
     published = dict(
         prompts_per_step=64, samples_per_prompt=8, batch_size=128, prompt_length=2048,
         response_length=4096, temperature=1, advantage="centered", clip_low=0.2, clip_high=0.272,
-        kl_coefficient=0, reward_scale=10, drop_equal=True, rest_above=0.875, truncated="keep",
+        kl_coefficient=0, reward_scale=10, filter_zero_std=True,
+        no_resampling_pass_rate=0.875, truncated="keep",
         lr=6e-7, schedule="constant", warmup=0, weight_decay=0, clip=1, router_z_loss=0,
     )
     for domain, steps in (("math", 300), ("code", 150)):

@@ -1,14 +1,14 @@
-"""NeMo-Aligner is imported once, by the server that the tests' ranks are forked from."""
+"""The server that the tests' ranks are forked from imports what the default backend needs."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from megatron_bar.launch import processes
+from megatron_bar.rlvr.backends import backend_of
 
-if importlib.util.find_spec("nemo_aligner") is not None:
-    processes.preload("megatron_bar.rlvr.nemo.preload")
+if module := backend_of(None).PRELOAD:
+    processes.preload(module)
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_bar.checkpoints.companions import COMPANION_FOLDER
 from megatron_bar.checkpoints.model_io import load_model, save_model
 from megatron_bar.generation.engine import Request, Sampling
 from megatron_bar.generation.rollouts import MegatronEngine
@@ -18,13 +18,14 @@ from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.olmo import build_model
 from megatron_bar.recipe.schema import Rlvr, Training
-from megatron_bar.rlvr.nemo import accommodations
+from megatron_bar.rlvr.backends import backend_of
 from megatron_bar.rlvr.policy import Policy, Rows
 from megatron_bar.rlvr.prompts import Prompt
-from megatron_bar.rlvr.reinforce import Reinforcement
+from megatron_bar.rlvr.reinforce import reinforce
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.rlvr import RLVR_GROUPS
+from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.setup import set_up
 from tests import kills
@@ -33,6 +34,11 @@ SETTINGS = dict(
     trainable=list(RLVR_GROUPS), steps=3, batch_size=8, micro_batch_size=2, prompts_per_step=4,
     samples_per_prompt=4, response_length=6, lr=1e-3, weight_decay=0.1, reward_scale=1.0,
     kl_coefficient=0.1, rollout_batch_size=3,
+)
+# A response is its tokens' numbers.
+CHAT_FORMAT = SimpleNamespace(
+    tokenizer=SimpleNamespace(decode=lambda ids: " ".join(map(str, ids))),
+    stop_ids=frozenset({0}), pad_id=0,
 )
 
 
@@ -53,16 +59,10 @@ def run_reinforce(
     """The stage; with `die_at_save` killed as soon as its first resume point stands."""
     if die_at_save:
         kills.die_at_save()
-    accommodations.install()
+    backend_of(settings.backend).prepare()
     with process_groups(layout):
-        from megatron_bar.rlvr.nemo.backend import NemoAlignerBackend
-
-        Reinforcement(
-            config=ModelConfig.load(checkpoint), start=checkpoint, folder=folder,
-            settings=settings, companions=checkpoint / COMPANION_FOLDER, prompts=prompts(),
-            stop_ids=frozenset({0}), pad_id=0, decode=lambda ids: " ".join(map(str, ids)),
-            layout=layout, seed=1, what="test",
-        ).run(NemoAlignerBackend())
+        run = ModelRun(ModelConfig.load(checkpoint), checkpoint, folder, layout, 1, "test")
+        reinforce(run, settings, prompts(), CHAT_FORMAT)
 
 
 def one_update(
@@ -71,7 +71,7 @@ def one_update(
     """Score `rows`, then make one update from them; writes what was found and the new weights."""
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
-        trainee = set_up(config, checkpoint, settings, layout, 1, "test")
+        trainee = set_up(ModelRun(config, checkpoint, folder, layout, 0, "test"), settings, 1)
         policy = Policy(trainee.wrapped, settings.micro_batch_size, settings.temperature)
         policy.keep_start()
         trainee.wrapped.train()

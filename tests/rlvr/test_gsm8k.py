@@ -24,7 +24,6 @@ STEPS = 2
 ENOUGH_E = {"instruction_id_list": ["keywords:letter_frequency"],
             "kwargs": [{"letter": "e", "let_frequency": 10, "let_relation": "at least"}]}
 
-pytest.importorskip("nemo_aligner", reason="needs the extra rlvr")
 pytestmark = [
     pytest.mark.distributed, pytest.mark.timeout(600),
     pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project"),

@@ -15,28 +15,34 @@ def test_the_accommodations_are_exactly_these():
 
 
 def _accommodations() -> None:
-    from megatron_bar.rlvr.nemo import accommodations
+    from megatron_bar.rlvr.backends.nemo_aligner import accommodations
 
     assert accommodations.install() == ("no_trt_llm", "gloo_rebalance", "no_second_bar")
     assert accommodations.install() == ("no_trt_llm", "gloo_rebalance", "no_second_bar")
 
 
-def test_baselines_and_log_probabilities_are_those_of_nemo_aligner():
+def test_baselines_masks_and_log_probabilities_are_those_of_nemo_aligner():
     processes.start(_mathematics).wait()
 
 
 def _mathematics() -> None:
     import torch
 
-    from megatron_bar.rlvr.nemo import accommodations
-    from megatron_bar.rlvr.objective import group_advantages
+    from megatron_bar.rlvr.backends.nemo_aligner import accommodations
+    from megatron_bar.rlvr.objective import group_advantages, kl_to_start
     from megatron_bar.rlvr.policy import next_token_logprobs
+    from megatron_bar.rlvr.rollout import response_mask
     from megatron_bar.runtime.distributed import process_groups
     from megatron_bar.runtime.layout import Layout
 
     accommodations.install()
     from nemo_aligner.utils.distributed import from_parallel_logits_to_logprobs
-    from nemo_aligner.utils.ppo_utils import calculate_rloo_baseline
+    from nemo_aligner.utils.ppo_utils import (
+        calculate_kl_penalty,
+        calculate_rloo_baseline,
+        create_mask,
+    )
+    from nemo_aligner.utils.utils import masked_mean
 
     torch.manual_seed(0)
     rewards = torch.rand(12)
@@ -44,6 +50,12 @@ def _mathematics() -> None:
     theirs = rewards - calculate_rloo_baseline(groups, rewards, torch.ones(12))
     torch.testing.assert_close(group_advantages(rewards.view(3, 4), "rloo").flatten(), theirs)
     tokens = torch.randint(0, 50, (2, 7))
+    lengths = {"prompt_lengths": torch.tensor([2, 3]), "response_lengths": torch.tensor([7, 5])}
+    mask = response_mask({"response_tokens": tokens} | lengths)
+    assert torch.equal(mask, create_mask(torch.zeros(2, 6), *lengths.values()))
+    ours, start = torch.randn(2, 2, 6)
+    theirs = masked_mean(calculate_kl_penalty(ours, start, use_absolute_kl=False), mask, dim=-1)
+    torch.testing.assert_close(kl_to_start(ours, start, mask), theirs)
     logits = torch.randn(2, 7, 50)
     with process_groups(Layout()):
         theirs = from_parallel_logits_to_logprobs(logits.clone(), tokens, higher_stability=True)

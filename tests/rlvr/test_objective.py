@@ -9,12 +9,14 @@ import torch
 
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.objective import (
-    Lesson,
+    Advantages,
     clipped_loss,
+    compute_advantages,
     group_advantages,
-    lesson,
+    kl_to_start,
     unequal_groups,
 )
+from megatron_bar.rlvr.rollout import response_mask
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [3.0, 3.0, 3.0, 3.0], [4.0, 0.0, 0.0, 0.0]])
 
@@ -47,33 +49,47 @@ STOPPED = torch.tensor([False, True, True, True])
 MASK = torch.tensor([[0.0, 1.0, 1.0]] * 4)
 
 
-def _lesson(kl: torch.Tensor | None = None, **settings) -> Lesson:
-    return lesson(SCORES, kl, MASK, STOPPED, Rlvr(samples_per_prompt=2, **settings))
+def _advantages(kl: torch.Tensor | None = None, **settings) -> Advantages:
+    return compute_advantages(SCORES, kl, MASK, STOPPED, Rlvr(samples_per_prompt=2, **settings))
 
 
 def test_rewards_are_scaled_and_equal_groups_left_out():
-    found = _lesson()
+    found = _advantages()
     assert found.advantages_B.tolist() == [5.0, -5.0, 0.0, 0.0]  # 10 and 0, less 5
     assert found.groups.tolist() == [0]
     assert found.mask_BT.tolist() == MASK.tolist()
-    assert _lesson(reward_scale=1.0, drop_equal=False).groups.tolist() == [0, 1]
+    assert _advantages(reward_scale=1.0, filter_zero_std=False).groups.tolist() == [0, 1]
 
 
 def test_solved_prompts_are_told():
-    assert _lesson().solved_G.tolist() == [False, True]
-    assert _lesson(rest_above=0.5).solved_G.tolist() == [True, True]
+    assert _advantages().solved_G.tolist() == [False, True]
+    assert _advantages(no_resampling_pass_rate=0.5).solved_G.tolist() == [True, True]
 
 
 def test_divergence_is_taken_off_the_reward_and_not_off_the_score():
-    found = _lesson(torch.tensor([2.0, 0.0, 4.0, 0.0]), kl_coefficient=0.5)
+    found = _advantages(torch.tensor([2.0, 0.0, 4.0, 0.0]), kl_coefficient=0.5)
     # 10 - 1 and 0, less 4.5; 10 - 2 and 10, less 9
     assert found.advantages_B.tolist() == [4.5, -4.5, -1.0, 1.0]
     assert found.groups.tolist() == [0] and found.solved_G.tolist() == [False, True]
-    assert _lesson(torch.ones(4)).advantages_B.tolist() == _lesson().advantages_B.tolist()
+    assert _advantages(torch.ones(4)).advantages_B.tolist() == _advantages().advantages_B.tolist()
+
+
+def test_divergence_is_the_mean_over_a_responses_own_tokens():
+    ours = torch.tensor([[9.0, -1.0, -2.0], [9.0, 9.0, 9.0]])
+    start = torch.tensor([[0.0, -2.0, -5.0], [0.0, 0.0, 0.0]])
+    mask = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    assert kl_to_start(ours, start, mask).tolist() == [(1.0 + 3.0) / 2, 0.0]
+
+
+def test_the_mask_has_a_responses_tokens_alone():
+    """Place t is that of token t + 1."""
+    rollout = {"response_tokens": torch.zeros(2, 6), "prompt_lengths": torch.tensor([2, 1]),
+               "response_lengths": torch.tensor([5, 6])}
+    assert response_mask(rollout).tolist() == [[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
 
 def test_truncated_responses_can_be_masked():
-    found = _lesson(truncated="mask")
+    found = _advantages(truncated="mask")
     assert found.mask_BT.tolist() == [[0.0] * 3, *MASK[1:].tolist()]
     assert found.advantages_B.tolist() == [5.0, -5.0, 0.0, 0.0]  # they still count for the mean
 

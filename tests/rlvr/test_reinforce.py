@@ -1,4 +1,4 @@
-"""NeMo-Aligner's trainer on our model: every layout the same, and a killed run the same bits."""
+"""The default backend on our model: every layout the same, and a killed run the same bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
 from megatron_bar.recipe.schema import Rlvr
-from megatron_bar.rlvr.reinforce import SAMPLES_FILE
+from megatron_bar.rlvr.learner import SAMPLES_FILE
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.rlvr import RLVR_GROUPS
 from megatron_bar.training.groups import group_digests
@@ -21,7 +21,6 @@ from tests.kills import kill_somewhere
 from tests.layouts import EXPERTS
 from tests.rlvr import ranks
 
-pytest.importorskip("nemo_aligner", reason="needs the extra rlvr")
 pytestmark = pytest.mark.distributed
 
 
@@ -40,7 +39,7 @@ def _reinforce(checkpoint: Path, layout: Layout, settings: Rlvr, folder: Path, *
     return folder
 
 
-def _assert_same_run(ours: Path, theirs: Path) -> None:
+def assert_same_run(ours: Path, theirs: Path) -> None:
     assert group_digests(ours / "checkpoint") == group_digests(theirs / "checkpoint")
     assert _samples(ours) == _samples(theirs)
     for mine, other in zip(read_metrics(ours), read_metrics(theirs), strict=True):
@@ -88,7 +87,7 @@ def test_a_run_killed_at_a_save_goes_on_to_the_same_bits(checkpoint, tmp_path):
     with pytest.raises(JobFailed):
         _reinforce(checkpoint, EXPERTS["ep2"], settings, tmp_path / "killed", True)
     killed = _reinforce(checkpoint, EXPERTS["ep2"], settings, tmp_path / "killed")
-    _assert_same_run(killed, whole)
+    assert_same_run(killed, whole)
 
 
 def test_a_run_saves_and_goes_on_before_there_was_an_update(checkpoint, tmp_path):
@@ -99,7 +98,7 @@ def test_a_run_saves_and_goes_on_before_there_was_an_update(checkpoint, tmp_path
     with pytest.raises(JobFailed, match="exit status -9"):
         _reinforce(checkpoint, EXPERTS["dp2"], settings, tmp_path / "killed", True)
     killed = _reinforce(checkpoint, EXPERTS["dp2"], settings, tmp_path / "killed")
-    _assert_same_run(killed, whole)
+    assert_same_run(killed, whole)
     assert group_digests(whole / "checkpoint") == group_digests(checkpoint)
 
 
@@ -121,7 +120,7 @@ def test_a_run_killed_at_random_points_goes_on_to_the_same_bits(checkpoint, tmp_
         assert not (tmp_path / "killed" / "checkpoint").exists(), "the run was over too soon"
     assert in_saves >= 1
     killed = _reinforce(checkpoint, Layout(), settings, tmp_path / "killed")
-    _assert_same_run(killed, whole)
+    assert_same_run(killed, whole)
 
 
 def test_training_raises_the_reward(checkpoint, tmp_path):

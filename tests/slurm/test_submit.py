@@ -26,6 +26,7 @@ from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
+from megatron_bar.rlvr.backends import tell_once
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.made_of import record
@@ -169,7 +170,7 @@ def test_a_dry_run_needs_nothing_that_only_the_jobs_need(
     workplace, brought, capsys, monkeypatch
 ):
     rlvr = ("domains.math.rlvr={data: [{path: prompts.jsonl, verifier: math}], steps: 3, "
-            "layout: {processes: 8, expert: 2}}")
+            "layout: {processes: 8, expert: 2}, backend: nemo_aligner}")
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: (
         None if name in ("nemo_aligner", "wandb") else find_spec(name, *more)))
@@ -184,6 +185,14 @@ def test_a_dry_run_needs_nothing_that_only_the_jobs_need(
     monkeypatch.setenv("PATH", str(workplace))
     assert main([*command, _site(workplace, python="/shared/venv/bin/python")]) == 1
     assert "sbatch isn't here" in capsys.readouterr().err
+    # A recipe that names no backend gets one that is there.
+    tell_once.cache_clear()
+    recipe[1] = rlvr.replace(", backend: nemo_aligner", "")
+    assert main([*command[:2], *recipe[:2], "--site", _site(workplace, python=None)]) == 1
+    shown = capsys.readouterr().err
+    assert ("NeMo-Aligner is missing; install it with: pip install 'megatron-bar[rlvr]'; the "
+            "native backend takes RLVR's steps, the same ones\n") in shown
+    assert "sbatch isn't here" in shown and "math/rlvr" not in shown
 
 
 def test_a_rehearsal_is_a_job_that_all_others_wait_for(workplace, capsys, tmp_path, monkeypatch):

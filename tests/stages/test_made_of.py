@@ -14,6 +14,8 @@ import yaml
 
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
+from megatron_bar.recipe.renamed import renamed
+from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.runtime import digests
 from megatron_bar.stages.made_of import changes, record
 
@@ -161,8 +163,8 @@ def test_a_change_is_told_as_the_recipe_calls_it(brought):
 
 
 def test_what_earlier_versions_recorded_still_counts(brought):
-    """They took files by name, size and time, gave mid-training a template, had fewer keys, and
-    computed in float32 where the recipe named no type.
+    """They took files by name, size and time, gave mid-training a template, had fewer keys and
+    former names of others, and computed in float32 where the recipe named no type.
     """
     made = _records()
     for done in made.values():
@@ -173,11 +175,16 @@ def test_what_earlier_versions_recorded_still_counts(brought):
         done["identity"] = "of settings and files"
         if training:
             training["dtype"] = "float32"
+            for former, present in renamed(Rlvr).items():
+                if present in training:
+                    training[former] = training.pop(present)
         for source in training.get("data", []):
             source.pop("split")
     made["law/midtrain"]["settings"]["chat_template"] = "olmo"
     assert _changed(made) == {}
     assert [*_changed(made, "domains.law.sft.max_skips=3")] == ["law/sft"]
+    assert _changed(made, "domains.law.sft.min_lr_ratio=0.5") == {
+        "law/sft": ["domains.law.sft.min_lr_ratio is 0.5, was 0.0"]}
     Path("model/README.md").write_text("not read")
     assert _changed(made) == {}
     Path("chats.jsonl").touch()

@@ -141,7 +141,7 @@ def _training(
         rollout_batch_size=min(short.rollout_batch_size, 4), rollout_servers=[],
         rollout_folder=None, kl_every=min(short.kl_every, 1),
         # A model that knows nothing earns the same for all its answers.
-        drop_equal=False,
+        filter_zero_std=False,
     )
 
 

@@ -30,6 +30,7 @@ from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.pretrain import HF_FOLDER, PRETRAINED_HF_FOLDER, PretrainStage
 from megatron_bar.training.loop import TrainingRun
+from megatron_bar.training.model_run import ModelRun
 
 
 def train_base(context: Context[PretrainStage]) -> dict[str, Any]:
@@ -59,9 +60,9 @@ def train_base(context: Context[PretrainStage]) -> dict[str, Any]:
     config = dataclasses.replace(PRESETS[pretrain.model], vocab_size=len(tokenizer))
     snapshot_step = max(1, round(training.steps * pretrain.snapshot))
     snapshot = context.folder / "snapshot"
+    model = ModelRun(config, None, context.folder, stage.layout, seed, stage.name, companions)
     trained = TrainingRun(
-        config, None, context.folder, training, rows, pad_id(tokenizer), stage.layout,
-        seed, stage.name, companions=companions, snapshots={snapshot_step: snapshot},
+        model, training, rows, pad_id(tokenizer), snapshots={snapshot_step: snapshot}
     ).run()
     if is_main():
         export_hf(context.folder / "checkpoint", context.folder / HF_FOLDER, overwrite=True)

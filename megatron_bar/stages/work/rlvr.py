@@ -13,41 +13,37 @@ from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.data.sources import load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.rlvr.backends import backend_name
 from megatron_bar.rlvr.prompts import Prompt
-from megatron_bar.rlvr.reinforce import Reinforcement
+from megatron_bar.rlvr.reinforce import reinforce
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.rlvr import RlvrStage
-from megatron_bar.stages.work.companions import trained_companions
-from megatron_bar.stages.work.train import proof_of_freezing
+from megatron_bar.stages.work.train import model_run, proof_of_freezing
 from megatron_bar.verifiers.registry import Scorers, prompt_text, verifier_name
 
 
-def reinforce(context: Context[RlvrStage]) -> dict[str, Any]:
+def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:
     """Train the policy of the input `start`; returns facts for stage.json.
 
     `RlvrStage.prepare` has been called before.
     """
-    from megatron_bar.rlvr.nemo.backend import NemoAlignerBackend  # needs what is prepared
-
     stage, settings = context.stage, context.stage.training
     start = context.checkpoint("start")
     chat_format = load_chat_format(start, stage.chat_template)
     left_out = LeftOut()
     prompts = load_prompts(chat_format.tokenizer, chat_format.template, settings,
                            context.recipe.seed, left_out)
-    say(f"{stage.name}: {len(prompts)} prompts")
-    reinforced = Reinforcement(
-        config=ModelConfig.load(start), start=start, folder=context.folder, settings=settings,
-        companions=trained_companions(context), prompts=prompts, stop_ids=chat_format.stop_ids,
-        pad_id=chat_format.pad_id, decode=chat_format.tokenizer.decode, layout=stage.layout,
-        seed=context.recipe.seed, what=stage.name,
-    ).run(NemoAlignerBackend())
+    backend = backend_name(settings.backend)
+    say(f"{stage.name}: {len(prompts)} prompts, backend {backend}")
+    reinforced = reinforce(
+        model_run(context, ModelConfig.load(start)), settings, prompts, chat_format)
     if not is_main():
         return {}
-    facts = {"prompts": len(prompts), "left_out": left_out.record(context.folder)}
+    facts = {"prompts": len(prompts), "backend": backend,
+             "left_out": left_out.record(context.folder)}
     return dataclasses.asdict(reinforced) | facts | proof_of_freezing(
         context, settings.trainable, reinforced.summary
     )

@@ -22,6 +22,7 @@ from megatron_bar.stages.work.companions import trained_companions
 from megatron_bar.stages.work.data import stage_rows, validation_rows
 from megatron_bar.training.groups import group_digests, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
+from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.setup import Begin
 
 
@@ -53,15 +54,21 @@ def train_on(
     validation = validation_rows(context, tokenizer)
     stage = context.stage
     trained = TrainingRun(
-        config, context.checkpoint("start"), context.folder, stage.training, rows,
-        pad_id(tokenizer), stage.layout, context.recipe.seed, stage.name,
-        companions=trained_companions(context), validation=validation, begin=begin,
-        load_balancing=load_balancing,
+        model_run(context, config), stage.training, rows, pad_id(tokenizer),
+        validation=validation, begin=begin, load_balancing=load_balancing,
     ).run()
     if not is_main():
         return {}
     return facts | dataclasses.asdict(trained) | proof_of_freezing(
         context, stage.training.trainable, trained.summary
+    )
+
+
+def model_run(context: Context, config: ModelConfig) -> ModelRun:
+    """`config`'s model on its way from the input `start`, in the context's stage."""
+    return ModelRun(
+        config, context.checkpoint("start"), context.folder, context.stage.layout,
+        context.recipe.seed, context.stage.name, trained_companions(context),
     )
 
 

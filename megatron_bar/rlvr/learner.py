@@ -1,0 +1,268 @@
+"""The policy of an RLVR stage in training, and what a step does to it.
+
+Backends (`rlvr.backends`) call this in the order of their loops; what two of them would do alike
+stands here or in the modules that this one calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_bar.checkpoints.companions import ChatFormat
+from megatron_bar.generation.engine import Request, RolloutEngine, Sampling
+from megatron_bar.generation.openai_engine import ServedModel
+from megatron_bar.generation.rollouts import MegatronEngine
+from megatron_bar.models.olmo import OlmoModel
+from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.rlvr.objective import compute_advantages, kl_to_start, masked_mean
+from megatron_bar.rlvr.policy import Policy, Rows, Scored, Update
+from megatron_bar.rlvr.prompts import Prompt, PromptOrder
+from megatron_bar.rlvr.rewards import Rewards
+from megatron_bar.rlvr.rollout import (
+    Rollout,
+    as_rollout,
+    optimizer_batches,
+    response_mask,
+    without_empty_ends,
+)
+from megatron_bar.rlvr.settings import asks_reference, reference_share
+from megatron_bar.runtime.console import progress
+from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.stopping import StopAtStep
+from megatron_bar.training.metrics import Metrics
+from megatron_bar.training.model_run import ModelRun
+from megatron_bar.training.resume import Progress, ResumePoints
+from megatron_bar.training.setup import set_up
+from megatron_bar.training.step_lines import StepLines
+
+SAMPLES_FILE = "samples.jsonl"
+Numbers = dict[str, Any]  # what is logged of a step, by name
+
+
+@dataclass
+class RlvrProgress(Progress):
+    """How far the stage has come; `step` counts rollouts."""
+
+    applied: int = 0  # optimizer steps
+    order: dict[str, Any] = field(default_factory=dict)  # of the prompts
+
+    @property
+    def updates(self) -> int:
+        return self.applied
+
+
+class Learner:
+    """A policy that learns from its own answers to prompts. All ranks call its methods together.
+
+    It has the state of the last resume point, if there is one, and steps go on from there.
+    """
+
+    def __init__(
+        self,
+        run: ModelRun,
+        settings: Rlvr,
+        prompts: Sequence[Prompt],
+        chat_format: ChatFormat,
+        stop: StopAtStep,
+    ) -> None:
+        self.run, self.settings, self.prompts = run, settings, prompts
+        self.pad_id, self.stop_ids = chat_format.pad_id, chat_format.stop_ids
+        self.decode = chat_format.tokenizer.decode
+        self.stop = stop
+        self.stopped: str | None = None  # why it ends before its last step
+        self.rewards = Rewards(prompts, self.decode, settings)
+        updates = settings.steps * (settings.rows_per_step // settings.batch_size)
+        trainee = set_up(run, settings, updates)
+        self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
+        self.budget = trainee.budget
+        self.policy = Policy(trainee.wrapped, settings.micro_batch_size, settings.temperature)
+        if reference_share(settings):
+            self.policy.keep_start()
+        self.points = ResumePoints(run, trainee, settings, RlvrProgress)
+        self.points.check_room()
+        self.progress: RlvrProgress = self.points.load()
+        self.order = PromptOrder(len(prompts), run.seed)
+        if self.step:
+            self.order.restore(self.progress.order)
+        self.reward = float("nan")  # mean of the last step
+
+    @property
+    def step(self) -> int:
+        """The steps that are done."""
+        return self.progress.step
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the next step asks what the policy said at the stage's start."""
+        return asks_reference(self.settings, self.step + 1)
+
+    def asked(self) -> list[tuple[int, int]]:
+        """The prompts that this data-parallel rank answers next, each with its sample's number.
+
+        All ranks have as many; the samples of a prompt may be on two of them.
+        """
+        samples = range(self.settings.samples_per_prompt)
+        chosen, _ = self.order.peek(self.settings.prompts_per_step)
+        pairs = [(prompt, sample) for prompt in chosen for sample in samples]
+        share = len(pairs) // parallel_state.get_data_parallel_world_size()
+        first = parallel_state.get_data_parallel_rank() * share
+        return pairs[first : first + share]
+
+    def generate(self, asked: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """This rank's part of a rollout: sampled by the seed, the step, prompt and sample alone."""
+        settings = self.settings
+        requests = [Request(self.prompts[prompt].ids, (self.step, prompt, sample))
+                    for prompt, sample in asked]
+        sampling = Sampling(
+            settings.response_length, self.stop_ids, settings.temperature, self.run.seed
+        )
+        with self.policy.generating() as model:
+            responses = self._engine(model).generate(requests, sampling)
+        return as_rollout([request.prompt for request in requests],
+                          [prompt for prompt, _ in asked], responses, self.pad_id)
+
+    def _engine(self, model: OlmoModel) -> RolloutEngine:
+        """What generates with the weights that `model` has now."""
+        settings = self.settings
+        if not settings.rollout_servers:
+            return MegatronEngine(model, settings.rollout_batch_size)
+        return ServedModel(self.run.config, self.run.companion_folder, settings).engine(model)
+
+    def score(self, tokens_BS: torch.Tensor) -> Scored:
+        """What the policy says of a whole rollout's tokens."""
+        def both(rows_BS: torch.Tensor) -> torch.Tensor:
+            scored = self.policy.score(rows_BS)
+            return torch.stack([scored.logprobs_BT, scored.entropy_BT], dim=-1)
+
+        return Scored(*self._shared_out(both, tokens_BS).unbind(-1))
+
+    def reference_logprobs(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+        """What the policy said of them at the stage's start."""
+        return self._shared_out(self.policy.reference_logprobs, tokens_BS)
+
+    def _shared_out(
+        self, compute: Callable[[torch.Tensor], torch.Tensor], tokens_BS: torch.Tensor
+    ) -> torch.Tensor:
+        """`compute` of all rows, of which each data-parallel rank computes its share."""
+        group = parallel_state.get_data_parallel_group()
+        unit = self.policy.micro_batch_size * group.size()
+        count = len(tokens_BS)
+        padded = torch.nn.functional.pad(tokens_BS, (0, 0, 0, -count % unit), value=self.pad_id)
+        mine = compute(padded.chunk(group.size())[group.rank()]).contiguous()
+        shares = [torch.empty_like(mine) for _ in range(group.size())]
+        dist.all_gather(shares, mine, group=group)
+        return torch.cat(shares)[:count]
+
+    def describe(self, rollout: Rollout) -> Numbers:
+        """What there is to log of a whole rollout; a response of each verifier is kept as text."""
+        rewards_B, lengths = rollout["rewards"], rollout["response_lengths"]
+        numbers = {
+            "reward": rewards_B.mean().item(),
+            "response_length": (lengths - rollout["prompt_lengths"]).float().mean().item(),
+            "truncated": 1 - rollout["is_end"].float().mean().item(),
+            "prompts": (self.step + 1) * self.settings.prompts_per_step,
+        }
+        prompts = [self.prompts[number] for number in rollout["prompt_ids"].tolist()]
+        verifiers = [prompt.verifier for prompt in prompts]
+        for name in sorted(set(verifiers)):
+            of_it = torch.tensor([verifier == name for verifier in verifiers])
+            numbers[f"reward/{name}"] = rewards_B[of_it].mean().item()
+            first = verifiers.index(name)
+            start, end = rollout["prompt_lengths"][first], rollout["response_lengths"][first]
+            self._keep_sample({
+                "verifier": name, "prompt": prompts[first].text,
+                "response": self.decode(rollout["response_tokens"][first, start:end].tolist()),
+                "reward": rewards_B[first].item(),
+            })
+        return numbers
+
+    def prepare_updates(self, rollout: Rollout) -> tuple[list[Rows], Numbers]:
+        """This rank's rows of each optimizer step, with their advantages; and what there is to log.
+
+        The order of prompts moves on: those that are solved rest.
+        """
+        settings, logprobs_BT = self.settings, rollout["logprobs"]
+        mask_BT = response_mask(rollout)
+        gap_BT = (logprobs_BT - rollout["rollout_logprobs"]).abs() * mask_BT
+        numbers = {
+            "entropy": masked_mean(rollout["entropy"], mask_BT).item(),
+            "rollout_logprob_gap": masked_mean(gap_BT, mask_BT).item(),
+            "rollout_logprob_gap_max": gap_BT.max().item(),
+        }
+        kl_B = None
+        if "init_logprobs" in rollout:
+            kl_B = kl_to_start(logprobs_BT, rollout["init_logprobs"], mask_BT)
+            numbers["kl"] = kl_B.mean().item()
+        found = compute_advantages(
+            rollout["rewards"], kl_B, mask_BT, rollout["is_end"], settings)
+        asked = self.order.advance(settings.prompts_per_step)
+        self.order.rest(
+            [prompt for prompt, solved in zip(asked, found.solved_G.tolist()) if solved])
+        numbers |= {"groups_dropped": 1 - len(found.groups) / len(asked),
+                    "prompts_resting": len(self.order.resting)}
+        rows = {"tokens": rollout["response_tokens"], "mask": found.mask_BT,
+                "old_logprobs": logprobs_BT, "advantages": found.advantages_B}
+        return optimizer_batches(
+            rows, found.groups, settings.samples_per_prompt, settings.batch_size), numbers
+
+    def gradients(self, rows: Rows) -> Update:
+        """Compute the gradients of one optimizer step, which stay in the parameters' buffers."""
+        self.optimizer.zero_grad()
+        self.policy.wrapped.zero_grad_buffer()
+        rows = without_empty_ends(rows, self.policy.micro_batch_size)
+        return self.policy.update(rows, self.settings.clip_low, self.settings.clip_high)
+
+    def apply(self, update: Update) -> Numbers:
+        """Take the optimizer step whose gradients were computed.
+
+        Not where no token was left to learn from: momentum alone must not move the weights.
+        """
+        numbers = {"loss": update.loss, "clip_fraction": update.clip_fraction,
+                   "ratio_error": update.ratio_error, "grad_norm": 0.0,
+                   # Of the groups that lr_scale doesn't slow down.
+                   "lr": max(group["lr"] for group in self.optimizer.param_groups)}
+        if update.tokens:
+            _, norm, _ = self.optimizer.step()
+            numbers["grad_norm"] = float(norm)
+            self.progress.applied += 1
+        self.schedule.step(1)
+        return numbers
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep metrics and samples in the stage's folder, and show progress, in the block."""
+        with contextlib.ExitStack() as stack:
+            self._metrics = stack.enter_context(
+                Metrics(self.run.folder, self.step, self.settings.wandb))
+            if is_main():
+                self._samples = stack.enter_context(
+                    StepLines(self.run.folder / SAMPLES_FILE, self.step))
+            self._advance = stack.enter_context(progress(self.run.label, self.settings.steps))
+            self._advance(self.step)
+            yield
+
+    def _keep_sample(self, sample: dict[str, Any]) -> None:
+        if is_main():
+            self._samples.add(self.step + 1, **sample)
+
+    def end_step(self, numbers: Numbers) -> bool:
+        """Log a step, and save if it is time to; whether to stop now, to go on later."""
+        self.progress.step += 1
+        self.reward = numbers["reward"]
+        self._metrics.log(self.step, **numbers)
+        self._advance(note=f"reward {self.reward:.3f}")
+        self.points.check()
+        if self.step == self.settings.steps:
+            return False
+        self.stopped = self.stop.agreed()
+        if self.stopped or self.points.due(self.step):
+            self.progress.order = self.order.state()
+            self.points.save(self.progress)
+        return self.stopped is not None

@@ -1,0 +1,61 @@
+"""Rewards: what the verifiers say of responses, found while the policy computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.rlvr.prompts import Prompt
+from megatron_bar.rlvr.rollout import Rollout
+
+
+class Rewards:
+    """Scores responses on threads, each from 0 to 1."""
+
+    def __init__(
+        self, prompts: Sequence[Prompt], decode: Callable[[list[int]], str], settings: Rlvr
+    ) -> None:
+        self.prompts = prompts
+        self.decode = decode
+        self.cut_earn_nothing = settings.truncated == "zero"
+        self.threads = ThreadPoolExecutor(settings.verifiers_at_once)
+
+    def score(self, rollout: Rollout) -> PendingRewards:
+        """Begin to score a data-parallel rank's responses; every rank calls this.
+
+        Ranks of one model-parallel group hold the same responses: each scores its part of them.
+        """
+        group = parallel_state.get_model_parallel_group()
+        rows = list(zip(*(rollout[name].tolist() for name in (
+            "prompt_ids", "response_tokens", "prompt_lengths", "response_lengths", "is_end"))))
+        tasks = [self.threads.submit(self._score, *row)
+                 for row in rows[group.rank()::group.size()]]
+        return PendingRewards(tasks, len(rows), group)
+
+    def _score(self, prompt: int, tokens: list[int], start: int, end: int, stopped: bool) -> float:
+        if not stopped and self.cut_earn_nothing:
+            return 0.0
+        return self.prompts[prompt].score(self.decode(tokens[start : end - stopped]))
+
+
+@dataclass(frozen=True)
+class PendingRewards:
+    """Rewards that are being found."""
+
+    tasks: list[Future[float]]  # of this rank's part
+    count: int  # of all ranks' parts
+    group: dist.ProcessGroup
+
+    def result(self) -> torch.Tensor:
+        """Wait for all of them: `[B]`, the same on every rank of the model-parallel group."""
+        rewards_B = torch.zeros(self.count, device=torch.cuda.current_device())
+        mine = torch.tensor([task.result() for task in self.tasks], device=rewards_B.device)
+        rewards_B[self.group.rank()::self.group.size()] = mine
+        dist.all_reduce(rewards_B, group=self.group)
+        return rewards_B
