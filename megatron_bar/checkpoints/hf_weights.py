@@ -1,7 +1,8 @@
 """Weights of Hugging Face folders: safetensors, in one file or in shards with an index.
 
 A file is the length of its header (8 bytes, little-endian), the header (JSON: dtype, shape and
-place of each tensor) and then the tensors' bytes.
+place of each tensor) and then the tensors' bytes. The library reads it. Writing is our own, since
+the library wants all tensors of a file in memory, 5 GB where an export takes 160 MiB.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from megatron_bar.checkpoints.manifest import Manifest
-from megatron_bar.checkpoints.mapped import MappedFiles
+from megatron_bar.checkpoints.mapped import bring_in
 from megatron_bar.checkpoints.plan import Item, Part, Placed, parts_of
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, refuse_lfs_pointer, write_json
@@ -28,7 +30,6 @@ _DTYPE_NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16
                 "BF16": torch.bfloat16}
 _NAMES_OF_DTYPES = {dtype: name for name, dtype in _DTYPE_NAMES.items()}
 _LENGTH_BYTES = 8
-_LONGEST_HEADER = 100_000_000  # the format's limit
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -49,13 +50,12 @@ class HfReader:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.of(self.folder)
-        self._files = MappedFiles(self.folder)
-        self._headers: dict[str, tuple[dict[str, Any], int]] = {}
+        self._opened: dict[str, safe_open] = {}
         index = self.folder / INDEX
         if index.is_file():
             self._file_of = _weight_map(index)
         elif (self.folder / SINGLE).is_file():
-            self._file_of = dict.fromkeys(self._header(SINGLE)[0], SINGLE)
+            self._file_of = dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
         else:
             raise BarError(f"{folder} holds neither {SINGLE} nor {INDEX}")
 
@@ -67,45 +67,41 @@ class HfReader:
         """File and tensor, for errors."""
         return f"{self.folder / self._file_of[name]}: tensor {name}"
 
-    def _header(self, file_name: str) -> tuple[dict[str, Any], int]:
-        """The header's entries by tensor, and where the tensors' bytes begin."""
-        if file_name not in self._headers:
-            self._headers[file_name] = _read_header(self.folder / file_name)
-        return self._headers[file_name]
+    def _file(self, file_name: str) -> safe_open:
+        if file_name not in self._opened:
+            self._opened[file_name] = _open(self.folder / file_name)
+        return self._opened[file_name]
 
-    def _entry(self, name: str) -> tuple[str, dict[str, Any], int]:
+    def _file_with(self, name: str) -> safe_open:
         if name not in self._file_of:
             raise BarError(f"{self.folder}: tensor {name} is missing")
         file_name = self._file_of[name]
-        entries, start = self._header(file_name)
-        if name not in entries:
+        file = self._file(file_name)
+        if name not in file.keys():  # noqa: SIM118 (it is no mapping)
             raise BarError(f"{self.folder / file_name}: tensor {name} is missing, but {INDEX} "
                            "says it is here")
-        return file_name, entries[name], start
+        return file
 
     def check(self, name: str, shape: Sequence[int]) -> torch.dtype:
         """The tensor's dtype. Raises BarError unless it is there and has `shape`."""
-        _, entry, _ = self._entry(name)
-        if tuple(entry["shape"]) != tuple(shape):
-            raise BarError(f"{self.where(name)} has shape {tuple(entry['shape'])}, config.json "
+        entry = self._file_with(name).get_slice(name)
+        if tuple(entry.get_shape()) != tuple(shape):
+            raise BarError(f"{self.where(name)} has shape {tuple(entry.get_shape())}, config.json "
                            f"says {tuple(shape)}")
-        if entry["dtype"] not in _DTYPE_NAMES:
-            raise BarError(f"{self.where(name)} has dtype {entry['dtype']}, not one of "
+        if entry.get_dtype() not in _DTYPE_NAMES:
+            raise BarError(f"{self.where(name)} has dtype {entry.get_dtype()}, not one of "
                            f"{', '.join(_DTYPE_NAMES)}")
-        return _DTYPE_NAMES[entry["dtype"]]
+        return _DTYPE_NAMES[entry.get_dtype()]
 
     def read(self, name: str) -> torch.Tensor:
         """A view of the file, not to be written to."""
-        file_name, entry, start = self._entry(name)
-        dtype = self.check(name, entry["shape"])
+        tensor = self._file_with(name).get_tensor(name)
         try:
-            tensor = self._files.tensor(
-                file_name, start + entry["data_offsets"][0], dtype, tuple(entry["shape"])
-            )
+            bring_in(tensor, self.folder / self._file_of[name])
         except BarError as error:
             raise BarError(f"{error} (at tensor {name})") from None
         if self.manifest is not None:
-            self.manifest.check(name, tensor, self.folder / file_name)
+            self.manifest.check(name, tensor, self.folder / self._file_of[name])
         return tensor
 
 
@@ -128,72 +124,57 @@ def _weight_map(index: Path) -> dict[str, str]:
     return file_of
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+def _what_is_wrong(error: SafetensorError) -> str:
+    said = str(error).rpartition("header: ")[2]
+    if "not fully covered" in said:
+        return "it is shorter or longer than its header says"
+    if said in ("header too small", "header too large", "invalid header length"):
+        return "its header is cut short"
+    return f"its header is damaged ({said})"
+
+
+def _open(path: Path) -> safe_open:
+    """The file, mapped into memory: its tensors are views."""
     refuse_lfs_pointer(path)
     try:
-        with open(path, "rb") as file:
-            size = path.stat().st_size
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if not 2 <= length <= min(_LONGEST_HEADER, size):
-                raise BarError(f"{path} is not a whole safetensors file: its header is cut short")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        start, end = _LENGTH_BYTES + length, 0
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            first, last = entry["data_offsets"]
-            if first != end:
-                raise ValueError("tensors overlap or leave holes")
-            itemsize = getattr(_DTYPE_NAMES.get(entry["dtype"]), "itemsize", None)
-            if itemsize and last - first != torch.Size(entry["shape"]).numel() * itemsize:
-                raise BarError(f"{path}: tensor {name} has {last - first} bytes, which its dtype "
-                               "and shape contradict")
-            end = last
+        return safe_open(path, framework="pt")
     except FileNotFoundError:
         raise BarError(f"{path} is missing, but {INDEX} names it") from None
     except OSError as error:
-        raise BarError(f"{path} can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise BarError(f"{path} is not a whole safetensors file: its header is damaged") from None
-    if start + end != size:
-        raise BarError(f"{path} is not a whole safetensors file: it has {size} bytes, its header "
-                       f"says {start + end}")
-    return header, start
+        raise BarError(f"{path} can't be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise BarError(f"{path} is not a whole safetensors file: {_what_is_wrong(error)}") from None
 
 
 class SafetensorsFormat:
     """Items laid out as model.safetensors, or as shards of about `shard_bytes` with an index."""
 
     def __init__(self, items: Sequence[Item], shard_bytes: int = SHARD_BYTES) -> None:
+        # Takes a third of a second, which imports have no use for.
+        from huggingface_hub import split_state_dict_into_shards_factory
+
         self.items = items
-        self.parts: list[Part] = []
-        self._weight_map: dict[str, str] = {}
-        shards = list(_shards(items, shard_bytes))
-        for number, shard in enumerate(shards, 1):
-            file = (SINGLE if len(shards) == 1
-                    else f"model-{number:05}-of-{len(shards):05}.safetensors")
-            self.parts += parts_of(file, _placed(shard))
-            self._weight_map |= {name: file for item in shard for name in item.names}
+        item_of = {item.names[0]: item for item in items}
+        split = split_state_dict_into_shards_factory(
+            item_of, get_storage_size=lambda item: item.nbytes,
+            filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes,
+        )
+        shards = {file: [item_of[name] for name in names]
+                  for file, names in split.filename_to_tensors.items()}
+        self.parts: list[Part] = [part for file, shard in shards.items()
+                                  for part in parts_of(file, _placed(shard))]
+        self._index = split.is_sharded and {
+            "metadata": split.metadata,
+            "weight_map": {name: file for file, shard in shards.items()
+                           for item in shard for name in item.names},
+        }
 
     def prepare(self) -> None:
         pass
 
     def finish(self, folder: Path) -> None:
-        if len(set(self._weight_map.values())) > 1:
-            total = sum(item.nbytes for item in self.items)
-            write_json(folder / INDEX,
-                       {"metadata": {"total_size": total}, "weight_map": self._weight_map})
-
-
-def _shards(items: Sequence[Item], shard_bytes: int) -> Iterator[list[Item]]:
-    shard: list[Item] = []
-    size = 0
-    for item in items:
-        if shard and size + item.nbytes > shard_bytes:
-            yield shard
-            shard, size = [], 0
-        shard.append(item)
-        size += item.nbytes
-    yield shard
+        if self._index:
+            write_json(folder / INDEX, self._index)
 
 
 def _placed(items: Sequence[Item]) -> Iterator[Placed]:

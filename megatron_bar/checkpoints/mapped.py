@@ -81,9 +81,7 @@ class MappedFiles:
             tensor = torch.frombuffer(
                 map_, dtype=dtype, count=size // dtype.itemsize, offset=offset
             ).reshape(shape)
-        if fault := _bring_in(tensor.data_ptr(), size):
-            raise BarError(f"{self.folder / name} can't be read ({fault}): its disk fails, or it "
-                           "has been cut short meanwhile")
+        bring_in(tensor, self.folder / name)
         return tensor
 
 
@@ -118,14 +116,17 @@ class _Window(io.RawIOBase):
         super().close()
 
 
-def _bring_in(address: int, size: int) -> str | None:
-    """Have the mapped bytes in memory, all that isn't read at once; returns what went wrong."""
-    start = address // _PAGE * _PAGE
-    length = address + size - start
+def bring_in(tensor: torch.Tensor, path: Path) -> None:
+    """Have a tensor that is a view of the file `path` in memory, all that isn't read at once.
+
+    Raises BarError where the file can't give its bytes.
+    """
+    start = tensor.data_ptr() // _PAGE * _PAGE
+    length = tensor.data_ptr() + tensor.nbytes - start
     _madvise(start, length, mmap.MADV_WILLNEED)
-    if _madvise(start, length, _MADV_POPULATE_READ) == 0 or ctypes.get_errno() == errno.EINVAL:
-        return None
-    return os.strerror(ctypes.get_errno())
+    if _madvise(start, length, _MADV_POPULATE_READ) and ctypes.get_errno() != errno.EINVAL:
+        raise BarError(f"{path} can't be read ({os.strerror(ctypes.get_errno())}): its disk fails, "
+                       "or it has been cut short meanwhile")
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

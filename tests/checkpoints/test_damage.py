@@ -95,6 +95,11 @@ PLAIN_HF = {
     "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"a": 1}'),
                            "tokenizer.json and what is beside it make no tokenizer"),
     "weights cut": (_cut("model.safetensors", 1000), "not a whole safetensors file"),
+    "weights too long": (lambda f: os.truncate(
+        f / "model.safetensors", (f / "model.safetensors").stat().st_size + 8),
+        "shorter or longer than its header says"),
+    "weights that aren't": (lambda f: (f / "model.safetensors").write_bytes(b"PK" * 99),
+                            "its header is cut short"),
     "weights empty": (lambda f: os.truncate(f / "model.safetensors", 0), "header is cut short"),
     "header flipped": (_flip("model.safetensors", 8), "its header is damaged"),
     "tensor missing": (_tensors(lambda t: t.pop("model.norm.weight")),
