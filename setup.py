@@ -15,6 +15,8 @@ CORE = [
     "math-verify[antlr4_9_3]>=0.9,<0.10",
     "numpy>=2",
     "omegaconf>=2.3",
+    "httpx>=0.27",
+    "huggingface_hub>=0.30",
     "jinja2>=3.1",
     "matplotlib>=3.8",
     "psutil",  # megatron-core's checkpoint writer needs it and doesn't say so

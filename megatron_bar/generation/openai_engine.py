@@ -16,14 +16,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch.distributed as dist
 from megatron.core import parallel_state
 
@@ -36,7 +35,11 @@ from megatron_bar.runtime.distributed import on_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.checkpoints import write_checkpoint
 
-_SECONDS = 3600.0  # for one answer, which may have to wait for its turn
+_ANSWER_SECONDS = 3600.0  # an answer may have to wait for its turn
+_CONNECT_SECONDS = 30.0  # a server that is there takes a connection at once
+# Less than the 5 seconds after which vLLM closes a connection that nothing was asked on, so that no
+# question meets one that is just being closed.
+_KEPT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,10 @@ class ServedModel:
             try:
                 export_hf(checkpoint, folder, overwrite=True, processes=1)
                 shutil.rmtree(checkpoint)
-                for server in self.settings.rollout_servers:
-                    _post(f"{server}/collective_rpc", {"method": "reload_weights"})
-                    _post(f"{server}/reset_prefix_cache", {})
+                with _client() as client:
+                    for server in self.settings.rollout_servers:
+                        _post(client, f"{server}/collective_rpc", {"method": "reload_weights"})
+                        _post(client, f"{server}/reset_prefix_cache", {})
             except BarError as error:
                 return str(error)
 
@@ -109,22 +113,28 @@ class OpenAIEngine:
     def _ask_all(
         self, requests: Sequence[Request], sampling: Sampling, advance: Callable[[int], None]
     ) -> list[Response]:
-        names = [_get(f"{server}/v1/models")["data"][0]["id"] for server in self.servers]
         first = parallel_state.get_data_parallel_rank()  # so that ranks start at other servers
+        with _client() as client:
+            names = [_reply(client, "GET", f"{server}/v1/models")["data"][0]["id"]
+                     for server in self.servers]
 
-        def ask(index: int) -> Response:
-            place = (first + index) % len(names)
-            response = self._ask(self.servers[place], names[place], requests[index], sampling)
-            advance(1)
-            return response
+            def ask(index: int) -> Response:
+                place = (first + index) % len(names)
+                response = self._ask(
+                    client, self.servers[place], names[place], requests[index], sampling
+                )
+                advance(1)
+                return response
 
-        with ThreadPoolExecutor(self.at_once * len(names)) as threads:
-            return list(threads.map(ask, range(len(requests))))
+            with ThreadPoolExecutor(self.at_once * len(names)) as threads:
+                return list(threads.map(ask, range(len(requests))))
 
-    def _ask(self, server: str, name: str, request: Request, sampling: Sampling) -> Response:
+    def _ask(
+        self, client: httpx.Client, server: str, name: str, request: Request, sampling: Sampling
+    ) -> Response:
         room = self.max_sequence_length - len(request.prompt)
         url = f"{server}/v1/completions"
-        choice = _post(url, {
+        choice = _post(client, url, {
             "model": name, "prompt": list(request.prompt), "add_special_tokens": False,
             "max_tokens": min(sampling.max_new_tokens, room),
             "temperature": sampling.temperature, "seed": request_seed(request, sampling.seed),
@@ -146,25 +156,28 @@ def request_seed(request: Request, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def _get(url: str) -> Any:
-    return _reply(urllib.request.Request(url))
+def _client() -> httpx.Client:
+    """Connections that threads share and that are used again."""
+    return httpx.Client(
+        timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
+        limits=httpx.Limits(keepalive_expiry=_KEPT_SECONDS),
+        follow_redirects=True,
+    )
 
 
-def _post(url: str, content: dict[str, Any]) -> Any:
-    return _reply(urllib.request.Request(
-        url, json.dumps(content).encode(), {"Content-Type": "application/json"}
-    ))
+def _post(client: httpx.Client, url: str, content: dict[str, Any]) -> Any:
+    return _reply(client, "POST", url, content)
 
 
-def _reply(request: urllib.request.Request) -> Any:
+def _reply(client: httpx.Client, method: str, url: str, content: Any = None) -> Any:
     """The JSON that a server answers, or None where it has nothing to say."""
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
-            text = reply.read()
-        return json.loads(text) if text else None
-    except urllib.error.HTTPError as error:
-        said = error.read().decode(errors="replace").strip()[:200]
-        raise BarError(f"{request.full_url} answers {error.code}: {said or error.reason}") from None
-    except (OSError, ValueError) as error:
-        raise BarError(f"{request.full_url} doesn't answer: {error}; start the server, or leave "
+        reply = client.request(method, url, json=content).raise_for_status()
+        return reply.json() if reply.content else None
+    except httpx.HTTPStatusError as error:
+        reply = error.response
+        said = reply.text.strip()[:200] or reply.reason_phrase
+        raise BarError(f"{url} answers {reply.status_code}: {said}") from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise BarError(f"{url} doesn't answer: {error}; start the server, or leave "
                        "rollout_servers out") from None

@@ -75,10 +75,17 @@ class CompletionServer:
 def serving(answers: Any) -> Iterator[str]:
     """The address of a server that answers with `answers.get(path)` and `.post(path, content)`.
 
-    Those may return bytes too, which are sent as an error.
+    Those may return bytes too, which are sent as an error. `answers.connections`, where there is
+    such a thing, is told of each connection.
     """
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # which keeps connections, as vLLM does
+
+        def setup(self) -> None:
+            super().setup()
+            getattr(answers, "connections", []).append(self.client_address)
+
         def do_GET(self) -> None:
             self._send(answers.get(self.path))
 

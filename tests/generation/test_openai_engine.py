@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from megatron_bar.checkpoints.convert import export_hf
+from megatron_bar.generation import openai_engine
 from megatron_bar.generation.engine import Request, Sampling
 from megatron_bar.generation.openai_engine import OpenAIEngine, request_seed
 from megatron_bar.launch import processes
@@ -101,6 +104,30 @@ def test_what_a_server_does_wrong_is_told(completion, message):
 def test_a_server_that_is_not_there_is_told():
     with process_groups(Layout()), pytest.raises(BarError, match=r"/v1/models doesn't answer"):
         OpenAIEngine(["http://127.0.0.1:9"], 1, 64).generate([], Sampling(4, frozenset()))
+
+
+def test_connections_are_used_again():
+    answers = _Answers({"choices": [{"token_ids": [5], "logprobs": {"token_logprobs": [-1.0]}}]})
+    answers.connections = []
+    with serving(answers) as server, process_groups(Layout()):
+        requests = [Request([1, 2], (number,)) for number in range(20)]
+        OpenAIEngine([server], 2, 64).generate(requests, Sampling(4, frozenset({0})))
+    assert len(answers.connections) <= 2
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_takes_no_connection_is_given_up_soon(monkeypatch):
+    """An answer may take an hour, a connection not: its machine is down, or it is another one."""
+    monkeypatch.setattr(openai_engine, "_CONNECT_SECONDS", 0.2)
+    with contextlib.ExitStack() as stack, process_groups(Layout()):
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # more than it keeps waiting
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        address = f"http://127.0.0.1:{full.getsockname()[1]}"
+        with pytest.raises(BarError, match=r"/v1/models doesn't answer: .*timed out"):
+            OpenAIEngine([address], 1, 64).generate([], Sampling(4, frozenset()))
 
 
 def test_seeds_depend_on_all_of_seed_and_key():
