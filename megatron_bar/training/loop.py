@@ -19,7 +19,7 @@ from megatron_bar.training.guards import Guard, describe_items
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.once import once
-from megatron_bar.training.optimizer import apply_gradients, gradient_norm
+from megatron_bar.training.optimizer import gradient_norm
 from megatron_bar.training.resume import ResumePoints
 from megatron_bar.training.setup import Begin, set_up
 from megatron_bar.training.step import forward_backward
@@ -144,7 +144,7 @@ class _Stage:
         if self.guard.passes(step, result.loss, norm, lambda: describe_items(
             indices.reshape(-1), batches, result.row_losses, task.rows.source_names
         )):
-            apply_gradients(self.optimizer, norm)
+            self.optimizer.step()
         self.loss = result.loss
         self.progress.step = step
         self.progress.tokens += result.tokens

@@ -32,7 +32,6 @@ from megatron_bar.training.guards import Guard
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer import (
-    apply_gradients,
     build_optimizer,
     gradient_norm,
     wrap,
@@ -156,7 +155,8 @@ def budgets(checkpoint: Path, layout: Layout, trainings: dict[str, Training], ou
             batch = packed_batch(config.vocab_size)
             rank = parallel_state.get_data_parallel_rank()
             forward_backward(wrapped, [rows_of(batch, slice(rank, rank + 1))])
-            apply_gradients(optimizer, gradient_norm(optimizer))
+            gradient_norm(optimizer)
+            optimizer.step()
             (out / f"{name}-{dist.get_rank()}.json").write_text(json.dumps({
                 "gradients": budget.gradients, "optimizer": budget.optimizer,
                 "allocated": _allocated(wrapped, optimizer),
