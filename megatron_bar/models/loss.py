@@ -1,4 +1,8 @@
-"""The loss of next tokens, over a vocabulary that tensor-parallel ranks share."""
+"""The loss of next tokens, over a vocabulary that tensor-parallel ranks share.
+
+Megatron's is as fast. It lets padding rows take part, and overwrites fp32 logits, which are still
+needed: docs/own-code.md.
+"""
 
 from __future__ import annotations
 

@@ -28,6 +28,20 @@ def test_wilson(score, count, low, high):
     assert wilson_interval(score, count) == pytest.approx((low, high), abs=2e-6)
 
 
+def test_the_same_as_scipy():
+    stats = pytest.importorskip("scipy.stats", reason="comes with the extra eval")
+    for count in (1, 2, 7, 100, 2048):
+        for right in {0, 1, count // 3, count}:
+            theirs = stats.binomtest(right, count).proportion_ci(method="wilson")
+            assert wilson_interval(right / count, count) == pytest.approx(
+                (theirs.low, theirs.high), abs=1e-12)
+    items = np.random.default_rng(1).beta(2, 3, 200)
+    theirs = stats.bootstrap([items], np.mean, n_resamples=4000, method="percentile", rng=0)
+    ours = bootstrap(items)
+    width = ours.high - ours.low
+    assert (ours.low, ours.high) == pytest.approx(theirs.confidence_interval, abs=0.05 * width)
+
+
 def test_wilson_of_nothing_says_nothing():
     assert wilson_interval(0.0, 0) == (0.0, 1.0)
 
