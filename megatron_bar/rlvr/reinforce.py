@@ -131,7 +131,7 @@ class _Stage:
             ),
             RlvrProgress,
         )
-        self.points.check_room(task.what)
+        self.points.check_room(task.what, task.start)
         self.progress: RlvrProgress = self.points.load()
         order = PromptOrder(len(task.prompts), task.seed)
         if self.progress.step:

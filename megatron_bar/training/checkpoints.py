@@ -54,7 +54,7 @@ def write_checkpoint(
 
     Raises BarError where the disk hasn't room for it.
     """
-    needed = sizes_of(model).checkpoint
+    needed = sizes_of(model, start).checkpoint
     with room_for(target, needed, lambda: _STANDS), written_together(target) as folder:
         save_model(model, folder, start)
         if is_main():

@@ -111,7 +111,7 @@ class _Stage:
                 folder, task.config, self.companions, task.start
             ),
         )
-        self.points.check_room(task.what)
+        self.points.check_room(task.what, task.start)
         self.progress = self.points.load()
         if self.progress.step:
             say(f"{task.what}: goes on after step {self.progress.step}")

@@ -111,7 +111,7 @@ class ResumePoints:
         self.training = training
         self.describe = describe
         self._last_save = time.monotonic()
-        self._sizes = sizes_of(model)
+        self._bytes = sizes_of(model, None).point
         # What is being written, and what is to be done when it is.
         self._on_its_way: tuple[BackgroundSave, contextlib.ExitStack] | None = None
 
@@ -119,14 +119,16 @@ class ResumePoints:
         """The steps after which a state is saved, in order; all of them are whole."""
         return saved_steps(self.folder.parent)
 
-    def check_room(self, what: str) -> None:
+    def check_room(self, what: str, start: Path | None) -> None:
         """Compare what the stage will write with the room there is. All ranks call this.
 
-        Raises BarError where it can't end, and says where it may not be enough. A new state is
-        written before the oldest one goes.
+        `start` is the checkpoint that the model was loaded from. A new state is written before the
+        oldest one goes.
+
+        Raises BarError where the stage can't end; says so where there may not be enough.
         """
         to_come = self.training.keep + 1 - len(on_main(self.steps))
-        check_room(self.folder.parent, self._sizes, max(to_come, 0), what)
+        check_room(self.folder.parent, sizes_of(self.model, start), max(to_come, 0), what)
 
     def due(self, step: int) -> bool:
         """Whether to save after `step`, the same on every rank."""
@@ -161,7 +163,7 @@ class ResumePoints:
                   "progress": dataclasses.asdict(progress), _SOUND: True}
         target = self.folder / str(progress.step)
         with contextlib.ExitStack() as publishing:
-            publishing.enter_context(room_for(target, self._sizes.point, self._stands))
+            publishing.enter_context(room_for(target, self._bytes, self._stands))
             publishing.callback(self._remove_old)
             folder = publishing.enter_context(written_together(target))
             saving = None

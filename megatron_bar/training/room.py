@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import is_main_replica
 
 from megatron_bar.checkpoints.model_io import sharded_model_state
+from megatron_bar.checkpoints.number_types import stored_types
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.disk import disk_faults_told, disk_of, free_bytes, lacking, readable
 from megatron_bar.runtime.distributed import on_main
@@ -30,13 +31,18 @@ class Sizes:
     point: int  # a state to go on from
 
 
-def sizes_of(model: torch.nn.Module) -> Sizes:
-    """Of a model whose parameters are open or frozen as they are to be. All ranks call this."""
-    mine = [entry.data for entry in sharded_model_state(model).values()
+def sizes_of(model: torch.nn.Module, start: Path | None) -> Sizes:
+    """Of a model whose parameters are open or frozen as they are to be. All ranks call this.
+
+    Its checkpoint has the types of `start`, the one that it was loaded from, if any.
+    """
+    mine = [entry for entry in sharded_model_state(model).values()
             if is_main_replica(entry.replica_id)]
-    trained = [tensor for tensor in mine if tensor.requires_grad]
+    types = {entry.key: entry.data.dtype for entry in mine}
+    types |= {} if start is None else stored_types(start)
+    trained = [entry.data for entry in mine if entry.data.requires_grad]
     sizes = torch.tensor(
-        [sum(tensor.nbytes for tensor in mine),
+        [sum(types[entry.key].itemsize * entry.data.numel() for entry in mine),
          sum(tensor.nbytes + OPTIMIZER_BYTES * tensor.numel() for tensor in trained)],
         device=torch.cuda.current_device(),
     )
