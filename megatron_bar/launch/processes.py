@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.forkserver
-import multiprocessing.resource_tracker
 import os
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from megatron_bar.runtime.stopping import (
     ContinueLater,
     RaiseOnStopSignal,
     heard,
+    start_tracker,
     unheard,
 )
 
@@ -147,10 +147,9 @@ def start(
 
 def _start_server() -> None:
     """Start what forks the ranks, unless it runs; it hands down to them that it hears no signal."""
-    # Multiprocessing starts a tracker first, and has signals heard again then.
-    for helper in (multiprocessing.resource_tracker, multiprocessing.forkserver):
-        with unheard():
-            helper.ensure_running()
+    start_tracker()
+    with unheard():
+        multiprocessing.forkserver.ensure_running()
 
 
 def _rank_main(
