@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,12 @@ def save_shards(
     The helpers that Megatron-Core starts, some of which stay, don't hear stop signals: a signal to
     all processes must not cost the state that is saved for it.
     """
+    more: dict[str, Any] = {"async_sharded_save": True} if in_background else {}
+    if in_background and "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:
+        more["async_strategy"] = "mcore"  # Megatron-Core 0.19 prefers a package of its own
     start_tracker()
     with unheard():
-        return dist_checkpointing.save(state, str(folder), async_sharded_save=in_background)
+        return dist_checkpointing.save(state, str(folder), **more)
 
 
 def _as_stored(state: dict[str, Any], start: Path) -> dict[str, Any]:
