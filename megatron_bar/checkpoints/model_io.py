@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from megatron.core.dist_checkpointing.mapping import (
     ShardedTensorFactory,
     apply_factories,
 )
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_bar.checkpoints.names import Slot, slots
@@ -24,7 +26,7 @@ from megatron_bar.checkpoints.number_types import holds, stored_types, type_name
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.stopping import ContinueLater
+from megatron_bar.runtime.stopping import ContinueLater, start_tracker, unheard
 
 _Entry = ShardedTensor | ShardedTensorFactory
 # Files of a distributed checkpoint, beside the tensors.
@@ -100,7 +102,23 @@ def save_model(model: torch.nn.Module, folder: Path, start: Path | None = None) 
     Raises BarError for a weight that the type in `start` can't say.
     """
     state = sharded_model_state(model)
-    dist_checkpointing.save(state if start is None else _as_stored(state, start), str(folder))
+    save_shards(state if start is None else _as_stored(state, start), folder)
+
+
+def save_shards(
+    state: dict[str, Any], folder: Path, in_background: bool = False
+) -> AsyncRequest | None:
+    """Write a sharded state dict into `folder`, or return what is to be called for it.
+
+    The helpers that Megatron-Core starts, some of which stay, don't hear stop signals: a signal to
+    all processes must not cost the state that is saved for it.
+    """
+    more: dict[str, Any] = {"async_sharded_save": True} if in_background else {}
+    if in_background and "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:
+        more["async_strategy"] = "mcore"  # Megatron-Core 0.19 prefers a package of its own
+    start_tracker()
+    with unheard():
+        return dist_checkpointing.save(state, str(folder), **more)
 
 
 def _as_stored(state: dict[str, Any], start: Path) -> dict[str, Any]:

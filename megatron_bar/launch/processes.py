@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.forkserver
-import multiprocessing.resource_tracker
 import os
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from megatron_bar.runtime.stopping import (
     ContinueLater,
     RaiseOnStopSignal,
     heard,
+    start_tracker,
     unheard,
 )
 
@@ -147,15 +147,10 @@ def start(
 
 
 def _start_server() -> None:
-    """Start the server that forks the ranks, unless it runs.
-
-    It never hears stop signals. So those of a rank wait, from its first moment, until it is ready
-    for them (`_rank_main`).
-    """
-    # The server's start would start the tracker too, and have signals heard again after that.
-    for helper in (multiprocessing.resource_tracker, multiprocessing.forkserver):
-        with unheard():
-            helper.ensure_running()
+    """Start what forks the ranks, unless it runs; it hands down to them that it hears no signal."""
+    start_tracker()
+    with unheard():
+        multiprocessing.forkserver.ensure_running()
 
 
 def _rank_main(

@@ -12,6 +12,7 @@ rank ends it.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.resource_tracker
 import os
 import signal
 import time
@@ -38,6 +39,15 @@ class ContinueLater(BaseException):
 def unheard() -> Iterator[None]:
     """Have stop signals wait. A process that is started in the block never hears them at all."""
     yield from _masked(signal.SIG_BLOCK)
+
+
+def start_tracker() -> None:
+    """Start multiprocessing's tracker of resources, `unheard`, unless it runs.
+
+    Where it starts it has signals heard again, so it must stand before others are started.
+    """
+    with unheard():
+        multiprocessing.resource_tracker.ensure_running()
 
 
 @contextlib.contextmanager

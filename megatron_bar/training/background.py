@@ -7,11 +7,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
+from megatron_bar.checkpoints.model_io import save_shards
 from megatron_bar.runtime.distributed import agreed
+from megatron_bar.runtime.stopping import unheard
 
 
 class BackgroundSave:
@@ -24,14 +25,15 @@ class BackgroundSave:
 
     def __init__(self, state: dict[str, Any], folder: Path) -> None:
         copied = dict_list_map_inplace(_on_host, state)
-        self._request = dist_checkpointing.save(copied, str(folder), async_sharded_save=True)
+        self._request = save_shards(copied, folder, in_background=True)
         self._thread = None
         if self._request.async_fn is not None:  # None where a rank has nothing to write
             self._thread = threading.Thread(
                 target=self._request.async_fn, args=self._request.async_fn_args,
                 kwargs=self._request.async_fn_kwargs, daemon=True,
             )
-            self._thread.start()
+            with unheard():
+                self._thread.start()
 
     def is_written(self) -> bool:
         """Whether all ranks have written what is theirs."""

@@ -8,11 +8,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
-from megatron_bar.checkpoints.model_io import load_shards, sharded_model_state
+from megatron_bar.checkpoints.model_io import load_shards, save_shards, sharded_model_state
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import agreed, is_main, on_main, written_together
@@ -134,12 +133,15 @@ class ResumePoints:
     def _state(self, loading: bool) -> dict:
         """Of what trains. Frozen parameters are in the checkpoint the stage started from."""
         model = sharded_model_state(self.model)
-        optimizer = {
+        parts = {
             number: sharded_optimizer_state(part, model, loading)
             for number, part in enumerate(self.optimizer.chained_optimizers)
         }
         trained = {key: entry for key, entry in model.items() if entry.data.requires_grad}
-        return _one_key_a_slice({"model": trained, "optimizer": optimizer})
+        # Megatron-Core complains of an empty dictionary that other ranks don't have.
+        optimizer = {number: entries for number, entries in parts.items() if entries}
+        state = {"model": trained, "optimizer": optimizer}
+        return _one_key_a_slice({name: entries for name, entries in state.items() if entries})
 
     def save(self, progress: Progress) -> None:
         """Save the state after `progress.step`, unless it is saved; every rank takes part.
@@ -165,7 +167,7 @@ class ResumePoints:
             if self.training.save_async:
                 saving = BackgroundSave(state, folder)
             else:
-                dist_checkpointing.save(state, str(folder))
+                save_shards(state, folder)
             if is_main():
                 self.run.describe_resume_point(folder)
             if saving is not None:
