@@ -23,7 +23,7 @@ from rich.table import Table
 from benchmarks.timing import clock_named, machine, medians
 from megatron_bar.models.all_experts import AllExperts, AllExpertsLayer, AllExpertsRouter
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import transformer_config
+from megatron_bar.models.language_model import transformer_config
 from megatron_bar.models.router import RowRouter
 from megatron_bar.runtime.console import console
 from megatron_bar.runtime.distributed import process_groups

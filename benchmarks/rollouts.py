@@ -30,7 +30,7 @@ from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.generation.engine import Request, Sampling
 from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import OlmoModel, build_model
+from megatron_bar.models.language_model import LanguageModel, build_model
 from megatron_bar.runtime.console import console
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
@@ -43,7 +43,7 @@ LAYERS = 4
 Prompts = list[list[int]]
 
 
-def build(hidden: int, folder: Path) -> tuple[OlmoModel, dict[str, FlexOlmoForCausalLM]]:
+def build(hidden: int, folder: Path) -> tuple[LanguageModel, dict[str, FlexOlmoForCausalLM]]:
     """The same weights as ours, and as transformers' with either attention."""
     torch.manual_seed(0)
     FlexOlmoForCausalLM(FlexOlmoConfig(
@@ -65,7 +65,7 @@ def build(hidden: int, folder: Path) -> tuple[OlmoModel, dict[str, FlexOlmoForCa
 
 
 def our_answers(
-    model: OlmoModel, prompts: Prompts, batch: int, sampling: Sampling
+    model: LanguageModel, prompts: Prompts, batch: int, sampling: Sampling
 ) -> Callable[[], list[list[int]]]:
     requests = [Request(prompt, (i,)) for i, prompt in enumerate(prompts)]
     engine = MegatronEngine(model, batch)

@@ -23,7 +23,7 @@ from benchmarks.timing import clock_named, machine, medians
 from megatron_bar.data.batch import Batch
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import build_model
+from megatron_bar.models.language_model import build_model
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import console
 from megatron_bar.runtime.distributed import process_groups

@@ -1,4 +1,4 @@
-"""Branch, Adapt, Route: modular post-training of OLMo models on Megatron-Core."""
+"""Branch, Adapt, Route: modular post-training of language models on Megatron-Core."""
 
 __version__ = "0.1.0"
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import (
-    FlexOlmoConfig,
-    FlexOlmoForCausalLM,
-    Olmo2Config,
-    Olmo2ForCausalLM,
-    Olmo3Config,
-    Olmo3ForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.data import toy
@@ -32,33 +24,45 @@ SIZES = dict(
 TALKING = dict(vocab_size=400, max_position_embeddings=512)
 
 
-def _randomized(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+_TWO = {"num_experts": 2, "num_experts_per_tok": 2, "norm_topk_prob": False}
+# What small models of each class say beside SIZES, by a name. A class that is here is tested as all
+# are: parity in several layouts, generation, conversion and, with experts, branch to export.
+DENSE = {
+    "OLMo-2": {"model_type": "olmo2"},
+    # Layers 0 to 2 see 5 positions, layer 3 sees all, with RoPE stretched from 8 to 64.
+    "OLMo-3": {"model_type": "olmo3", "sliding_window": 5, "rope_scaling": {
+        "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8}},
+    "Qwen3": {"model_type": "qwen3", "head_dim": 12},
+    "Qwen3, tied": {"model_type": "qwen3", "head_dim": 12, "tie_word_embeddings": True},
+}
+MIXTURES = {
+    "FlexOlmo": {"model_type": "flex_olmo", **_TWO},
+    "Qwen3-MoE": {"model_type": "qwen3_moe", "head_dim": 12, "moe_intermediate_size": 80, **_TWO},
+}
+
+
+def random_model(name: str, seed: int = 0, **sizes) -> PreTrainedModel:
+    """A model of a class of DENSE or MIXTURES, with random weights."""
+    config = AutoConfig.for_model(**SIZES | (DENSE | MIXTURES)[name] | sizes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
+    for parameter_name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = 1 + 0.2 * noise if "norm" in name else 0.1 * noise
+        parameter.data = 1 + 0.2 * noise if "norm" in parameter_name else 0.1 * noise
     return model.eval()
 
 
-def random_dense(seed: int = 0, **sizes) -> Olmo2ForCausalLM:
-    config = Olmo2Config(**SIZES | sizes, attn_implementation="eager")
-    return _randomized(Olmo2ForCausalLM(config), seed)
+def random_dense(seed: int = 0, **sizes) -> PreTrainedModel:
+    return random_model("OLMo-2", seed, **sizes)
 
 
-def random_olmo3(seed: int = 0, **sizes) -> Olmo3ForCausalLM:
-    """Layers 0 to 2 see 5 positions, layer 3 sees all, with RoPE stretched from 8 to 64."""
-    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8}
-    config = Olmo3Config(**SIZES | {"sliding_window": 5, "rope_scaling": yarn} | sizes,
-                         attn_implementation="eager")
-    return _randomized(Olmo3ForCausalLM(config), seed)
+def random_olmo3(seed: int = 0, **sizes) -> PreTrainedModel:
+    return random_model("OLMo-3", seed, **sizes)
 
 
-def random_experts(num_experts: int = 2, seed: int = 0, **sizes) -> FlexOlmoForCausalLM:
-    config = FlexOlmoConfig(
-        **SIZES | {"num_experts_per_tok": num_experts, "norm_topk_prob": False} | sizes,
-        num_experts=num_experts, attn_implementation="eager",
-    )
-    return _randomized(FlexOlmoForCausalLM(config), seed)
+def random_experts(num_experts: int = 2, seed: int = 0, **sizes) -> PreTrainedModel:
+    active = {"num_experts_per_tok": num_experts}
+    return random_model("FlexOlmo", seed, num_experts=num_experts, **active | sizes)
 
 
 def packed_batch(vocab_size: int, rows: int = 4, length: int = 24, seed: int = 1) -> Batch:
@@ -102,14 +106,15 @@ def reference(
 
 
 def _masks(model: PreTrainedModel, batch: Batch) -> torch.Tensor | dict[str, torch.Tensor]:
-    """The batch's mask as transformers adds it to scores; for OLMo-3 one a layer type."""
+    """The batch's mask as transformers adds it to scores; where layers slide, one a type."""
     minus_inf = torch.finfo(torch.float32).min
     hidden_B1SS = batch.attention_mask_B1SS
     full_B1SS = hidden_B1SS.float() * minus_inf
-    if not isinstance(model, Olmo3ForCausalLM):
+    window = getattr(model.config, "sliding_window", None)
+    if window is None:
         return full_B1SS
     place_S = torch.arange(hidden_B1SS.shape[-1])
-    too_far_SS = place_S[:, None] - place_S >= model.config.sliding_window
+    too_far_SS = place_S[:, None] - place_S >= window
     return {"full_attention": full_B1SS,
             "sliding_attention": (hidden_B1SS | too_far_SS).float() * minus_inf}
 

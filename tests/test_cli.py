@@ -108,8 +108,8 @@ def test_verify_proves_a_window_longer_than_its_texts(tmp_path, capsys, monkeypa
     build = parity.build_model
 
     def build_with_another_window(config, layout):
-        olmo3 = dataclasses.replace(config.olmo3, sliding_window=79)
-        return build(dataclasses.replace(config, olmo3=olmo3), layout)
+        window = dataclasses.replace(config.window, size=79)
+        return build(dataclasses.replace(config, window=window), layout)
 
     monkeypatch.setattr(parity, "build_model", build_with_another_window)
     assert main(command) == 1

@@ -24,8 +24,9 @@ from megatron_bar.checkpoints.companions import (
 from megatron_bar.checkpoints.dcp import CheckpointFormat, CheckpointReader, slot_item
 from megatron_bar.checkpoints.engine import convert
 from megatron_bar.checkpoints.hf_weights import SHARD_BYTES, HfReader, SafetensorsFormat
+from megatron_bar.checkpoints.mapped import same_numbers
 from megatron_bar.checkpoints.model_card import Origin, write_model_card
-from megatron_bar.checkpoints.names import Slot, slots
+from megatron_bar.checkpoints.names import EMBEDDINGS_NAME, HEAD_NAME, Slot, slots
 from megatron_bar.checkpoints.number_types import check_layers_alike
 from megatron_bar.checkpoints.plan import Item, Made
 from megatron_bar.checkpoints.resume_point import open_checkpoint
@@ -103,7 +104,7 @@ def import_hf(
     processes: int | None = None,
     overwrite: bool = False,
 ) -> ModelConfig:
-    """Turn a Hugging Face OLMo-2, OLMo-3 or FlexOlmo folder into a checkpoint.
+    """Turn the Hugging Face folder of a model of any family into a checkpoint.
 
     Tensors keep their bits unless `dtype` casts them.
 
@@ -111,6 +112,8 @@ def import_hf(
     """
     source, target = Path(source), Path(target)
     model, items, ignored = _planned_import(source, dtype)
+    if model.tied_embeddings:
+        _check_tied(source, model)
     if ignored:
         say(f"{source}: {ignored[0]}{f' and {len(ignored) - 1} more' if ignored[1:] else ''} "
             "ignored: a buffer, not a weight")
@@ -145,10 +148,26 @@ def _planned_import(
     items = [slot_item(slot, dtype or types[slot.hf_names[0]], _Join(reader, slot))
              for slot in slots(model)]
     rest = reader.names - types.keys()
+    if model.tied_embeddings:
+        rest -= set(Slot(model, HEAD_NAME, ()).hf_names)  # which some keep a copy under
     ignored = [name for name in sorted(rest) if _NO_WEIGHTS.fullmatch(name)]
     if unknown := sorted(rest - set(ignored)):
         raise BarError(f"{source}: tensor {unknown[0]} is not part of this model")
     return model, items, ignored
+
+
+def _check_tied(source: Path, model: ModelConfig) -> None:
+    """Raises BarError where the folder has a head that isn't the embeddings, though tied to them.
+    """
+    reader = HfReader(source)
+    embeddings, head = (Slot(model, name, ()) for name in (EMBEDDINGS_NAME, HEAD_NAME))
+    for name, copy, shape in zip(embeddings.hf_names, head.hf_names, head.hf_shapes):
+        if copy not in reader.names:
+            continue
+        reader.check(copy, shape)
+        if not same_numbers(reader.read(copy), reader.read(name)):
+            raise BarError(f"{reader.where(copy)} is not {name}, though config.json has "
+                           "tie_word_embeddings true; set it to false, or remove the tensor")
 
 
 @dataclass(frozen=True)
@@ -174,14 +193,13 @@ def export_hf(
 ) -> ModelConfig:
     """Turn a checkpoint into a Hugging Face folder that transformers loads.
 
-    Dense models become Olmo2ForCausalLM or Olmo3ForCausalLM, OLMo-2 with experts becomes
-    FlexOlmoForCausalLM with one set of keys an expert. Tensors keep their dtype and bits unless
-    `dtype` is given. Weights are one file, or shards of about `shard_bytes`. `origin` is what the
-    model card tells of how the model was made, `chat` how it is talked to, by default as its
-    tokenizer says.
+    Of which class it is, the model's family says. Tensors keep their dtype and bits unless `dtype`
+    is given. Weights are one file, or shards of about `shard_bytes`. `origin` is what the model
+    card tells of how the model was made, `chat` how it is talked to, by default as its tokenizer
+    says.
 
-    Raises BarError for anything wrong with `source`, and for OLMo-3 with experts; then `target` is
-    as it was.
+    Raises BarError for anything wrong with `source`, and for a model that no class computes; then
+    `target` is as it was.
     """
     source, target = Path(source), Path(target)
     model = ModelConfig.load(source)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.checkpoints.dcp import CheckpointReader
-from megatron_bar.checkpoints.names import SHARED_NAMES
+from megatron_bar.checkpoints.names import shared_names
 from megatron_bar.checkpoints.number_types import check_one_type
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig, check_same_shape
@@ -23,7 +23,6 @@ from megatron_bar.runtime.errors import BarError
 
 MERGED = "merged"
 ANCHOR_FFN = "expert.0"
-GROUPS = (*dict.fromkeys(name.group for name in SHARED_NAMES), ANCHOR_FFN)
 
 
 @dataclass(frozen=True)
@@ -173,13 +172,15 @@ def group_weights(
 
     Raises BarError for a rule that can't be read, names what isn't there, or where one is missing.
     """
-    found = dict.fromkeys(GROUPS, default)
+    shared = dict.fromkeys(name.group for name in shared_names(inputs.all[0].model))
+    averaged = [*shared, ANCHOR_FFN]
+    found = dict.fromkeys(averaged, default)
     for rule in rules:
         pattern, separator, right = rule.partition("=")
-        groups = fnmatch.filter(GROUPS, pattern)
+        groups = fnmatch.filter(averaged, pattern)
         if not separator or not groups:
             raise BarError(f"--weights {rule!r}: write GROUP=NAME:WEIGHT,..., where GROUP is one "
-                           f"of {', '.join(GROUPS)} or a pattern")
+                           f"of {', '.join(averaged)} or a pattern")
         found |= dict.fromkeys(groups, _parse_weights(rule, right, [i.name for i in inputs.all]))
     if None in found.values():
         raise BarError(

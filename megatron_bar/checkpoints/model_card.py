@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_bar.checkpoints.hf import architecture
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.families import family_of
 
 _CARD = """\
 ---
@@ -60,13 +60,6 @@ Expert 0 is the anchor: the FFN of the post-trained base model{bits}.
 {runs} The dense model that it grew from has {dense}: this one takes {size:.1f} times its memory,
 and about {speed:.1f} times its computation for each token, read or generated (counted, not
 measured).
-"""
-
-_OLMO3 = """\
-
-transformers computes it since 4.57. Releases 5.0 to 5.12 scale RoPE in sliding layers too, which
-gives wrong logits ([#45945](https://github.com/huggingface/transformers/pull/45945)); 5.13 is right
-again.
 """
 
 _LOAD = """\
@@ -131,18 +124,19 @@ def write_model_card(
 
     Without an `origin` it says what the shape tells.
     """
-    tags = ["olmo", *([origin.method] if origin else [])]
+    family = family_of(model)
+    hf_class = family.hf_class(model)
+    tags = [hf_class.model_type, *([origin.method] if origin else [])]
     if model.num_experts is None:
-        family = "OLMo-2" if model.olmo3 is None else "OLMo-3"
-        tags.insert(1, family.lower().replace("-", ""))
-        title, looks = f"A dense {family} model", f"A dense model in {family}'s architecture."
-        more = "" if model.olmo3 is None else _OLMO3
+        title, more = f"A dense {family.title} model", family.note
+        looks = f"A dense model in {family.title}'s architecture."
     else:
         tags.append("mixture-of-experts")
-        title, looks = "A mixture of experts", "A mixture of experts in FlexOlmo's architecture."
+        title = "A mixture of experts"
+        looks = f"A mixture of experts made of {family.title} models."
         more = _routing(model, ", bit for bit" if origin else "")
     (Path(folder) / "README.md").write_text(_CARD.format(
-        tags=", ".join(tags), metadata=_metadata(origin), architecture=architecture(model),
+        tags=", ".join(tags), metadata=_metadata(origin), architecture=hf_class.name,
         title=origin.name if origin and origin.name else title, more=more, model=model,
         description=f"{looks} {origin.words}" if origin else looks,
         parameters=_billions(_parameters(model)), use=(_LOAD + (_CHAT if chats else "")).rstrip(),
@@ -157,7 +151,8 @@ def _routing(model: ModelConfig, bits: str) -> str:
         rule = "**which are made to sum to 1** (`norm_topk_prob: true`)"
     dense = model.without_experts()
     total, base = _parameters(model), _parameters(dense)
-    embeddings = dense.vocab_size * dense.hidden_size  # looked up, not computed with
+    # Looked up, not computed with, unless they are the head, too.
+    embeddings = 0 if dense.tied_embeddings else dense.vocab_size * dense.hidden_size
     ffn = 3 * dense.num_layers * dense.hidden_size * dense.ffn_hidden_size
     assert model.num_experts is not None and model.experts_per_token is not None
     active = total - (model.num_experts - model.experts_per_token) * ffn

@@ -1,8 +1,8 @@
-"""The one table of names between Megatron-Core and Hugging Face, read in both directions.
+"""What a checkpoint holds, and the Hugging Face tensors that it is made of and that are made of it.
 
 Megatron-Core stacks layers: a checkpoint key holds `[L, ...]`, an expert's key `[L, E, ...]`. A
 `Slot` is the slice of such a key that corresponds to a few Hugging Face tensors, and knows how to
-turn one into the other. Supporting another layout of names takes one more table.
+turn one into the other. What these are called, the model's family tells.
 
 Shape letters: V vocabulary, H hidden, L layers, E experts, F ffn, N heads, K kv heads, D head dim.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.families import family_of
 
 Shape = tuple[int, ...]
 
@@ -59,17 +60,25 @@ GATE_UP = Fusion(lambda model, tensors: list(tensors),
 
 @dataclass(frozen=True)
 class Name:
-    """One line of the table: `{layer}` and `{expert}` in `hf` say which axes the key has.
+    """A key of a checkpoint, and the `shapes` of the Hugging Face tensors in a slice of it.
 
     `group` is what stages freeze and unfreeze by; an expert's FFN and router row are groups of
     their own, named by its global id.
     """
 
     group: str
-    megatron: str
-    hf: tuple[str, ...]
+    key: str
     shapes: Callable[[ModelConfig], tuple[Shape, ...]]
     fusion: Fusion = SAME
+
+    @property
+    def has_layers(self) -> bool:
+        return self.key.startswith(_LAYERS)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the experts are an axis of the key, as they are not of the router's."""
+        return self.key.startswith(_EXPERTS)
 
 
 def _output(model: ModelConfig) -> tuple[Shape, ...]:
@@ -78,6 +87,10 @@ def _output(model: ModelConfig) -> tuple[Shape, ...]:
 
 def _hidden(model: ModelConfig) -> tuple[Shape, ...]:
     return ((model.hidden_size,),)
+
+
+def _one_head(model: ModelConfig) -> tuple[Shape, ...]:
+    return ((model.head_dim,),)
 
 
 def _vocabulary(model: ModelConfig) -> tuple[Shape, ...]:
@@ -97,50 +110,61 @@ def _down(model: ModelConfig) -> tuple[Shape, ...]:
     return ((model.hidden_size, model.ffn_hidden_size),)
 
 
-_OURS = "decoder.layers."
-_HF = "model.layers.{layer}."
-_EXPERTS = _OURS + "mlp.experts.experts."
-_HF_EXPERT = _HF + "mlp.experts.{expert}."
+_LAYERS = "decoder.layers."
+_EXPERTS = _LAYERS + "mlp.experts.experts."
 
-SHARED_NAMES: tuple[Name, ...] = (
-    Name("embeddings", "embedding.word_embeddings.weight",
-         ("model.embed_tokens.weight",), _vocabulary, VOCAB),
-    Name("attention", _OURS + "self_attention.linear_qkv.weight",
-         tuple(f"{_HF}self_attn.{x}_proj.weight" for x in "qkv"), _qkv, QKV),
-    Name("attention", _OURS + "self_attention.q_norm.weight",
-         (_HF + "self_attn.q_norm.weight",), lambda m: ((m.num_heads * m.head_dim,),)),
-    Name("attention", _OURS + "self_attention.k_norm.weight",
-         (_HF + "self_attn.k_norm.weight",), lambda m: ((m.num_kv_heads * m.head_dim,),)),
-    Name("attention", _OURS + "self_attention.linear_proj.weight",
-         (_HF + "self_attn.o_proj.weight",), _output),
-    Name("block_norms", _OURS + "self_attn_bda.weight",
-         (_HF + "post_attention_layernorm.weight",), _hidden),
-    Name("block_norms", _OURS + "mlp_bda.weight",
-         (_HF + "post_feedforward_layernorm.weight",), _hidden),
-    Name("final_norm", "decoder.final_layernorm.weight", ("model.norm.weight",), _hidden),
-    Name("head", "output_layer.weight", ("lm_head.weight",), _vocabulary, VOCAB),
-)
+EMBEDDINGS_NAME = Name("embeddings", "embedding.word_embeddings.weight", _vocabulary, VOCAB)
+_QKV = Name("attention", _LAYERS + "self_attention.linear_qkv.weight", _qkv, QKV)
+_PROJECTION = Name("attention", _LAYERS + "self_attention.linear_proj.weight", _output)
+_QK_NORMS = {
+    "full_width": (
+        Name("attention", _LAYERS + "self_attention.q_norm.weight",
+             lambda m: ((m.num_heads * m.head_dim,),)),
+        Name("attention", _LAYERS + "self_attention.k_norm.weight",
+             lambda m: ((m.num_kv_heads * m.head_dim,),)),
+    ),
+    "per_head": (
+        Name("attention", _LAYERS + "self_attention.q_layernorm.weight", _one_head),
+        Name("attention", _LAYERS + "self_attention.k_layernorm.weight", _one_head),
+    ),
+}
+_BLOCK_NORMS = {
+    "after": (
+        Name("block_norms", _LAYERS + "self_attn_bda.weight", _hidden),
+        Name("block_norms", _LAYERS + "mlp_bda.weight", _hidden),
+    ),
+    "before": (
+        Name("block_norms", _LAYERS + "input_layernorm.weight", _hidden),
+        Name("block_norms", _LAYERS + "pre_mlp_layernorm.weight", _hidden),
+    ),
+}
+_FINAL_NORM = Name("final_norm", "decoder.final_layernorm.weight", _hidden)
+HEAD_NAME = Name("head", "output_layer.weight", _vocabulary, VOCAB)
 DENSE_FFN_NAMES: tuple[Name, ...] = (
-    Name("ffn", _OURS + "mlp.linear_fc1.weight",
-         (_HF + "mlp.gate_proj.weight", _HF + "mlp.up_proj.weight"), _gate_up, GATE_UP),
-    Name("ffn", _OURS + "mlp.linear_fc2.weight", (_HF + "mlp.down_proj.weight",), _down),
+    Name("ffn", _LAYERS + "mlp.linear_fc1.weight", _gate_up, GATE_UP),
+    Name("ffn", _LAYERS + "mlp.linear_fc2.weight", _down),
 )
 EXPERT_FFN_NAMES: tuple[Name, ...] = (
-    Name("expert.{expert}", _EXPERTS + "linear_fc1.weight",
-         (_HF_EXPERT + "gate_proj.weight", _HF_EXPERT + "up_proj.weight"), _gate_up, GATE_UP),
-    Name("expert.{expert}", _EXPERTS + "linear_fc2.weight",
-         (_HF_EXPERT + "down_proj.weight",), _down),
+    Name("expert.{expert}", _EXPERTS + "linear_fc1.weight", _gate_up, GATE_UP),
+    Name("expert.{expert}", _EXPERTS + "linear_fc2.weight", _down),
 )
 DENSE_OF_EXPERT = dict(zip(EXPERT_FFN_NAMES, DENSE_FFN_NAMES))
-ROUTER_NAME = Name("router.{expert}", _OURS + "mlp.router.weight",
-                   (_HF + "mlp.gate.weight",), lambda m: ((m.num_experts, m.hidden_size),))
+ROUTER_NAME = Name("router.{expert}", _LAYERS + "mlp.router.weight",
+                   lambda m: ((m.num_experts, m.hidden_size),))
+
+
+def shared_names(model: ModelConfig) -> tuple[Name, ...]:
+    """All that is neither an FFN nor a router."""
+    return (EMBEDDINGS_NAME, _QKV, *_QK_NORMS[model.qk_norm], _PROJECTION,
+            *_BLOCK_NORMS[model.norm_placement], _FINAL_NORM,
+            *(() if model.tied_embeddings else (HEAD_NAME,)))
 
 
 def table(model: ModelConfig) -> tuple[Name, ...]:
-    """All lines that hold for `model`, dense or with experts."""
+    """All keys of a checkpoint of `model`, dense or with experts."""
     if model.num_experts is None:
-        return SHARED_NAMES + DENSE_FFN_NAMES
-    return SHARED_NAMES + EXPERT_FFN_NAMES + (ROUTER_NAME,)
+        return shared_names(model) + DENSE_FFN_NAMES
+    return shared_names(model) + EXPERT_FFN_NAMES + (ROUTER_NAME,)
 
 
 @dataclass(frozen=True)
@@ -153,12 +177,13 @@ class Slot:
 
     @property
     def key(self) -> str:
-        return self.name.megatron
+        return self.name.key
 
     @property
     def hf_names(self) -> tuple[str, ...]:
         places = dict(zip(("layer", "expert"), self.index))
-        return tuple(pattern.format(**places) for pattern in self.name.hf)
+        tensors = family_of(self.model).tensors[self.key]
+        return tuple(pattern.format(**places) for pattern in tensors)
 
     @property
     def hf_shapes(self) -> tuple[Shape, ...]:
@@ -201,8 +226,6 @@ class Slot:
 def slots(model: ModelConfig) -> Iterator[Slot]:
     """Every slice of a checkpoint of `model`, layer by layer."""
     for name in table(model):
-        has_experts = "{expert}" in name.hf[0]
-        layers = range(model.num_layers) if "{layer}" in name.hf[0] else [None]
-        for layer in layers:
-            for expert in range(model.num_experts) if has_experts else [None]:
+        for layer in range(model.num_layers) if name.has_layers else [None]:
+            for expert in range(model.num_experts) if name.has_experts else [None]:
                 yield Slot(model, name, tuple(i for i in (layer, expert) if i is not None))

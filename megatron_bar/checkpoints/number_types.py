@@ -110,7 +110,7 @@ def check_one_type(models: Sequence[tuple[ModelConfig, CheckpointReader]]) -> No
     known: dict[str, tuple[torch.dtype, Path]] = {}
     for model, reader in models:
         for slot in slots(model):
-            name = slot.name.megatron.replace(".experts.experts.", ".")
+            name = slot.key.replace(".experts.experts.", ".")
             dtype = reader.dtype(slot)
             first, where = known.setdefault(name, (dtype, reader.folder))
             if dtype != first:

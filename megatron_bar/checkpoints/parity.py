@@ -15,7 +15,7 @@ from megatron_bar.checkpoints.model_io import load_model, stacked_gradients
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.checkpoints.verify import TEXT_TOKENS, fits_past_window, past_window
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import OlmoModel, build_model
+from megatron_bar.models.language_model import LanguageModel, build_model
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
@@ -85,11 +85,11 @@ def compare_with_transformers(
     logits: list[Difference] = []
     untested = None
     texts = list(_inputs(config, hf_folder, seed))
-    if config.olmo3 is not None and config.olmo3.sliding_window >= TEXT_TOKENS:
+    if config.window is not None and config.window.size >= TEXT_TOKENS:
         if fits_past_window(config):
             texts.append(_past_window(config, seed))
         else:
-            untested = f"the sliding window of {config.olmo3.sliding_window} tokens"
+            untested = f"the sliding window of {config.window.size} tokens"
     for text, tokens_BS in texts:
         differences = list(_compare(ours, theirs, tokens_BS, text))
         logits.append(differences[-1])
@@ -116,12 +116,12 @@ def _inputs(config: ModelConfig, folder: Path, seed: int) -> Iterator[tuple[str,
 def _past_window(config: ModelConfig, seed: int) -> tuple[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tokens_BS = torch.randint(config.vocab_size, (1, past_window(config)), generator=generator)
-    return f"random tokens past the window of {config.olmo3.sliding_window}", tokens_BS
+    return f"random tokens past the window of {config.window.size}", tokens_BS
 
 
 @torch.no_grad()
 def _compare(
-    ours: OlmoModel, theirs: PreTrainedModel, tokens_BS: torch.Tensor, text: str
+    ours: LanguageModel, theirs: PreTrainedModel, tokens_BS: torch.Tensor, text: str
 ) -> Iterator[Difference]:
     with _outputs(_our_modules(ours)) as our_outputs, _outputs(_their_modules(theirs)) as outputs:
         positions_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
@@ -134,7 +134,7 @@ def _compare(
 
 
 def _compare_gradients(
-    ours: OlmoModel,
+    ours: LanguageModel,
     theirs: PreTrainedModel,
     config: ModelConfig,
     tokens_BS: torch.Tensor,
@@ -166,7 +166,7 @@ def _relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
-def _our_modules(model: OlmoModel) -> dict[str, torch.nn.Module]:
+def _our_modules(model: LanguageModel) -> dict[str, torch.nn.Module]:
     modules = {"model.embed_tokens": model.embedding}
     for i, layer in enumerate(model.decoder.layers):
         modules[f"model.layers.{i}.self_attn"] = layer.self_attention

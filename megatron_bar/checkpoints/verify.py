@@ -108,7 +108,7 @@ def fits_past_window(model: ModelConfig) -> bool:
 
 def past_window(model: ModelConfig) -> int:
     """Tokens of a text whose end doesn't see its beginning in a sliding layer."""
-    return min(model.olmo3.sliding_window + TEXT_TOKENS, model.max_position_embeddings)
+    return min(model.window.size + TEXT_TOKENS, model.max_position_embeddings)
 
 
 def check_same_model(checkpoint: Path, hf_folder: Path) -> ModelConfig:

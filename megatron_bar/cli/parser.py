@@ -12,7 +12,7 @@ from pathlib import Path
 import megatron_bar
 
 _DESCRIPTION = """\
-Branch, Adapt, Route: add a capability to a post-trained OLMo-2 model without retraining it.
+Branch, Adapt, Route: add a capability to a post-trained model without retraining it.
 
 A recipe (YAML) goes from a dense Hugging Face checkpoint to a mixture of experts that transformers
 and vLLM load: each domain expert is trained beside the frozen anchor, all are merged, and a small
@@ -284,7 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
     stage.add_argument("run", type=Path, help="the run's folder")
     stage.add_argument("name", help="for example math/sft")
 
-    import_ = command("import", "turn a Hugging Face OLMo folder into a checkpoint")
+    import_ = command("import", "turn a Hugging Face folder into a checkpoint")
     import_.add_argument("hf_dir", metavar="HF", help="a folder, or OWNER/NAME[@REVISION] of the "
                          "Hugging Face hub, which is downloaded")
     import_.add_argument("out", type=Path)

@@ -129,7 +129,7 @@ def evaluation_flops(model: ModelConfig, settings: Evaluate, answers: int) -> fl
 def _work(model: ModelConfig, tokens: int, length: int) -> Work:
     """Of so many tokens in rows of `length`, each of which sees half its row."""
     seen = length // 2
-    window = seen if model.olmo3 is None else min(seen, model.olmo3.sliding_window)
+    window = seen if model.window is None else min(seen, model.window.size)
     return Work(tokens, tokens * seen, tokens * window)
 
 

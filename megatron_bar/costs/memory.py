@@ -49,17 +49,18 @@ def rank_parameters(
     hidden, tensor = model.hidden_size, layout.tensor
     heads, kv_heads = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     layers = model.num_layers // layout.pipeline
+    norms = 2 * model.head_dim if model.qk_norm == "per_head" else (heads + kv_heads) // tensor
     sizes = {
-        "attention": layers * (
-            (heads + 2 * kv_heads) * hidden + hidden * heads + heads + kv_heads
-        ) // tensor,
+        "attention": layers * (2 * (heads + kv_heads) * hidden // tensor + norms),
         "block_norms": layers * 2 * hidden,
     }
     vocabulary = model.padded_vocab_size(tensor) // tensor * hidden
     if pipeline_rank == 0:
         sizes["embeddings"] = vocabulary
     if pipeline_rank == layout.pipeline - 1:
-        sizes |= {"final_norm": hidden, "head": vocabulary}
+        # Tied embeddings, of which the last rank has a copy, unless it is the first one, too.
+        head = "embeddings" if model.tied_embeddings else "head"
+        sizes |= {"final_norm": hidden, head: vocabulary}
     ffn = layers * 3 * hidden * model.ffn_hidden_size
     if model.num_experts is None:
         return sizes | {"ffn": ffn // tensor}

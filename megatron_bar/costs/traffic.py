@@ -41,6 +41,7 @@ def step_traffic(
     parallel: four gathers or scatters of a layer's hidden states each way. Expert parallel:
     every token's hidden state to and from each rank where all experts are active, else each active
     expert on another rank, each way. Pipeline: hidden states to the next rank and gradients back.
+    With tied embeddings the first and the last rank add up fp32 gradients of theirs, too.
     Data parallel: fp32 gradients reduced, and with the distributed optimizer weights gathered.
     """
     width = WIDTH[training.dtype]
@@ -61,6 +62,9 @@ def step_traffic(
                            expert * layout.resolved_expert_tensor, gpus_per_node)
     if pipeline > 1:
         traffic = traffic.plus(2 * hidden / tensor, layout.processes, gpus_per_node)
+        if model.tied_embeddings and "embeddings" in trainable:
+            vocabulary = model.padded_vocab_size(tensor) // tensor * model.hidden_size
+            traffic = traffic.plus(4 * vocabulary, layout.processes, gpus_per_node)
     for is_expert in (False, True):
         ways = expert * layout.resolved_expert_tensor if is_expert else tensor
         copies = layout.processes // (ways * pipeline)

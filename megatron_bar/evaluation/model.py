@@ -24,7 +24,7 @@ from megatron_bar.generation.answers import answer_all
 from megatron_bar.generation.engine import Response, Sampling
 from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import OlmoModel, build_model
+from megatron_bar.models.language_model import LanguageModel, build_model
 from megatron_bar.models.router import leave_out
 from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.runtime.console import progress
@@ -100,7 +100,7 @@ def evaluate(
 
 
 def _answer(
-    model: OlmoModel,
+    model: LanguageModel,
     prompts: Sequence[list[int]],
     settings: Evaluate,
     chat_format: ChatFormat,

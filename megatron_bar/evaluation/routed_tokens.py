@@ -17,7 +17,7 @@ from megatron_bar.analysis.routing import RoutingRecord, record_routing
 from megatron_bar.data.batch import to_batch
 from megatron_bar.data.rows import PackedRows, PackReport
 from megatron_bar.evaluation.token_kinds import KINDS, SPEAKERS, LabelledText
-from megatron_bar.models.olmo import OlmoModel
+from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.training.step import forward_backward
 
 _ROWS_AT_ONCE = 8
@@ -26,7 +26,7 @@ _LONGEST_EXAMPLE = 400
 
 
 @torch.no_grad()
-def route_texts(model: OlmoModel, texts: Sequence[LabelledText], pad_id: int) -> dict[str, Any]:
+def route_texts(model: LanguageModel, texts: Sequence[LabelledText], pad_id: int) -> dict[str, Any]:
     """What the routers of `model` do with `texts`, the same on every rank. All ranks call this.
 
     `model` computes without sequence parallelism, in eval mode. Returns `layers` [L][E], the mean
@@ -90,7 +90,11 @@ def _rows(
 
 
 def _forward(
-    model: OlmoModel, rows: PackedRows, labels_BS: np.ndarray, pad_id: int, record: RoutingRecord
+    model: LanguageModel,
+    rows: PackedRows,
+    labels_BS: np.ndarray,
+    pad_id: int,
+    record: RoutingRecord,
 ) -> None:
     batch = to_batch(rows, pad_id)
     labels = torch.from_numpy(labels_BS).reshape(batch.tokens_BS.shape)
@@ -99,7 +103,7 @@ def _forward(
         forward_backward(model, [batch], train=False)
 
 
-def _example(model: OlmoModel, text: LabelledText, pad_id: int) -> dict[str, Any]:
+def _example(model: LanguageModel, text: LabelledText, pad_id: int) -> dict[str, Any]:
     """Every data-parallel rank routes the text, so that those that share experts keep step."""
     length = min(len(text.ids), _LONGEST_EXAMPLE, model.max_sequence_length)
     record = _EveryToken()
@@ -127,7 +131,7 @@ class _EveryToken(RoutingRecord):
 
 
 def _gathered(
-    model: OlmoModel, by_layer: dict[int, torch.Tensor], shape: tuple[int, ...]
+    model: LanguageModel, by_layer: dict[int, torch.Tensor], shape: tuple[int, ...]
 ) -> torch.Tensor:
     """`[L, *shape]` over the layers of all pipeline ranks, on each of them."""
     device = torch.cuda.current_device()

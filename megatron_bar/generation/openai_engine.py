@@ -29,7 +29,7 @@ from megatron.core import parallel_state
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.generation.engine import Request, Response, Sampling
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import OlmoModel
+from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.runtime.distributed import on_main
 from megatron_bar.runtime.errors import BarError
@@ -50,7 +50,7 @@ class ServedModel:
     companions: Path  # tokenizer and token ids
     settings: Rlvr
 
-    def engine(self, model: OlmoModel) -> OpenAIEngine:
+    def engine(self, model: LanguageModel) -> OpenAIEngine:
         """Export the weights, have all servers load them; every rank calls this.
 
         Raises BarError if the export can't be written or a server doesn't answer.

@@ -19,7 +19,7 @@ from megatron.core.inference.communication_utils import (
 from megatron_bar.generation.engine import Request, Response, Sampling
 from megatron_bar.generation.sampling import choose, uniform_numbers
 from megatron_bar.models.cache import RowCache
-from megatron_bar.models.olmo import OlmoModel
+from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.runtime.errors import BarError
 
 # Rows that have ended wait until there are so many of them (a share of all), since reading the
@@ -36,7 +36,7 @@ class MegatronEngine:
     are under way at once: as some end, the next ones take their places.
     """
 
-    def __init__(self, model: OlmoModel, batch_size: int) -> None:
+    def __init__(self, model: LanguageModel, batch_size: int) -> None:
         self.model = model
         self.batch_size = batch_size
 
@@ -68,7 +68,7 @@ class _Run:
     """
 
     def __init__(
-        self, model: OlmoModel, requests: Sequence[Request], sampling: Sampling, batch_size: int
+        self, model: LanguageModel, requests: Sequence[Request], sampling: Sampling, batch_size: int
     ) -> None:
         self.model, self.requests, self.sampling = model, requests, sampling
         # Prompts of like length are read together, and those of one prompt stay side by side.

@@ -6,5 +6,5 @@ import megatron.core.pipeline_parallel
 import transformers
 
 import megatron_bar.data.blend
-import megatron_bar.models.olmo
+import megatron_bar.models.language_model
 import megatron_bar.training.optimizer

@@ -1,4 +1,4 @@
-"""OLMo's self-attention: queries and keys are normed over their full width, before RoPE.
+"""Self-attention: queries and keys are normed before RoPE, and layers may differ in what they see.
 
 Which layers slide, and how far they see, is in Megatron's configuration (`window_size`,
 `window_attn_skip_freq`), where Transformer Engine's attention finds it too.
@@ -30,12 +30,13 @@ def _window(config: TransformerConfig, layer_number: int) -> int | None:
     return config.window_size[0] + 1 if slides else None
 
 
-class OlmoSelfAttention(SelfAttention):
-    """Megatron's SelfAttention with OLMo-2's q_norm and k_norm, and OLMo-3's RoPE by layer type.
+class DecoderSelfAttention(SelfAttention):
+    """Megatron's SelfAttention with norms over the full width, and RoPE by layer type.
 
-    Matches transformers' Olmo2Attention and Olmo3Attention. Megatron's own q_layernorm norms each
-    head by itself. `yarn_factor` is what YaRN multiplies rotated queries and keys by in layers that
-    see all positions.
+    Matches transformers' Olmo2Attention, Olmo3Attention and Qwen3Attention. `full_width_norms`
+    norms all heads of the queries together, and those of the keys; Megatron's own q_layernorm and
+    k_layernorm norm each head by itself. `yarn_factor` is what YaRN multiplies rotated queries and
+    keys by in layers that see all positions.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class OlmoSelfAttention(SelfAttention):
         config: TransformerConfig,
         *args,
         layer_number: int,
+        full_width_norms: bool,
         yarn_factor: float = 1.0,
         **kwargs,
     ) -> None:
@@ -55,9 +57,11 @@ class OlmoSelfAttention(SelfAttention):
         self.window = window
         # Of one column of angles this is that one, whatever the layer.
         self.angles = slice(-1, None) if window is None else slice(0, 1)
-        tp_group = self.pg_collection.tp
-        self.q_norm = FullWidthRMSNorm(self.config, self.query_projection_size, tp_group)
-        self.k_norm = FullWidthRMSNorm(self.config, self.kv_projection_size, tp_group)
+        self.full_width_norms = full_width_norms
+        if full_width_norms:
+            tp_group = self.pg_collection.tp
+            self.q_norm = FullWidthRMSNorm(self.config, self.query_projection_size, tp_group)
+            self.k_norm = FullWidthRMSNorm(self.config, self.kv_projection_size, tp_group)
 
     def get_query_key_value_tensors(
         self, hidden_states: torch.Tensor, key_value_states=None, **kwargs
@@ -66,7 +70,9 @@ class OlmoSelfAttention(SelfAttention):
         q_SBND, k_SBKD, v_SBKD = super().get_query_key_value_tensors(
             hidden_states, key_value_states, **kwargs
         )
-        return self.q_norm(q_SBND), self.k_norm(k_SBKD), v_SBKD
+        if self.full_width_norms:
+            q_SBND, k_SBKD = self.q_norm(q_SBND), self.k_norm(k_SBKD)
+        return q_SBND, k_SBKD, v_SBKD
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""What an OLMo-2, OLMo-3 or FlexOlmo model looks like, independent of any library."""
+"""What a model looks like, independent of any library and of the family that it is of."""
 
 from __future__ import annotations
 
@@ -32,26 +32,28 @@ class Yarn:
 
 
 @dataclass(frozen=True)
-class Olmo3:
-    """What OLMo-3 adds to OLMo-2.
+class SlidingWindow:
+    """Layers of which a position sees the last `size` positions, itself included.
 
-    A position of a sliding layer sees the last `sliding_window` positions, itself included. The
-    layers `full_attention_layers`, counted from 0, see all, and `yarn` scales the RoPE of these
-    alone.
+    The layers `full_layers`, counted from 0, see all.
     """
 
-    sliding_window: int
-    full_attention_layers: tuple[int, ...]
-    yarn: Yarn | None = None
+    size: int
+    full_layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and constants of one model.
+    """Sizes and constants of one model. Fields that may be left out have OLMo-2's values.
 
     `num_experts` None means a dense model. `experts_per_token` is BAR's k; routing is an fp32
     softmax over all experts, then top-k, whose probabilities are taken as they are, or with
-    `renormalize` made to sum to 1. `olmo3` None means OLMo-2, whose layers all see all positions.
+    `renormalize` made to sum to 1.
+
+    Norms come "before" each sub-layer, or "after" it and before the residual is added
+    (`norm_placement`). Queries and keys are normed over all heads together, their "full_width", or
+    "per_head" (`qk_norm`). `window` None means that all layers see all positions. `yarn` scales the
+    RoPE of the layers that do. With `tied_embeddings` they are the head, too.
     """
 
     vocab_size: int
@@ -67,10 +69,21 @@ class ModelConfig:
     experts_per_token: int | None = None
     renormalize: bool = False
     expert_names: tuple[str, ...] | None = None
-    olmo3: Olmo3 | None = None
     # Of a merged model: the models that its shared parameters are the plain mean of; empty where
     # they are no plain mean. Merging more branches into it needs the number.
     merged_from: tuple[str, ...] | None = None
+    window: SlidingWindow | None = None
+    yarn: Yarn | None = None
+    head_dim: int = 0  # 0: hidden_size / num_heads
+    norm_placement: str = "after"
+    qk_norm: str = "full_width"
+    tied_embeddings: bool = False
+    # Of models.families: whose names its tensors and its config.json have. It decides nothing else.
+    family: str = "olmo2"
+
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
 
     def length_warning(self, length: int) -> str | None:
         """What to tell who wants rows of more tokens than the model knows positions, else None."""
@@ -94,9 +107,16 @@ class ModelConfig:
                            f"{', '.join(self.all_expert_names) or 'none, the model is dense'}")
         return self.all_expert_names.index(name)
 
+    def window_of(self, layer: int) -> int | None:
+        """How many positions a layer sees, its own among them; None for one that sees all."""
+        if self.window is None or layer in self.window.full_layers:
+            return None
+        return self.window.size
+
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
+    def rotates_alike(self) -> bool:
+        """Whether all layers have the same RoPE."""
+        return self.window is None or self.yarn is None
 
     def with_experts(self, num_experts: int, experts_per_token: int | None = None) -> ModelConfig:
         """The same model with `num_experts` FFNs; all are active unless told otherwise."""
@@ -116,7 +136,7 @@ class ModelConfig:
         """Rows of the embedding and the head: a multiple of 128 per tensor-parallel rank.
 
         OLMo-2's published vocabulary (100,352) is a multiple already, so it isn't padded up to
-        TP 8; OLMo-3's (100,278) is padded to the same number.
+        TP 8.
         """
         multiple = 128 * tensor
         return -(-self.vocab_size // multiple) * multiple
@@ -149,28 +169,22 @@ class ModelConfig:
         if not path.is_file():
             raise BarError(f"{folder} is not a megatron-bar checkpoint: {FILE_NAME} is missing")
         content: dict[str, Any] = read_json(path)
-        for key in ("expert_names", "merged_from"):
-            if content.get(key) is not None:
-                content[key] = tuple(content[key])
         try:
-            if content.get("olmo3"):
-                content["olmo3"] = _olmo3(**content["olmo3"])
-            return cls(**content)
-        except TypeError as error:
+            return cls(**_fields(content))
+        except (TypeError, KeyError) as error:
             raise BarError(f"{path} was written by another version: {error}") from None
-
-
-def _olmo3(
-    sliding_window: int, full_attention_layers: list[int], yarn: dict[str, Any] | None
-) -> Olmo3:
-    return Olmo3(sliding_window, tuple(full_attention_layers), Yarn(**yarn) if yarn else None)
 
 
 def check_same_shape(
     where: Path | str, model: ModelConfig, other_where: Path | str, other: ModelConfig
 ) -> None:
-    """Raise BarError, with every field that differs, unless two models are equal."""
-    if unlike := list(_unlike(model, other)):
+    """Raise BarError, with every field that differs, unless two models are equal.
+
+    How many positions they know may differ. Post-training may extend that: Qwen3 knows 40,960, its
+    base models 32,768.
+    """
+    known = dataclasses.replace(other, max_position_embeddings=model.max_position_embeddings)
+    if unlike := list(_unlike(model, known)):
         raise BarError(f"{where} and {other_where} are models of different shape: "
                        f"{', '.join(unlike)}")
 
@@ -185,3 +199,25 @@ def _unlike(one: Any, other: Any) -> Iterator[str]:
             said = [type(value).__name__ if dataclasses.is_dataclass(value) else str(value)
                     for value in values]
             yield f"{field.name} is {said[0]} and {said[1]}"
+
+
+def _fields(content: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a model.json, of this version or of the first one.
+
+    That had OLMo-2 alone, and what OLMo-3 adds to it under a key of its own.
+    """
+    fields = dict(content)
+    if olmo3 := fields.pop("olmo3", None):
+        fields |= {
+            "family": "olmo3", "yarn": olmo3["yarn"],
+            "window": {"size": olmo3["sliding_window"],
+                       "full_layers": olmo3["full_attention_layers"]},
+        }
+    for key in ("expert_names", "merged_from"):
+        if fields.get(key) is not None:
+            fields[key] = tuple(fields[key])
+    if window := fields.get("window"):
+        fields["window"] = SlidingWindow(window["size"], tuple(window["full_layers"]))
+    if yarn := fields.get("yarn"):
+        fields["yarn"] = Yarn(**yarn)
+    return fields

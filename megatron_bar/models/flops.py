@@ -70,7 +70,7 @@ def step_flops(model: ModelConfig, work: Work, trainable: Collection[str]) -> St
     for layer in range(model.num_layers):
         product(width + 2 * kv_width, hidden, live, attention_trains)
         live |= attention_trains
-        sees_all = model.olmo3 is None or layer in model.olmo3.full_attention_layers
+        sees_all = model.window_of(layer) is None
         scores = 2 * width * (work.pairs if sees_all else work.near_pairs)
         forward += ATTENTION_FORWARD * scores
         activations += ATTENTION_BACKWARD * scores * live
@@ -90,5 +90,6 @@ def step_flops(model: ModelConfig, work: Work, trainable: Collection[str]) -> St
         # Each expert's output is multiplied by its probability, which takes no product.
         live |= any(routers) or norms_train or any(group in trainable for group in ffns)
     live |= "final_norm" in trainable
-    product(model.padded_vocab_size(1), hidden, live, "head" in trainable)
+    head = "embeddings" if model.tied_embeddings else "head"
+    product(model.padded_vocab_size(1), hidden, live, head in trainable)
     return StepFlops(forward, activations, weights)

@@ -1,6 +1,7 @@
-"""RMS norms as OLMo-2 has them: after a sub-layer, and over the full width of queries and keys.
+"""RMS norms: before or after a sub-layer, and over a head or the full width of queries and keys.
 
 Matches transformers' Olmo2RMSNorm: computed in fp32, multiplied by the weight before casting back.
+Qwen3RMSNorm casts first, which in bf16 rounds once more.
 """
 
 from __future__ import annotations
@@ -137,9 +138,9 @@ class FullWidthRMSNorm(torch.nn.Module):
 class NormThenAdd(RMSNorm):
     """`residual + norm(sub-layer output)`, in Megatron's bias-dropout-add slots.
 
-    OLMo-2 norms what attention and the (combined) FFN put out, not what they take in. Megatron's
-    layer calls its slot to get a function of (output, bias), residual and dropout; OLMo-2 has
-    neither bias nor dropout.
+    Of models that norm what attention and the (combined) FFN put out, not what they take in.
+    Megatron's layer calls its slot to get a function of (output, bias), residual and dropout; there
+    is neither bias nor dropout.
     """
 
     def forward(self, training: bool, fused: bool) -> Callable[..., torch.Tensor]:

@@ -10,7 +10,7 @@ from megatron_bar.models.config import Yarn
 
 
 class RotaryByLayerType(RotaryEmbedding):
-    """OLMo-3's angles: plain ones for sliding layers, YaRN's for those that see all positions.
+    """Two angles: plain ones for sliding layers, YaRN's for those that see all positions.
 
     Takes the place of GPTModel's table, of which a layer gets whatever GPTModel computes. So both
     are columns of one tensor, and each layer's attention picks its own.

@@ -83,7 +83,8 @@ class Training:
 
     data: list[Source] = field(default_factory=list)  # what it reads, mixed
     # What trains: patterns over parameter groups. embeddings, attention, block_norms, final_norm,
-    # head, ffn (of a dense model), expert.N and router.N, where 0 is the anchor.
+    # head, ffn (of a dense model), expert.N and router.N, where 0 is the anchor. Where embeddings
+    # are tied to the head, either name means both.
     trainable: list[str] = field(default_factory=list)
     steps: int | None = key(None, COUNT)  # give one of steps, epochs and tokens
     epochs: float | None = key(None, ABOVE_0)  # passes over the data
@@ -295,7 +296,7 @@ class Evaluate:
 
 @dataclass
 class Recipe:
-    """A whole run: from a dense Hugging Face checkpoint to a FlexOlmo one."""
+    """A whole run: from a dense Hugging Face checkpoint to one with experts."""
 
     name: str = "???"
     runs: str = "runs"  # the run is the folder runs/name

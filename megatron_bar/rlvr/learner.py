@@ -19,7 +19,7 @@ from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.generation.engine import Request, RolloutEngine, Sampling
 from megatron_bar.generation.openai_engine import ServedModel
 from megatron_bar.generation.rollouts import MegatronEngine
-from megatron_bar.models.olmo import OlmoModel
+from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.objective import compute_advantages, kl_to_start, masked_mean
 from megatron_bar.rlvr.policy import Policy, Rows, Scored, Update
@@ -128,7 +128,7 @@ class Learner:
         return as_rollout([request.prompt for request in requests],
                           [prompt for prompt, _ in asked], responses, self.pad_id)
 
-    def _engine(self, model: OlmoModel) -> RolloutEngine:
+    def _engine(self, model: LanguageModel) -> RolloutEngine:
         """What generates with the weights that `model` has now."""
         settings = self.settings
         if not settings.rollout_servers:

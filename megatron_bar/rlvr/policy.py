@@ -20,8 +20,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.utils import set_model_to_sequence_parallel
 from megatron.core.utils import unwrap_model
 
+from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.models.loss import vocabulary_loss
-from megatron_bar.models.olmo import OlmoModel
 from megatron_bar.rlvr.objective import ClippedLoss, clipped_loss
 
 Rows = dict[str, torch.Tensor]
@@ -56,13 +56,13 @@ class Policy:
         self, model: DistributedDataParallel, micro_batch_size: int, temperature: float
     ) -> None:
         self.wrapped = model
-        self.model: OlmoModel = unwrap_model(model)
+        self.model: LanguageModel = unwrap_model(model)
         self.micro_batch_size = micro_batch_size
         self.temperature = temperature
         self._start: dict[torch.nn.Parameter, torch.Tensor] = {}
 
     @contextlib.contextmanager
-    def generating(self) -> Iterator[OlmoModel]:
+    def generating(self) -> Iterator[LanguageModel]:
         """The bare model, ready to generate one token at a time."""
         sequence_parallel = self.model.config.sequence_parallel
         set_model_to_sequence_parallel(self.model, False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_bar.recipe.fields import TEMPLATE, key
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import folder_digest
 from megatron_bar.stages.context import read_done
 from megatron_bar.stages.conversion import ConversionStage
@@ -34,9 +35,12 @@ class ExportStage(ConversionStage):
     LABEL = "export"
 
     def check(self, model: ModelConfig, faults: Faults) -> None:
-        if model.olmo3 is not None and model.num_experts is not None:
-            faults.add("the anchor is OLMo-3, and Hugging Face has no class for OLMo-3 with "
-                       "experts; set export=false to stop at the routed checkpoint")
+        from megatron_bar.checkpoints.hf import architecture
+
+        try:
+            architecture(model)
+        except BarError as error:
+            faults.add(f"{error}; set export=false to stop at the routed checkpoint")
 
     def run(self, context: Context) -> dict[str, Any]:
         from megatron_bar.checkpoints.convert import export_hf

@@ -38,11 +38,15 @@ class RlvrStage(TrainingStage):
             yield Reading(self.name, source, PROMPTS, self.training.prompt_length)
 
     def check(self, model: ModelConfig, faults: Faults) -> None:
+        from megatron_bar.checkpoints.hf import architecture
         from megatron_bar.rlvr.settings import check_settings
 
         super().check(model, faults)
         with faults.of(self.name):
             check_settings(self.training, self.layout)
+        if self.training.rollout_servers:  # which read exports
+            with faults.of(self.name):
+                architecture(model)
 
     def check_sources(self, faults: Faults) -> None:
         from megatron_bar.verifiers.registry import verifier_for

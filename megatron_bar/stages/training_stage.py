@@ -50,7 +50,7 @@ class TrainingStage(Stage):
 
     def check(self, model: ModelConfig, faults: Faults) -> None:
         from megatron_bar.data.batches import check_length, check_shares
-        from megatron_bar.training.groups import group_sizes, matching
+        from megatron_bar.training.groups import check_scales, group_sizes, matching
         from megatron_bar.training.overrides import check_overrides
 
         training = self.training
@@ -65,7 +65,7 @@ class TrainingStage(Stage):
         with faults.of():
             matching(groups, training.trainable, f"{self.name}: trainable")
         with faults.of():
-            matching(groups, list(training.lr_scale), f"{self.name}: lr_scale")
+            check_scales(groups, training.lr_scale, f"{self.name}: lr_scale")
         with faults.of():
             check_overrides(training, model, self.name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,14 @@ import xxhash
 from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
-from megatron_bar.checkpoints.names import ROUTER_NAME, Slot, slots, table
+from megatron_bar.checkpoints.names import (
+    EMBEDDINGS_NAME,
+    HEAD_NAME,
+    ROUTER_NAME,
+    Slot,
+    slots,
+    table,
+)
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
@@ -39,7 +46,9 @@ def named_groups(
     model: torch.nn.Module, config: ModelConfig
 ) -> Iterator[tuple[str, str, torch.nn.Parameter]]:
     """`(group, name, parameter)` for each parameter on this rank; experts by global id."""
-    group_of_key = {name.megatron: name.group for name in table(config)}
+    group_of_key = {name.key: name.group for name in table(config)}
+    if config.tied_embeddings:  # of which the last pipeline rank has a copy, under the head's name
+        group_of_key[HEAD_NAME.key] = EMBEDDINGS_NAME.group
     expert_ranks = parallel_state.get_expert_model_parallel_world_size()
     local_experts = (config.num_experts or 1) // expert_ranks
     first_expert = parallel_state.get_expert_model_parallel_rank() * local_experts
@@ -60,12 +69,32 @@ def matching(groups: Sequence[str], patterns: Sequence[str], where: str) -> list
 
     Raises BarError for a pattern that selects none: a stage never trains less than it says.
     """
+    tied = HEAD_NAME.group not in groups
     for pattern in patterns:
-        if not fnmatch.filter(groups, pattern):
+        if not any(selects(pattern, group, tied) for group in groups):
             raise BarError(
                 f"{where}: {pattern!r} matches no parameter group; there are {', '.join(groups)}"
             )
-    return [g for g in groups if any(fnmatch.fnmatch(g, pattern) for pattern in patterns)]
+    return [g for g in groups if any(selects(pattern, g, tied) for pattern in patterns)]
+
+
+def check_scales(groups: Sequence[str], scales: Mapping[str, float], where: str) -> None:
+    """Raise BarError for a pattern of `scales` that selects no group, and for two that contradict
+    each other."""
+    chosen: dict[str, str] = {}
+    for pattern, factor in scales.items():
+        for group in matching(groups, [pattern], where):
+            first = chosen.setdefault(group, pattern)
+            if scales[first] != factor:
+                raise BarError(f"{where}: {group} gets {scales[first]} by {first!r} and {factor} "
+                               f"by {pattern!r}; give it one factor")
+
+
+def selects(pattern: str, group: str, tied: bool) -> bool:
+    """Whether a pattern selects a group. Where embeddings are `tied`, they are the head, too."""
+    both = tied and group == EMBEDDINGS_NAME.group
+    return any(fnmatch.fnmatch(name, pattern)
+               for name in ((group, HEAD_NAME.group) if both else (group,)))
 
 
 def freeze(model: torch.nn.Module, config: ModelConfig, trainable: Sequence[str]) -> None:

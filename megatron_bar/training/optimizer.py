@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-
 import torch
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -20,9 +18,11 @@ from megatron.core.optimizer import (
 )
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
+from megatron.core.utils import unwrap_model
 
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import agreed
+from megatron_bar.training.groups import selects
 from megatron_bar.training.overrides import data_parallel_overrides
 
 
@@ -86,11 +86,12 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
         params_dtype=computed.params_dtype,
         use_distributed_optimizer=training.distributed_optimizer,
     )
+    tied = unwrap_model(model).share_embeddings_and_output_weights
     overrides = get_standard_config_overrides(config)
     for pattern, scale in training.lr_scale.items():
         key = ParamKey(predicate=ParamPredicate(
             name=f"group {pattern}",
-            fn=lambda parameter, pattern=pattern: fnmatch.fnmatch(parameter.bar_group, pattern),
+            fn=lambda parameter, pattern=pattern: selects(pattern, parameter.bar_group, tied),
         ))
         overrides[key] = {"max_lr": config.lr * scale, "min_lr": config.min_lr * scale}
     optimizer = get_megatron_optimizer(config, [model], config_overrides=overrides)

@@ -88,8 +88,8 @@ def _megatrons_ffn(training: Training, model: ModelConfig) -> str | None:
 
 
 def _one_angle(training: Training, model: ModelConfig) -> str | None:
-    return None if model.olmo3 is None else (
-        "doesn't work with OLMo-3, whose layers rotate by different angles")
+    return None if model.rotates_alike else (
+        "doesn't work with a model whose layers rotate by different angles")
 
 
 _FREE = {

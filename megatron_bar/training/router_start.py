@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from megatron_bar.checkpoints.branch import router_rows
 from megatron_bar.data.batch import to_batch
 from megatron_bar.data.packing import PackedDocuments
-from megatron_bar.models.olmo import OlmoModel
+from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.models.router import RowRouter, routers
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.step import forward_backward
@@ -25,7 +25,7 @@ _ROWS = 32  # of each expert's data that its centroid is the mean of
 _SEEDS_APART = 7919
 
 
-def start_at_random(model: OlmoModel, seed: int) -> None:
+def start_at_random(model: LanguageModel, seed: int) -> None:
     """Rows as a branch draws them, a function of `seed` and the layer alone."""
     for router in routers(model):
         weight_EH = router.weight
@@ -35,7 +35,7 @@ def start_at_random(model: OlmoModel, seed: int) -> None:
 
 @torch.no_grad()
 def start_at_centroids(
-    model: OlmoModel,
+    model: LanguageModel,
     rows: PackedDocuments,
     owners: Sequence[int],
     experts: Sequence[str],

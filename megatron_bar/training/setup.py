@@ -12,25 +12,25 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.checkpoints.number_types import compute_type, stored_types, type_name
-from megatron_bar.models.olmo import OlmoModel, build_model
+from megatron_bar.models.language_model import LanguageModel, build_model
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import console, say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.training.budget import Budget, stage_budget
-from megatron_bar.training.groups import freeze, group_sizes, matching
+from megatron_bar.training.groups import check_scales, freeze, group_sizes, matching
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer import build_optimizer, build_schedule, wrap
 from megatron_bar.training.overrides import transformer_overrides
 
 # What to do to a model that was loaded, before it trains; every rank calls it.
-Begin = Callable[[OlmoModel], None]
+Begin = Callable[[LanguageModel], None]
 
 
 @dataclass(frozen=True)
 class Trainee:
     """One model in training, on this rank."""
 
-    model: OlmoModel
+    model: LanguageModel
     wrapped: DistributedDataParallel
     optimizer: MegatronOptimizer
     schedule: OptimizerParamScheduler
@@ -56,7 +56,7 @@ def set_up(
     """
     sizes = group_sizes(run.config)
     trainable = matching(list(sizes), training.trainable, f"{run.label}: trainable")
-    matching(list(sizes), list(training.lr_scale), f"{run.label}: lr_scale")
+    check_scales(list(sizes), training.lr_scale, f"{run.label}: lr_scale")
     dtype = compute_type(training.dtype, run.start)
     model = build_model(run.config, run.layout, dtype, training.router_z_loss,
                         overrides=transformer_overrides(training), load_balancing=load_balancing)

@@ -7,7 +7,7 @@ import torch
 
 from megatron_bar.analysis.routing import describe_routing, record_routing
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import build_model
+from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 

@@ -13,7 +13,7 @@ from megatron_bar.checkpoints.hf import hf_config, model_config_from_hf
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.runtime.errors import BarError
-from tests.models_hf import random_dense, random_experts, random_olmo3
+from tests.models_hf import random_dense, random_experts, random_model, random_olmo3
 
 MODELS = PRESETS | {
     "FlexOlmo 7x7B": PRESETS["olmo2-7b"].with_experts(7, 5),
@@ -22,10 +22,12 @@ MODELS = PRESETS | {
         PRESETS["olmo2-1b"].with_experts(3), expert_names=("anchor", "math", "code"),
         merged_from=("anchor", "math", "code"),
     ),
+    "Qwen3-30B-A3B": dataclasses.replace(
+        PRESETS["qwen3-0.6b"].with_experts(128, 8), hidden_size=2048, ffn_hidden_size=768,
+        num_layers=48, num_heads=32, num_kv_heads=4, tied_embeddings=False, renormalize=True),
+    "BAR on Qwen3": PRESETS["qwen3-4b"].with_experts(5),
     "OLMo-3 of another theta": dataclasses.replace(PRESETS["olmo3-7b"], rope_theta=10_000.0),
-    "OLMo-3 without YaRN": dataclasses.replace(
-        PRESETS["olmo3-7b"], olmo3=dataclasses.replace(PRESETS["olmo3-7b"].olmo3, yarn=None)
-    ),
+    "OLMo-3 without YaRN": dataclasses.replace(PRESETS["olmo3-7b"], yarn=None),
 }
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8}
 PLAIN = {"rope_type": "default", "rope_theta": 500_000.0}
@@ -33,7 +35,8 @@ PLAIN = {"rope_type": "default", "rope_theta": 500_000.0}
 
 @pytest.fixture(scope="module")
 def configs():
-    models = {"olmo2": random_dense(), "olmo3": random_olmo3(), "flex_olmo": random_experts(3)}
+    models = {"olmo2": random_dense(), "olmo3": random_olmo3(), "flex_olmo": random_experts(3),
+              "qwen3": random_model("Qwen3"), "qwen3_moe": random_model("Qwen3-MoE")}
     return {name: model.config.to_dict() for name, model in models.items()}
 
 
@@ -62,11 +65,64 @@ def test_a_saved_checkpoint_config_is_loaded_again(tmp_path):
         assert ModelConfig.load(tmp_path / name) == model
 
 
+def _first_version(**fields):
+    """A model.json as it was before there were families."""
+    return {
+        "vocab_size": 331, "hidden_size": 48, "ffn_hidden_size": 80, "num_layers": 4,
+        "num_heads": 6, "num_kv_heads": 2, "max_position_embeddings": 64,
+        "rope_theta": 500000.0, "rms_norm_eps": 1e-06, "num_experts": None,
+        "experts_per_token": None, "renormalize": False, "expert_names": None, "olmo3": None,
+        "merged_from": None, **fields,
+    }
+
+
+@pytest.mark.parametrize("kind, fields", [
+    ("olmo2", {}),
+    ("olmo3", {"olmo3": {
+        "sliding_window": 5, "full_attention_layers": [3],
+        "yarn": {"factor": 8.0, "original_max_position_embeddings": 8,
+                 "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0}}}),
+    ("flex_olmo", {"num_experts": 3, "experts_per_token": 3}),
+])
+def test_a_checkpoint_config_of_the_first_version_is_the_same_model(
+    kind, fields, configs, tmp_path
+):
+    (tmp_path / "model.json").write_text(json.dumps(_first_version(**fields)))
+    assert ModelConfig.load(tmp_path) == _read(configs[kind], tmp_path)
+
+
+def test_names_and_plain_rope_of_the_first_version_are_kept(tmp_path):
+    """Of a branch of OLMo-3 without YaRN."""
+    (tmp_path / "model.json").write_text(json.dumps(_first_version(
+        num_experts=2, experts_per_token=2, expert_names=["anchor", "math"], merged_from=[],
+        olmo3={"sliding_window": 5, "full_attention_layers": [3], "yarn": None},
+    )))
+    model = ModelConfig.load(tmp_path)
+    assert model.family == "olmo3" and model.yarn is None and model.window_of(2) == 5
+    assert model.expert_names == ("anchor", "math") and model.merged_from == ()
+
+
+@pytest.mark.parametrize("fields", [{"brand_new": 3}, {"olmo3": {"sliding_window": 5}}])
+def test_a_checkpoint_config_of_another_version_is_refused(fields, tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps(_first_version(**fields)))
+    with pytest.raises(BarError, match=r"model\.json was written by another version"):
+        ModelConfig.load(tmp_path)
+
+
 REFUSED = {
     "OLMo 1": ("olmo2", {"model_type": "olmo"}, "is 'olmo' (the first OLMo norms"),
-    "OLMoE": ("flex_olmo", {"model_type": "olmoe"}, "is 'olmoe' (OLMoE norms what a"),
+    "OLMoE": ("flex_olmo", {"model_type": "olmoe"}, "is 'olmoe'; only olmo2"),
+    "sliding Qwen3": ("qwen3", {"use_sliding_window": True}, "use_sliding_window True"),
+    "a sliding layer of Qwen3": ("qwen3", {"layer_types": ["sliding_attention"] * 4},
+                                 "a sliding window is not"),
+    "YaRN of Qwen3": ("qwen3", {"rope_scaling": YARN}, "rope_type 'yarn' is not"),
+    "biases of Qwen3": ("qwen3", {"attention_bias": True}, "attention_bias True"),
+    "Qwen3's dense layers": ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers [0]"),
+    "every second layer": ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step 2"),
+    "tied as text": ("qwen3", {"tie_word_embeddings": "yes"}, "neither true nor false"),
     "hybrid": ("olmo3", {"model_type": "olmo_hybrid"}, "has recurrent layers"),
-    "another family": ("olmo2", {"model_type": "llama"}, "only olmo2, olmo3, flex_olmo"),
+    "another family": ("olmo2", {"model_type": "llama"}, "only olmo2, flex_olmo, olmo3, qwen3"),
+    "a list for a type": ("olmo2", {"model_type": ["olmo2"]}, "model_type is ['olmo2']; only"),
     "no type": ("olmo2", {"model_type": None}, "model_type is None"),
     "size missing": ("olmo2", {"intermediate_size": None}, "intermediate_size is missing"),
     "experts missing": ("flex_olmo", {"num_experts": None}, "num_experts is missing"),
@@ -90,10 +146,11 @@ REFUSED = {
     "activation": ("olmo2", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     "quantized": ("olmo3", {"quantization_config": {"bits": 4}}, "quantization_config"),
     "head width": ("olmo2", {"head_dim": 32}, "head_dim 32"),
-    "window of OLMo-2": ("olmo2", {"sliding_window": 64}, "only OLMo-3 has one"),
-    "sliding FlexOlmo": ("flex_olmo", {"layer_types": ["sliding_attention"] * 4}, "only OLMo-3"),
-    "YaRN of OLMo-2": ("olmo2", {"rope_scaling": YARN}, "only OLMo-3 has it"),
-    "YaRN of FlexOlmo": ("flex_olmo", {"rope_parameters": PLAIN | YARN}, "only OLMo-3"),
+    "window of OLMo-2": ("olmo2", {"sliding_window": 64}, "a sliding window is not supported"),
+    "sliding FlexOlmo": ("flex_olmo", {"layer_types": ["sliding_attention"] * 4},
+                         "a sliding window is not"),
+    "YaRN of OLMo-2": ("olmo2", {"rope_scaling": YARN}, "rope_type 'yarn' is not"),
+    "YaRN of FlexOlmo": ("flex_olmo", {"rope_parameters": PLAIN | YARN}, "rope_type 'yarn'"),
     "linear RoPE": ("olmo2", {"rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
     "Llama's RoPE": ("olmo3", {"rope_scaling": {"rope_type": "llama3"}}, "'llama3'"),
     "mscale": ("olmo3", {"rope_scaling": YARN | {"mscale": 0.7}}, "mscale of rope_type 'yarn'"),
@@ -167,7 +224,14 @@ def test_numbers_and_marks_of_other_writers_are_read(configs, tmp_path):
     assert model_config_from_hf(tmp_path) == expected
 
 
-@pytest.mark.parametrize("kind", ["olmo2", "olmo3", "flex_olmo"])
+def test_experts_are_counted_by_either_name(configs, tmp_path):
+    config = dict(configs["qwen3_moe"])
+    expected = _read(config, tmp_path)
+    config["num_local_experts"] = config.pop("num_experts")
+    assert _read(config, tmp_path) == expected and expected.num_experts == 2
+
+
+@pytest.mark.parametrize("kind", ["olmo2", "olmo3", "flex_olmo", "qwen3", "qwen3_moe"])
 def test_what_old_configs_leave_out_is_the_class_s_default(kind, configs, tmp_path):
     left_out = {"rms_norm_eps", "max_position_embeddings", "rope_scaling",
                 *(["rope_theta"] if kind != "olmo3" else [])}
@@ -177,6 +241,7 @@ def test_what_old_configs_leave_out_is_the_class_s_default(kind, configs, tmp_pa
     assert model.rms_norm_eps == theirs.rms_norm_eps
     assert model.max_position_embeddings == theirs.max_position_embeddings
     assert model.rope_theta == theirs.rope_theta
+    assert model.head_dim == getattr(theirs, "head_dim", model.hidden_size // model.num_heads)
 
 
 def _without_rope(config):
@@ -192,9 +257,9 @@ def _without_rope(config):
 def test_olmo3_rope_is_read_from_every_form(rope, configs, tmp_path):
     model = _read(_without_rope(configs["olmo3"]) | rope, tmp_path)
     assert model.rope_theta == 500_000.0
-    assert model.olmo3.yarn.factor == 8.0
-    assert model.olmo3.yarn.attention_factor == pytest.approx(1.2079441541679836, rel=1e-15)
-    assert model.olmo3.full_attention_layers == (3,) and model.olmo3.sliding_window == 5
+    assert model.yarn.factor == 8.0
+    assert model.yarn.attention_factor == pytest.approx(1.2079441541679836, rel=1e-15)
+    assert model.window.full_layers == (3,) and model.window.size == 5
 
 
 def test_olmo2_rope_is_read_from_both_forms(configs, tmp_path):

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.hf import model_config_from_hf
-from tests.models_hf import random_dense, random_experts, random_olmo3
+from tests.models_hf import (
+    DENSE,
+    MIXTURES,
+    random_dense,
+    random_experts,
+    random_model,
+    random_olmo3,
+)
 
 
 def _bf16_with_fp32_routers():
@@ -18,9 +27,7 @@ def _bf16_with_fp32_routers():
     return model
 
 
-MODELS = {
-    "OLMo-2": random_dense,
-    "OLMo-3": random_olmo3,
+MODELS = {name: partial(random_model, name) for name in DENSE | MIXTURES} | {
     "OLMo-3 of another theta": lambda: random_olmo3(rope_theta=10_000.0),
     "7 experts": lambda: random_experts(7),
     "experts with names": lambda: random_experts(3, megatron_bar={

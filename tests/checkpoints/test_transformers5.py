@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from functools import partial
 
 import pytest
 import torch
@@ -20,20 +21,26 @@ from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.hf import model_config_from_hf
 from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.chat_format import load_chat_format
-from tests.models_hf import TALKING, random_dense, random_experts, random_olmo3, talking
+from tests.models_hf import (
+    DENSE,
+    MIXTURES,
+    TALKING,
+    random_dense,
+    random_experts,
+    random_model,
+    random_olmo3,
+    talking,
+)
 
 PYTHON = os.environ.get("MEGATRON_BAR_TRANSFORMERS5_PYTHON")
 pytestmark = pytest.mark.skipif(
     PYTHON is None, reason="MEGATRON_BAR_TRANSFORMERS5_PYTHON names no Python with transformers 5"
 )
 
-MODELS = {
-    "olmo2": random_dense,
+MODELS = {name: partial(random_model, name) for name in DENSE | MIXTURES} | {
     "olmo2-theta": lambda: random_dense(rope_theta=10_000.0),
-    "olmo3": random_olmo3,
     "olmo3-theta": lambda: random_olmo3(rope_theta=10_000.0),
     "olmo3-no-yarn": lambda: random_olmo3(rope_scaling=None),
-    "flex-2": lambda: random_experts(2),
     "flex-7-of-7": lambda: random_experts(7),
     "flex-named": lambda: random_experts(3, megatron_bar={
         "expert_names": ["anchor", "math", "code"], "merged_from": ["math", "code"]}),

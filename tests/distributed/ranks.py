@@ -21,7 +21,7 @@ from megatron_bar.data.rows import PackedRows
 from megatron_bar.evaluation.routed_tokens import route_texts
 from megatron_bar.evaluation.token_kinds import LabelledText
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import build_model
+from megatron_bar.models.language_model import build_model
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout

@@ -18,6 +18,7 @@ from megatron_bar.training.metrics import read_metrics
 from tests.distributed import ranks
 from tests.distributed.stages import assert_same_numbers, run, training
 from tests.layouts import EXPERTS
+from tests.models_hf import imported, random_model
 
 pytestmark = pytest.mark.distributed
 
@@ -84,6 +85,31 @@ def test_ranks_and_optimizer_parts_without_anything_to_train(
     assert_same_numbers(read_metrics(tmp_path / "run"), read_metrics(tmp_path / "alone"))
     before, after = group_digests(checkpoint), group_digests(tmp_path / "run" / "checkpoint")
     assert {group for group in before if before[group] != after[group]} == set(groups)
+
+
+@pytest.mark.parametrize("name, groups", [
+    ("tp2pp2", SFT_GROUPS), ("pp2", MIDTRAIN_GROUPS), ("dp2", ("head",)), ("tp2ep2", ("*",)),
+], ids=str)
+def test_tied_embeddings_norms_before_and_per_head_train_alike_in_every_layout(
+    name, groups, tied, tmp_path
+):
+    """Killed on the way. Where embeddings are the head, opening the one opens the other."""
+    settings = training(groups, save_every=2, lr_scale={"head": 0.5})
+    run(tied, Layout(), settings, tmp_path / "alone")
+    with pytest.raises(JobFailed):
+        run(tied, EXPERTS[name], settings, tmp_path / "run", die_at_save=True)
+    run(tied, EXPERTS[name], settings, tmp_path / "run")
+    assert_same_numbers(read_metrics(tmp_path / "run"), read_metrics(tmp_path / "alone"))
+    before, after = group_digests(tied), group_digests(tmp_path / "run" / "checkpoint")
+    groups = {"embeddings" if group == "head" else group for group in groups}
+    assert {group for group in before if before[group] != after[group]} == (
+        set(before) if groups == {"*"} else groups)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    model = random_model("Qwen3-MoE", tie_word_embeddings=True)
+    return imported(model, tmp_path_factory.mktemp("tied"))
 
 
 @pytest.mark.parametrize("first, second, groups, distributed_optimizer", [

@@ -12,16 +12,10 @@ from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
+from tests import models_hf
 from tests.distributed import ranks
 from tests.layouts import DENSE, EXPERTS
-from tests.models_hf import (
-    imported,
-    packed_batch,
-    random_dense,
-    random_experts,
-    random_olmo3,
-    reference,
-)
+from tests.models_hf import imported, packed_batch, random_experts, random_model, reference
 
 LOGITS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
@@ -54,23 +48,28 @@ def _compare(hf_model, layout, folder: Path) -> None:
     print(f"relative differences: logits {difference:.1e}, worst gradient {worst:.1e}")
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("layout", DENSE.values(), ids=DENSE)
-def test_dense_equals_transformers(layout, tmp_path):
-    _compare(random_dense(), layout, tmp_path)
+# The first of a kind in every layout, the others in those that could break what is new in them.
+DENSE_IN = [("OLMo-2", layout) for layout in DENSE] + [
+    (name, layout) for name in models_hf.DENSE if name != "OLMo-2"
+    for layout in ("tp1", "tp2", "pp2", "tp2pp2", "tp2cp2")
+]
+EXPERTS_IN = [("FlexOlmo", layout) for layout in EXPERTS] + [
+    (name, layout) for name in models_hf.MIXTURES if name != "FlexOlmo"
+    for layout in ("tp1", "ep2", "tp2pp2ep2")
+]
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", EXPERTS.values(), ids=EXPERTS)
-def test_experts_equal_transformers(layout, tmp_path):
-    _compare(random_experts(), layout, tmp_path)
+@pytest.mark.parametrize("name, layout", DENSE_IN, ids=" ".join)
+def test_dense_equals_transformers(name, layout, tmp_path):
+    """Documents and rows are longer than OLMo-3's window and than its RoPE's original length."""
+    _compare(random_model(name), DENSE[layout], tmp_path)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("layout", ["tp1", "tp2", "pp2", "tp2pp2", "tp2cp2"])
-def test_olmo3_equals_transformers(layout, tmp_path):
-    """Documents and rows are longer than the window and than RoPE's original length."""
-    _compare(random_olmo3(), DENSE[layout], tmp_path)
+@pytest.mark.parametrize("name, layout", EXPERTS_IN, ids=" ".join)
+def test_experts_equal_transformers(name, layout, tmp_path):
+    _compare(random_model(name), EXPERTS[layout], tmp_path)
 
 
 @pytest.mark.distributed
@@ -87,3 +86,11 @@ def test_several_experts_a_rank_equal_transformers(layout, tmp_path):
 def test_fewer_active_experts_equal_transformers(layout, renormalized, tmp_path):
     model = random_experts(6, num_experts_per_tok=4, norm_topk_prob=renormalized)
     _compare(model, EXPERTS[layout], tmp_path)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("name", models_hf.MIXTURES)
+def test_published_mixtures_equal_transformers(name, tmp_path):
+    """As Qwen3-30B-A3B routes: few of many experts, whose probabilities sum to 1."""
+    model = random_model(name, num_experts=8, num_experts_per_tok=2, norm_topk_prob=True)
+    _compare(model, EXPERTS["ep2"], tmp_path)

@@ -17,7 +17,7 @@ TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 
 def test_olmo3_runs_as_far_as_the_routed_checkpoint():
     recipe = load_recipe(TOY, ["pretrain.model=olmo3-7b"])
-    with pytest.raises(BarError, match=r"the anchor is OLMo-3.*set export=false"):
+    with pytest.raises(BarError, match=r"no class for OLMo-3 with experts.*set export=false"):
         require(check_recipe(recipe))
     recipe = load_recipe(TOY, ["pretrain.model=olmo3-7b", "export=false"])
     assert check_recipe(recipe) == []
@@ -53,3 +53,13 @@ def test_a_branch_is_adopted_once(tmp_path):
 def test_context_ranks_share_rows_of_training_only(recipe, overrides, message):
     with pytest.raises(BarError, match=message):
         require(check_recipe(load_recipe(TOY.with_name(recipe), overrides)))
+
+
+def test_servers_that_read_exports_need_a_class_that_computes_the_branch():
+    recipe = load_recipe(TOY.with_name("toy-rl.yaml"), [
+        "pretrain.model=olmo3-7b", "export=false",
+        "domains.code.rlvr.rollout_servers=[http://localhost:1]",
+        "domains.code.rlvr.rollout_folder=/nowhere",
+    ])
+    with pytest.raises(BarError, match="code/rlvr: Hugging Face has no class for OLMo-3 with exp"):
+        require(check_recipe(recipe))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from megatron_bar.models.presets import PRESETS
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.training_stage import TrainingStage
-from tests.models_hf import random_dense, random_olmo3
+from tests.models_hf import DENSE, random_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDS = [
@@ -51,7 +52,7 @@ def test_a_fold_keeps_the_kinds_of_parallelism_that_there_are_ranks_for(
     assert (str(fold), lost_kinds(layout, fold)) == (expected, lost)
 
 
-@pytest.mark.parametrize("preset", ["olmo2-7b", "olmo2-32b", "olmo3-7b"])
+@pytest.mark.parametrize("preset", ["olmo2-7b", "olmo2-32b", "olmo3-7b", "qwen3-4b"])
 @pytest.mark.parametrize("layout", [Layout(), Layout(4, tensor=4), Layout(6, tensor=2, pipeline=3)])
 def test_a_shrunken_model_is_like_the_real_one(preset, layout):
     real = PRESETS[preset]
@@ -61,12 +62,15 @@ def test_a_shrunken_model_is_like_the_real_one(preset, layout):
     assert model.hidden_size < 400 and model.num_layers <= 3 == max(3, len(small.layers))
     assert model.num_heads // model.num_kv_heads == real.num_heads // real.num_kv_heads
     assert model.num_kv_heads > 1 and model.hidden_size % model.num_heads == 0
-    for same in ("vocab_size", "rope_theta", "rms_norm_eps", "max_position_embeddings"):
+    assert (model.head_dim * model.num_heads > model.hidden_size) == (
+        real.head_dim * real.num_heads > real.hidden_size)
+    for same in ("vocab_size", "norm_placement", "qk_norm", "tied_embeddings", "family",
+                 "rope_theta", "rms_norm_eps", "max_position_embeddings"):
         assert getattr(model, same) == getattr(real, same)
-    if real.olmo3 is not None:
-        full = model.olmo3.full_attention_layers
+    if real.window is not None:
+        full = model.window.full_layers
         assert 0 < len(full) < model.num_layers
-        assert [small.layers[i] in real.olmo3.full_attention_layers
+        assert [small.layers[i] in real.window.full_layers
                 for i in range(model.num_layers)] == [i in full for i in range(model.num_layers)]
 
 
@@ -80,7 +84,7 @@ def _real(folder, model):
     return folder
 
 
-@pytest.mark.parametrize("make", [random_dense, random_olmo3])
+@pytest.mark.parametrize("make", [partial(random_model, name) for name in DENSE], ids=DENSE)
 def test_a_small_folder_has_the_real_ones_dtypes_and_corners_in_shards(make, tmp_path):
     real = _real(tmp_path / "real", make(num_hidden_layers=5, hidden_size=192,
                                          intermediate_size=320))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from megatron_bar.checkpoints.convert import import_hf
+from megatron_bar.checkpoints.hf import hf_config
 from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.checkpoints.manifest import Manifest
 from megatron_bar.cli import main
@@ -19,6 +22,7 @@ from megatron_bar.methods.load import load_recipe, save_recipe
 from megatron_bar.methods.run import run_stage
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import is_done, read_done
 from tests import hub
 from tests.models_hf import TALKING, random_dense, talking
@@ -59,6 +63,17 @@ def test_sizes_need_no_weights(cache, hf_dir):
         dense_model(_recipe("org/other"))
     with pytest.raises(BarError, match=r"org/model and .* are models of different shape"):
         dense_model(_recipe("someone/OLMo-2-1124-7B", pretrained=NAME))
+
+
+def test_the_pretrained_model_may_know_fewer_positions(cache, tmp_path):
+    """As Qwen3-8B-Base does, from which Qwen3-8B was made."""
+    models = {"post": PRESETS["qwen3-8b"],
+              "base": replace(PRESETS["qwen3-8b"], max_position_embeddings=32_768)}
+    for name, model in models.items():
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "config.json", hf_config(model, torch.bfloat16, {}))
+    recipe = _recipe(str(tmp_path / "post"), pretrained=str(tmp_path / "base"))
+    assert dense_model(recipe) == models["post"]
 
 
 @pytest.mark.parametrize("size", ["7b", "13b", "32b"])

@@ -10,7 +10,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 
 from megatron_bar.models.all_experts import AllExpertsLayer, _WeightedExperts
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import build_model
+from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 

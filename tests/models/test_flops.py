@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from megatron_bar.models.config import ModelConfig, Olmo3
+from megatron_bar.models.config import ModelConfig, SlidingWindow
 from megatron_bar.models.flops import Work, step_flops
-from megatron_bar.models.olmo import build_model
+from megatron_bar.models.language_model import build_model
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
@@ -23,6 +23,8 @@ from tests.models_hf import packed_batch
 
 DENSE = ModelConfig(vocab_size=331, hidden_size=48, ffn_hidden_size=80, num_layers=3, num_heads=6,
                     num_kv_heads=2, max_position_embeddings=64)
+QWEN3 = dataclasses.replace(DENSE, norm_placement="before", qk_norm="per_head", head_dim=12,
+                            tied_embeddings=True, family="qwen3")
 SHARED = ("embeddings", "attention", "block_norms", "final_norm", "head")
 
 
@@ -74,8 +76,11 @@ def _counted(config: ModelConfig, patterns: tuple[str, ...]) -> tuple[int, float
     (DENSE.with_experts(2), ("embeddings",)),
     (DENSE.with_experts(2), ("block_norms",)),
     (DENSE.with_experts(5), ("*",)),
+    (QWEN3, ("*",)),
+    (QWEN3.with_experts(2), MIDTRAIN_GROUPS),
+    (QWEN3.with_experts(2), SFT_GROUPS),
 ], ids=["dense", "midtrain-2", "midtrain-5", "anchor", "sft", "route", "rlvr", "embeddings",
-        "norms", "all"])
+        "norms", "all", "tied", "tied-midtrain", "tied-sft"])
 def test_a_step_does_the_necessary_products_and_no_more(config, patterns):
     counted, needed = _counted(config, patterns)
     assert counted == needed
@@ -108,7 +113,7 @@ def test_experts_that_are_not_active_cost_nothing():
 
 
 def test_a_sliding_layer_counts_the_pairs_in_its_window():
-    model = dataclasses.replace(DENSE, olmo3=Olmo3(4, full_attention_layers=(2,)))
+    model = dataclasses.replace(DENSE, window=SlidingWindow(4, full_layers=(2,)))
     width = DENSE.num_heads * DENSE.head_dim
     pairs = step_flops(model, Work(0, 10, 3), ["embeddings"])
     assert pairs.total == (10 + 3 + 3) * 2 * width * (2 + 5)
@@ -116,7 +121,7 @@ def test_a_sliding_layer_counts_the_pairs_in_its_window():
 
 def test_a_step_tells_how_many_keys_its_queries_see():
     """Documents hide each other, and windows what lies before them."""
-    config = dataclasses.replace(DENSE, olmo3=Olmo3(4, full_attention_layers=(2,)))
+    config = dataclasses.replace(DENSE, window=SlidingWindow(4, full_layers=(2,)))
     batch = packed_batch(config.vocab_size)
     visible_BSS = ~batch.attention_mask_B1SS[:, 0]
     with process_groups(Layout()):

@@ -1,6 +1,6 @@
-"""OLMo-3 in one process: generation past the window, and with BAR's experts.
+"""What OLMo-3 may say otherwise, and OLMo-3 with BAR's experts.
 
-Its logits and gradients in every layout are in tests/distributed/test_parity.py.
+What it has in common with others is in test_families.py and tests/distributed/test_parity.py.
 """
 
 from __future__ import annotations
@@ -12,18 +12,14 @@ from megatron_bar.checkpoints.branch import branch
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
 from megatron_bar.checkpoints.model_io import load_model
-from megatron_bar.generation.engine import Request, Sampling
-from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import build_model
+from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from tests.models_hf import imported, random_olmo3
 
 WINDOW = 5
-PROMPTS = [[5, 17, 301], [8, 2, 44, 9, 330, 12, 77, 3, 250, 61, 19], [7]]
-NEW_TOKENS = 20
 TOKENS_BS = torch.arange(60).reshape(2, 30) * 5 % 331
 
 
@@ -50,25 +46,6 @@ def _logits(checkpoint):
 
 def _assert_equal(ours_BSV, theirs_BSV):
     assert ((ours_BSV - theirs_BSV).abs().max() / theirs_BSV.abs().max()) < 1e-5
-
-
-def test_greedy_generation_equals_transformers(theirs, checkpoint):
-    expected = [
-        theirs.generate(
-            torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
-        )[0, len(prompt):].tolist()
-        for prompt in PROMPTS
-    ]
-    with process_groups(Layout()):
-        model = build_model(ModelConfig.load(checkpoint), Layout(), sequence_parallel=False)
-        load_model(model, checkpoint)
-        engine = MegatronEngine(model.eval(), batch_size=len(PROMPTS))
-        requests = [Request(prompt) for prompt in PROMPTS]
-        sampling = Sampling(NEW_TOKENS, frozenset({0}))
-        answers = [response.answer for response in engine.generate(requests, sampling)]
-        alone = [engine.generate([request], sampling)[0].answer for request in requests]
-    assert answers == alone == [a[: a.index(0)] if 0 in a else a for a in expected]
-    assert any(len(answer) > WINDOW for answer in answers)
 
 
 @pytest.mark.parametrize("sizes", [

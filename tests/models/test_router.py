@@ -9,7 +9,7 @@ from transformers import FlexOlmoForCausalLM
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import build_model
+from megatron_bar.models.language_model import build_model
 from megatron_bar.models.router import leave_out, routers
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import process_groups

@@ -8,8 +8,8 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_bar.models.config import ModelConfig, Olmo3
-from megatron_bar.models.olmo import transformer_config
+from megatron_bar.models.config import ModelConfig, SlidingWindow, Yarn
+from megatron_bar.models.language_model import transformer_config
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.devices import transformer_engine_runs
 from megatron_bar.runtime.errors import BarError
@@ -22,7 +22,8 @@ from megatron_bar.training.overrides import (
 
 DENSE = ModelConfig(128, 48, 80, 4, 6, 2)
 ALL, SOME = DENSE.with_experts(3), DENSE.with_experts(3, 2)
-OLMO3 = ModelConfig(128, 48, 80, 4, 6, 2, olmo3=Olmo3(8, (3,)))
+TWO_ANGLES = ModelConfig(128, 48, 80, 4, 6, 2, window=SlidingWindow(8, (3,)),
+                         yarn=Yarn(8.0, 8, 1.2))
 
 
 def _training(recompute: str = "none", **fields) -> Training:
@@ -92,9 +93,9 @@ def test_the_rest_is_refused_with_the_reason(name, value, message):
         check_overrides(_training(**{name: value}), ALL, "math/sft")
 
 
-def test_rope_of_olmo3_is_not_fused():
-    with pytest.raises(BarError, match="doesn't work with OLMo-3"):
-        check_overrides(_training(apply_rope_fusion=True), OLMO3, "x")
+def test_rope_that_differs_between_layers_is_not_fused():
+    with pytest.raises(BarError, match="layers rotate by different angles"):
+        check_overrides(_training(apply_rope_fusion=True), TWO_ANGLES, "x")
 
 
 def test_every_field_there_is_gets_an_answer():

@@ -7,7 +7,7 @@ import torch
 
 from megatron_bar.data.batch import to_batch
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.olmo import build_model
+from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.guards import describe_items

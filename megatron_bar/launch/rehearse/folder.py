@@ -23,7 +23,7 @@ _SHARDS = 3  # at least, as large models have
 _LAYER = re.compile(r"(?<=model\.layers\.)\d+")
 # What of config.json is smaller than the real one's; all else stays as it is there.
 _SHRUNK = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-           "num_key_value_heads", "layer_types", "sliding_window")
+           "num_key_value_heads", "head_dim", "layer_types", "sliding_window")
 # How the tokens are called by which OLMo's tokenizer ends and pads texts.
 _OLMO_TOKENS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
 
@@ -59,8 +59,9 @@ def write_small_folder(
     save_torch_state_dict(tensors, target, max_shard_size=size // _SHARDS)
     config = hf.hf_config(small.model, dtype, _token_ids(target))
     if source is not None:
-        shrunk = {key: config[key] for key in _SHRUNK if key in config}
-        config = read_json(source / "config.json") | shrunk
+        real = read_json(source / "config.json")
+        kept = {key: value for key, value in real.items() if key not in _SHRUNK}
+        config = kept | {key: config[key] for key in _SHRUNK if key in config}
     write_json(target / "config.json", config)
     types = " and ".join(sorted({str(tensor.dtype).removeprefix("torch.")
                                  for tensor in tensors.values()}))

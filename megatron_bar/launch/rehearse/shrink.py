@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_bar.models.config import ModelConfig, Olmo3
+from megatron_bar.models.config import ModelConfig, SlidingWindow
 from megatron_bar.runtime.layout import Layout
 
 _HIDDEN = 64  # about; the vocabulary's rows are what costs
@@ -26,16 +26,18 @@ class Shrunken:
 def shrunken(model: ModelConfig, layouts: Sequence[Layout], window: int) -> Shrunken:
     """`model`, narrow and of few layers, such that each of `layouts` can hold it.
 
-    Vocabulary, RoPE, norms and the ratio of heads to kv heads stay. Of OLMo-3 there is a sliding
-    and a full layer at least, and a sliding one sees at most `window` positions.
+    Vocabulary, RoPE, norms and the ratios of heads to kv heads and to the hidden width stay. Where
+    layers slide there is a sliding and a full one at least, and a sliding one sees at most `window`
+    positions.
     """
     tensor = math.lcm(*(size for each in layouts
                         for size in (each.tensor, each.resolved_expert_tensor)))
     pipeline = math.lcm(*(each.pipeline for each in layouts))
     kv_heads = math.lcm(tensor, min(_FEWEST, model.num_kv_heads))
     heads = kv_heads * (model.num_heads // model.num_kv_heads)
-    head_dim = max(_SMALLEST_HEAD, _HIDDEN // heads // 2 * 2)
-    hidden = heads * head_dim
+    share = max(_SMALLEST_HEAD, _HIDDEN // heads // 2 * 2)
+    hidden = heads * share
+    wider = model.num_heads * model.head_dim / model.hidden_size  # the heads than the hidden states
     unit = 8 * tensor
     ffn = -(-hidden * model.ffn_hidden_size // (model.hidden_size * unit)) * unit
     count = -(-_FEWEST // pipeline) * pipeline
@@ -43,23 +45,25 @@ def shrunken(model: ModelConfig, layouts: Sequence[Layout], window: int) -> Shru
     return Shrunken(
         dataclasses.replace(
             model, hidden_size=hidden, ffn_hidden_size=ffn, num_layers=len(layers),
-            num_heads=heads, num_kv_heads=kv_heads, olmo3=_olmo3(model.olmo3, layers, window),
+            num_heads=heads, num_kv_heads=kv_heads,
+            head_dim=round(share * wider / 2) * 2, window=_window(model.window, layers, window),
         ),
         layers,
     )
 
 
 def _kept_layers(model: ModelConfig, count: int) -> tuple[int, ...]:
-    """`count` layers that follow one another, with both kinds of OLMo-3's layers among them."""
-    full = set(model.olmo3.full_attention_layers) if model.olmo3 else set()
-    changes = (i for i in range(1, model.num_layers) if (i in full) != (i - 1 in full))
+    """`count` layers that follow one another, with a sliding and a full one among them."""
+    changes = (i for i in range(1, model.num_layers)
+               if model.window_of(i) != model.window_of(i - 1))
     start = max(0, min(next(changes, 1) - count + 1, model.num_layers - count))
     return tuple(range(start, start + count))
 
 
-def _olmo3(olmo3: Olmo3 | None, layers: Sequence[int], window: int) -> Olmo3 | None:
-    if olmo3 is None:
+def _window(
+    window: SlidingWindow | None, layers: Sequence[int], most: int
+) -> SlidingWindow | None:
+    if window is None:
         return None
-    full = tuple(i for i, layer in enumerate(layers) if layer in olmo3.full_attention_layers)
-    return dataclasses.replace(olmo3, sliding_window=min(window, olmo3.sliding_window),
-                               full_attention_layers=full)
+    full = tuple(i for i, layer in enumerate(layers) if layer in window.full_layers)
+    return SlidingWindow(min(most, window.size), full)

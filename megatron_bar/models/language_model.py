@@ -1,4 +1,4 @@
-"""OLMo-2 and OLMo-3, dense or with BAR's experts, assembled from Megatron-Core parts."""
+"""A model, dense or with BAR's experts, assembled from Megatron-Core parts by its fields."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -28,7 +29,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from megatron_bar.models.all_experts import AllExperts, AllExpertsLayer, AllExpertsRouter
-from megatron_bar.models.attention import FusedAttention, OlmoSelfAttention
+from megatron_bar.models.attention import DecoderSelfAttention, FusedAttention
 from megatron_bar.models.config import ModelConfig, Yarn
 from megatron_bar.models.linear import LocalParts
 from megatron_bar.models.loss import vocabulary_loss
@@ -71,13 +72,11 @@ def transformer_config(
             moe_token_dispatcher_type="alltoall",
         )
     windows = {}
-    if model.olmo3 is not None:
+    if model.window is not None:
         windows = dict(
-            window_size=(model.olmo3.sliding_window - 1, 0),  # how far to the left, to the right
-            window_attn_skip_freq=[
-                int(layer not in model.olmo3.full_attention_layers)
-                for layer in range(model.num_layers)
-            ],
+            window_size=(model.window.size - 1, 0),  # how far to the left, to the right
+            window_attn_skip_freq=[int(model.window_of(layer) is not None)
+                                   for layer in range(model.num_layers)],
         )
     settings = dict(
         num_layers=model.num_layers,
@@ -86,6 +85,8 @@ def transformer_config(
         num_attention_heads=model.num_heads,
         num_query_groups=model.num_kv_heads,
         kv_channels=model.head_dim,
+        # Lets Megatron sum these norms' gradients over ranks that have different heads.
+        qk_layernorm=model.qk_norm == "per_head",
         normalization="RMSNorm",
         layernorm_epsilon=model.rms_norm_eps,
         gated_linear_unit=True,
@@ -116,8 +117,8 @@ def transformer_config(
     return TransformerConfig(**settings | dict(overrides or {}))
 
 
-def _layer_spec(config: TransformerConfig, yarn: Yarn | None) -> ModuleSpec:
-    """One reordered-norm layer: `h = x + norm(attention(x)); y = h + norm(ffn(h))`."""
+def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
+    """One layer: attention and FFN, with norms where the model has them."""
     # Transformer Engine's parts need a GPU. That path follows its documented interface; it has not
     # been run.
     if transformer_engine_runs():
@@ -132,10 +133,7 @@ def _layer_spec(config: TransformerConfig, yarn: Yarn | None) -> ModuleSpec:
     linears = MLPSubmodules(
         linear_fc1=backend.column_parallel_linear(), linear_fc2=backend.row_parallel_linear()
     )
-    norm_then_add = ModuleSpec(
-        NormThenAdd,
-        params=dict(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon),
-    )
+    norm_of_a_head = RMSNorm if model.qk_norm == "per_head" else None
     if config.num_moe_experts is None:
         ffn = ModuleSpec(MLP, submodules=linears)
     else:
@@ -147,28 +145,47 @@ def _layer_spec(config: TransformerConfig, yarn: Yarn | None) -> ModuleSpec:
             experts=ModuleSpec(experts, submodules=linears), router=router
         ))
     return ModuleSpec(
-        OlmoLayer,
+        DecoderLayer,
         submodules=TransformerLayerSubmodules(
             self_attention=ModuleSpec(
-                OlmoSelfAttention,
+                DecoderSelfAttention,
                 params={
                     "attn_mask_type": AttnMaskType.causal,
-                    "yarn_factor": 1.0 if yarn is None else yarn.attention_factor,
+                    "full_width_norms": model.qk_norm == "full_width",
+                    "yarn_factor": 1.0 if model.yarn is None else model.yarn.attention_factor,
                 },
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=backend.column_parallel_linear(),
                     core_attention=core_attention,
                     linear_proj=backend.row_parallel_linear(),
+                    q_layernorm=norm_of_a_head,
+                    k_layernorm=norm_of_a_head,
                 ),
             ),
-            self_attn_bda=norm_then_add,
             mlp=ffn,
-            mlp_bda=norm_then_add,
+            **_norms(model, config),
         ),
     )
 
 
-class OlmoLayer(TransformerLayer):
+def _norms(model: ModelConfig, config: TransformerConfig) -> dict[str, Any]:
+    """The layer's norms and what adds to the residual, by Megatron's names of their slots.
+
+    `h = x + attention(norm(x)); y = h + ffn(norm(h))`, with norms before sub-layers, or with norms
+    after them `h = x + norm(attention(x)); y = h + norm(ffn(h))`.
+    """
+    if model.norm_placement == "before":
+        # Megatron's own of norms for this place, torch's, knows no sequence parallelism.
+        return dict(input_layernorm=RMSNorm, self_attn_bda=get_bias_dropout_add,
+                    pre_mlp_layernorm=RMSNorm, mlp_bda=get_bias_dropout_add)
+    norm_then_add = ModuleSpec(
+        NormThenAdd,
+        params=dict(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon),
+    )
+    return dict(self_attn_bda=norm_then_add, mlp_bda=norm_then_add)
+
+
+class DecoderLayer(TransformerLayer):
     """Megatron's layer, which leaves gradients off where they are off.
 
     It turns them on around its bias-dropout-add, so that without gradients residuals and norms
@@ -180,7 +197,7 @@ class OlmoLayer(TransformerLayer):
         self.bias_dropout_add_exec_handler = contextlib.nullcontext
 
 
-class OlmoModel(GPTModel):
+class LanguageModel(GPTModel):
     """Megatron's GPTModel, whose loss doesn't see the rows that pad the vocabulary.
 
     With `yarn`, RoPE differs between layer types. This is the one place that names GPTModel.
@@ -213,7 +230,7 @@ def build_model(
     sequence_parallel: bool = True,
     overrides: Mapping[str, Any] | None = None,
     load_balancing: float = 0.0,
-) -> OlmoModel:
+) -> LanguageModel:
     """This rank's part of `model`, freshly initialized (normal, std 0.02; norms 1).
 
     Called inside `process_groups(layout)`. `router_z_loss` is the coefficient of the mean over
@@ -229,18 +246,17 @@ def build_model(
     config = transformer_config(
         model, layout, dtype, router_z_loss, sequence_parallel, overrides, load_balancing
     )
-    yarn = model.olmo3.yarn if model.olmo3 is not None else None
-    layers = [_layer_spec(config, yarn)] * get_num_layers_to_build(config)
-    return OlmoModel(
+    layers = [_layer_spec(model, config)] * get_num_layers_to_build(config)
+    return LanguageModel(
         unpadded_vocab_size=model.vocab_size,
-        yarn=yarn,
+        yarn=model.yarn,
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),
         vocab_size=model.padded_vocab_size(layout.tensor),
         max_sequence_length=model.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
-        share_embeddings_and_output_weights=False,
+        share_embeddings_and_output_weights=model.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=model.rope_theta,
     )
