@@ -74,16 +74,16 @@ class ModelConfig:
     merged_from: tuple[str, ...] | None = None
     window: SlidingWindow | None = None
     yarn: Yarn | None = None
-    head_dim: int = 0  # 0: hidden_size / num_heads
+    kv_channels: int | None = None  # of a head; None: hidden_size / num_heads
     norm_placement: str = "after"
     qk_norm: str = "full_width"
     tied_embeddings: bool = False
     # Of models.families: whose names its tensors and its config.json have. It decides nothing else.
     family: str = "olmo2"
 
-    def __post_init__(self) -> None:
-        if not self.head_dim:
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
+    @property
+    def head_dim(self) -> int:
+        return self.kv_channels or self.hidden_size // self.num_heads
 
     def length_warning(self, length: int) -> str | None:
         """What to tell who wants rows of more tokens than the model knows positions, else None."""

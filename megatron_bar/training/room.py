@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import is_main_replica
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_bar.checkpoints.model_io import sharded_model_state
 from megatron_bar.checkpoints.number_types import stored_types
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.disk import disk_faults_told, disk_of, free_bytes, lacking, readable
-from megatron_bar.runtime.distributed import on_main
+from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
 
 # Of a trained element in a state to go on from, beside its weight: two moments and the fp32 value,
@@ -85,12 +87,31 @@ def room_for(target: Path, needed: int, stands: Callable[[], str]) -> Iterator[N
 
 @contextlib.contextmanager
 def _reason_on_all_ranks() -> Iterator[None]:
-    """Raise an error of a save with its reason; Megatron-Core gives it to the main rank alone.
+    """Raise an error of a save with its reasons; Megatron-Core gives them to the main rank alone.
 
-    All ranks leave the block with a CheckpointException if one does.
+    From 0.19 on it only logs them, where they arose. All ranks leave the block with a
+    CheckpointException if one does.
     """
+    logged = _Messages(logging.ERROR)
+    logger = logging.getLogger(filesystem_async.__name__)
+    logger.addHandler(logged)
     try:
         yield
     except CheckpointException as error:
-        mine = str(error)
-        raise RuntimeError(on_main(lambda: mine)) from error
+        mine = "\n".join([str(error)] * is_main() + logged.texts)
+        reasons = [""] * dist.get_world_size()
+        dist.all_gather_object(reasons, mine)
+        raise RuntimeError("\n".join(filter(None, reasons))) from error
+    finally:
+        logger.removeHandler(logged)
+
+
+class _Messages(logging.Handler):
+    """Keeps what is logged, in `texts`."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())

@@ -95,6 +95,7 @@ import torch
 from megatron_bar.checkpoints.convert import export_hf
 """ + _WATCH[_WATCH.index("def anonymous"):_WATCH.index("folder = ")] + """
 torch.ones(8).sum()
+from huggingface_hub import split_state_dict_into_shards_factory  # code, which is no buffer
 before = peak = anonymous()
 threading.Thread(target=watch, daemon=True).start()
 export_hf(Path(sys.argv[1]), Path(sys.argv[2]))

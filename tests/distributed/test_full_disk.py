@@ -56,9 +56,11 @@ def test_a_state_that_is_cut_short_leaves_nothing(name, save_async, checkpoint, 
     with pytest.raises(JobFailed) as raised:
         run(checkpoint, EXPERTS[name], training(**SETTINGS, save_async=save_async),
             tmp_path / "run", log=tmp_path / "log", longest_file=500_000)
-    assert str(raised.value).startswith(
-        f"{tmp_path}/run/resume/2 can't be written: the disk at {disk_of(tmp_path)} takes no file "
-        "as large as that (")
+    # Of a writer that knows no more than that, as Megatron-Core's from 0.19 on, the second.
+    where = f"{tmp_path}/run/resume/2 can't be written: the disk at {disk_of(tmp_path)} "
+    assert str(raised.value).startswith((
+        where + "takes no file as large as that (",
+        where + "took only a part of a file: it is full, or a limit is reached ("))
     assert str(raised.value).endswith(
         " free), 2.4 MiB are needed; no state was saved before; make room and run it again")
     assert "Traceback" not in (tmp_path / "log").read_text()

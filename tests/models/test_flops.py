@@ -23,7 +23,7 @@ from tests.models_hf import packed_batch
 
 DENSE = ModelConfig(vocab_size=331, hidden_size=48, ffn_hidden_size=80, num_layers=3, num_heads=6,
                     num_kv_heads=2, max_position_embeddings=64)
-QWEN3 = dataclasses.replace(DENSE, norm_placement="before", qk_norm="per_head", head_dim=12,
+QWEN3 = dataclasses.replace(DENSE, norm_placement="before", qk_norm="per_head", kv_channels=12,
                             tied_embeddings=True, family="qwen3")
 SHARED = ("embeddings", "attention", "block_norms", "final_norm", "head")
 

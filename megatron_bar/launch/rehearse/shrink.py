@@ -46,7 +46,8 @@ def shrunken(model: ModelConfig, layouts: Sequence[Layout], window: int) -> Shru
         dataclasses.replace(
             model, hidden_size=hidden, ffn_hidden_size=ffn, num_layers=len(layers),
             num_heads=heads, num_kv_heads=kv_heads,
-            head_dim=round(share * wider / 2) * 2, window=_window(model.window, layers, window),
+            kv_channels=model.kv_channels and round(share * wider / 2) * 2,
+            window=_window(model.window, layers, window),
         ),
         layers,
     )

@@ -23,7 +23,7 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     fields = {"norm_placement": "before", "qk_norm": "per_head",
               "rope_theta": unscaled_theta(config, 10_000.0)}
     if "head_dim" in config:
-        fields["head_dim"] = whole(config, "head_dim")
+        fields["kv_channels"] = whole(config, "head_dim")
     return fields
 
 
@@ -48,7 +48,7 @@ def _size(
 ) -> ModelConfig:
     return ModelConfig(**{
         "vocab_size": 151_936, "hidden_size": hidden, "ffn_hidden_size": ffn, "num_layers": layers,
-        "num_heads": heads, "num_kv_heads": 8, "head_dim": 128, "tied_embeddings": tied,
+        "num_heads": heads, "num_kv_heads": 8, "kv_channels": 128, "tied_embeddings": tied,
         "max_position_embeddings": 40_960, "rope_theta": 1e6, "norm_placement": "before",
         "qk_norm": "per_head", "family": "qwen3",
     } | fields)
@@ -80,8 +80,8 @@ FAMILY = Family(
         "qwen3-8b": _size(4096, 12288, 36, 32),
         "qwen3-14b": _size(5120, 17408, 40, 40),
         "qwen3-32b": _size(5120, 25600, 64, 64),
-        "toy-qwen3": _size(128, 256, 4, 4, tied=True, vocab_size=512, num_kv_heads=2, head_dim=48,
-                           max_position_embeddings=512),
+        "toy-qwen3": _size(128, 256, 4, 4, tied=True, vocab_size=512, num_kv_heads=2,
+                           kv_channels=48, max_position_embeddings=512),
     },
     published={
         "Qwen3-0.6B": "qwen3-0.6b", "Qwen3-1.7B": "qwen3-1.7b", "Qwen3-4B": "qwen3-4b",

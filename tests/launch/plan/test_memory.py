@@ -82,7 +82,7 @@ def test_saved_states_are_as_large_as_planned(dtype, checkpoint, tmp_path):
 
 # Deep and of a small vocabulary, so that the layers decide.
 _DENSE = ModelConfig(128, 48, 80, 8, 6, 2)
-_QWEN3 = dataclasses.replace(_DENSE, norm_placement="before", qk_norm="per_head", head_dim=12,
+_QWEN3 = dataclasses.replace(_DENSE, norm_placement="before", qk_norm="per_head", kv_channels=12,
                              tied_embeddings=True, family="qwen3")
 
 
