@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from megatron_bar.data.chat_formats import TEMPLATES
+from megatron_bar.data.chat_templates import TEMPLATES
 from megatron_bar.data.json_text import Digits
 from megatron_bar.data.message_keys import (
     CONTENT,
