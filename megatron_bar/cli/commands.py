@@ -78,7 +78,7 @@ def _plan(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides, values=False)
     faults = check_recipe(recipe)
     require(wherever(faults))
-    machine = machine_named(args.gpu, args.memory, args.efficiency)
+    machine = machine_named(args.gpu, args.memory, args.mfu)
     model = planned_model(recipe, args.model)
     plans = plan_stages(recipe, model, machine)
     costs = growth(plans, model, machine)
@@ -108,7 +108,7 @@ def _rehearse(args: argparse.Namespace) -> None:
 
     if args.keep is not None:
         check_output_folder(args.keep)
-    machine = machine_named(args.gpu, args.memory, args.efficiency)
+    machine = machine_named(args.gpu, args.memory, args.mfu)
     asked = Asked(machine, args.processes, args.model, args.tokenizer, args.keep)
     recipe = load_recipe(args.recipe, args.overrides, values=False)
     rehearsed = rehearse(recipe, asked)

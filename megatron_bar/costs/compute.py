@@ -24,7 +24,7 @@ from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.peak import PEAK_TFLOPS
+from megatron_bar.training.mfu import PEAK_TFLOPS
 
 # Bytes a second that a GPU reads from its memory, from NVIDIA's data sheets.
 _MEMORY_RATE = {"H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}
@@ -38,27 +38,27 @@ class Machine:
     memory: int = 80 << 30
     per_node: int = 8
     # Of the peak that a training step reaches, its communication included, and of the memory's that
-    # generation does: a guess to be replaced by `peak_share` of a first run's metrics.
-    efficiency: float = 0.35
+    # generation does: a guess to be replaced by `mfu` of a first run's metrics.
+    mfu: float = 0.35
     checkpoint_rate: float = 2e9  # bytes a second, for stages that only convert
 
     def rate(self, dtype: str) -> float:
         """Operations a second that one GPU gets done."""
-        return 1e12 * PEAK_TFLOPS[self.name][getattr(torch, dtype)] * self.efficiency
+        return 1e12 * PEAK_TFLOPS[self.name][getattr(torch, dtype)] * self.mfu
 
     @property
     def read_rate(self) -> float:
         """Bytes a second that one GPU reads while it generates."""
-        return _MEMORY_RATE[self.name] * self.efficiency
+        return _MEMORY_RATE[self.name] * self.mfu
 
 
-def machine_named(name: str, memory_gib: int, efficiency: float) -> Machine:
-    """Raises BarError for a GPU whose peak isn't known and for an efficiency that can't be."""
+def machine_named(name: str, memory_gib: int, mfu: float) -> Machine:
+    """Raises BarError for a GPU whose peak isn't known and for an mfu that can't be."""
     if name not in PEAK_TFLOPS:
         raise BarError(f"--gpu {name}: its peak isn't known; there are {', '.join(PEAK_TFLOPS)}")
-    if not 0 < efficiency <= 1:
-        raise BarError(f"--efficiency {efficiency} is not in (0, 1]")
-    return Machine(name, memory_gib << 30, efficiency=efficiency)
+    if not 0 < mfu <= 1:
+        raise BarError(f"--mfu {mfu} is not in (0, 1]")
+    return Machine(name, memory_gib << 30, mfu=mfu)
 
 
 def stage_flops(

@@ -16,7 +16,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.router import RowRouter, routers
 from megatron_bar.recipe.schema import Training
-from megatron_bar.training.peak import Peak
+from megatron_bar.training.mfu import PeakFlops
 from megatron_bar.training.step import StepResult
 
 
@@ -33,7 +33,7 @@ class Watch:
     ) -> None:
         self.config, self.trainable = config, trainable
         self.source_names = source_names
-        self.peak = Peak(dtype, training.peak_tflops)
+        self.peak = PeakFlops(dtype, training.peak_tflops)
         self.restart()
 
     def restart(self) -> None:
@@ -58,7 +58,7 @@ class Watch:
     def numbers(self) -> dict[str, Any]:
         """What there is to tell since the last call, and start anew.
 
-        `tokens_per_second` counts all positions of the rows; `peak_share` is the operations that
+        `tokens_per_second` counts all positions of the rows; `mfu` is the operations that
         models/flops.py counts, over the time and the peak of all devices, if that is known.
         `memory_gib` is the most that any rank has used since its start: resident, or allocated on
         the GPU.
@@ -73,9 +73,9 @@ class Watch:
             "step_seconds": seconds / self._steps,
             "memory_gib": memory.item() / (1 << 30),
         } | losses_by_source("loss", self.source_names, self._by_source_D2)
-        share = self.peak.share(done / seconds, dist.get_world_size())
+        mfu = self.peak.mfu(done / seconds, dist.get_world_size())
         self.restart()
-        return numbers if share is None else numbers | {"peak_share": share}
+        return numbers if mfu is None else numbers | {"mfu": mfu}
 
 
 def losses_by_source(

@@ -60,7 +60,7 @@ def assert_same_numbers(ours: list[dict], theirs: list[dict]) -> None:
     tolerances = {"grad_norm": 1e-3, "router_load": 1e-3, "router_entropy": 1e-3}
     for our, their in zip(ours, theirs):
         assert our.keys() == their.keys()
-        for name in our.keys() - {"tokens_per_second", "step_seconds", "peak_share", "memory_gib"}:
+        for name in our.keys() - {"tokens_per_second", "step_seconds", "mfu", "memory_gib"}:
             assert np.array(our[name]) == pytest.approx(
                 np.array(their[name]), rel=tolerances.get(name, 1e-4)
             ), f"{name} at step {our['step']}"

@@ -143,7 +143,7 @@ def advice(plans: Sequence[StagePlan]) -> list[str]:
 
 def assumptions(machine: Machine) -> str:
     return (
-        f"Assumed: {machine.name}, {machine.efficiency:.0%} of its peak and, where tokens are "
+        f"Assumed: {machine.name}, {machine.mfu:.0%} MFU and the same share, where tokens are "
         f"generated, of its memory's rate; {machine.per_node} GPUs a node; full rows, prompts and "
         f"responses, items of {PROMPT_TOKENS} tokens to evaluate. Weights, gradients and optimizer "
         "are counted; activations and buffers, traffic (rings, one step, the busiest GPU) and "

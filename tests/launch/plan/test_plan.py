@@ -298,7 +298,7 @@ def test_steps_told_in_tokens_need_no_data(seven_b):
     (["anchor=my-model"], "OWNER/NAME of the hub; or give --model with one of olmo2-1b, "),
     (["--model", "olmo9"], "olmo9: unknown"),
     (["--gpu", "TPU"], "its peak isn't known"),
-    (["--efficiency", "0"], "is not in (0, 1]"),
+    (["--mfu", "0"], "is not in (0, 1]"),
     (["layout.tensor=3", "layout.processes=96"], "such as route.training.layout"),
 ])
 def test_what_can_not_be_planned_is_told(arguments, message, seven_b, capsys):
