@@ -23,8 +23,8 @@ from megatron_bar.training.optimizer import gradient_norm
 from megatron_bar.training.resume import ResumePoints
 from megatron_bar.training.setup import Begin, set_up
 from megatron_bar.training.step import forward_backward
+from megatron_bar.training.step_metrics import RouterMetrics, StepMetrics
 from megatron_bar.training.validation import validation_losses
-from megatron_bar.training.watch import RouterWatch, Watch
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,10 @@ class _Stage:
         self.points.check_room()
         self.progress = self.points.load()
         self.guard = Guard(training, self.progress, run.label)
-        self.watch = Watch(run.config, training, trainee.dtype, trainee.trainable,
-                           task.rows.source_names)
-        self.routers = RouterWatch(self.model, run.config)
+        self.step_metrics = StepMetrics(
+            run.config, training, trainee.dtype, trainee.trainable, task.rows.source_names
+        )
+        self.router_metrics = RouterMetrics(self.model, run.config)
         self.loss = float("nan")
 
     def run(self, stop: StopAtStep) -> Trained:
@@ -112,7 +113,7 @@ class _Stage:
                 if numbers := self._step(step):
                     metrics.log(step, **numbers)
                 advance(note=f"loss {self.loss:.3f}")
-                with self.watch.paused():
+                with self.step_metrics.paused():
                     self.points.check()
                     if step in task.snapshots:
                         run.write_checkpoint(self.model, step, task.snapshots[step])
@@ -138,7 +139,7 @@ class _Stage:
             parallel_state.get_data_parallel_world_size(), training.micro_batch_size,
         )
         batches = [to_batch(task.rows.take(chosen), task.pad_id) for chosen in indices]
-        with self.routers.watching(logs):
+        with self.router_metrics.recording(logs):
             result = forward_backward(self.wrapped, batches, len(task.rows.source_names))
         norm = gradient_norm(self.optimizer)
         if self.guard.passes(step, result.loss, norm, lambda: describe_items(
@@ -148,16 +149,16 @@ class _Stage:
         self.loss = result.loss
         self.progress.step = step
         self.progress.tokens += result.tokens
-        self.watch.add(result)
+        self.step_metrics.add(result)
         if not logs:
             return {}
         numbers = {
             "loss": result.loss, "lr": self.schedule.get_lr({}), "grad_norm": norm,
             "tokens": self.progress.tokens, "skipped": self.progress.skipped,
-            **self.watch.numbers(), **self.routers.numbers(),
+            **self.step_metrics.metrics(), **self.router_metrics.metrics(),
         }
         if validates:
-            with self.watch.paused():
+            with self.step_metrics.paused():
                 numbers |= validation_losses(
                     self.wrapped, task.validation, task.pad_id, training.micro_batch_size
                 )
