@@ -15,7 +15,7 @@ from megatron_bar.data.rows import Rows
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
-from megatron_bar.training.guards import Guard, describe_items
+from megatron_bar.training.bad_steps import BadStepCheck, describe_items
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.once import once
@@ -89,7 +89,7 @@ class _Stage:
         self.points = ResumePoints(run, trainee, training)
         self.points.check_room()
         self.progress = self.points.load()
-        self.guard = Guard(training, self.progress, run.label)
+        self.bad_step_check = BadStepCheck(training, self.progress, run.label)
         self.step_metrics = StepMetrics(
             run.config, training, trainee.dtype, trainee.trainable, task.rows.source_names
         )
@@ -142,7 +142,7 @@ class _Stage:
         with self.router_metrics.recording(logs):
             result = forward_backward(self.wrapped, batches, len(task.rows.source_names))
         norm = gradient_norm(self.optimizer)
-        if self.guard.passes(step, result.loss, norm, lambda: describe_items(
+        if self.bad_step_check.passes(step, result.loss, norm, lambda: describe_items(
             indices.reshape(-1), batches, result.row_losses, task.rows.source_names
         )):
             self.optimizer.step()

@@ -1,4 +1,4 @@
-"""What a running stage logs about itself: speed, memory, loss by source, router load and entropy."""
+"""Metrics of a running stage: speed, memory, loss by source, router load and entropy."""
 
 from __future__ import annotations
 

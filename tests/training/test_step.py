@@ -10,7 +10,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.guards import describe_items
+from megatron_bar.training.bad_steps import describe_items
 from megatron_bar.training.step import forward_backward
 from megatron_bar.training.validation import validation_losses
 from tests.distributed.stages import rows

@@ -18,11 +18,11 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.resume import Progress
 
 WINDOW = 64  # good steps that the median of gradient norms runs over
-SETTLED = 8  # good steps before a spike can be told
+SETTLED = 8  # good steps before a spike can be recognised
 NAMED = 8  # rows of a bad step in its report
 
 
-class Guard:
+class BadStepCheck:
     """Judges each step before the optimizer sees it, by the settings of the stage.
 
     What it remembers is in `progress`, so that a resumed run judges alike.
