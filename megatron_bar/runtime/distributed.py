@@ -103,7 +103,7 @@ def on_main(function: Callable[[], Any]) -> Any:
     return answer[0]
 
 
-def agreed(mine: bool) -> bool:
+def all_reduce_any(mine: bool) -> bool:
     """True on every rank if it is on any. All ranks call this."""
     flag = torch.tensor([float(mine)], device=torch.cuda.current_device())
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)

@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from megatron_bar.data.batch import Batch
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.distributed import agreed
+from megatron_bar.runtime.distributed import all_reduce_any
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.resume import Progress
 
@@ -59,7 +59,7 @@ class BadStepCheck:
         fault = self.fault(loss, gradient_norm)
         progress = self.progress
         # The numbers are the same on every rank; one that saw others must not go its own way.
-        if not agreed(fault is not None):
+        if not all_reduce_any(fault is not None):
             progress.skipped_in_a_row = 0
             progress.gradient_norms = [*progress.gradient_norms, gradient_norm][-WINDOW:]
             return True

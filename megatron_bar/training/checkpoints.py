@@ -11,7 +11,7 @@ from megatron_bar.checkpoints.companions import COMPANION_FOLDER
 from megatron_bar.checkpoints.model_io import save_model
 from megatron_bar.checkpoints.resume_point import write_start
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.runtime.distributed import agreed, is_main, written_together
+from megatron_bar.runtime.distributed import all_reduce_any, is_main, written_together
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.room import room_for, sizes_of
 
@@ -21,7 +21,7 @@ _STANDS = "the states that the stage saved before stand"
 def check_finite(model: torch.nn.Module, when: str) -> None:
     """Raise BarError on every rank if a trained weight is no number on one; nothing is saved."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    if agreed(not all(torch.isfinite(p.data).all() for p in trained)):
+    if all_reduce_any(not all(torch.isfinite(p.data).all() for p in trained)):
         raise BarError(f"{when} there are weights that are not a number; lower lr and go on from "
                        "the state before")
 

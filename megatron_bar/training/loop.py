@@ -106,7 +106,7 @@ class _Stage:
         ):
             advance(done)
             for step in range(done + 1, self.steps + 1):
-                if reason := stop.agreed():
+                if reason := stop.all_reduce_reason():
                     self.points.save(self.progress)
                     self.points.finish()
                     raise ContinueLater(f"{run.label}: {reason}, saved after step {step - 1}")

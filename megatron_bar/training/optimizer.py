@@ -21,7 +21,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.utils import unwrap_model
 
 from megatron_bar.recipe.schema import Training
-from megatron_bar.runtime.distributed import agreed
+from megatron_bar.runtime.distributed import all_reduce_any
 from megatron_bar.training.groups import selects
 from megatron_bar.training.overrides import data_parallel_overrides
 
@@ -60,7 +60,7 @@ def _first_layer_needs_input_gradient(model: torch.nn.Module) -> bool:
             experts.append(parameter.requires_grad)
         elif name.startswith(("embedding.", "decoder.layers.")):
             before.append(parameter.requires_grad)
-    experts_alone_train = agreed(any(experts)) and not any(before)
+    experts_alone_train = all_reduce_any(any(experts)) and not any(before)
     return model.config.recompute_granularity is not None or experts_alone_train
 
 

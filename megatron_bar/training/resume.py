@@ -14,7 +14,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron_bar.checkpoints.model_io import load_shards, save_shards, sharded_model_state
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.distributed import agreed, is_main, on_main, written_together
+from megatron_bar.runtime.distributed import all_reduce_any, is_main, on_main, written_together
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import remove_folder
 from megatron_bar.training.background import BackgroundSave
@@ -128,7 +128,7 @@ class ResumePoints:
         minutes = self.training.save_every_minutes
         if minutes is None or step % self.training.save_every == 0:
             return step % self.training.save_every == 0
-        return agreed(time.monotonic() - self._last_save >= 60 * minutes)
+        return all_reduce_any(time.monotonic() - self._last_save >= 60 * minutes)
 
     def _state(self, loading: bool) -> dict:
         """Of what trains. Frozen parameters are in the checkpoint the stage started from."""
