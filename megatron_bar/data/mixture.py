@@ -84,7 +84,7 @@ def stratified(sizes: Mapping[str, int], fraction: float, seed: int) -> dict[str
     return found
 
 
-def each_once(by_domain: Mapping[str, Sequence[Source]]) -> list[Source]:
+def distinct_sources(by_domain: Mapping[str, Sequence[Source]]) -> list[Source]:
     """Every SFT source of every domain once; general data that several mix in are one source.
 
     Sources are told apart by what they hold. Where domains take different counts the largest is

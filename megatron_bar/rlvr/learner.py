@@ -261,7 +261,7 @@ class Learner:
         self.points.check()
         if self.step == self.settings.steps:
             return False
-        self.stopped = self.stop.all_reduce_reason()
+        self.stopped = self.stop.reason_on_any_rank()
         if self.stopped or self.points.due(self.step):
             self.progress.order = self.order.state()
             self.points.save(self.progress)

@@ -14,7 +14,7 @@ from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
 from megatron_bar.training.model_run import ModelRun
-from megatron_bar.training.once import once
+from megatron_bar.training.result_file import load_or_run
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def reinforce(
                        "give more data or lower prompts_per_step")
     backend = backend_of(settings.backend)
     with StopAtStep(settings.stop_after_minutes) as stop:
-        return once(run.folder, Reinforced, lambda: _trained(
+        return load_or_run(run.folder, Reinforced, lambda: _trained(
             Learner(run, settings, prompts, chat_format, stop), backend))
 
 

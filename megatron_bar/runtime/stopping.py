@@ -140,7 +140,7 @@ class StopAtStep(StopSignals):
             times.append(float(os.environ[STOP_AT]))
         self.time = min(times, default=float("inf"))
 
-    def all_reduce_reason(self) -> str | None:
+    def reason_on_any_rank(self) -> str | None:
         """Why to stop now, or None. All ranks call it, and get an answer if any has a reason."""
         import torch  # not for the helpers that import this, such as the sandbox
         import torch.distributed as dist

@@ -41,10 +41,10 @@ class RouteStage(RowsStage):
     LOOKS = Looks(not_at=frozenset({"weight", "repeat"}), at_names=True)
 
     def sources(self) -> list[Source]:
-        """Every source of every domain once (`data.mixture.each_once`)."""
-        from megatron_bar.data.mixture import each_once
+        """Every source of every domain once (`data.mixture.distinct_sources`)."""
+        from megatron_bar.data.mixture import distinct_sources
 
-        return each_once(self.sampled)
+        return distinct_sources(self.sampled)
 
     def taken(self, stored: Mapping[str, StoredDocuments], seed: int) -> Mapping[str, np.ndarray]:
         from megatron_bar.data.mixture import stratified

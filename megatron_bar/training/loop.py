@@ -18,8 +18,8 @@ from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
 from megatron_bar.training.bad_steps import BadStepCheck, describe_items
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
-from megatron_bar.training.once import once
 from megatron_bar.training.optimizer import gradient_norm
+from megatron_bar.training.result_file import load_or_run
 from megatron_bar.training.resume import ResumePoints
 from megatron_bar.training.setup import Begin, set_up
 from megatron_bar.training.step import forward_backward
@@ -69,7 +69,7 @@ class TrainingRun:
         step; ContinueLater when it was asked to stop, with its state saved.
         """
         with StopAtStep(self.training.stop_after_minutes) as stop:
-            return once(self.model_run.folder, Trained, lambda: _Stage(self).run(stop))
+            return load_or_run(self.model_run.folder, Trained, lambda: _Stage(self).run(stop))
 
 
 class _Stage:
@@ -106,7 +106,7 @@ class _Stage:
         ):
             advance(done)
             for step in range(done + 1, self.steps + 1):
-                if reason := stop.all_reduce_reason():
+                if reason := stop.reason_on_any_rank():
                     self.points.save(self.progress)
                     self.points.finish()
                     raise ContinueLater(f"{run.label}: {reason}, saved after step {step - 1}")

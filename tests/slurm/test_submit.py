@@ -26,7 +26,7 @@ from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.rlvr.backends import tell_once
+from megatron_bar.rlvr.backends import warn_once
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.made_of import record
@@ -186,7 +186,7 @@ def test_a_dry_run_needs_nothing_that_only_the_jobs_need(
     assert main([*command, _site(workplace, python="/shared/venv/bin/python")]) == 1
     assert "sbatch isn't here" in capsys.readouterr().err
     # A recipe that names no backend gets one that is there.
-    tell_once.cache_clear()
+    warn_once.cache_clear()
     recipe[1] = rlvr.replace(", backend: nemo_aligner", "")
     assert main([*command[:2], *recipe[:2], "--site", _site(workplace, python=None)]) == 1
     shown = capsys.readouterr().err

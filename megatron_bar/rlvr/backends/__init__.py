@@ -59,11 +59,11 @@ def missing_backend(asked: str | None) -> str | None:
     if asked is not None:
         return _module(asked).missing() if asked in BACKENDS else None  # unknown: a wrong setting
     if missing := _module(BACKENDS[0]).missing():
-        tell_once(f"{missing}; the {backend_name(None)} backend takes RLVR's steps, the same ones")
+        warn_once(f"{missing}; the {backend_name(None)} backend takes RLVR's steps, the same ones")
     return None
 
 
-tell_once = functools.cache(warn)
+warn_once = functools.cache(warn)
 
 
 def _module(name: str) -> Backend:
