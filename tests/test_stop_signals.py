@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_bar.checkpoints import dcp, model_io
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.dcp import CheckpointReader
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data import rendering
 from megatron_bar.data.rendering import run_template
 from megatron_bar.launch import processes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_bar.checkpoints.convert import SlotCopy, companions_of, write_checkpoint
+from megatron_bar.checkpoints.convert import SlotCopy, tokenizer_files_of, write_checkpoint
 from megatron_bar.checkpoints.dcp import CheckpointReader, slot_item
 from megatron_bar.checkpoints.names import (
     DENSE_OF_EXPERT,
@@ -57,7 +57,7 @@ def branch(
     items = [_item(slot, dense, experts, seed) for slot in slots(model)]
     write_checkpoint(
         "branch", target, model, items, [reader.folder for reader in experts],
-        companions_of(anchor), settings=seed, processes=processes, overwrite=overwrite,
+        tokenizer_files_of(anchor), settings=seed, processes=processes, overwrite=overwrite,
     )
     return model
 

@@ -14,13 +14,6 @@ from typing import Any
 import torch
 
 from megatron_bar.checkpoints import hf
-from megatron_bar.checkpoints.companions import (
-    COMPANION_FOLDER,
-    ChatFormat,
-    check_tokens,
-    copy_companions,
-    for_serving,
-)
 from megatron_bar.checkpoints.dcp import CheckpointFormat, CheckpointReader, slot_item
 from megatron_bar.checkpoints.engine import convert
 from megatron_bar.checkpoints.hf_weights import SHARD_BYTES, HfReader, SafetensorsFormat
@@ -30,6 +23,13 @@ from megatron_bar.checkpoints.names import EMBEDDINGS_NAME, HEAD_NAME, Slot, slo
 from megatron_bar.checkpoints.number_types import check_layers_alike
 from megatron_bar.checkpoints.plan import Item, Made
 from megatron_bar.checkpoints.resume_point import open_checkpoint
+from megatron_bar.checkpoints.tokenizer_files import (
+    TOKENIZER_FOLDER,
+    ChatFormat,
+    check_tokens,
+    copy_tokenizer_files,
+    for_serving,
+)
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
@@ -68,15 +68,15 @@ def write_checkpoint(
 
     def write_small_files(folder: Path) -> None:
         model.save(folder)
-        carry(folder / COMPANION_FOLDER)
+        carry(folder / TOKENIZER_FOLDER)
 
     output = CheckpointFormat(list(slots(model)), items)
     return convert(what, target, output, inputs, write_small_files, settings, processes, overwrite)
 
 
-def companions_of(checkpoint: Path) -> Callable[[Path], None]:
-    """Carries along what another checkpoint has: tokenizer, chat template, token ids."""
-    source = Path(checkpoint) / COMPANION_FOLDER
+def tokenizer_files_of(checkpoint: Path) -> Callable[[Path], None]:
+    """A function that copies the tokenizer files of `checkpoint`, token ids included, to a folder."""
+    source = Path(checkpoint) / TOKENIZER_FOLDER
 
     def carry(target: Path) -> None:
         if source.is_dir():
@@ -119,7 +119,7 @@ def import_hf(
             "ignored: a buffer, not a weight")
 
     def carry(folder: Path) -> None:
-        copy_companions(source, folder)
+        copy_tokenizer_files(source, folder)
         config = read_json(source / "config.json")
         ids = {key: config[key] for key in _TOKEN_IDS if key in config}
         write_json(folder / "token_ids.json", ids)
@@ -209,12 +209,12 @@ def export_hf(
         Item(slot.hf_names, slot.hf_shapes, dtype or reader.dtype(slot), _Split(reader, slot))
         for slot in slots(model)
     ]
-    companions = source / COMPANION_FOLDER
-    ids_file = companions / "token_ids.json"
+    tokenizer_folder = source / TOKENIZER_FOLDER
+    ids_file = tokenizer_folder / "token_ids.json"
     token_ids = read_json(ids_file) if ids_file.is_file() else {}
 
     def write_small_files(folder: Path) -> None:
-        copy_companions(companions, folder)
+        copy_tokenizer_files(tokenizer_folder, folder)
         if chat is not None:
             chat.write(folder)
         for_serving(folder, model.max_position_embeddings)

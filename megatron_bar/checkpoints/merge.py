@@ -30,7 +30,7 @@ from megatron_bar.checkpoints.average import (
     deviations_of,
     mean_blocks,
 )
-from megatron_bar.checkpoints.convert import SlotCopy, companions_of, write_checkpoint
+from megatron_bar.checkpoints.convert import SlotCopy, tokenizer_files_of, write_checkpoint
 from megatron_bar.checkpoints.dcp import CheckpointReader, slot_item
 from megatron_bar.checkpoints.mapped import same_numbers
 from megatron_bar.checkpoints.merge_plan import (
@@ -95,7 +95,7 @@ def merge(
     settings = [by_group, anchor_ffn, [[str(e.source.folder), e.index] for e in chosen]]
     facts = write_checkpoint(
         "merge", target, model, items, [i.folder for i in inputs.all],
-        companions_of(inputs.with_experts[0].folder), settings, processes, overwrite,
+        tokenizer_files_of(inputs.with_experts[0].folder), settings, processes, overwrite,
     )
     return Merged(model, deviations_of(facts), deviations_by_group(facts))
 

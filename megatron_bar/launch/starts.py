@@ -8,10 +8,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.checkpoints import hf
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.hf_weights import missing_weights
 from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.checkpoints.number_types import compute_type
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.launch.stale import run_folder
 from megatron_bar.models.config import ModelConfig, check_same_shape
 from megatron_bar.models.presets import PRESETS, preset_named

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_bar.checkpoints.companions import ChatFormat
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.generation.engine import Request, RolloutEngine, Sampling
 from megatron_bar.generation.openai_engine import ServedModel
 from megatron_bar.generation.rollouts import MegatronEngine
@@ -133,7 +133,7 @@ class Learner:
         settings = self.settings
         if not settings.rollout_servers:
             return MegatronEngine(model, settings.rollout_batch_size)
-        return ServedModel(self.run.config, self.run.companion_folder, settings).engine(model)
+        return ServedModel(self.run.config, self.run.tokenizer_folder, settings).engine(model)
 
     def score(self, tokens_BS: torch.Tensor) -> Scored:
         """What the policy says of a whole rollout's tokens."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_bar.checkpoints.companions import ChatFormat
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.backends import Backend, backend_of
 from megatron_bar.rlvr.learner import Learner

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.checkpoints.companions import COMPANIONS
+from megatron_bar.checkpoints.tokenizer_files import TOKENIZER_FILES
 from megatron_bar.data.paths import files_of
 from megatron_bar.recipe.deciding import Setting, Way
 from megatron_bar.recipe.fields import CONTENTS, DATA_FILES, DATASET, HF_FOLDER, TEMPLATE
@@ -193,7 +193,7 @@ def _files_read(setting: Setting) -> list[Path]:
     if setting.told[CONTENTS] == HF_FOLDER:
         from megatron_bar.checkpoints.hf_weights import INDEX, SINGLE  # loads torch
 
-        names = {"config.json", INDEX, SINGLE, *COMPANIONS}
+        names = {"config.json", INDEX, SINGLE, *TOKENIZER_FILES}
         if (folder / INDEX).is_file():
             names |= set(read_json(folder / INDEX).get("weight_map", {}).values())
         return [path for path in files if str(path.relative_to(folder)) in names]

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.hf import model_config_from_hf
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.chat_format import load_chat_format
 from tests.models_hf import (

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.cli import main
 from megatron_bar.data.chat import chat_template
 from megatron_bar.data.encoding import encode_conversations

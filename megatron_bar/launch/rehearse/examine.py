@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from megatron_bar.checkpoints.companions import ChatFormat
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data.bad_items import BadItems, told_left_out
 from megatron_bar.data.chat import prompt_ids, render
 from megatron_bar.data.chat_format import closing_tokens

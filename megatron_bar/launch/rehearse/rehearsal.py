@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from megatron_bar.checkpoints.branch import branch
-from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.hub import local_folder
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.costs.compute import Machine
 from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.launch.check import check_installed, check_recipe

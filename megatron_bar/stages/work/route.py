@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data.chat_format import pad_id
 from megatron_bar.data.packing import PackedDocuments
 from megatron_bar.data.sources import open_source, source_name

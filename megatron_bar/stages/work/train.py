@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data.chat_format import pad_id
 from megatron_bar.data.rows import Rows
 from megatron_bar.models.config import ModelConfig
@@ -18,8 +18,8 @@ from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.rows_stage import RowsStage
-from megatron_bar.stages.work.companions import trained_companions
 from megatron_bar.stages.work.data import stage_rows, validation_rows
+from megatron_bar.stages.work.tokenizer_files import trained_tokenizer_files
 from megatron_bar.training.groups import group_digests, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.model_run import ModelRun
@@ -68,7 +68,7 @@ def model_run(context: Context, config: ModelConfig) -> ModelRun:
     """`config`'s model on its way from the input `start`, in the context's stage."""
     return ModelRun(
         config, context.checkpoint("start"), context.folder, context.stage.layout,
-        context.recipe.seed, context.stage.name, trained_companions(context),
+        context.recipe.seed, context.stage.name, trained_tokenizer_files(context),
     )
 
 

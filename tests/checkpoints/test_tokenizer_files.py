@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import export_hf, import_hf
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.runtime.errors import BarError
 from tests.models_hf import TALKING, random_dense, talking
 
