@@ -32,7 +32,7 @@ def score_interval(result: dict[str, Any]) -> Interval:
 
     Wilson's where every item is right or wrong. With partial credit, or several answers to an item,
     the items are resampled (`bootstrap`): answers to one item aren't independent. Where the items
-    aren't told, or all have the same score, Wilson's again, which is then too wide, never too
+    aren't known, or all have the same score, Wilson's again, which is then too wide, never too
     narrow.
     """
     items = result.get("items")
@@ -68,7 +68,7 @@ def bootstrap(items: Sequence[float]) -> Interval:
 
 
 def score_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> Interval | None:
-    """Our score less theirs on the same items, resampled in pairs; None if they aren't told."""
+    """Our score less theirs on the same items, resampled in pairs; None if they aren't known."""
     mine, other = ours.get("items"), theirs.get("items")
     if not mine or not other or len(mine) != len(other):
         return None

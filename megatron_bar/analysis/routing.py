@@ -51,12 +51,14 @@ class RoutingRecord:
             f"{len(shares_TE)}; build the model with sequence_parallel=False"
         )
         entropy_T = -torch.special.xlogy(shares_TE, shares_TE).sum(1)
-        told_TX = torch.cat([shares_TE, entropy_T[:, None], torch.ones(len(shares_TE), 1)], dim=1)
+        recorded_TX = torch.cat(
+            [shares_TE, entropy_T[:, None], torch.ones(len(shares_TE), 1)], dim=1
+        )
         sums_CX = self.sums.setdefault(
-            layer, torch.zeros(self.classes, told_TX.shape[1], dtype=torch.float64)
+            layer, torch.zeros(self.classes, recorded_TX.shape[1], dtype=torch.float64)
         )
         counted_T = labels_T >= 0
-        sums_CX.index_add_(0, labels_T[counted_T], told_TX[counted_T])
+        sums_CX.index_add_(0, labels_T[counted_T], recorded_TX[counted_T])
         return shares_TE
 
 

@@ -75,7 +75,7 @@ def write_checkpoint(
 
 
 def tokenizer_files_of(checkpoint: Path) -> Callable[[Path], None]:
-    """A function that copies the tokenizer files of `checkpoint`, token ids included, to a folder."""
+    """A function that copies `checkpoint`'s tokenizer files, with its token ids, to a folder."""
     source = Path(checkpoint) / TOKENIZER_FOLDER
 
     def carry(target: Path) -> None:

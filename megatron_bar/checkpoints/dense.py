@@ -80,7 +80,8 @@ def stack(
     items = [_stacked_item(inputs, sources, slot, seed) for slot in slots(model)]
     facts = write_checkpoint(
         "stack", target, model, items, [i.folder for i in inputs],
-        tokenizer_files_of(next(iter(models.values()))), [shared, seed, names], processes, overwrite,
+        tokenizer_files_of(next(iter(models.values()))), [shared, seed, names], processes,
+        overwrite,
     )
     return Merged(model, deviations_of(facts), deviations_by_group(facts))
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 TOKENIZER_FOLDER = "hf"  # of a checkpoint
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _TEMPLATE, _GENERATION = "chat_template.jinja", "generation_config.json"
-TOKENIZER_FILES = (_TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.json", "merges.txt",
-              _TEMPLATE, _GENERATION)
+TOKENIZER_FILES = (_TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.json",
+                   "merges.txt", _TEMPLATE, _GENERATION)
 _ANY_CLASS = "PreTrainedTokenizerFast"  # reads all that it needs from tokenizer.json
 # transformers' own mark of what carries loss, which other programs that serve models don't know.
 _MARK = re.compile(r"\{%([-+]?)\s*((?:end)?generation)\s*([-+]?)%\}")
@@ -127,7 +127,7 @@ def eos_token_ids(folder: Path) -> set[int]:
 
 
 def for_serving(folder: Path, max_positions: int) -> None:
-    """Make the tokenizer files in `folder`, those of an export, what programs that serve models read.
+    """Make the tokenizer files of the export in `folder` what programs that serve models read.
 
     The marks of the chat template become comments, which render the same everywhere. A length of
     texts that the model hasn't the positions for goes.

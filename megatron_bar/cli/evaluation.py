@@ -35,7 +35,7 @@ def report(args: argparse.Namespace) -> None:
     from megatron_bar.stages.registry import LABELS
 
     target = args.out or args.run / "report.html"
-    if args.run.is_dir():  # else told as what it is
+    if args.run.is_dir():  # else reported as what it is
         check_output_file(target)
     if not (args.run / "recipe.yaml").is_file() and any(args.run.glob("*/recipe.yaml")):
         systems = compare_runs([args.run, *args.compare])

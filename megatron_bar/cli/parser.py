@@ -147,7 +147,7 @@ Through lm-eval, on the exported model:
   megatron-bar evaluate runs/bar-7b --suite paper --backend vllm --python envs/lm-eval/bin/python
 """,
     "report": """\
-The page needs no network and runs no script. A run that isn't finished is told as far as it is.
+The page needs no network and runs no script. A run that isn't finished is reported as far as it is.
 
   megatron-bar report runs/toy
   megatron-bar report runs/toy --compare runs/toy-btx runs/toy-continued

@@ -16,7 +16,7 @@ from megatron_bar.runtime.errors import BarError
 
 
 def planned_steps(training: Training, rows_per_epoch: int) -> int:
-    """How many optimizer steps a stage takes: told, or told in epochs or tokens."""
+    """The number of optimizer steps a stage takes: as `steps`, `epochs` or `tokens` say."""
     if training.steps is not None:
         return training.steps
     if training.tokens is not None:

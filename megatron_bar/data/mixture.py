@@ -1,4 +1,4 @@
-"""How much of each source goes into a mixture: its natural size, or a share that is told.
+"""How much of each source goes into a mixture: its natural size, or a share that the recipe gives.
 
 In mid-training a share is one of the tokens, in SFT one of the conversations. A mixture with
 weights is as large as one without: weights shift what it is made of.
@@ -87,7 +87,7 @@ def stratified(sizes: Mapping[str, int], fraction: float, seed: int) -> dict[str
 def distinct_sources(by_domain: Mapping[str, Sequence[Source]]) -> list[Source]:
     """Every SFT source of every domain once; general data that several mix in are one source.
 
-    Sources are told apart by what they hold. Where domains take different counts the largest is
+    Sources are distinguished by what they hold. Where domains take different counts the largest is
     sampled, and how often or how heavily a domain mixes a source doesn't matter here.
     """
     found: dict[str, Source] = {}

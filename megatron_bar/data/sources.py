@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_bar.data import forms, toy
-from megatron_bar.data.bad_items import SKIP, STOP, BadItems, told_left_out
+from megatron_bar.data.bad_items import SKIP, STOP, BadItems, describe_left_out
 from megatron_bar.data.chat import Message, check_text
 from megatron_bar.data.files import read_path
 from megatron_bar.data.forms import Form
@@ -99,7 +99,7 @@ class Drawn:
         for number, where, record in self._records(0, _RECORDS_TRIED, bad):
             with bad.caught(number, where):
                 return forms.form_of(record, self._messages_column)
-        raise BarError(told_left_out(self.name, list(bad.listed.values())))
+        raise BarError(describe_left_out(self.name, list(bad.listed.values())))
 
     @property
     def identity(self) -> Any:
@@ -187,9 +187,9 @@ def _all(drawn: Drawn, read: Callable[..., Iterator[Item]], bad: BadItems | None
     found = list(read(bad=listed))
     left_out = list(listed.listed.values())
     if not found:
-        raise BarError(told_left_out(drawn.name, left_out))
+        raise BarError(describe_left_out(drawn.name, left_out))
     if left_out and bad is None:
-        say(told_left_out(drawn.name, left_out))
+        say(describe_left_out(drawn.name, left_out))
     return found
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.bad_items import LEFT_OUT, BadItems, told_left_out
+from megatron_bar.data.bad_items import LEFT_OUT, BadItems, describe_left_out
 from megatron_bar.data.encoding import encode_conversations, encode_texts, tokenizer_digest
 from megatron_bar.data.packing import Example
 from megatron_bar.data.sources import Drawn
@@ -98,14 +98,14 @@ class StoredDocuments:
         missing = [entry["item"] for entry in self.left_out]
         return np.delete(np.arange(self.manifest["records"]), missing)
 
-    def told(self) -> list[str]:
+    def report_lines(self) -> list[str]:
         """Lines that say what a person should know of how the source was read, if anything."""
         name, form = self.manifest["source"], self.manifest.get("form")
         lines = []
         if form is not None:
             lines.append(f"{name}: read as {form} (conversations: {len(self)})")
         if left_out := self.left_out:
-            lines.append(f"{told_left_out(name, left_out)}; all are listed in "
+            lines.append(f"{describe_left_out(name, left_out)}; all are listed in "
                          f"{self.folder / LEFT_OUT}")
         return lines + [f"{name}: {note} (conversations: {count})"
                         for note, count in self.manifest.get("notes", {}).items()]
@@ -216,7 +216,7 @@ def _store(
             counts = _join(shards, staging, dtype)
             left_out = list(seen.bad.listed.values())
             if not counts["documents"]:
-                why = f": {told_left_out(drawn.name, left_out)}" if left_out else ""
+                why = f": {describe_left_out(drawn.name, left_out)}" if left_out else ""
                 raise BarError(f"source {drawn.name} holds no tokens to train on{why}")
         except WorkerKilled:
             raise

@@ -151,7 +151,7 @@ def load_items(
                 prompts.append(prompt)
     if not items:
         raise BarError("; ".join([f"task {task} has no item left that can be asked",
-                                  *left_out.told().values()]))
+                                  *left_out.lines().values()]))
     return items, prompts
 
 

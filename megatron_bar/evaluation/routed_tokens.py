@@ -21,7 +21,7 @@ from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.training.step import forward_backward
 
 _ROWS_AT_ONCE = 8
-_EXAMPLES = 2  # texts of a task whose every token is told
+_EXAMPLES = 2  # texts of a task whose every token is recorded
 _LONGEST_EXAMPLE = 400
 
 

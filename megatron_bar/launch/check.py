@@ -33,7 +33,7 @@ def check_works(
     """Check recipes whose work is done one after the other.
 
     Raises BarError with all faults. `installed` is whether this Python will run the stages. Without
-    `absent` it is no reason by itself that something isn't on this machine; it is told.
+    `absent` it is no reason by itself that something isn't on this machine; it is reported.
     """
     started, faults = time.monotonic(), []
     made = [work.run.absolute() for work in works]
@@ -131,7 +131,7 @@ def _check_models(recipe: Recipe, dense: ModelConfig, faults: Faults) -> None:
         try:
             stage.layout.check()
         except BarError:
-            continue  # told among the values
+            continue  # reported among the values
         stage.check(models[stage.name], faults)
 
 

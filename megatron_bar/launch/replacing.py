@@ -50,8 +50,8 @@ def training_lost(
     """The stages in `todo` whose training in `run` would be replaced, in order.
 
     `meant` are those that the user asked to replace. One that an upgrade keeps in RUN/before isn't
-    lost. What lies downstream of a stage whose folder is gone isn't told either. What makes a
-    stage stale is told once at least, also where that stage trains nothing itself.
+    lost. What lies downstream of a stage whose folder is gone isn't listed either. What makes a
+    stage stale is listed once at least, also where that stage trains nothing itself.
     """
     causes: dict[str, _Cause | None] = {}  # None: nothing is lost by a slip
     found = []
@@ -73,7 +73,7 @@ def training_lost(
 
 @dataclass(frozen=True)
 class _Cause:
-    """Why a stage is stale, and where it began if that isn't told of a stage upstream."""
+    """Why a stage is stale, and where it began if that isn't listed for a stage upstream."""
 
     why: str
     untold: str | None
@@ -131,13 +131,13 @@ def agree(lost: Sequence[Loss], yes: bool) -> None:
     """
     if not lost:
         return
-    told = "; ".join(map(str, lost))
+    losses = "; ".join(map(str, lost))
     cost = sum(loss.cost for loss in lost)
     if yes or cost < _WORTH_A_QUESTION:
-        say(f"trained anew: {told}")
+        say(f"trained anew: {losses}")
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise BarError(f"this would replace {_duration(cost)} of training: {told}; give --yes if "
+        raise BarError(f"this would replace {_duration(cost)} of training: {losses}; give --yes if "
                        "that is meant, or the run another name")
     say(f"This replaces {_duration(cost)} of training, each stage once its new result stands:")
     for loss in lost:

@@ -23,8 +23,8 @@ from megatron_bar.stages.context import read_done
 def dense_model(recipe: Recipe) -> ModelConfig:
     """The model a recipe starts from, whose weights needn't be here.
 
-    Its sizes are told by the folder's config.json, by what the run has imported, by the hub's (in
-    its cache or, where that may be asked, downloaded) or else by a published model's name.
+    Its sizes are those of the folder's config.json, of what the run has imported, of the hub's (in
+    its cache or, where that may be asked, downloaded) or else of a published model's name.
 
     Raises BarError if none of these tells, or the model isn't dense.
     """

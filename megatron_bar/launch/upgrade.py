@@ -165,9 +165,9 @@ def _begun(run: Path) -> dict[str, Any] | None:
 
 
 def _words(asked: Mapping[str, Any]) -> str:
-    told = [f"--{key} {name}={branch}" for key in ("replace", "add")
+    options = [f"--{key} {name}={branch}" for key in ("replace", "add")
             for name, branch in asked[key].items()]
-    return " ".join([*told, *(f"--drop {name}" for name in asked["drop"]), *asked["overrides"]])
+    return " ".join([*options, *(f"--drop {name}" for name in asked["drop"]), *asked["overrides"]])
 
 
 def _changed(run: Path, asked: Asked) -> Recipe:

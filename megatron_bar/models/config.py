@@ -119,7 +119,7 @@ class ModelConfig:
         return self.window is None or self.yarn is None
 
     def with_experts(self, num_experts: int, experts_per_token: int | None = None) -> ModelConfig:
-        """The same model with `num_experts` FFNs; all are active unless told otherwise."""
+        """The same model with `num_experts` FFNs; all are active by default."""
         return dataclasses.replace(
             self, num_experts=num_experts, experts_per_token=experts_per_token or num_experts,
             expert_names=None, merged_from=None,

@@ -31,10 +31,10 @@ class Looks:
 
 @dataclass(frozen=True)
 class Setting:
-    """One value that decides, and what is told of its field."""
+    """One value that decides, and the metadata of its field."""
 
     value: Any
-    told: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 Way = tuple[str | int, ...]  # the keys and places that lead to a setting
@@ -59,14 +59,14 @@ def _dataclass(
     else:
         left_out = looks.not_at if not way else frozenset()
     for name, hint in _hints(schema).items():
-        told = about(schema, name)
-        read = looks.form is None or looks.form in told.get(FORMS, (looks.form,))
-        if name in values and name not in left_out and RUNTIME not in told and read:
-            yield from _value(hint, values[name], looks, (*way, name), told)
+        metadata = about(schema, name)
+        read = looks.form is None or looks.form in metadata.get(FORMS, (looks.form,))
+        if name in values and name not in left_out and RUNTIME not in metadata and read:
+            yield from _value(hint, values[name], looks, (*way, name), metadata)
 
 
 def _value(
-    hint: Any, value: Any, looks: Looks, way: Way, told: Mapping[str, Any]
+    hint: Any, value: Any, looks: Looks, way: Way, metadata: Mapping[str, Any]
 ) -> Iterator[tuple[Way, Setting]]:
     hint = _given(hint)
     if isinstance(value, Mapping) and dataclasses.is_dataclass(hint):
@@ -75,9 +75,9 @@ def _value(
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         inner = (typing.get_args(hint) or (Any,))[-1]
         for key, each in items:
-            yield from _value(inner, each, looks, (*way, key), told)
+            yield from _value(inner, each, looks, (*way, key), metadata)
     else:
-        yield way, Setting([] if value == () else value, told)
+        yield way, Setting([] if value == () else value, metadata)
 
 
 def _source(values: dict[str, Any], looks: Looks) -> tuple[dict[str, Any], frozenset[str]]:

@@ -67,19 +67,19 @@ WARMUP = Rule("a share in [0, 1); give a number of steps as warmup_steps", PART.
 FACTOR = Rule("above 1; it is a factor", lambda value: 1 < value < math.inf)
 
 
-def key(default: Any, rule: Rule | None = None, /, **told: Any) -> Any:
-    """A dataclass field with a `default`, or what a callable makes, and what is `told` of it.
+def key(default: Any, rule: Rule | None = None, /, **metadata: Any) -> Any:
+    """A dataclass field with a `default`, or what a callable makes, and `metadata`.
 
     `runtime=True`, `file=PATH`, `forms=(TEXTS,)` and so on: the words above, in lower case.
     """
-    metadata = told | ({RULE: rule} if rule else {})
+    metadata |= {RULE: rule} if rule else {}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def about(schema: type, name: str) -> Mapping[str, Any]:
-    """What is told of a field; of one with a new default, what its parent tells of it."""
+    """The metadata of a field; of one with a new default, those of its parent's field."""
     for parent in schema.__mro__:
         field = vars(parent).get("__dataclass_fields__", {}).get(name)
         if field is not None and field.metadata:
@@ -88,7 +88,7 @@ def about(schema: type, name: str) -> Mapping[str, Any]:
 
 
 def names_with(schema: type, word: str) -> set[str]:
-    """The fields of which `word` is told."""
+    """The fields whose metadata have `word`."""
     return {field.name for field in dataclasses.fields(schema) if word in about(schema, field.name)}
 
 

@@ -137,10 +137,10 @@ def _keys(schema: type) -> list[Key]:
 def _default(value: ast.expr, source: str) -> str:
     """As a recipe would write it."""
     if isinstance(value, ast.Call):  # field(default_factory=...) or key(...)
-        told = value.args[0] if value.args else value.keywords[0].value
-        if not isinstance(told, ast.Name):
-            return _default(told, source)
-        return {"list": "`[]`", "dict": "`{}`"}.get(told.id, "its defaults")
+        made = value.args[0] if value.args else value.keywords[0].value
+        if not isinstance(made, ast.Name):
+            return _default(made, source)
+        return {"list": "`[]`", "dict": "`{}`"}.get(made.id, "its defaults")
     default = ast.literal_eval(value)
     if default is None:
         return ""

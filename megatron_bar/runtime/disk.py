@@ -120,17 +120,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextlib.contextmanager
-def disk_faults_told(target: Path, more: Callable[[], str] = str) -> Iterator[None]:
+def explain_disk_faults(target: Path, more: Callable[[], str] = str) -> Iterator[None]:
     """Raise BarError in place of what a full disk, or one that can't be written, has raised.
 
     It names `target`, which is being written, and its disk, and ends with what `more` says. Where
-    one in the block has told it already, and another error came of that, the first is repeated.
+    one in the block has explained it, and another error came of that, the first is repeated.
     """
     try:
         yield
     except BaseException as error:
-        told = isinstance(error, (BarError, ContinueLater))
-        if told or (fault := disk_fault(error)) is None:
+        explained = isinstance(error, (BarError, ContinueLater))
+        if explained or (fault := disk_fault(error)) is None:
             raise
         for one in _chain(error):
             if isinstance(one, BarError):

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, found all at once and told a line each."""
+"""What is wrong with a recipe, found all at once and reported a line each."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
     outside = recorded.get("outside", {})
     was, now = stage.deciding(recorded["settings"]), stage.deciding(stage.settings())
     if _OLD in recorded:
-        was = {way: Setting(None, setting.told)
+        was = {way: Setting(None, setting.metadata)
                if way[-1] == "dtype" and setting.value == "float32" else setting
                for way, setting in was.items()}
     found = [
@@ -118,7 +118,7 @@ def _same(was: Settings, now: Settings, way: Way, outside: Mapping[str, Any]) ->
 
 
 def _names_outside(setting: Setting) -> bool:
-    contents = setting.told.get(CONTENTS)
+    contents = setting.metadata.get(CONTENTS)
     return contents is not None and isinstance(setting.value, str) and (
         contents != TEMPLATE or setting.value.endswith(TEMPLATE))
 
@@ -134,7 +134,7 @@ def _split(settings: Settings, way: Way) -> str:
 
 
 def _on_the_hub(setting: Setting) -> bool:
-    return setting.told[CONTENTS] == DATASET and not Path(setting.value).exists()
+    return setting.metadata[CONTENTS] == DATASET and not Path(setting.value).exists()
 
 
 def _contents(settings: Settings, way: Way) -> str | None:
@@ -147,7 +147,7 @@ def _contents(settings: Settings, way: Way) -> str | None:
 
             dataset = Source(hub=named, split=_split(settings, way))
             return open_source(dataset, seed=0, texts=True).records.identity
-        if setting.told[CONTENTS] == DATA_FILES:
+        if setting.metadata[CONTENTS] == DATA_FILES:
             files = files_of(named)
             return json_digest(list(map(content_digest, files))) if files else None
         if path.is_dir():
@@ -163,7 +163,7 @@ def _folder_digests(setting: Setting) -> dict[str, str]:
 
 
 def _is_model(setting: Setting) -> bool:
-    return setting.told.get(CONTENTS) == HF_FOLDER and setting.value is not None
+    return setting.metadata.get(CONTENTS) == HF_FOLDER and setting.value is not None
 
 
 def _model_files(setting: Setting) -> dict[str, str]:
@@ -190,14 +190,14 @@ def _files_read(setting: Setting) -> list[Path]:
     """The files of a folder that a stage reads."""
     folder = Path(setting.value)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if setting.told[CONTENTS] == HF_FOLDER:
+    if setting.metadata[CONTENTS] == HF_FOLDER:
         from megatron_bar.checkpoints.hf_weights import INDEX, SINGLE  # loads torch
 
         names = {"config.json", INDEX, SINGLE, *TOKENIZER_FILES}
         if (folder / INDEX).is_file():
             names |= set(read_json(folder / INDEX).get("weight_map", {}).values())
         return [path for path in files if str(path.relative_to(folder)) in names]
-    if setting.told[CONTENTS] == DATASET:
+    if setting.metadata[CONTENTS] == DATASET:
         return [path for path in files if path.suffix not in _ABOUT
                 and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     return files

@@ -76,7 +76,7 @@ class Stage:
         """
         return inputs[0]
 
-    # What can be known to be wrong before it runs. All are told, none is raised.
+    # What can be known to be wrong before it runs. All are reported, none is raised.
 
     def check(self, model: ModelConfig, faults: Faults) -> None:
         """Add what is wrong with its settings for `model`, that of the method `model`."""

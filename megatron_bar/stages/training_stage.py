@@ -56,7 +56,7 @@ class TrainingStage(Stage):
         training = self.training
         with faults.of(self.name):
             check_layout(model, self.layout)
-        if training.batch_size > 0 < training.micro_batch_size:  # else told among the values
+        if training.batch_size > 0 < training.micro_batch_size:  # else reported among the values
             with faults.of(self.name):
                 check_shares(training.batch_size, self.layout.data, training.micro_batch_size)
         with faults.of(self.name):

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_bar.checkpoints.model_io import sharded_model_state
 from megatron_bar.checkpoints.number_types import stored_types
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.disk import disk_faults_told, disk_of, free_bytes, lacking, readable
+from megatron_bar.runtime.disk import disk_of, explain_disk_faults, free_bytes, lacking, readable
 from megatron_bar.runtime.distributed import on_main
 from megatron_bar.runtime.errors import BarError
 
@@ -77,7 +77,7 @@ def room_for(target: Path, needed: int, stands: Callable[[], str]) -> Iterator[N
     if refusal := on_main(lambda: lacking(target, needed)):
         raise BarError(f"{refusal}; {stands()}; make room and run it again")
     with (
-        disk_faults_told(target, lambda: f", {readable(needed)} are needed; {stands()}"),
+        explain_disk_faults(target, lambda: f", {readable(needed)} are needed; {stands()}"),
         _reason_on_all_ranks(),
     ):
         yield

@@ -64,14 +64,14 @@ def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]
     Raises BarError for an unknown verifier and a reference that is missing or no whole text, with
     the item's place; so does what is returned, for a reference that is broken.
     """
-    with _told(conversation):
+    with _naming_item(conversation):
         verifier = verifier_for(source)
         prompt, reference = prompt_text(conversation), reference_of(source, conversation)
         if isinstance(reference, str):
             check_text(str(reference), "the reference")  # a number of any size is one, too
 
     def score(response: str) -> float:
-        with _told(conversation):
+        with _naming_item(conversation):
             return verifier(prompt, response, reference)
 
     return score
@@ -105,8 +105,8 @@ class Scorers:
 
 
 @contextlib.contextmanager
-def _told(conversation: Conversation) -> Iterator[None]:
-    """Errors inside name the conversation's place."""
+def _naming_item(conversation: Conversation) -> Iterator[None]:
+    """Name the conversation's place in errors of the block."""
     try:
         yield
     except BarError as error:

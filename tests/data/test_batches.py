@@ -50,14 +50,14 @@ def test_ranks_together_see_the_batch(size):
         assert np.concatenate(micro).ravel().tolist() == batches.indices(step).tolist()
 
 
-@pytest.mark.parametrize("told, rows, batch_size, steps", [
+@pytest.mark.parametrize("length, rows, batch_size, steps", [
     (dict(epochs=1), 10, 4, 3), (dict(epochs=2), 10, 4, 5), (dict(epochs=0.3), 10, 1, 3),
     (dict(epochs=0.1), 30, 1, 3), (dict(epochs=1), 3, 100, 1), (dict(steps=7), 3, 100, 7),
     (dict(tokens="50B"), 3, 128, 47_684),  # as the published mid-training has it
     (dict(tokens="1_048_577"), 3, 128, 2), (dict(tokens="1.048576M"), 3, 128, 1),
 ])
-def test_planned_steps(told, rows, batch_size, steps):
-    training = Training(batch_size=batch_size, sequence_length=8192, **told)
+def test_planned_steps(length, rows, batch_size, steps):
+    training = Training(batch_size=batch_size, sequence_length=8192, **length)
     assert planned_steps(training, rows) == steps
 
 

@@ -180,7 +180,7 @@ def test_a_folder_that_nothing_can_be_written_to(command, runs, message, brought
     assert message in shown and "set runs to another folder" in shown
 
 
-def test_damaged_weights_are_told(brought, anchor):
+def test_damaged_weights_are_reported(brought, anchor):
     model = brought / "model"
     model.mkdir()
     for path in anchor.iterdir():

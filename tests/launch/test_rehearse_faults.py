@@ -213,7 +213,7 @@ def test_a_prompt_that_its_stage_leaves_out_is_no_fault(bad, recipe, anchor):
     assert re.match(r"prompts: (\d+) of \1 reference answers", examined.found["law/rlvr"][0])
 
 
-def test_an_anchor_with_a_missing_shard_is_told_of(recipe, capsys):
+def test_an_anchor_with_a_missing_shard_is_reported(recipe, capsys):
     _missing_shard(recipe)
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["rehearse", "recipe.yaml"]) == 1

@@ -99,7 +99,7 @@ def test_a_stage_that_has_nothing_to_learn_from_saves_and_says_so(recipe, tmp_pa
     ("backend=nemo", "math/rlvr: backend is 'nemo'; there are nemo_aligner, native"),
     ("data=[{toy: math, count: 9, verifier: maths}]", "math/rlvr: verifier 'maths' is unknown"),
 ])
-def test_what_can_not_work_is_told_before_anything_runs(
+def test_what_can_not_work_is_reported_before_anything_runs(
     recipe, tmp_path, capsys, override, message
 ):
     assert main(["run", str(recipe), f"domains.math.rlvr.{override}"]) == 1

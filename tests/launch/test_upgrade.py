@@ -57,14 +57,14 @@ def test_a_domain_that_a_recipe_trains(small_run, with_code, capsys):
     )
     assert main(["run", str(with_code / "recipe.yaml")]) == 0
     assert "nothing to do" in capsys.readouterr().out
-    told = json.loads((with_code / "upgrade.json").read_text())
-    assert [stage["stage"] for stage in told["recomputed"]][:4] == [
+    recorded = json.loads((with_code / "upgrade.json").read_text())
+    assert [stage["stage"] for stage in recorded["recomputed"]][:4] == [
         "code/branch", "code/sft", "merged", "routed"
     ]
-    stages = [read_done(with_code / stage["stage"]) for stage in told["recomputed"]]
-    assert told["tokens"] == sum(stage.get("tokens", 0) for stage in stages) > 0
-    assert told["seconds"] == pytest.approx(sum(stage["seconds"] for stage in stages))
-    assert {c["task"] for c in told["changes"]} == {"math", "tool_use", "code", "general"}
+    stages = [read_done(with_code / stage["stage"]) for stage in recorded["recomputed"]]
+    assert recorded["tokens"] == sum(stage.get("tokens", 0) for stage in stages) > 0
+    assert recorded["seconds"] == pytest.approx(sum(stage["seconds"] for stage in stages))
+    assert {c["task"] for c in recorded["changes"]} == {"math", "tool_use", "code", "general"}
     kept = with_code / "before"
     assert group_digests(kept / "routed" / "checkpoint") == group_digests(
         small_run / "routed" / "checkpoint"

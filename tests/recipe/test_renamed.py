@@ -37,8 +37,8 @@ def test_a_file_with_former_names_is_read_with_a_hint_for_each(former, capsys):
     math = load_recipe(former).domains["math"]
     assert (math.sft.min_lr_ratio, math.rlvr.min_lr_ratio) == (0.25, 0.5)
     assert (math.rlvr.filter_zero_std, math.rlvr.no_resampling_pass_rate) == (False, 0.75)
-    told = capsys.readouterr().err.splitlines()
-    assert told == [
+    warnings = capsys.readouterr().err.splitlines()
+    assert warnings == [
         f"megatron-bar: {former}:4: floor is called min_lr_ratio now; the next version will refuse "
         "floor",
         f"megatron-bar: {former}:5: drop_equal is called filter_zero_std now; the next version "

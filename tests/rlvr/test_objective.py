@@ -61,7 +61,7 @@ def test_rewards_are_scaled_and_equal_groups_left_out():
     assert _advantages(reward_scale=1.0, filter_zero_std=False).groups.tolist() == [0, 1]
 
 
-def test_solved_prompts_are_told():
+def test_solved_prompts_are_reported():
     assert _advantages().solved_G.tolist() == [False, True]
     assert _advantages(no_resampling_pass_rate=0.5).solved_G.tolist() == [True, True]
 

@@ -68,8 +68,8 @@ def test_every_layout_takes_the_same_steps_on_the_same_samples(name, checkpoint,
             assert mine[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
         # Sampled and trained with the same numbers, though one is a token at a time.
         assert mine["rollout_logprob_gap_max"] < 1e-4
-    told = [json.loads((folder / "trained.json").read_text()) for folder in (found, alone)]
-    assert told[0]["updates"] == told[1]["updates"] == 2 * ranks.SETTINGS["steps"]
+    results = [json.loads((folder / "trained.json").read_text()) for folder in (found, alone)]
+    assert results[0]["updates"] == results[1]["updates"] == 2 * ranks.SETTINGS["steps"]
     before, after = group_digests(checkpoint), group_digests(found / "checkpoint")
     assert {g for g in before if before[g] != after[g]} == set(RLVR_GROUPS)
 

@@ -64,8 +64,8 @@ def test_losses_of_rows_and_sources(model, batches):
 
 def test_a_bad_step_names_its_rows(model, batches):
     losses = [1.0, 5.0, 2.0, float("nan"), 3.0, float("inf")]
-    told = describe_items(torch.arange(10, 16).numpy(), batches, losses, ("one", "two"))
-    assert told == "rows 13 of one+two, 15 of one+two"
+    described = describe_items(torch.arange(10, 16).numpy(), batches, losses, ("one", "two"))
+    assert described == "rows 13 of one+two, 15 of one+two"
 
 
 def test_validation_counts_every_row_once(model, batches):

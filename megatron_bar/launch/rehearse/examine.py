@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
-from megatron_bar.data.bad_items import BadItems, told_left_out
+from megatron_bar.data.bad_items import BadItems, describe_left_out
 from megatron_bar.data.chat import prompt_ids, render
 from megatron_bar.data.chat_format import closing_tokens
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
@@ -78,8 +78,8 @@ def _examine(
     read = [c for part in at_ends for c in drawn.conversations(*part, bad=bad)] + own
     conversations = list({conversation.where: conversation for conversation in read}.values())
     if form != CHATS:
-        told = _scored(source, drawn.name, conversations, bad)
-        examined.found.setdefault(reading.stage, []).append(told)
+        scored = _scored(source, drawn.name, conversations, bad)
+        examined.found.setdefault(reading.stage, []).append(scored)
     if chat_format is None:
         return
     if form != CHATS:
@@ -139,7 +139,7 @@ def _scored(
 ) -> str:
     worth: Worth = worth_of_references(source, conversations, bad)
     if not worth.asked:
-        raise BarError(told_left_out(name, list(bad.listed.values())))
+        raise BarError(describe_left_out(name, list(bad.listed.values())))
     if worth.known and not worth.earned:
         raise BarError(
             f"{worth.first_without}: verifier {verifier_name(source)} gives the reference "

@@ -1,7 +1,7 @@
 """`megatron-bar rehearse`: a recipe from end to end with a small model, before the real one runs.
 
 The same code runs the same stages, in real ranks, on the recipe's own sources. What is smaller, and
-with that unproven, is told stage by stage.
+with that unproven, is reported stage by stage.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CPU_RANKS = 4
 
 @dataclass(frozen=True)
 class Asked:
-    """What a rehearsal is told besides the recipe."""
+    """The options of a rehearsal, besides the recipe."""
 
     machine: Machine  # that the real run is planned for
     processes: int | None = None  # at once; by default the GPUs, or 4 of a CPU
@@ -80,7 +80,7 @@ class _Cast:
 def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
     """Run `recipe` small and short in a folder of its own, and prove what it exports.
 
-    What can be told from the recipe, its sources and the real model's sizes comes first; if
+    What can be found out from the recipe, its sources and the real model's sizes comes first; if
     something is wrong there, no stage is run.
 
     Raises BarError for a recipe that asks for what can't be, and for want of a tokenizer.
@@ -156,9 +156,9 @@ def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Ca
             folders[role], sizes, source, tokenizer, f"{recipe.seed}/{role}"
         )
     branches = _branches(recipe, folders["anchor"], folder)
-    told = ", ".join(f"{role} {what}" for role, what in weights.items())
+    described = ", ".join(f"{role} {what}" for role, what in weights.items())
     say(f"small models: {sizes.model.num_layers} layers, hidden {sizes.model.hidden_size}, "
-        f"{sizes.model.num_heads} heads; weights: {told}")
+        f"{sizes.model.num_heads} heads; weights: {described}")
     small = dataclasses.replace(small, branches=branches, **folders)
     return _Cast(small, weights, load_chat_format(folders["anchor"], recipe.chat_template))
 

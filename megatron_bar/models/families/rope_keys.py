@@ -40,12 +40,12 @@ def one_theta(config: Mapping[str, Any], default: float | None, *parts: Rope) ->
     None: transformers 4 and 5 have different ones.
     """
     above = config.get("rope_theta")
-    told = [part.get("rope_theta", above) for part in parts]
-    if told == [None] * len(parts) and default is not None:
+    given = [part.get("rope_theta", above) for part in parts]
+    if given == [None] * len(parts) and default is not None:
         return default
-    if None in told:
+    if None in given:
         raise BarError("rope_theta is missing, and transformers 4 and 5 take different values then")
-    thetas = {positive("rope_theta", theta) for theta in told}
+    thetas = {positive("rope_theta", theta) for theta in given}
     if len(thetas) > 1:
         raise BarError(f"rope_theta differs between layers: {sorted(thetas)}")
     theta = thetas.pop()

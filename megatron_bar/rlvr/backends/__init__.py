@@ -54,7 +54,7 @@ def backend_of(asked: str | None) -> Backend:
 def missing_backend(asked: str | None) -> str | None:
     """Say what is to be installed for the backend that a recipe asks for, or None.
 
-    Where it asks for none and another than the first takes its place, that is told, once.
+    Where it asks for none and another than the first takes its place, a warning says so, once.
     """
     if asked is not None:
         return _module(asked).missing() if asked in BACKENDS else None  # unknown: a wrong setting

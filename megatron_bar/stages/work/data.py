@@ -159,7 +159,7 @@ def _prepare(
             template = template or named_template(context.recipe.chat_template, tokenizer)
             folder = store_conversations(drawn, tokenizer, template, root / _CHATS, processes)
         folders[drawn.name] = folder
-        for line in StoredDocuments(folder).told():
+        for line in StoredDocuments(folder).report_lines():
             say(line)
     return folders
 

@@ -13,7 +13,7 @@ from megatron_bar.stages.context import Context
 
 
 def trained_tokenizer_files(context: Context) -> Path:
-    """The folder of tokenizer files that go along with the checkpoints of a stage that trains.
+    """The folder of tokenizer files that go along with the checkpoints of a training stage.
 
     It is the start's, with the chat format that the recipe names: whoever has the checkpoint and
     no recipe talks to it as it was trained. Filled by the main rank, which alone copies from it.

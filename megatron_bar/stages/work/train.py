@@ -88,8 +88,8 @@ def proof_of_freezing(
     groups = list(group_sizes(ModelConfig.load(start)))
     open_groups = matching(groups, trainable, context.stage.name)
     frozen = [group for group in groups if group not in open_groups]
-    told = {*frozen, *({ANCHOR_FFN} & set(groups))}
-    before, after = (group_digests(c, told) for c in (start, context.folder / "checkpoint"))
+    digested = {*frozen, *({ANCHOR_FFN} & set(groups))}
+    before, after = (group_digests(c, digested) for c in (start, context.folder / "checkpoint"))
     moved = [group for group in frozen if before[group] != after[group]]
     if moved:
         raise FrozenChanged(
@@ -101,6 +101,6 @@ def proof_of_freezing(
                              "proof_seconds": round(time.monotonic() - started, 2)}
     if frozen:
         facts["summary"] += ", frozen parameters bit-identical"
-    if ANCHOR_FFN in told:
+    if ANCHOR_FFN in digested:
         facts["anchor_digest"] = {"before": before[ANCHOR_FFN], "after": after[ANCHOR_FFN]}
     return facts

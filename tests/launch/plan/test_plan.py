@@ -278,15 +278,15 @@ def test_a_third_domain_needs_no_layout_for_the_router(seven_b, capsys):
             "such as route.training.layout") in capsys.readouterr().err
 
 
-def test_rows_longer_than_the_model_knows_are_told(seven_b, capsys):
+def test_rows_longer_than_the_model_knows_are_reported(seven_b, capsys):
     assert main(["plan", str(seven_b), "domains.math.midtrain.sequence_length=8192",
                  "domains.math.midtrain.recompute=full"]) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "positions" in line]
-    assert len(told) == 1 and told[0].startswith(
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "positions" in line]
+    assert len(warnings) == 1 and warnings[0].startswith(
         "math/midtrain: rows of 8192 tokens are longer than the 4096 positions")
 
 
-def test_steps_told_in_tokens_need_no_data(seven_b):
+def test_steps_given_in_tokens_need_no_data(seven_b):
     tokens = ["domains.tools.sft.steps=null", "domains.tools.sft.tokens=50B"]
     recipe = load_recipe(seven_b, tokens)
     plans = plan_stages(recipe, planned_model(recipe, None), Machine())
@@ -301,7 +301,7 @@ def test_steps_told_in_tokens_need_no_data(seven_b):
     (["--mfu", "0"], "is not in (0, 1]"),
     (["layout.tensor=3", "layout.processes=96"], "such as route.training.layout"),
 ])
-def test_what_can_not_be_planned_is_told(arguments, message, seven_b, capsys):
+def test_what_can_not_be_planned_is_reported(arguments, message, seven_b, capsys):
     assert main(["plan", str(seven_b), *arguments]) == 1
     shown = capsys.readouterr().err
     assert message in shown and len(shown.strip().splitlines()) == 1
