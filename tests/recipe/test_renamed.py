@@ -39,12 +39,12 @@ def test_a_file_with_former_names_is_read_with_a_hint_for_each(former, capsys):
     assert (math.rlvr.filter_zero_std, math.rlvr.no_resampling_pass_rate) == (False, 0.75)
     warnings = capsys.readouterr().err.splitlines()
     assert warnings == [
-        f"megatron-bar: {former}:4: floor is called min_lr_ratio now; the next version will refuse "
-        "floor",
-        f"megatron-bar: {former}:5: drop_equal is called filter_zero_std now; the next version "
-        "will refuse drop_equal",
-        f"megatron-bar: {former}:5: rest_above is called no_resampling_pass_rate now; the next "
-        "version will refuse rest_above",
+        f"megatron-bar: recipe {former}:4: floor is called min_lr_ratio now; the next version will "
+        "refuse floor",
+        f"megatron-bar: recipe {former}:5: drop_equal is called filter_zero_std now; the next "
+        "version will refuse drop_equal",
+        f"megatron-bar: recipe {former}:5: rest_above is called no_resampling_pass_rate now; the "
+        "next version will refuse rest_above",
     ]
     load_recipe(former)
     assert capsys.readouterr().err == ""  # once is enough
