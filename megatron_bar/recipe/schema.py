@@ -97,7 +97,7 @@ class Training:
     lr: float = key(1e-4, AT_LEAST_0)  # at the peak
     lr_scale: dict[str, float] = field(default_factory=dict)  # factor by group pattern
     schedule: str = key("linear", one_of("linear", "cosine", "constant"))  # Of the learning rate.
-    warmup: float = key(0.03, WARMUP)  # share of the steps
+    warmup_ratio: float = key(0.03, WARMUP, formerly="warmup")  # share of the steps
     warmup_steps: int | None = key(None, AT_LEAST_0)  # or their number, in place of the share
     # The last learning rate, as a share of the peak.
     min_lr_ratio: float = key(0.0, SHARE, formerly="floor")
@@ -163,7 +163,7 @@ class Rlvr(Training):
 
     lr: float = 6e-7
     schedule: str = "constant"
-    warmup: float = 0.0
+    warmup_ratio: float = 0.0
     router_z_loss: float = 0.0
     batch_size: int = 128  # responses in an optimizer step, over all processes
     save_every: int = 10

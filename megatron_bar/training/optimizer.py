@@ -119,7 +119,7 @@ def build_schedule(
     """Linear warm-up, then the decay the stage asks for, over `steps` optimizer steps."""
     warmup = training.warmup_steps
     if warmup is None:
-        warmup = round(steps * training.warmup)
+        warmup = round(steps * training.warmup_ratio)
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,

@@ -142,8 +142,8 @@ def test_published_settings_are_the_defaults(run):
     training = routed.training
     assert routed.fraction == 0.05
     assert {key: getattr(training, key) for key in (
-        "epochs", "sequence_length", "batch_size", "lr", "schedule", "warmup", "min_lr_ratio",
+        "epochs", "sequence_length", "batch_size", "lr", "schedule", "warmup_ratio", "min_lr_ratio",
         "weight_decay", "router_z_loss", "trainable",
     )} == dict(epochs=2.0, sequence_length=2048, batch_size=640, lr=1e-4, schedule="linear",
-               warmup=0.03, min_lr_ratio=0.0, weight_decay=0.0, router_z_loss=1e-3,
+               warmup_ratio=0.03, min_lr_ratio=0.0, weight_decay=0.0, router_z_loss=1e-3,
                trainable=["router.*"])

@@ -55,7 +55,7 @@ def test_sft_as_published(settings):
         assert training["batch_size"] * training["sequence_length"] == 1_048_576
         assert training["sequence_length"] == 4096 and training["steps"] == count
         assert training["lr"] == 1e-4 and training["schedule"] == "linear"
-        assert training["warmup"] == 0.03 and training["min_lr_ratio"] == 0
+        assert training["warmup_ratio"] == 0.03 and training["min_lr_ratio"] == 0
         opened = {"embeddings", "head", "final_norm"} if name == "tool_use/sft" else set()
         assert set(training["trainable"]) == {"expert.1", "router.1"} | opened
 
@@ -66,7 +66,7 @@ def test_rlvr_as_published(settings):
         response_length=4096, temperature=1, advantage="centered", clip_low=0.2, clip_high=0.272,
         kl_coefficient=0, reward_scale=10, filter_zero_std=True,
         no_resampling_pass_rate=0.875, truncated="keep",
-        lr=6e-7, schedule="constant", warmup=0, weight_decay=0, clip=1, router_z_loss=0,
+        lr=6e-7, schedule="constant", warmup_ratio=0, weight_decay=0, clip=1, router_z_loss=0,
     )
     for domain, steps in (("math", 300), ("code", 150)):
         training = settings[f"{domain}/rlvr"]
@@ -138,7 +138,7 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
     "domains.code.sft.megatron.overlap_gard_reduce=true": "overlap_gard_reduce is no field",
     "domains.code.sft.recompute=some": "'some' is not none, moe or full",
     "domains.code.sft.on_bad_step=retry": "'retry' is not stop or skip",
-    "domains.code.sft.warmup=2000": "warmup_steps",
+    "domains.code.sft.warmup_ratio=2000": "warmup_steps",
     "domains.code.sft.spike=0.5": "spike 0.5 is not above 1",
     "domains.code.sft.keep=0": "keep 0 is not at least 1",
     "evaluate.dtype=float16": "evaluate.dtype 'float16' is not float32 or bfloat16",
