@@ -97,7 +97,7 @@ class Graph:
         route = self.recipe.route
         return self.add(self._training(
             RouteStage, "routed", start, route_training(self.recipe),
-            fraction=route.fraction, start=route.start, active=route.active,
+            fraction=route.fraction, start=route.start, experts_per_token=route.experts_per_token,
             renormalize=route.renormalize, load_balancing=route.load_balancing,
             sampled={name: routing_data(domain) for name, domain in self.recipe.domains.items()
                      if routing_data(domain)},

@@ -79,13 +79,13 @@ def _route(recipe: Recipe) -> Iterator[str]:
     route, experts = recipe.route, len(recipe.domains) + 1
     yield from faults(route, "route.")
     yield from _training(route_training(recipe), "route.training: ")
-    active = experts if route.active is None else route.active
+    active = experts if route.experts_per_token is None else route.experts_per_token
     if not 1 <= active <= experts:
-        yield f"route.active {active} is not from 1 to {experts}, the experts there are"
+        yield f"route.experts_per_token {active} is not from 1 to {experts}, the experts there are"
         return
     if route.renormalize and active == 1:
-        yield ("route: with active 1 renormalize gives every token's expert weight 1, so that the "
-               "router has nothing to learn from; leave it out")
+        yield ("route: with experts_per_token 1 renormalize gives every token's expert weight 1, so "
+               "that the router has nothing to learn from; leave it out")
     if route.load_balancing > 0 and active == experts:
         yield (f"route.load_balancing does nothing while every token goes to all {experts} "
-               "experts; leave it out, or set active to fewer")
+               "experts; leave it out, or set experts_per_token lower")

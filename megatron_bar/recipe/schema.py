@@ -105,7 +105,8 @@ class Training:
     beta2: float = key(0.95, PART)
     eps: float = key(1e-8, ABOVE_0)
     weight_decay: float = key(0.0, AT_LEAST_0)
-    clip: float = key(1.0, AT_LEAST_0)  # the largest norm of all gradients together
+    # The largest norm of all gradients together.
+    max_grad_norm: float = key(1.0, AT_LEAST_0, formerly="clip")
     router_z_loss: float = key(1e-3, AT_LEAST_0)  # its coefficient
     distributed_optimizer: bool = True  # its state spread over data-parallel ranks
     # What the stage computes in, in bfloat16 with fp32 main weights and gradients; by default what
@@ -269,7 +270,8 @@ class Route:
     # What the rows start from: each expert's own, as its branch trained it (stacked), or each
     # domain's mean router input, by layer (centroids; the anchor's is that of general data).
     start: str = key("stacked", one_of("stacked", "random", "centroids"))
-    active: int | None = None  # experts that a token goes to, k; all by default
+    # Experts that a token goes to, k; all by default.
+    experts_per_token: int | None = key(None, formerly="active")
     renormalize: bool = False  # make the probabilities of these k sum to 1
     # Coefficient of the loss that evens out use; for k below all.
     load_balancing: float = key(0.0, AT_LEAST_0)

@@ -81,7 +81,7 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
         adam_beta1=training.beta1,
         adam_beta2=training.beta2,
         adam_eps=training.eps,
-        clip_grad=training.clip,
+        clip_grad=training.max_grad_norm,
         bf16=computed.bf16,
         params_dtype=computed.params_dtype,
         use_distributed_optimizer=training.distributed_optimizer,

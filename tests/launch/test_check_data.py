@@ -83,14 +83,16 @@ def test_layers_of_unlike_types_are_found(brought, anchor, key):
     assert f"{key}: {folder} stores {name} in float16 and model.layers.0.mlp.down_proj" in fault
 
 
-WRONG = ["domains.law.midtrain.lr=-1", "domains.law.sft.clip=-1", "domains.law.sft.beta1=1",
-         "domains.law.sft.warmup_steps=4", "domains.law.midtrain.data.0.path=nope.jsonl",
+WRONG = ["domains.law.midtrain.lr=-1", "domains.law.sft.max_grad_norm=-1",
+         "domains.law.sft.beta1=1", "domains.law.sft.warmup_steps=4",
+         "domains.law.midtrain.data.0.path=nope.jsonl",
          "domains.law.sft.data.0.path=empty.jsonl", "chat_template=chatml",
          "domains.law.sft.validation=[{path: held.jsonl}]", "domains.law.tasks.0.verifier=exactly",
          "layout={processes: 4, tensor: 4}", "reuse=[runs/none]"]
-SAID = ["domains.law.midtrain: lr -1.0 is not 0 or more", "domains.law.sft: clip -1.0 is not 0 or",
-        "domains.law.sft: beta1 1.0 is not in [0, 1)", "warmup_steps 4 is more than the 3 steps",
-        "/nope.jsonl is not a file", "law/sft: source empty is empty",
+SAID = ["domains.law.midtrain: lr -1.0 is not 0 or more",
+        "domains.law.sft: max_grad_norm -1.0 is not 0 or", "domains.law.sft: beta1 1.0 is not in [0, 1)",
+        "warmup_steps 4 is more than the 3 steps", "/nope.jsonl is not a file",
+        "law/sft: source empty is empty",
         "chat_template 'chatml' is unknown", "/held.jsonl is not a file",
         "tasks of law: verifier 'exactly' is unknown", "layout.tensor 4 doesn't divide",
         "/runs/none is not the folder of a run"]

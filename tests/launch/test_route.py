@@ -39,7 +39,7 @@ def rows_LEH(checkpoint: Path) -> torch.Tensor:
 
 def test_fewer_active_experts_that_sum_to_one(run):
     """Trained, evaluated and exported alike; transformers' class says what is right."""
-    assert again(run, "route.active=2", "route.renormalize=true", "route.load_balancing=0.01",
+    assert again(run, "route.experts_per_token=2", "route.renormalize=true", "route.load_balancing=0.01",
                  "route.training.router_z_loss=0.01", "route.training.layout={processes: 2}",
                  "evaluate.opt_out=[math]") == 0
     config = json.loads((run / "hf" / "model" / "config.json").read_text())
@@ -118,8 +118,8 @@ def test_what_the_stage_and_its_evaluation_tell(run):
 
 
 @pytest.mark.parametrize("overrides, message", [
-    (["route.active=4"], "route.active 4 is not from 1 to 3"),
-    (["route.active=1", "route.renormalize=true"], "nothing to learn from"),
+    (["route.experts_per_token=4"], "route.experts_per_token 4 is not from 1 to 3"),
+    (["route.experts_per_token=1", "route.renormalize=true"], "nothing to learn from"),
     (["route.load_balancing=0.1"], "load_balancing does nothing while every token goes to all 3"),
     (["route.start=grit"], "route.start 'grit' is not stacked, random or centroids"),
     (["evaluate.opt_out=[law]"], "evaluate.opt_out names 'law', which is no expert"),

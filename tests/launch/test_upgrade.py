@@ -173,8 +173,8 @@ def another_anchor(tmp_path_factory) -> Path:
     (["--add", "general=BRANCH"], "a domain can't be called 'general'"),
     (["--drop", "math", "--drop", "tool_use"],
      "recipe RUN/recipe.yaml as it would be: domains is empty"),
-    (["--drop", "math", "route.active=3"],
-     "recipe RUN/recipe.yaml as it would be: route.active 3 is not from 1 to 2"),
+    (["--drop", "math", "route.experts_per_token=3"],
+     "recipe RUN/recipe.yaml as it would be: route.experts_per_token 3 is not from 1 to 2"),
     (["--add", "law=RECIPE"], "has no domain 'law'; it has math, tool_use"),
     ([], "say what to change"),
 ])

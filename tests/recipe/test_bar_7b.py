@@ -66,7 +66,8 @@ def test_rlvr_as_published(settings):
         response_length=4096, temperature=1, advantage="centered", clip_low=0.2, clip_high=0.272,
         kl_coefficient=0, reward_scale=10, filter_zero_std=True,
         no_resampling_pass_rate=0.875, truncated="keep",
-        lr=6e-7, schedule="constant", warmup_ratio=0, weight_decay=0, clip=1, router_z_loss=0,
+        lr=6e-7, schedule="constant", warmup_ratio=0, weight_decay=0, max_grad_norm=1,
+        router_z_loss=0,
     )
     for domain, steps in (("math", 300), ("code", 150)):
         training = settings[f"{domain}/rlvr"]
@@ -86,7 +87,7 @@ def test_routing_as_published(settings):
 def test_the_optimizer_is_the_same_throughout(settings):
     for name, training in settings.items():
         assert (training["beta1"], training["beta2"]) == (0.9, 0.95)
-        assert training["weight_decay"] == 0 and training["clip"] == 1
+        assert training["weight_decay"] == 0 and training["max_grad_norm"] == 1
         assert training["dtype"] == "bfloat16"
         assert training["router_z_loss"] == (0 if name.endswith("/rlvr") else 1e-3)
 

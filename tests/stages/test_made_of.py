@@ -154,12 +154,12 @@ def test_a_key_matters_to_the_stages_that_it_decides(brought, override, changed)
 
 def test_a_change_is_reported_as_the_recipe_calls_it(brought):
     reported = _changed(_records(), "domains.law.rlvr.temperature=0.5", "anchor=gone",
-                    "route.training.lr=0.25", "merge.shared=branches", "route.active=1")
+                    "route.training.lr=0.25", "merge.shared=branches", "route.experts_per_token=1")
     assert reported == {
         "anchor": [f"anchor is gone, was {brought / 'model'}"],
         "law/rlvr": ["domains.law.rlvr.temperature is 0.5, was 1.0"],
         "merged": ["merge.shared is branches, was published"],
-        "routed": ["route.training.lr is 0.25, was 0.0001", "route.active is 1, was unset"],
+        "routed": ["route.training.lr is 0.25, was 0.0001", "route.experts_per_token is 1, was unset"],
     }
 
 
