@@ -56,7 +56,7 @@ class Spent:
     kind: str
     stages: int
     steps: int
-    tokens: int  # read, padding included: steps * batch_size * sequence_length
+    tokens: int  # read, padding included: steps * global_batch_size * sequence_length
     lr: tuple[float, ...]
     trained: tuple[int, ...]  # open parameters, different ones
     data: tuple[str, ...]

@@ -129,7 +129,7 @@ def _shares(training: Training, layout: Layout) -> bool:
             check_settings(training, layout)
         except BarError:
             return False
-    return training.batch_size % (layout.data * training.micro_batch_size) == 0
+    return training.global_batch_size % (layout.data * training.micro_batch_size) == 0
 
 
 def _layouts(model: ModelConfig, given: Layout) -> Iterator[Layout]:

@@ -180,7 +180,7 @@ def _activations(
             "full": hidden}[training.recompute]
     once = attention + ffn if training.recompute == "full" else (
         ffn if training.recompute == "moe" else 0)
-    share = training.batch_size // (layout.data * training.micro_batch_size)
+    share = training.global_batch_size // (layout.data * training.micro_batch_size)
     in_flight = min(layout.pipeline - pipeline_rank, max(share, 1))
     layers = model.num_layers // layout.pipeline
     tokens = training.micro_batch_size * training.row_length // layout.context

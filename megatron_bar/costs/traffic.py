@@ -46,7 +46,7 @@ def step_traffic(
     """
     width = WIDTH[training.dtype]
     tensor, pipeline, expert = layout.tensor, layout.pipeline, layout.expert
-    micro_batches = max(1, training.batch_size // (layout.data * training.micro_batch_size))
+    micro_batches = max(1, training.global_batch_size // (layout.data * training.micro_batch_size))
     row_tokens = training.micro_batch_size * training.row_length * micro_batches
     tokens = row_tokens // layout.context
     layers = model.num_layers // pipeline

@@ -98,7 +98,7 @@ class Graph:
         return self.add(self._training(
             RouteStage, "routed", start, route_training(self.recipe),
             fraction=route.fraction, start=route.start, experts_per_token=route.experts_per_token,
-            renormalize=route.renormalize, load_balancing=route.load_balancing,
+            renormalize=route.renormalize, load_balancing_loss=route.load_balancing_loss,
             sampled={name: routing_data(domain) for name, domain in self.recipe.domains.items()
                      if routing_data(domain)},
         ))

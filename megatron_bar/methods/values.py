@@ -84,8 +84,8 @@ def _route(recipe: Recipe) -> Iterator[str]:
         yield f"route.experts_per_token {active} is not from 1 to {experts}, the experts there are"
         return
     if route.renormalize and active == 1:
-        yield ("route: with experts_per_token 1 renormalize gives every token's expert weight 1, so "
-               "that the router has nothing to learn from; leave it out")
-    if route.load_balancing > 0 and active == experts:
-        yield (f"route.load_balancing does nothing while every token goes to all {experts} "
+        yield ("route: with experts_per_token 1 renormalize gives every token's expert weight 1, "
+               "so that the router has nothing to learn from; leave it out")
+    if route.load_balancing_loss > 0 and active == experts:
+        yield (f"route.load_balancing_loss does nothing while every token goes to all {experts} "
                "experts; leave it out, or set experts_per_token lower")

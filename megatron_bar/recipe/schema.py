@@ -92,7 +92,8 @@ class Training:
     sequence_length: int = key(4096, COUNT)  # tokens in a row, into which documents are packed
     # What becomes of conversations that are longer than a sequence.
     overlong: str = key("truncate", one_of("truncate", "drop"))
-    batch_size: int = key(256, COUNT)  # sequences in an optimizer step, over all processes
+    # Sequences in an optimizer step, over all processes.
+    global_batch_size: int = key(256, COUNT, formerly="batch_size")
     micro_batch_size: int = key(1, COUNT, runtime=True)  # sequences a process computes at once
     lr: float = key(1e-4, AT_LEAST_0)  # at the peak
     lr_scale: dict[str, float] = field(default_factory=dict)  # factor by group pattern
@@ -149,7 +150,7 @@ class Training:
     @property
     def rows_per_step(self) -> int:
         """Rows that a step reads, over all processes."""
-        return self.batch_size
+        return self.global_batch_size
 
 
 @dataclass
@@ -158,15 +159,15 @@ class Rlvr(Training):
 
     `data` are prompts, conversations whose reply (or another column) the verifier compares with.
     `steps` counts rollouts: prompts_per_step * samples_per_prompt responses each, from which
-    optimizer steps of `batch_size` responses are made. Trains all shared parameters by default;
-    the published comparison, `trainable: [expert.1, router.1]`, keeps them frozen.
+    optimizer steps of `global_batch_size` responses are made. Trains all shared parameters by
+    default; the published comparison, `trainable: [expert.1, router.1]`, keeps them frozen.
     """
 
     lr: float = 6e-7
     schedule: str = "constant"
     warmup_ratio: float = 0.0
     router_z_loss: float = 0.0
-    batch_size: int = 128  # responses in an optimizer step, over all processes
+    global_batch_size: int = 128  # responses in an optimizer step, over all processes
     save_every: int = 10
     log_every: int = 1
     prompts_per_step: int = 64  # in a rollout
@@ -195,7 +196,7 @@ class Rlvr(Training):
     rollout_servers: list[str] = key(list, runtime=True)
     rollout_folder: str | None = key(None, runtime=True)
     # Answers that a process has scored side by side.
-    verifiers_at_once: int = key(8, COUNT, runtime=True)
+    verifier_workers: int = key(8, COUNT, runtime=True, formerly="verifiers_at_once")
     # What drives the steps: nemo_aligner (its REINFORCE trainer) or native, a loop of our own that
     # takes the same ones; by default NeMo-Aligner where it is installed, else native.
     backend: str | None = key(None, runtime=True)
@@ -259,7 +260,7 @@ class RouteTraining(Training):
     """
 
     sequence_length: int = 2048
-    batch_size: int = 640
+    global_batch_size: int = 640
 
 
 @dataclass
@@ -274,7 +275,7 @@ class Route:
     experts_per_token: int | None = key(None, formerly="active")
     renormalize: bool = False  # make the probabilities of these k sum to 1
     # Coefficient of the loss that evens out use; for k below all.
-    load_balancing: float = key(0.0, AT_LEAST_0)
+    load_balancing_loss: float = key(0.0, AT_LEAST_0, formerly="load_balancing")
     training: RouteTraining = field(default_factory=RouteTraining)
 
 

@@ -78,7 +78,7 @@ class Learner:
         self.stop = stop
         self.stopped: str | None = None  # why it ends before its last step
         self.rewards = Rewards(prompts, self.decode, settings)
-        updates = settings.steps * (settings.rows_per_step // settings.batch_size)
+        updates = settings.steps * (settings.rows_per_step // settings.global_batch_size)
         trainee = set_up(run, settings, updates)
         self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
         self.budget = trainee.budget
@@ -210,7 +210,7 @@ class Learner:
         rows = {"tokens": rollout["response_tokens"], "mask": found.mask_BT,
                 "old_logprobs": logprobs_BT, "advantages": found.advantages_B}
         return optimizer_batches(
-            rows, found.groups, settings.samples_per_prompt, settings.batch_size), numbers
+            rows, found.groups, settings.samples_per_prompt, settings.global_batch_size), numbers
 
     def gradients(self, rows: Rows) -> Update:
         """Compute the gradients of one optimizer step, which stay in the parameters' buffers."""

@@ -35,7 +35,7 @@ class RouteStage(RowsStage):
     start: str = "stacked"
     experts_per_token: int | None = key(None, formerly="active")
     renormalize: bool = False
-    load_balancing: float = 0.0
+    load_balancing_loss: float = key(0.0, formerly="load_balancing")
 
     KIND = "route"
     LABEL = "train the router"

@@ -56,9 +56,10 @@ class TrainingStage(Stage):
         training = self.training
         with faults.of(self.name):
             check_layout(model, self.layout)
-        if training.batch_size > 0 < training.micro_batch_size:  # else reported among the values
+        batch, micro_batch = training.global_batch_size, training.micro_batch_size
+        if batch > 0 < micro_batch:  # else reported among the values
             with faults.of(self.name):
-                check_shares(training.batch_size, self.layout.data, training.micro_batch_size)
+                check_shares(batch, self.layout.data, micro_batch)
         with faults.of(self.name):
             check_length(training.sequence_length, self.layout.context)
         groups = list(group_sizes(model))

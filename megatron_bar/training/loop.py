@@ -57,7 +57,7 @@ class TrainingRun:
     snapshots: Mapping[int, Path] = field(default_factory=dict)  # steps: a checkpoint to write then
     validation: Rows | None = None  # the loss on these is measured at intervals
     begin: Begin | None = None  # both are those of `set_up`
-    load_balancing: float = 0.0
+    load_balancing_loss: float = 0.0
 
     def run(self) -> Trained:
         """Called by every rank inside `process_groups(layout)`.
@@ -78,9 +78,9 @@ class _Stage:
     def __init__(self, task: TrainingRun) -> None:
         self.task = task
         run, training = task.model_run, task.training
-        self.batches = Batches.of(task.rows, training.batch_size, run.seed)
+        self.batches = Batches.of(task.rows, training.global_batch_size, run.seed)
         self.steps = planned_steps(training, task.rows.per_epoch)
-        trainee = set_up(run, training, self.steps, task.begin, task.load_balancing)
+        trainee = set_up(run, training, self.steps, task.begin, task.load_balancing_loss)
         if warning := run.config.length_warning(training.sequence_length):
             say(f"{run.label}: {warning}")
         self.model, self.wrapped = trainee.model, trainee.wrapped

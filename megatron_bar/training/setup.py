@@ -44,12 +44,12 @@ def set_up(
     training: Training,
     updates: int,
     begin: Begin | None = None,
-    load_balancing: float = 0.0,
+    load_balancing_loss: float = 0.0,
 ) -> Trainee:
     """Load the run's model from its start (random weights if None), freeze, make the optimizer.
 
-    `updates` is how many optimizer steps the schedule spans, `load_balancing` the coefficient of
-    the loss of that name. Says what trains and what it costs.
+    `updates` is how many optimizer steps the schedule spans, `load_balancing_loss` the coefficient
+    of the loss of that name. Says what trains and what it costs.
 
     Raises BarError for a pattern that matches no group, and a checkpoint that doesn't fit: a tensor
     that is missing, or whose shape or type the stage couldn't give back.
@@ -59,7 +59,8 @@ def set_up(
     check_scales(list(sizes), training.lr_scale, f"{run.label}: lr_scale")
     dtype = compute_type(training.dtype, run.start)
     model = build_model(run.config, run.layout, dtype, training.router_z_loss,
-                        overrides=transformer_overrides(training), load_balancing=load_balancing)
+                        overrides=transformer_overrides(training),
+                        load_balancing_loss=load_balancing_loss)
     if run.start is not None:
         stored_types(run.start)
         load_model(model, run.start)

@@ -19,8 +19,9 @@ STEPS = 4
 
 def training(groups: Sequence[str], **changes) -> Training:
     settings = dict(
-        trainable=list(groups), steps=STEPS, sequence_length=24, batch_size=4, micro_batch_size=1,
-        lr=1e-2, weight_decay=0.1, warmup_ratio=0.0, log_every=1, router_z_loss=1e-3,
+        trainable=list(groups), steps=STEPS, sequence_length=24, global_batch_size=4,
+        micro_batch_size=1, lr=1e-2, weight_decay=0.1, warmup_ratio=0.0, log_every=1,
+        router_z_loss=1e-3,
     )
     return Training(**settings | changes)
 

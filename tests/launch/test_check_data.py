@@ -25,7 +25,7 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 ANSWER = {"role": "assistant", "content": "It is 2."}
 CHAT = {"messages": [{"role": "user", "content": "1 + 1?"}, ANSWER], "answer": "2"}
 QUESTION = {"messages": CHAT["messages"][:1], "answer": "2"}
-_TRAINING = {"steps": 3, "batch_size": 2, "sequence_length": 512}
+_TRAINING = {"steps": 3, "global_batch_size": 2, "sequence_length": 512}
 
 
 def _write(path: Path, *records: object) -> None:
@@ -90,9 +90,9 @@ WRONG = ["domains.law.midtrain.lr=-1", "domains.law.sft.max_grad_norm=-1",
          "domains.law.sft.validation=[{path: held.jsonl}]", "domains.law.tasks.0.verifier=exactly",
          "layout={processes: 4, tensor: 4}", "reuse=[runs/none]"]
 SAID = ["domains.law.midtrain: lr -1.0 is not 0 or more",
-        "domains.law.sft: max_grad_norm -1.0 is not 0 or", "domains.law.sft: beta1 1.0 is not in [0, 1)",
-        "warmup_steps 4 is more than the 3 steps", "/nope.jsonl is not a file",
-        "law/sft: source empty is empty",
+        "domains.law.sft: max_grad_norm -1.0 is not 0 or",
+        "domains.law.sft: beta1 1.0 is not in [0, 1)", "warmup_steps 4 is more than the 3 steps",
+        "/nope.jsonl is not a file", "law/sft: source empty is empty",
         "chat_template 'chatml' is unknown", "/held.jsonl is not a file",
         "tasks of law: verifier 'exactly' is unknown", "layout.tensor 4 doesn't divide",
         "/runs/none is not the folder of a run"]

@@ -30,7 +30,7 @@ from tests.launch.sample_data import SHARED, write_lines
 from tests.models_hf import imported, random_dense, random_experts
 from tests.verifiers.real_data import cases
 
-_TRAINING = dict(steps=20, sequence_length=128, batch_size=4, lr=1e-3)
+_TRAINING = dict(steps=20, sequence_length=128, global_batch_size=4, lr=1e-3)
 NO_END = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}" \
     "{% endgeneration %}{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
 END_OUTSIDE = NO_END.replace("{% endgeneration %}", "{% endgeneration %}{{ eos_token }}")
@@ -61,9 +61,9 @@ def recipe(anchor, tmp_path, monkeypatch) -> dict[str, Any]:
         "name": "faulty", "anchor": str(anchor),
         "domains": {"law": {
             "sft": {**_TRAINING, "data": [{"path": "chats.jsonl"}]},
-            "rlvr": {"steps": 5, "prompt_length": 64, "response_length": 32, "batch_size": 32,
-                     "data": [{"path": "prompts.jsonl", "verifier": "math"}],
-                     "prompts_per_step": 8, "samples_per_prompt": 4},
+            "rlvr": {"steps": 5, "prompt_length": 64, "response_length": 32,
+                     "global_batch_size": 32, "prompts_per_step": 8, "samples_per_prompt": 4,
+                     "data": [{"path": "prompts.jsonl", "verifier": "math"}]},
             "tasks": [{"path": "prompts.jsonl", "verifier": "math"}],
         }},
         "route": {"training": dict(_TRAINING)},

@@ -46,7 +46,7 @@ def state(run: Path) -> dict[Path, int]:
     "chat_template=chatml": "chat_template 'chatml' is unknown",
     "domains.math.tasks.0.verifier=exactly": "tasks of math: verifier 'exactly' is unknown",
     "domains.math.sft.lr=-1": "domains.math.sft: lr -1.0 is not 0 or more",
-    "domains.math.sft.batch_size=7": "math/sft: batch_size 7 can't be shared by",
+    "domains.math.sft.global_batch_size=7": "math/sft: global_batch_size 7 can't be shared by",
 }.items())
 def test_a_typo_touches_nothing(override, message, run, capsys):
     before = state(run)
@@ -124,7 +124,7 @@ def imported(tmp_path) -> Path:
         for name in ("config.json", "generation_config.json"):
             (tmp_path / model / name).write_text(f'{{"of": "{model}"}}')
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
-    training = {"steps": 4, "batch_size": 2, "data": [{"path": "texts.jsonl"}]}
+    training = {"steps": 4, "global_batch_size": 2, "data": [{"path": "texts.jsonl"}]}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({
         "name": "law", "runs": str(tmp_path / "runs"), "anchor": "anchor",

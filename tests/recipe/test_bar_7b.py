@@ -39,7 +39,7 @@ def test_the_stages_of_bar(settings):
 def test_midtraining_as_published(settings):
     for name in ("math/midtrain", "code/midtrain"):
         training = settings[name]
-        tokens = training["batch_size"] * training["sequence_length"]
+        tokens = training["global_batch_size"] * training["sequence_length"]
         assert tokens == 1_048_576
         assert abs(training["steps"] * tokens / MIDTRAIN_TOKENS - 1) < 1e-4
         assert training["lr"] == 9e-4 and training["warmup_steps"] == 2000
@@ -52,7 +52,7 @@ def test_sft_as_published(settings):
     for domain, count in steps.items():
         name = f"{domain}/sft"
         training = settings[name]
-        assert training["batch_size"] * training["sequence_length"] == 1_048_576
+        assert training["global_batch_size"] * training["sequence_length"] == 1_048_576
         assert training["sequence_length"] == 4096 and training["steps"] == count
         assert training["lr"] == 1e-4 and training["schedule"] == "linear"
         assert training["warmup_ratio"] == 0.03 and training["min_lr_ratio"] == 0
@@ -62,7 +62,7 @@ def test_sft_as_published(settings):
 
 def test_rlvr_as_published(settings):
     published = dict(
-        prompts_per_step=64, samples_per_prompt=8, batch_size=128, prompt_length=2048,
+        prompts_per_step=64, samples_per_prompt=8, global_batch_size=128, prompt_length=2048,
         response_length=4096, temperature=1, advantage="centered", clip_low=0.2, clip_high=0.272,
         kl_coefficient=0, reward_scale=10, filter_zero_std=True,
         no_resampling_pass_rate=0.875, truncated="keep",
@@ -79,7 +79,7 @@ def test_rlvr_as_published(settings):
 def test_routing_as_published(settings):
     routing = settings["routed"]
     assert routing["steps"] == 66
-    assert routing["batch_size"] * routing["sequence_length"] == 1_310_720
+    assert routing["global_batch_size"] * routing["sequence_length"] == 1_310_720
     assert routing["trainable"] == ["router.*"] and load_recipe(BAR_7B).route.fraction == 0.05
     assert routing["layout"]["expert"] == 5 and routing["sequence_length"] == 2048
 
@@ -134,7 +134,7 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
 
 @pytest.mark.parametrize("override, message", {
     "route.training.layout.expert=2": "expert 2 doesn't divide the model's 5 experts",
-    "domains.code.sft.batch_size=100": "can't be shared by 32 data-parallel ranks",
+    "domains.code.sft.global_batch_size=100": "can't be shared by 32 data-parallel ranks",
     "domains.code.sft.megatron.adam_beta1=0.8": "adam_beta1 is decided by the recipe's own keys",
     "domains.code.sft.megatron.overlap_gard_reduce=true": "overlap_gard_reduce is no field",
     "domains.code.sft.recompute=some": "'some' is not none, moe or full",

@@ -101,7 +101,7 @@ def test_one_stage_reads_what_the_domains_own_would():
     }
     training = sft.training
     assert (training.epochs, training.steps, training.data) == (1.0, None, [])
-    assert (training.lr, training.batch_size) == (4e-3, 4)
+    assert (training.lr, training.global_batch_size) == (4e-3, 4)
     longer = graph("method=retrain_midtrain", "domains.math.sft.steps=401")
     assert identity(longer["all/sft"]) != identity(sft)
     assert identity(longer["all/midtrain"]) == identity(midtrain)

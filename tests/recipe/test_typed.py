@@ -21,14 +21,14 @@ seed: 010
 export: on
 domains:
   math:
-    sft: {{lr: 1e-4, steps: 1e3, batch_size: 1_6, save_async: yes, dtype: float32, wandb: no,
+    sft: {{lr: 1e-4, steps: 1e3, global_batch_size: 1_6, save_async: yes, dtype: float32, wandb: no,
           distributed_optimizer: off, lr_scale: {{head: 1}}, megatron: {{bucket_size: 1_000}}}}
     midtrain: {{steps: null, tokens: 1_000_000}}
 """)
     recipe = load_recipe(path)
     sft = recipe.domains["math"].sft
     assert (recipe.name, recipe.seed, recipe.export) == ("1.10", 10, True)
-    assert (sft.lr, sft.steps, sft.batch_size, sft.wandb) == (1e-4, 1000, 16, "no")
+    assert (sft.lr, sft.steps, sft.global_batch_size, sft.wandb) == (1e-4, 1000, 16, "no")
     assert (sft.save_async, sft.distributed_optimizer, sft.lr_scale["head"]) == (True, False, 1.0)
     assert recipe.domains["math"].midtrain.tokens == "1_000_000"
     save_recipe(recipe, tmp_path / "recipe.yaml")

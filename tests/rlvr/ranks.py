@@ -31,9 +31,9 @@ from megatron_bar.training.setup import set_up
 from tests import kills
 
 SETTINGS = dict(
-    trainable=list(RLVR_GROUPS), steps=3, batch_size=8, micro_batch_size=2, prompts_per_step=4,
-    samples_per_prompt=4, response_length=6, lr=1e-3, weight_decay=0.1, reward_scale=1.0,
-    kl_coefficient=0.1, rollout_batch_size=3,
+    trainable=list(RLVR_GROUPS), steps=3, global_batch_size=8, micro_batch_size=2,
+    prompts_per_step=4, samples_per_prompt=4, response_length=6, lr=1e-3, weight_decay=0.1,
+    reward_scale=1.0, kl_coefficient=0.1, rollout_batch_size=3,
 )
 # A response is its tokens' numbers.
 CHAT_FORMAT = SimpleNamespace(

@@ -125,8 +125,8 @@ def test_a_run_killed_at_random_points_goes_on_to_the_same_bits(checkpoint, tmp_
 
 def test_training_raises_the_reward(checkpoint, tmp_path):
     settings = Rlvr(**ranks.SETTINGS | dict(
-        steps=12, prompts_per_step=8, batch_size=32, micro_batch_size=8, lr=2e-2, kl_coefficient=0,
-        weight_decay=0.0, rollout_batch_size=32, response_length=12,
+        steps=12, prompts_per_step=8, global_batch_size=32, micro_batch_size=8, lr=2e-2,
+        kl_coefficient=0, weight_decay=0.0, rollout_batch_size=32, response_length=12,
     ))
     found = _reinforce(checkpoint, Layout(), settings, tmp_path / "run")
     rewards = [m["reward"] for m in read_metrics(found)]

@@ -36,7 +36,7 @@ BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"
 GOLDEN = Path(__file__).parent / "golden"
 REGENERATE = "MEGATRON_BAR_REGENERATE"
 _DATA = [{"path": "data.jsonl"}]
-_TRAINING = {"data": _DATA, "steps": 100, "batch_size": 128, "dtype": "bfloat16"}
+_TRAINING = {"data": _DATA, "steps": 100, "global_batch_size": 128, "dtype": "bfloat16"}
 
 
 def _hollow_weights(folder: Path, model: ModelConfig) -> None:
@@ -65,7 +65,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
             "math": {"midtrain": _TRAINING, "sft": _TRAINING},
             "safety": {"sft": {**_TRAINING, "layout": {"processes": 4, "expert": 2}}},
         },
-        "route": {"training": {"steps": 66, "batch_size": 648, "dtype": "bfloat16",
+        "route": {"training": {"steps": 66, "global_batch_size": 648, "dtype": "bfloat16",
                                "layout": {"processes": 24, "expert": 3}}},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))

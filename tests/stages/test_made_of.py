@@ -19,7 +19,7 @@ from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.runtime import digests
 from megatron_bar.stages.made_of import changes, record
 
-_TRAINING = {"steps": 3, "batch_size": 2}
+_TRAINING = {"steps": 3, "global_batch_size": 2}
 _EARLIER = Path(__file__).parent / "earlier"
 # A field of some kinds of stages with another value than theirs.
 _OTHERWISE = {
@@ -159,7 +159,8 @@ def test_a_change_is_reported_as_the_recipe_calls_it(brought):
         "anchor": [f"anchor is gone, was {brought / 'model'}"],
         "law/rlvr": ["domains.law.rlvr.temperature is 0.5, was 1.0"],
         "merged": ["merge.shared is branches, was published"],
-        "routed": ["route.training.lr is 0.25, was 0.0001", "route.experts_per_token is 1, was unset"],
+        "routed": ["route.training.lr is 0.25, was 0.0001",
+                   "route.experts_per_token is 1, was unset"],
     }
 
 

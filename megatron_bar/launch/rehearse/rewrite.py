@@ -125,7 +125,7 @@ def _training(
         data=_few(training.data, recipe, kind),
         validation=_few(training.validation, recipe, kind), validate_every=_STEPS,
         sequence_length=_length(training.sequence_length, small.longest, least),
-        batch_size=_MICRO_BATCHES * fold.data, micro_batch_size=1, layout=fold,
+        global_batch_size=_MICRO_BATCHES * fold.data, micro_batch_size=1, layout=fold,
         warmup_steps=None if training.warmup_steps is None else 1,
         save_every=1, save_every_minutes=None, keep=1, stop_after_minutes=None, log_every=1,
         # What a real run may skip is what a rehearsal is to find.
@@ -136,7 +136,7 @@ def _training(
     answer = min(short.response_length, _ANSWER_TOKENS)
     return dataclasses.replace(
         short, steps=1, validate_every=1, prompts_per_step=fold.data, samples_per_prompt=_SAMPLES,
-        batch_size=fold.data * _SAMPLES, response_length=answer,
+        global_batch_size=fold.data * _SAMPLES, response_length=answer,
         prompt_length=_length(short.prompt_length, small.longest - answer, least),
         rollout_batch_size=min(short.rollout_batch_size, 4), rollout_servers=[],
         rollout_folder=None, kl_every=min(short.kl_every, 1),

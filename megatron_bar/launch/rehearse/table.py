@@ -40,7 +40,7 @@ def _as(stage: Stage) -> str:
     words = [str(layout) if layout.processes > 1 else "1 process"]
     if isinstance(stage, TrainingStage):
         training = stage.training
-        words.append(f"{training.steps} x {training.batch_size} rows of {_row(training)}")
+        words.append(f"{training.steps} x {training.global_batch_size} rows of {_row(training)}")
         if training.dtype is not None:
             words.append(training.dtype)
     return ", ".join(words)

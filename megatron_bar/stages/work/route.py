@@ -43,7 +43,7 @@ def train_router(context: Context[RouteStage]) -> dict[str, Any]:
     rows, facts = stage_rows(context, tokenizer, also=_record_sample)
     facts = train_on(
         context, tokenizer, rows, facts, config, _begin(context, rows, config, pad_id(tokenizer)),
-        stage.load_balancing,
+        stage.load_balancing_loss,
     )
     if is_main():
         facts["router_drift"] = router_drift(start, context.folder / "checkpoint")

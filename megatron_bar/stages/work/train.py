@@ -45,17 +45,17 @@ def train_on(
     facts: dict[str, Any],
     config: ModelConfig,
     begin: Begin | None = None,
-    load_balancing: float = 0.0,
+    load_balancing_loss: float = 0.0,
 ) -> dict[str, Any]:
     """Train `config`'s model from the input `start` on `rows`; returns `facts` and more.
 
-    `begin` and `load_balancing` are those of `training.setup`.
+    `begin` and `load_balancing_loss` are those of `training.setup`.
     """
     validation = validation_rows(context, tokenizer)
     stage = context.stage
     trained = TrainingRun(
         model_run(context, config), stage.training, rows, pad_id(tokenizer),
-        validation=validation, begin=begin, load_balancing=load_balancing,
+        validation=validation, begin=begin, load_balancing_loss=load_balancing_loss,
     ).run()
     if not is_main():
         return {}

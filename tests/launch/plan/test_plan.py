@@ -122,7 +122,7 @@ def test_evaluations_are_planned_in_their_own_layout(seven_b):
 
 def test_the_nearest_layout_that_fits_fits_and_changes_least():
     model = PRESETS["olmo2-32b"].with_experts(2)
-    training = Training(dtype="bfloat16", batch_size=512, sequence_length=4096)
+    training = Training(dtype="bfloat16", global_batch_size=512, sequence_length=4096)
     groups = ["expert.1", "router.1"]
     asked = Layout(256)
     assert training_memory(model, asked, training, groups).total > 80 * GIB
@@ -136,9 +136,9 @@ def test_the_nearest_layout_that_fits_fits_and_changes_least():
 def test_one_key_is_changed_before_the_layout_is():
     model, groups = PRESETS["olmo2-7b"].with_experts(2), ["expert.1", "router.1"]
     layout, limit = Layout(64, tensor=2, expert=2), 80 * GIB
-    wide = Training(dtype="float32", batch_size=256, micro_batch_size=4, recompute="full")
+    wide = Training(dtype="float32", global_batch_size=256, micro_batch_size=4, recompute="full")
     assert training_cure(model, layout, wide, groups, limit) == {"dtype": "bfloat16"}
-    long = Training(dtype="bfloat16", batch_size=256, sequence_length=16384)
+    long = Training(dtype="bfloat16", global_batch_size=256, sequence_length=16384)
     assert training_cure(model, layout, long, groups, limit) == {"recompute": "full"}
     both = dataclasses.replace(long, micro_batch_size=8)
     assert training_cure(model, layout, both, groups, limit) == {
@@ -153,7 +153,7 @@ def test_one_key_is_changed_before_the_layout_is():
 
 def test_traffic_goes_where_the_ranks_are():
     model = PRESETS["olmo2-7b"].with_experts(2)
-    training = Training(dtype="bfloat16", batch_size=128, sequence_length=8192)
+    training = Training(dtype="bfloat16", global_batch_size=128, sequence_length=8192)
     assert step_traffic(model, Layout(), training, ["expert.1"], 8) == Traffic()
     inside = step_traffic(model, Layout(8, tensor=2, expert=2), training, ["expert.1"], 8)
     assert inside.network == 0 < inside.nvlink
@@ -165,8 +165,8 @@ def test_traffic_goes_where_the_ranks_are():
 
 @pytest.fixture
 def seven_b(tmp_path) -> Path:
-    training = "data: [{path: x.jsonl}], steps: 1000, sequence_length: 4096, batch_size: 256, " \
-        "dtype: bfloat16"
+    training = "data: [{path: x.jsonl}], steps: 1000, sequence_length: 4096, " \
+        "global_batch_size: 256, dtype: bfloat16"
     path = tmp_path / "recipe.yaml"
     path.write_text(f"""
 name: b
@@ -177,7 +177,7 @@ domains:
   code: {{midtrain: {{{training}}}, sft: {{{training}}}}}
   tools: {{sft: {{{training}}}}}
 route:
-  training: {{steps: 66, sequence_length: 2048, batch_size: 640, dtype: bfloat16,
+  training: {{steps: 66, sequence_length: 2048, global_batch_size: 640, dtype: bfloat16,
              layout: {{processes: 40, tensor: 2, expert: 4}}}}
 evaluate: {{dtype: bfloat16}}
 """)
@@ -265,8 +265,8 @@ def test_a_part_of_a_source_counts_for_a_part(seven_b, tmp_path):
 def test_a_third_domain_needs_no_layout_for_the_router(seven_b, capsys):
     """Three experts on a layout that shares two ranks' experts: each rank holds all of them."""
     recipe = load_recipe(seven_b, [
-        "route.training.layout=null", "domains={math: {sft: {steps: 1, batch_size: 64, "
-        "dtype: bfloat16, data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, batch_size: 64, "
+        "route.training.layout=null", "domains={math: {sft: {steps: 1, global_batch_size: 64, "
+        "dtype: bfloat16, data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, global_batch_size: 64, "
         "dtype: bfloat16, data: [{path: x.jsonl}]}}}", "domains.tools=null",
     ])
     plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
