@@ -1,4 +1,4 @@
-"""Where a true score lies, with 95 % confidence.
+"""Confidence intervals of scores, at 95 %.
 
 Equal to scipy's, whose import takes 0.9 processor seconds for these few lines.
 """
@@ -43,7 +43,7 @@ def score_interval(result: dict[str, Any]) -> Interval:
 
 
 def wilson_interval(score: float, count: int) -> tuple[float, float]:
-    """For a rate of `score` over `count` independent items.
+    """Wilson's interval for a rate of `score` over `count` independent items.
 
     It stays within 0..1 and has a width at scores of 0 and 1, where the textbook interval has none.
     """

@@ -107,7 +107,7 @@ def _squares(flat: torch.Tensor) -> float:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far the models lie from their mean, in one tensor or one group of tensors.
+    """Distances of the models from their mean, in one tensor or one group of tensors.
 
     `largest` and `mean` are distances relative to the norm of the mean: that of the farthest model,
     and their mean over the models. `max_absolute` and `mean_absolute` are over single numbers.
@@ -138,7 +138,7 @@ def deviations_by_group(facts: Iterable[dict[str, Any]]) -> list[Deviation]:
 
 
 def deviation_table(groups: Iterable[Deviation]) -> Table:
-    """What averaging throws away, for people."""
+    """A table, for people, of what averaging throws away."""
     table = Table("group", "max", "mean", "farthest model", "models' mean", "most in",
                   title="Distance from the mean", title_justify="left", box=None)
     for d in groups:

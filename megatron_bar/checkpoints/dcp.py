@@ -42,7 +42,7 @@ _CONFIG = {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
 
 
 def chunk_of(slot: Slot) -> Chunk:
-    """Where the slot's slice lies in its key's global tensor."""
+    """The chunk of the slot's slice: its place in its key's global tensor."""
     return Chunk(
         offsets=torch.Size((*slot.index, *(0 for _ in slot.shape))),
         sizes=torch.Size((*(1 for _ in slot.index), *slot.shape)),
@@ -50,7 +50,7 @@ def chunk_of(slot: Slot) -> Chunk:
 
 
 def slot_item(slot: Slot, dtype: torch.dtype, make: Callable[[], Made]) -> Item:
-    """What to write into `slot`: `make` gives one output, the slice."""
+    """The item to write into `slot`: `make` gives one output, the slice."""
     return Item((slot.label,), (slot.shape,), dtype, make)
 
 

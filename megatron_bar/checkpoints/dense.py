@@ -1,4 +1,4 @@
-"""What dense models of one shape become together: one mean of them all, or experts side by side.
+"""One model of several dense ones of a shape: the mean of them all, or experts side by side.
 
 `average` is a dense model: of every tensor the mean in fp32, in the models' own type; where all
 agree, their bits. `stack` is Branch-Train-MiX: every model's FFN is an expert, as it is; the rest

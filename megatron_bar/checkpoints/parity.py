@@ -41,7 +41,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison found: the logits, the worst gradient, and the first that diverges.
+    """The result of a comparison: the logits, the worst gradient, and the first that diverges.
 
     `untested` is what there was no memory to prove.
     """

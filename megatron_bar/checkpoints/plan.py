@@ -1,4 +1,4 @@
-"""What a conversion writes: tensors, where each lies in which file, and who makes it.
+"""The plan of a conversion: tensors, where each lies in which file, and who makes it.
 
 An `Item` says what is written and can be sent to another process. A format (`dcp`, `hf_weights`)
 gives each item its place, so that the bytes of every file are settled before the first is written:

@@ -33,7 +33,7 @@ _HIDDEN_MARK = re.compile(r"\{#([-+]?)\s*((?:end)?generation)\s*([-+]?)#\}")
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a model is talked to."""
+    """A chat format: the template, and the tokens that end a reply or fill up a row."""
 
     tokenizer: PreTrainedTokenizerBase
     template: str  # Jinja source

@@ -1,4 +1,4 @@
-"""What each command does: thin, and slow imports only where they are needed."""
+"""The work of each command: thin, and slow imports only where they are needed."""
 
 from __future__ import annotations
 

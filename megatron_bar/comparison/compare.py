@@ -51,7 +51,8 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a system's stages of one kind trained with, added up; of its first seed."""
+    """Tokens and time that a system's stages of one kind trained with, added up; of its first seed.
+    """
 
     kind: str
     stages: int

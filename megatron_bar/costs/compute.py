@@ -32,7 +32,7 @@ _MEMORY_RATE = {"H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 2.
 
 @dataclass(frozen=True)
 class Machine:
-    """What the plan takes for granted of the GPUs."""
+    """The GPUs that a plan assumes."""
 
     name: str = "H100"
     memory: int = 80 << 30
@@ -64,7 +64,7 @@ def machine_named(name: str, memory_gib: int, mfu: float) -> Machine:
 def stage_flops(
     model: ModelConfig, training: Training, trainable: Sequence[str], steps: int
 ) -> float:
-    """Of all steps. For RLVR a response is generated, scored and trained on.
+    """Operations of all steps. For RLVR a response is generated, scored and trained on.
 
     In some steps or all it is scored again by the reference.
     """
@@ -85,7 +85,7 @@ def stage_seconds(
     steps: int,
     machine: Machine,
 ) -> float:
-    """Of arithmetic at the machine's rate and, for RLVR, of reading memory to generate."""
+    """Seconds of arithmetic at the machine's rate and, for RLVR, of reading memory to generate."""
     flops = stage_flops(model, training, trainable, steps)
     seconds = flops / (layout.processes * machine.rate(training.dtype))
     if isinstance(training, Rlvr):
@@ -121,7 +121,7 @@ def _generation_seconds(
 
 
 def evaluation_flops(model: ModelConfig, settings: Evaluate, answers: int) -> float:
-    """Of prompts and answers as long as they may be."""
+    """Operations of prompts and answers as long as they may be."""
     length = answer_length(model, settings)
     return step_flops(model, _work(model, answers * length, length), ()).total
 
@@ -136,7 +136,7 @@ def _work(model: ModelConfig, tokens: int, length: int) -> Work:
 def evaluation_seconds(
     model: ModelConfig, layout: Layout, settings: Evaluate, answers: int, machine: Machine
 ) -> float:
-    """Of arithmetic at the machine's rate, and of reading memory to generate."""
+    """Seconds of arithmetic at the machine's rate, and of reading memory to generate."""
     flops = evaluation_flops(model, settings, answers)
     length = min(settings.max_new_tokens, answer_length(model, settings))
     reading = _generation_seconds(

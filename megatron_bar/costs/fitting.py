@@ -1,4 +1,4 @@
-"""What to change so that a stage fits into its GPUs: few keys before the layout."""
+"""Changes with which a stage fits into its GPUs: few keys before the layout."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def nearest_fit(
     trainable: Sequence[str],
     limit: int,
 ) -> Layout | None:
-    """Of the layouts of as many processes in which a stage fits, the one with least changed."""
+    """The layout with least changed, of as many processes, in which a stage fits."""
     return min((
         other for other in _layouts(model, layout)
         if _shares(training, other)

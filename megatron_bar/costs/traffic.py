@@ -22,7 +22,7 @@ class Traffic:
     network: float = 0.0
 
     def plus(self, size: float, span: int, gpus_per_node: int) -> Traffic:
-        """With `size` bytes more, in a group that spans `span` consecutive ranks."""
+        """The sum with `size` bytes more, in a group that spans `span` consecutive ranks."""
         if span <= gpus_per_node:
             return Traffic(self.nvlink + size, self.network)
         return Traffic(self.nvlink, self.network + size)
@@ -35,7 +35,7 @@ def step_traffic(
     trainable: list[str],
     gpus_per_node: int,
 ) -> Traffic:
-    """What the busiest GPU sends in one optimizer step.
+    """Bytes that the busiest GPU sends in one optimizer step.
 
     Context parallel: keys and values of the other ranks' tokens, and their gradients back. Tensor
     parallel: four gathers or scatters of a layer's hidden states each way. Expert parallel:

@@ -1,4 +1,4 @@
-"""What becomes of items that can't be used: the first one ends the work, or all are left out."""
+"""Items that can't be used: the first one ends the work, or all are left out."""
 
 from __future__ import annotations
 

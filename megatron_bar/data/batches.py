@@ -1,4 +1,4 @@
-"""Which rows go into which step: a function of the seed and the step alone.
+"""Rows of each step's batch: a function of the seed and the step alone.
 
 Nothing has to be saved to resume, and no parallel layout changes what a step sees.
 """

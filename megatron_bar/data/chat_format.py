@@ -1,4 +1,4 @@
-"""How a model is talked to: the chat format that its folder or a recipe says."""
+"""The chat format of a model: the one that its folder or a recipe says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of each source goes into a mixture: its natural size, or a share that the recipe gives.
+"""Shares of the sources of a mixture: their natural size, or what the recipe gives.
 
 In mid-training a share is one of the tokens, in SFT one of the conversations. A mixture with
 weights is as large as one without: weights shift what it is made of.
@@ -56,7 +56,7 @@ def shares(sources: Sequence[Source], sizes: Sequence[int]) -> list[float]:
 
 
 def picks(sources: Sequence[Source], sizes: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Which documents of each source an epoch holds, in the source's order.
+    """The documents of each source that an epoch holds, in the source's order.
 
     One whose share is larger than itself goes in whole, as often as it fits, and then in part.
     """

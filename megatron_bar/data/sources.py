@@ -1,4 +1,4 @@
-"""What a recipe's sources contribute: texts or conversations, drawn by the seed.
+"""Sources of a recipe: the texts or conversations they contribute, drawn by the seed.
 
 What is drawn from a source depends on the source and the seed alone, never on the other sources,
 so that replacing one leaves the others' examples as they were.
@@ -89,7 +89,7 @@ class Drawn:
 
     @cached_property
     def form(self) -> Form:
-        """How the records hold conversations: as the recipe says, else as the first one does.
+        """The form of the records: as the recipe says, else as the first one is.
 
         Raises BarError if they are of no form that is known.
         """
@@ -126,7 +126,7 @@ class Drawn:
 
 
 def source_name(source: Source) -> str:
-    """What logs call a source: its name, or that of its domain, file or dataset."""
+    """The name of a source in logs: its own, or that of its domain, file or dataset."""
     kind, value = _kind(source)
     if source.name:
         return source.name
@@ -134,7 +134,7 @@ def source_name(source: Source) -> str:
 
 
 def open_source(source: Source, seed: int, texts: bool) -> Drawn:
-    """What `source` contributes, read only when it is asked for.
+    """The items that `source` contributes, read only when they are asked for.
 
     Raises BarError for a source that is missing, broken or too small for `count`.
     """

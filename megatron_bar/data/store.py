@@ -76,7 +76,7 @@ class StoredDocuments:
 
     @property
     def prefix(self) -> str:
-        """What Megatron-Core calls the dataset by."""
+        """The path by which Megatron-Core calls the dataset."""
         return str((self.folder / _TOKENS).resolve())
 
     @property
@@ -94,7 +94,7 @@ class StoredDocuments:
 
     @cached_property
     def items_D(self) -> np.ndarray:
-        """For each conversation its number among the items drawn from the source."""
+        """The number of each conversation among the items drawn from the source."""
         missing = [entry["item"] for entry in self.left_out]
         return np.delete(np.arange(self.manifest["records"]), missing)
 
@@ -132,7 +132,7 @@ class StoredDocuments:
         return self._indexed.sequence_lengths.astype(np.int64)
 
     def supervised_D(self, limit: int) -> np.ndarray:
-        """How many tokens of each document carry loss, within its first `limit` but the first."""
+        """Tokens of each document that carry loss, within its first `limit` but the first."""
         lengths_D = np.minimum(self.lengths_D, limit)
         if self._loss is None:
             return lengths_D - 1
@@ -178,7 +178,8 @@ def store_conversations(
 def stored_path(
     drawn: Drawn, tokenizer: PreTrainedTokenizerBase, template: str | None, root: Path
 ) -> Path:
-    """Where the source's documents lie, or will: named by the source and what they are made of."""
+    """The folder where the source's documents lie, or will: named by the source and their making.
+    """
     digest = json_digest([_VERSION, drawn.identity, tokenizer_digest(tokenizer), template])
     return Path(root) / f"{drawn.name.replace('/', '-')}-{digest[:16]}"
 

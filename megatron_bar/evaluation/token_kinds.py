@@ -1,4 +1,4 @@
-"""What kind of token each is, and who says it."""
+"""The kind of each token, and who says it."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def check_recipe(
     made: Collection[Path] = (),
     dense: ModelConfig | None = None,
 ) -> list[Fault]:
-    """What is wrong with a recipe, or [] if it can be run, as far as can be known here.
+    """Faults of a recipe, or [] if it can be run, as far as can be known here.
 
     That is: values that can't be; models, layouts and parameter groups that don't go together;
     folders and files that are missing or broken; data that a stage couldn't learn from, of which a
@@ -136,7 +136,7 @@ def _check_models(recipe: Recipe, dense: ModelConfig, faults: Faults) -> None:
 
 
 def stage_models(recipe: Recipe, dense: ModelConfig) -> dict[str, ModelConfig]:
-    """By stage, the model that it makes or, if it makes none, reads."""
+    """The model that each stage makes or, if it makes none, reads, by the stage's name."""
     models: dict[str, ModelConfig] = {}
     for stage in stage_graph(recipe):
         read = [models[name] for name in stage.inputs.values()]

@@ -76,7 +76,7 @@ def check_tasks(
 
 
 def readings(stages: Sequence[Stage], faults: Faults) -> list[Reading]:
-    """What `stages` read, each source once in each way; adds to `faults` what can't be known."""
+    """Readings of `stages`, each source once in each way; adds to `faults` what can't be known."""
     found: dict[tuple, Reading] = {}
     for stage in stages:
         with faults.of(stage.name):

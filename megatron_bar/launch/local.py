@@ -101,7 +101,7 @@ def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
 
 
 def final_model(recipe: Recipe, run: Path) -> Path:
-    """Where the model is that the recipe was run for: a Hugging Face folder, if it exports one."""
+    """The model that the recipe was run for: a Hugging Face folder, if it exports one."""
     stages = stage_graph(recipe)
     if exports := [stage for stage in stages if isinstance(stage, ExportStage)]:
         return run / exports[0].name / MODEL_FOLDER

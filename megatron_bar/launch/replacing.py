@@ -1,4 +1,4 @@
-"""What is trained already and would be trained anew: why, what it took, and whether it is meant.
+"""Finished training that would be done anew: why, what it took, and whether it is meant.
 
 Nothing is asked where a stage's folder is gone, since who removed it knows, nor for conversions and
 evaluations, nor for training that took less than ten minutes of one process all together.

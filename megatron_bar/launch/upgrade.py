@@ -57,7 +57,7 @@ _STAGES_OF_DOMAIN = (*(kind.KIND for kind in reversed(ADAPTING)), BranchStage.KI
 
 @dataclass(frozen=True)
 class Asked:
-    """What to change: domains by name, with their new branch, and overrides of the recipe.
+    """The changes asked for: domains by name, with their new branch, and overrides of the recipe.
 
     A branch is a checkpoint, a stage's or a domain's folder of another run, or a recipe (YAML) that
     has a domain of this name, which is then trained here.

@@ -1,4 +1,4 @@
-"""What a run still has to do for a recipe, and what of that is training that stands already."""
+"""Stages that a run still has to do for a recipe, and which of them are trained already."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Work:
 
 
 def work_of(recipe: Recipe, chosen: Collection[str] | None = None) -> Work:
-    """What `recipe` asks for and isn't there yet, of the stages in `chosen` or of all.
+    """The stages that `recipe` asks for and aren't there yet, of those in `chosen` or of all.
 
     Nothing is written, and folders to reuse that aren't runs are passed over.
     """

@@ -19,7 +19,7 @@ from megatron_bar.stages.route import RouteStage
 
 
 def value_faults(recipe: Recipe) -> list[str]:
-    """What is wrong with values of the recipe, a line each. None: they can be."""
+    """Faults of the recipe's values, a line each. None: they can be."""
     return list(_faults(recipe))
 
 
@@ -37,7 +37,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
 
 
 def evaluate_faults(evaluate: Evaluate) -> Iterator[str]:
-    """What is wrong with the settings of an evaluation."""
+    """Faults of the settings of an evaluation."""
     yield from faults(evaluate, "evaluate.")
     if evaluate.samples > 1 and evaluate.temperature == 0:
         yield (f"evaluate.samples {evaluate.samples} at temperature 0 would be "

@@ -1,4 +1,4 @@
-"""Which settings decide what a stage makes; the others don't make it stale.
+"""Settings that decide what a stage makes; the others don't make it stale.
 
 Settings are walked along the types of the dataclasses that hold them, whose fields say themselves
 what they are (`recipe.fields`).
@@ -22,7 +22,7 @@ from megatron_bar.recipe.schema import Source
 
 @dataclass(frozen=True)
 class Looks:
-    """What a kind of stage looks at, of all that it is given."""
+    """Inputs that a kind of stage looks at, of all that it is given."""
 
     form: str | None = None  # that it reads its sources in; None: any
     not_at: frozenset[str] = frozenset()  # fields of its own, and of its sources

@@ -1,4 +1,4 @@
-"""What a recipe's dataclasses say of their keys, beside name, type and default.
+"""Metadata of a recipe's keys, beside name, type and default.
 
 Validation, the reference page, the search for files and the question whether a finished stage is
 still what the recipe asks for all read this, and keep no lists of keys.
@@ -39,14 +39,14 @@ DATA_FILES, DATASET, HF_FOLDER, CHECKPOINT = "data files", "dataset", "HF folder
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value is to be, in words, and whether it is. A key that is unset isn't looked at."""
+    """A condition on a value, in words and as a function. A key that is unset isn't looked at."""
 
     words: str
     holds: Callable[[Any], bool]
     choices: tuple[str, ...] = ()  # where these are all there are
 
     def fault(self, key: str, value: Any) -> str | None:
-        """What is wrong with the key's value, in a line, if anything is."""
+        """The fault of the key's value, in a line, if there is one."""
         if value is None or self.holds(value):
             return None
         return f"{key} {value!r} is not {self.words}"
@@ -93,7 +93,7 @@ def names_with(schema: type, word: str) -> set[str]:
 
 
 def faults(settings: Any, where: str) -> list[str]:
-    """What is wrong with the values of a dataclass by its keys' rules; `where` goes before keys."""
+    """Faults of a dataclass's values by its keys' rules; `where` goes before keys."""
     found = []
     for field in dataclasses.fields(settings):
         rule = about(type(settings), field.name).get(RULE)

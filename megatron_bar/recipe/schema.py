@@ -39,7 +39,7 @@ _DTYPE = one_of("float32", "bfloat16")
 
 @dataclass
 class Source:
-    """Where examples come from. Give one of `path`, `hub` and `toy`.
+    """A source of examples. Give one of `path`, `hub` and `toy`.
 
     Mid-training reads texts, SFT and routing read conversations: a list of `messages` with `role`
     and `content`, and where they occur `functions` (on a system or user turn) and `function_calls`
@@ -79,7 +79,7 @@ class Source:
 
 @dataclass
 class Training:
-    """How one stage trains. Defaults are what the stages of BAR have in common."""
+    """Settings of one stage's training. Defaults are what the stages of BAR have in common."""
 
     data: list[Source] = field(default_factory=list)  # what it reads, mixed
     # What trains: patterns over parameter groups. embeddings, attention, block_norms, final_norm,
@@ -243,7 +243,7 @@ class Domain:
 
 @dataclass
 class Merge:
-    """How the models of the domains become one."""
+    """The way in which the models of the domains become one."""
 
     # What shared parameters become: published, the mean over the domains' models and the anchor;
     # branches, the mean over the domains' models alone; or those of the one model named here, a

@@ -48,7 +48,7 @@ Numbers = dict[str, Any]  # what is logged of a step, by name
 
 @dataclass
 class RlvrProgress(Progress):
-    """How far the stage has come; `step` counts rollouts."""
+    """Progress of the stage; `step` counts rollouts."""
 
     applied: int = 0  # optimizer steps
     order: dict[str, Any] = field(default_factory=dict)  # of the prompts
@@ -136,7 +136,7 @@ class Learner:
         return ServedModel(self.run.config, self.run.tokenizer_folder, settings).engine(model)
 
     def score(self, tokens_BS: torch.Tensor) -> Scored:
-        """What the policy says of a whole rollout's tokens."""
+        """Log-probabilities of the policy for a whole rollout's tokens."""
         def both(rows_BS: torch.Tensor) -> torch.Tensor:
             scored = self.policy.score(rows_BS)
             return torch.stack([scored.logprobs_BT, scored.entropy_BT], dim=-1)
@@ -144,7 +144,7 @@ class Learner:
         return Scored(*self._shared_out(both, tokens_BS).unbind(-1))
 
     def reference_logprobs(self, tokens_BS: torch.Tensor) -> torch.Tensor:
-        """What the policy said of them at the stage's start."""
+        """Log-probabilities of the reference policy, the stage's start, for the same tokens."""
         return self._shared_out(self.policy.reference_logprobs, tokens_BS)
 
     def _shared_out(
@@ -161,7 +161,7 @@ class Learner:
         return torch.cat(shares)[:count]
 
     def describe(self, rollout: Rollout) -> Numbers:
-        """What there is to log of a whole rollout; a response of each verifier is kept as text."""
+        """The metrics of a whole rollout; a response of each verifier is kept as text."""
         rewards_B, lengths = rollout["rewards"], rollout["response_lengths"]
         numbers = {
             "reward": rewards_B.mean().item(),

@@ -21,7 +21,7 @@ _EPS = 1e-6  # keeps equal rewards, whose deviation is 0, from dividing 0 by 0
 
 
 def group_advantages(rewards_GN: torch.Tensor, kind: str) -> torch.Tensor:
-    """How much better each sample is than the others of its prompt; `[G, N] -> [G, N]`.
+    """Advantage of each sample over the others of its prompt; `[G, N] -> [G, N]`.
 
     `centered`: reward minus the group's mean (published). `grpo`: that over the group's standard
     deviation (arXiv 2402.03300). `rloo`: reward minus the mean of the *other* samples, which is
@@ -38,14 +38,14 @@ def group_advantages(rewards_GN: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def unequal_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
-    """Which groups have anything to learn from: `[G, N] -> [G]`, False where all rewards are equal.
+    """Groups with anything to learn from: `[G, N] -> [G]`, False where all rewards are equal.
     """
     return (rewards_GN != rewards_GN[:, :1]).any(-1)
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """How much better than others each response is, and which prompts to learn from and to rest."""
+    """Advantages of responses, and which prompts to learn from and to rest."""
 
     advantages_B: torch.Tensor
     mask_BT: torch.Tensor  # of the tokens that count

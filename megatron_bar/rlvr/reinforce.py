@@ -19,7 +19,7 @@ from megatron_bar.training.result_file import load_or_run
 
 @dataclass(frozen=True)
 class Reinforced:
-    """What the stage has to tell afterwards."""
+    """The result of an RLVR stage."""
 
     steps: int
     updates: int

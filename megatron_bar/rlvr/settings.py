@@ -1,4 +1,4 @@
-"""Which settings of RLVR fit together."""
+"""Checks of the settings of RLVR that have to fit together."""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ def existing(path: Path) -> Path:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why no file can be made in `folder`, in the system's words, or None where it can."""
+    """The reason why no file can be made in `folder`, in the system's words, or None where it can.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None
@@ -92,7 +93,7 @@ def readable(size: float) -> str:
 
 
 def lacking(target: Path, needed: int) -> str | None:
-    """That `target` can't be written for want of room, in a line, or None where it can."""
+    """A line that `target` can't be written for want of room, or None where it can."""
     if (free := free_bytes(target)) >= needed:
         return None
     return (f"{target} can't be written: it needs {readable(needed)}, and the disk at "
@@ -100,7 +101,7 @@ def lacking(target: Path, needed: int) -> str | None:
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """What `error`, or one that led to it, says of the disk, or None if it is of another kind.
+    """The fault of the disk that `error`, or one that led to it, tells of; else None.
 
     Helper processes pass on no more than an error's text.
     """

@@ -30,7 +30,7 @@ _SIGNS_SECONDS = 10.0
 
 
 def hang_minutes() -> float | None:
-    """How long a rank may go without progress; None, where nobody has said, is for ever."""
+    """Minutes that a rank may go without progress; None, where nobody has said, is for ever."""
     value = os.environ.get(HANG_MINUTES)
     return float(value) if value else None
 

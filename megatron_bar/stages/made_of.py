@@ -1,4 +1,4 @@
-"""What decides a stage's result: settings and the contents of files, and how two of them differ.
+"""Inputs that decide a stage's result: settings and contents of files, and how two of them differ.
 
 A stage leaves a record of them. It is compared key by key with what the stage would be made of now,
 so that a stage is done again for what matters to it alone, and the user can be told why. A file is
@@ -62,7 +62,7 @@ def _word(value: Any) -> str:
 
 
 def record(stage: Stage) -> dict[str, Any]:
-    """What `changes` compares later: the stage's settings and the digests of the files they name.
+    """A record that `changes` compares later: settings and the digests of the files they name.
 
     A JSON value.
     """
@@ -77,7 +77,7 @@ def record(stage: Stage) -> dict[str, Any]:
 
 
 def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
-    """What decides the stage's result and isn't as it was `recorded`, in the settings' order.
+    """Changes since `recorded`, in the settings' order, of what decides the stage's result.
 
     A file that isn't there any more counts as what it was: that can't be told. Records of versions
     that took a file by its name, size and time are compared by these.

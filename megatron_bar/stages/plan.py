@@ -1,4 +1,4 @@
-"""What one stage needs and costs."""
+"""Needs and costs of one stage."""
 
 from __future__ import annotations
 
@@ -142,5 +142,5 @@ def plan_conversion(
 
 
 def no_cost(stage: Stage, model: ModelConfig) -> StagePlan:
-    """Of a stage that only reads what others left."""
+    """The plan of a stage that only reads what others left."""
     return StagePlan(stage, model, Memory(0, buffers=0), flops=0.0, seconds=0.0)

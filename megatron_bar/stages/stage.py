@@ -1,4 +1,4 @@
-"""What a stage is: one node of a run's graph, of a class that knows all there is to know of it.
+"""A stage: one node of a run's graph, of a class that knows all there is to know of it.
 
 A kind of stage is one class in one file here, with a line in `stages/registry.py`. Its fields are
 its settings. Commands such as `status` read the graph and have to be quick, so modules that load
@@ -66,7 +66,7 @@ class Stage:
     # What it reads, and what it is.
 
     def readings(self) -> Iterator[Reading]:
-        """What it reads of which sources."""
+        """Readings of the sources that it reads."""
         return iter(())
 
     def model(self, inputs: Sequence[ModelConfig], dense: ModelConfig) -> ModelConfig:
@@ -124,11 +124,11 @@ class Stage:
 
     @classmethod
     def deciding(cls, settings: Mapping[str, Any]) -> dict[Way, Setting]:
-        """Which of `settings`, of this version or an earlier one, decide what is made."""
+        """The `settings`, of this version or an earlier one, that decide what is made."""
         return deciding(cls, settings, dataclasses.replace(cls.LOOKS, form=cls.FORM))
 
     def recipe_key(self, way: Way) -> str:
-        """What the recipe calls the setting that `way` leads to."""
+        """The recipe's name of the setting that `way` leads to."""
         return ".".join(map(str, self._recipe_key(*way)))
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:

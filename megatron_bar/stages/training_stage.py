@@ -1,4 +1,4 @@
-"""What stages that train have in common: their settings, what they ask of a model, their cost."""
+"""Common parts of stages that train: their settings, what they ask of a model, their cost."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TrainingStage(Stage):
                        self.name)
 
     def steps(self) -> int | None:
-        """How many it takes, as the recipe says or the data's files tell; None if they aren't here.
+        """Number of steps, by the recipe or the data's files; None if they aren't here.
         """
         from megatron_bar.data.batches import planned_steps
 

@@ -34,7 +34,7 @@ class BadStepCheck:
         self.what = what
 
     def fault(self, loss: float, gradient_norm: float) -> str | None:
-        """What is wrong with a step, or None."""
+        """The fault of a step, or None."""
         if not math.isfinite(loss):
             return "the loss is not a number"
         if not math.isfinite(gradient_norm):

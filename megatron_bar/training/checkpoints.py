@@ -36,7 +36,7 @@ def describe_model(folder: Path, config: ModelConfig, tokenizer_folder: Path | N
 def describe_resume_point(
     folder: Path, config: ModelConfig, tokenizer_folder: Path | None, start: Path | None
 ) -> None:
-    """As describe_model, and where the tensors are that don't train."""
+    """Write what `describe_model` does, and where the tensors are that don't train."""
     describe_model(folder, config, tokenizer_folder)
     write_start(folder, start)
 

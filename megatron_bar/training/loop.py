@@ -29,7 +29,7 @@ from megatron_bar.training.validation import validation_losses
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training stage has to tell afterwards."""
+    """The result of a training stage."""
 
     steps: int
     tokens: int  # supervised ones
@@ -48,7 +48,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What is to be trained, on what, and how."""
+    """A training to be run: the model, the data, and the settings."""
 
     model_run: ModelRun
     training: Training

@@ -36,7 +36,7 @@ _SOUND = "moments_in_place"
 
 @dataclass
 class Progress:
-    """How far a stage has come: what a resume needs beside model, optimizer and schedule."""
+    """Progress of a stage: what a resume needs beside model, optimizer and schedule."""
 
     step: int = 0
     tokens: int = 0  # supervised ones

@@ -33,7 +33,7 @@ class Sizes:
 
 
 def sizes_of(model: torch.nn.Module, start: Path | None) -> Sizes:
-    """Of a model whose parameters are open or frozen as they are to be. All ranks call this.
+    """Sizes of a model whose parameters are open or frozen as they are to be. All ranks call this.
 
     Its checkpoint has the types of `start`, the one that it was loaded from, if any.
     """

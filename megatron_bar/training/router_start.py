@@ -1,4 +1,4 @@
-"""What router rows start from, where it isn't their branches' own.
+"""Initial router rows, where they aren't their branches' own.
 
 Shapes: S sequence, B batch, T tokens, H hidden, E experts.
 """

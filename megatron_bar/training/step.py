@@ -17,7 +17,7 @@ from megatron_bar.models.flops import Work
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step was, over all ranks; the same on each of them, but for `row_losses`."""
+    """The result of a step, over all ranks; the same on each of them, but for `row_losses`."""
 
     loss: float  # mean over the supervised tokens
     tokens: int  # supervised ones

@@ -23,7 +23,7 @@ _UNKNOWN = "?"
 
 
 def cost_table(plans: Sequence[StagePlan]) -> Table:
-    """What each stage trains, computes and costs."""
+    """A table of what each stage trains, computes and costs."""
     table = _table("stage", "GPUs", "parameters", "active", "trainable", "steps", "EFLOP",
                    "hours", "GPU-hours")
     for plan in plans:
@@ -125,7 +125,7 @@ def plot_growth(growth: Growth, path: Path) -> None:
 
 
 def advice(plans: Sequence[StagePlan]) -> list[str]:
-    """What to change where a stage doesn't fit, and what to tell where something isn't known."""
+    """Changes where a stage doesn't fit, and hints where something isn't known."""
     cures: dict[str, list[str]] = {}
     for plan in plans:
         if plan.too_big:
@@ -160,7 +160,7 @@ def _table(*columns: str) -> Table:
 
 
 def keys_of(cure: Mapping[str, Any]) -> str:
-    """What would make a stage fit, in a few words."""
+    """Keys that would make a stage fit, in a few words."""
     words = [f"{key} {value}" for key, value in cure.items() if key != "layout"]
     layout = cure.get("layout")
     return ", ".join(words + ([] if layout is None else [

@@ -1,4 +1,4 @@
-"""What each stage of a recipe needs and costs."""
+"""Needs and costs of each stage of a recipe."""
 
 from __future__ import annotations
 

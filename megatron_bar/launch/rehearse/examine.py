@@ -1,4 +1,4 @@
-"""What a rehearsal alone asks of a recipe's sources, of some examples of each, and the longest.
+"""Checks of a recipe's sources that a rehearsal alone makes: of some examples, and of the longest.
 
 Whether reference answers are rewarded, replies end where answers stop, and prompts leave the real
 model room; and how long examples are. No model is asked.
@@ -33,7 +33,7 @@ _FRAME_BYTES = 2000  # of a chat template around a prompt, generously
 
 @dataclass
 class Examined:
-    """What is wrong with the sources, what was found right, and how long examples are."""
+    """Faults of the sources, what was found right, and how long examples are."""
 
     faults: Faults = field(default_factory=Faults)
     found: dict[str, list[str]] = field(default_factory=dict)  # by stage

@@ -1,4 +1,4 @@
-"""What a verifier's reference, or a conversation's own reply, is worth as an answer."""
+"""The score of a verifier's reference, or of a conversation's own reply, as an answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_bar.verifiers.registry import Scorers, reference_of, verifier_name
 
 @dataclass(frozen=True)
 class Worth:
-    """What the right answers to some items earned; of an item that tells none, nothing is known."""
+    """Scores of the right answers to some items; of an item that tells none, nothing is known."""
 
     asked: int
     known: int

@@ -42,7 +42,7 @@ Lengths = Callable[[Source, str], int]
 
 @dataclass(frozen=True)
 class Small:
-    """What a rehearsal is made with.
+    """The small models and settings that a rehearsal is made with.
 
     `longest` is the tokens that a row may have (`longest_row`); `fitting(source, kind)` those that
     it needs to hold some of the source's examples.

@@ -1,4 +1,4 @@
-"""What a rehearsal showed, stage by stage, beside what the real run needs."""
+"""The result of a rehearsal, stage by stage, beside what the real run needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rehearsal_table(rehearsed: Rehearsed) -> Table:
 
 
 def closing() -> str:
-    """What no stage's line repeats."""
+    """The closing lines: what no stage's line repeats."""
     here = "" if torch.cuda.is_available() else "GPU kernels and NCCL (this was a CPU), "
     return (f"Not rehearsed at all: {here}several nodes, the real model's quality and speed, and "
             "examples that weren't among those read.")

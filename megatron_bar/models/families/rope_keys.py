@@ -56,7 +56,7 @@ def one_theta(config: Mapping[str, Any], default: float | None, *parts: Rope) ->
 
 
 def joined(parameters: Rope, scaling: Rope) -> dict[str, Any]:
-    """What rope_parameters and rope_scaling say together. Raises BarError where they differ."""
+    """The one value of rope_parameters and rope_scaling. Raises BarError where they differ."""
     for key in parameters.keys() & scaling.keys():
         if parameters[key] != scaling[key]:
             raise BarError(f"{key} is {parameters[key]!r} in rope_parameters and {scaling[key]!r} "
@@ -86,7 +86,7 @@ def read_yarn(rope: Rope, max_position_embeddings: int) -> Yarn | None:
 
 
 def written_yarn(yarn: Yarn) -> dict[str, Any]:
-    """What `read_yarn` reads."""
+    """Keys of config.json that `read_yarn` reads."""
     return {"rope_type": "yarn", **{key: getattr(yarn, key) for key in _YARN}}
 
 

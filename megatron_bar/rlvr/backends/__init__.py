@@ -1,4 +1,4 @@
-"""What takes the steps of an RLVR stage: one module here each, or folder, and its name in BACKENDS.
+"""Backends, which take the steps of an RLVR stage: each a module or folder here, named in BACKENDS.
 
 All take the same steps, to the bit (tests/rlvr/test_backends.py), so a stage that one was stopped
 in another one goes on with.
@@ -20,7 +20,7 @@ BACKENDS = ("nemo_aligner", "native")
 
 
 class Backend(Protocol):
-    """What a backend's module has."""
+    """The interface of a backend's module."""
 
     # A module to import in the server that ranks are forked from, as it takes long; or None.
     PRELOAD: str | None

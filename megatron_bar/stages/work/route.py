@@ -89,7 +89,7 @@ def _owners(
 
 
 def router_drift(before: Path, after: Path) -> dict[str, list[list[float]]]:
-    """How far training moved each row from where it was stacked, by layer and expert.
+    """The drift of each router row from where it was stacked, by layer and expert.
 
     `relative`: the length of the move over that of the stacked row; `cosine`: of the angle between
     both.

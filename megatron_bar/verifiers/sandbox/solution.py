@@ -14,7 +14,7 @@ from megatron_bar.verifiers.sandbox import wire
 
 
 class Objects:
-    """What the tests hold handles of."""
+    """Objects that the tests hold handles of."""
 
     def __init__(self) -> None:
         self._objects: list[Any] = []

@@ -1,4 +1,4 @@
-"""How tested code and its tests exchange values: plain data by value, everything else by handle.
+"""Values that tested code and its tests exchange: plain data by value, all else by handle.
 
 What arrives is decoded to plain built-in types and handles, nothing else, whatever was sent: an
 object with an `__eq__` of its own can't cross. A value of a subclass (Counter, namedtuple, an
@@ -120,7 +120,7 @@ def encode(value: Any, handle: Callable[[Any], Any]) -> Any:
 
 
 def decode(data: Any, handle: Callable[[Any], Any]) -> Any:
-    """What `encode` made, as plain data; `handle` turns what it stood in for back.
+    """The value that `encode` was given, as plain data; `handle` turns what it stood in for back.
 
     Raises ValueError for anything that `encode` can't have made.
     """
