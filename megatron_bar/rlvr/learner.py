@@ -21,7 +21,7 @@ from megatron_bar.generation.openai_engine import ServedModel
 from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.recipe.schema import Rlvr
-from megatron_bar.rlvr.objective import compute_advantages, kl_to_start, masked_mean
+from megatron_bar.rlvr.objective import compute_advantages, kl_to_reference, masked_mean
 from megatron_bar.rlvr.policy import Policy, Rows, Scored, Update
 from megatron_bar.rlvr.prompts import Prompt, PromptOrder
 from megatron_bar.rlvr.rewards import Rewards
@@ -198,7 +198,7 @@ class Learner:
         }
         kl_B = None
         if "init_logprobs" in rollout:
-            kl_B = kl_to_start(logprobs_BT, rollout["init_logprobs"], mask_BT)
+            kl_B = kl_to_reference(logprobs_BT, rollout["init_logprobs"], mask_BT)
             numbers["kl"] = kl_B.mean().item()
         found = compute_advantages(
             rollout["rewards"], kl_B, mask_BT, rollout["is_end"], settings)

@@ -37,7 +37,7 @@ def group_advantages(rewards_GN: torch.Tensor, kind: str) -> torch.Tensor:
     return centered_GN
 
 
-def unequal_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
+def nonzero_std_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
     """Groups with anything to learn from: `[G, N] -> [G]`, False where all rewards are equal.
     """
     return (rewards_GN != rewards_GN[:, :1]).any(-1)
@@ -62,7 +62,7 @@ def compute_advantages(
 ) -> Advantages:
     """Advantages from scores in [0, 1], by the settings.
 
-    `kl_B` is how far each response is from the policy's start; `mask_BT` is 1 on response tokens.
+    `kl_B` is each response's KL divergence from the reference policy; `mask_BT` is 1 on response tokens.
     The scores alone decide which groups are learned from and which are solved.
     """
     samples = settings.samples_per_prompt
@@ -72,7 +72,7 @@ def compute_advantages(
     if settings.truncated == "mask":
         mask_BT = mask_BT * stopped_B[:, None]
     scores_GN = scores_B.view(-1, samples)
-    kept_G = unequal_groups(scores_GN) | (not settings.filter_zero_std)
+    kept_G = nonzero_std_groups(scores_GN) | (not settings.filter_zero_std)
     return Advantages(
         advantages_B=group_advantages(rewards_B.view(-1, samples), settings.advantage).flatten(),
         mask_BT=mask_BT,
@@ -81,11 +81,11 @@ def compute_advantages(
     )
 
 
-def kl_to_start(
-    logprobs_BT: torch.Tensor, start_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor
+def kl_to_reference(
+    logprobs_BT: torch.Tensor, reference_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor
 ) -> torch.Tensor:
-    """`[B]`: the mean log ratio of the policy to its start over a response's own tokens."""
-    log_ratio_BT = (logprobs_BT - start_logprobs_BT) * mask_BT
+    """`[B]`: the mean log ratio of the policy to the reference policy over a response's own tokens."""
+    log_ratio_BT = (logprobs_BT - reference_logprobs_BT) * mask_BT
     return log_ratio_BT.sum(-1) / mask_BT.sum(-1).clamp_min(1)
 
 
