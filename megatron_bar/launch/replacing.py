@@ -24,7 +24,7 @@ _WORTH_A_QUESTION = 600  # seconds of one process
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostTraining:
     """A stage that is trained, at least in part, and would be trained anew."""
 
     stage: str
@@ -46,7 +46,7 @@ class Loss:
 
 def training_lost(
     stages: Sequence[Stage], run: Path, todo: Collection[str], meant: Collection[str] = ()
-) -> list[Loss]:
+) -> list[LostTraining]:
     """The stages in `todo` whose training in `run` would be replaced, in order.
 
     `meant` are those that the user asked to replace. One that an upgrade keeps in RUN/before isn't
@@ -110,21 +110,21 @@ def _kept(run: Path, name: str) -> bool:
     return kept is not None and here is not None and kept["id"] == here["id"]
 
 
-def _loss(stage: Stage, folder: Path, why: str) -> Loss | None:
+def _loss(stage: Stage, folder: Path, why: str) -> LostTraining | None:
     done = read_done(folder)
     if done is not None:
         processes = done.get("layout", {}).get("processes", 1)
-        return Loss(stage.name, why, done.get("steps", 0), done.get("seconds", 0.0), processes,
+        return LostTraining(stage.name, why, done.get("steps", 0), done.get("seconds", 0.0), processes,
                     True)
     steps = saved_steps(folder)
     if not steps:
         return None
     began = (folder / BEGUN_FILE).stat().st_mtime
     saved = (folder / FOLDER / str(steps[-1])).stat().st_mtime
-    return Loss(stage.name, why, steps[-1], max(0.0, saved - began), stage.layout.processes, False)
+    return LostTraining(stage.name, why, steps[-1], max(0.0, saved - began), stage.layout.processes, False)
 
 
-def agree(lost: Sequence[Loss], yes: bool) -> None:
+def confirm_replacing(lost: Sequence[LostTraining], yes: bool) -> None:
     """Tell what would be lost; go on if that is little, `yes`, or the user says so.
 
     Raises BarError if the user doesn't, or can't be asked.

@@ -24,7 +24,7 @@ from megatron_bar.analysis.upgrade import BEFORE, PLAN, Upgrade, read_upgrade
 from megatron_bar.checkpoints.adopt import check_branch
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.local import check_no_slurm_jobs, only_run, run_recipe
-from megatron_bar.launch.replacing import Loss, agree, training_lost
+from megatron_bar.launch.replacing import LostTraining, confirm_replacing, training_lost
 from megatron_bar.launch.stale import stale_stages
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.graph import ADAPTING, routing_data
@@ -103,7 +103,7 @@ def upgrade(
             if not asked.anything:
                 raise BarError(f"{run}: say what to change, with --replace, --add or --drop")
             changed = _changed(run, asked)
-            agree(_lost(run, asked, changed), yes)
+            confirm_replacing(_lost(run, asked, changed), yes)
             _keep(run, asked, changed)
         elif asked.anything and begun != asked.as_json():
             raise BarError(f"{run}: another upgrade was begun ({_words(begun)}); finish it with "
@@ -210,7 +210,7 @@ def _changed(run: Path, asked: Asked) -> Recipe:
     return changed
 
 
-def _lost(run: Path, asked: Asked, changed: Recipe) -> list[Loss]:
+def _lost(run: Path, asked: Asked, changed: Recipe) -> list[LostTraining]:
     """Training that is replaced and isn't what an upgrade is for: domains, and the router."""
     stages = stage_graph(changed)
     meant = {stage.name for stage in stages if isinstance(stage, RouteStage)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_bar.launch.replacing import Loss, training_lost
+from megatron_bar.launch.replacing import LostTraining, training_lost
 from megatron_bar.launch.reuse import donors, is_run
 from megatron_bar.launch.stale import run_folder, stale_stages
 from megatron_bar.methods import stage_graph
@@ -23,7 +23,7 @@ class Work:
     stages: list[Stage]
     taken: dict[str, Path]  # stages to take over, and from where
     todo: list[Stage]
-    lost: list[Loss]
+    lost: list[LostTraining]
 
     @property
     def names(self) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from megatron_bar.cli import main
-from megatron_bar.launch.replacing import agree, training_lost
+from megatron_bar.launch.replacing import confirm_replacing, training_lost
 from megatron_bar.launch.stale import stale_stages
 from megatron_bar.launch.work import work_of
 from megatron_bar.methods import stage_graph
@@ -113,7 +113,7 @@ def test_conversions_and_evaluations_ask_nothing(run):
     (loss,) = work_of(recipe).lost
     assert (loss.stage, loss.why) == (
         "routed", "merged is made anew: merge.shared is branches, was published")
-    agree([loss], yes=False)  # in a test it takes seconds
+    confirm_replacing([loss], yes=False)  # in a test it takes seconds
 
 
 @pytest.fixture
@@ -202,10 +202,10 @@ def test_on_a_terminal_the_user_is_asked(run, answer, agreed, monkeypatch, capsy
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: answer)
     if agreed:
-        agree(lost, yes=False)
+        confirm_replacing(lost, yes=False)
     else:
         with pytest.raises(BarError, match="nothing was changed"):
-            agree(lost, yes=False)
+            confirm_replacing(lost, yes=False)
     shown = capsys.readouterr().out
     assert "routed (route.fraction is 0.5, was 0.25; 3 steps, 2.0 GPU-hours)" in shown
 
