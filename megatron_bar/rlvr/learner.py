@@ -79,13 +79,13 @@ class Learner:
         self.stopped: str | None = None  # why it ends before its last step
         self.rewards = Rewards(prompts, self.decode, settings)
         updates = settings.steps * (settings.rows_per_step // settings.global_batch_size)
-        trainee = set_up(run, settings, updates)
-        self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
-        self.budget = trainee.budget
-        self.policy = Policy(trainee.wrapped, settings.micro_batch_size, settings.temperature)
+        setup = set_up(run, settings, updates)
+        self.optimizer, self.schedule = setup.optimizer, setup.schedule
+        self.budget = setup.budget
+        self.policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
         if reference_share(settings):
             self.policy.keep_start()
-        self.points = ResumePoints(run, trainee, settings, RlvrProgress)
+        self.points = ResumePoints(run, setup, settings, RlvrProgress)
         self.points.check_room()
         self.progress: RlvrProgress = self.points.load()
         self.order = PromptOrder(len(prompts), run.seed)

@@ -80,18 +80,18 @@ class _Stage:
         run, training = task.model_run, task.training
         self.batches = Batches.of(task.rows, training.global_batch_size, run.seed)
         self.steps = planned_steps(training, task.rows.per_epoch)
-        trainee = set_up(run, training, self.steps, task.begin, task.load_balancing_loss)
+        setup = set_up(run, training, self.steps, task.begin, task.load_balancing_loss)
         if warning := run.config.length_warning(training.sequence_length):
             say(f"{run.label}: {warning}")
-        self.model, self.wrapped = trainee.model, trainee.wrapped
-        self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
-        self.budget = trainee.budget
-        self.points = ResumePoints(run, trainee, training)
+        self.model, self.wrapped = setup.model, setup.wrapped
+        self.optimizer, self.schedule = setup.optimizer, setup.schedule
+        self.budget = setup.budget
+        self.points = ResumePoints(run, setup, training)
         self.points.check_room()
         self.progress = self.points.load()
         self.bad_step_check = BadStepCheck(training, self.progress, run.label)
         self.step_metrics = StepMetrics(
-            run.config, training, trainee.dtype, trainee.trainable, task.rows.source_names
+            run.config, training, setup.dtype, setup.trainable, task.rows.source_names
         )
         self.router_metrics = RouterMetrics(self.model, run.config)
         self.loss = float("nan")

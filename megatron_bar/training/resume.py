@@ -27,7 +27,7 @@ from megatron_bar.training.optimizer_state import (
 )
 from megatron_bar.training.room import check_room, room_for, sizes_of
 from megatron_bar.training.saved import FOLDER, remove_partial, saved_steps
-from megatron_bar.training.setup import Trainee
+from megatron_bar.training.setup import TrainingSetup
 
 # Marks states whose moments are where they belong. Earlier ones lack it: where gradients lay in
 # several buckets, theirs may be elsewhere.
@@ -92,16 +92,16 @@ class ResumePoints:
     def __init__(
         self,
         run: ModelRun,
-        trainee: Trainee,
+        setup: TrainingSetup,
         training: Training,
         progress: type[Progress] = Progress,
     ) -> None:
         self.run = run
         self.kind = progress
         self.folder = run.folder / FOLDER
-        self.model = trainee.model
-        self.optimizer = trainee.optimizer
-        self.schedule = trainee.schedule
+        self.model = setup.model
+        self.optimizer = setup.optimizer
+        self.schedule = setup.schedule
         self.training = training
         self._last_save = time.monotonic()
         self._bytes = sizes_of(self.model, None).point

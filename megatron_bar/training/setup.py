@@ -27,7 +27,7 @@ Begin = Callable[[LanguageModel], None]
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainingSetup:
     """One model in training, on this rank."""
 
     model: LanguageModel
@@ -45,7 +45,7 @@ def set_up(
     updates: int,
     begin: Begin | None = None,
     load_balancing_loss: float = 0.0,
-) -> Trainee:
+) -> TrainingSetup:
     """Load the run's model from its start (random weights if None), freeze, make the optimizer.
 
     `updates` is how many optimizer steps the schedule spans, `load_balancing_loss` the coefficient
@@ -74,4 +74,4 @@ def set_up(
         say(f"{run.label}: {updates} updates in {type_name(dtype)}, layout {run.layout}")
         console.print(budget.table())
     schedule = build_schedule(optimizer, training, updates)
-    return Trainee(model, wrapped, optimizer, schedule, trainable, budget, dtype)
+    return TrainingSetup(model, wrapped, optimizer, schedule, trainable, budget, dtype)

@@ -71,16 +71,16 @@ def one_update(
     """Score `rows`, then make one update from them; writes what was found and the new weights."""
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
-        trainee = set_up(ModelRun(config, checkpoint, folder, layout, 0, "test"), settings, 1)
-        policy = Policy(trainee.wrapped, settings.micro_batch_size, settings.temperature)
+        setup = set_up(ModelRun(config, checkpoint, folder, layout, 0, "test"), settings, 1)
+        policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
         policy.keep_start()
-        trainee.wrapped.train()
+        setup.wrapped.train()
         mine = {name: value.chunk(layout.data)[parallel_state.get_data_parallel_rank()]
                 for name, value in rows.items()}
         scored = policy.score(mine["tokens"])
-        trainee.wrapped.zero_grad_buffer()
+        setup.wrapped.zero_grad_buffer()
         update = policy.update(mine, settings.clip_low, settings.clip_high)
-        trainee.optimizer.step()
+        setup.optimizer.step()
         reference_BT = policy.reference_logprobs(mine["tokens"])
         torch.save(
             {"logprobs": scored.logprobs_BT, "entropy": scored.entropy_BT,
@@ -89,7 +89,7 @@ def one_update(
         )
         (folder / "after").mkdir(exist_ok=True)
         dist.barrier()
-        save_model(trainee.model, folder / "after")
+        save_model(setup.model, folder / "after")
         if dist.get_rank() == 0:
             config.save(folder / "after")
             (folder / "update.json").write_text(json.dumps(vars(update)))
