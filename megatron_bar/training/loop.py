@@ -28,7 +28,7 @@ from megatron_bar.training.validation import validation_losses
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """The result of a training stage."""
 
     steps: int
@@ -59,7 +59,7 @@ class TrainingRun:
     begin: Begin | None = None  # both are those of `set_up`
     load_balancing_loss: float = 0.0
 
-    def run(self) -> Trained:
+    def run(self) -> TrainingResult:
         """Called by every rank inside `process_groups(layout)`.
 
         A run that was killed continues to the same bits, and under another layout to the same
@@ -69,7 +69,7 @@ class TrainingRun:
         step; ContinueLater when it was asked to stop, with its state saved.
         """
         with StopAtStep(self.training.stop_after_minutes) as stop:
-            return load_or_run(self.model_run.folder, Trained, lambda: _Stage(self).run(stop))
+            return load_or_run(self.model_run.folder, TrainingResult, lambda: _Stage(self).run(stop))
 
 
 class _Stage:
@@ -96,7 +96,7 @@ class _Stage:
         self.router_metrics = RouterMetrics(self.model, run.config)
         self.loss = float("nan")
 
-    def run(self, stop: StopAtStep) -> Trained:
+    def run(self, stop: StopAtStep) -> TrainingResult:
         """All steps that remain, and the checkpoint."""
         task, run, done = self.task, self.task.model_run, self.progress.step
         self.wrapped.train()
@@ -121,7 +121,7 @@ class _Stage:
                         self.points.save(self.progress)
         self.points.finish()
         run.write_checkpoint(self.model, self.steps)
-        return Trained(
+        return TrainingResult(
             self.steps, self.progress.tokens, self.budget.trainable_count,
             self.budget.frozen_count, self.progress.skipped, self.loss,
         )

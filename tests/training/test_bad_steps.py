@@ -11,7 +11,7 @@ from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.bad_steps import SETTLED, WINDOW, BadStepCheck
-from megatron_bar.training.loop import Trained
+from megatron_bar.training.loop import TrainingResult
 from megatron_bar.training.resume import Progress
 
 
@@ -65,4 +65,4 @@ def test_skips_are_counted_and_bounded(make_check):
     (3, "warning: nothing was learned, all 3 steps were bad and skipped"),
 ])
 def test_a_stage_that_skipped_all_its_steps_says_so(skipped, summary):
-    assert Trained(3, 100, 7, 7, skipped, 1.5).summary == summary
+    assert TrainingResult(3, 100, 7, 7, skipped, 1.5).summary == summary
