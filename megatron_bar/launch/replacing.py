@@ -114,14 +114,15 @@ def _loss(stage: Stage, folder: Path, why: str) -> LostTraining | None:
     done = read_done(folder)
     if done is not None:
         processes = done.get("layout", {}).get("processes", 1)
-        return LostTraining(stage.name, why, done.get("steps", 0), done.get("seconds", 0.0), processes,
-                    True)
+        return LostTraining(
+            stage.name, why, done.get("steps", 0), done.get("seconds", 0.0), processes, True)
     steps = saved_steps(folder)
     if not steps:
         return None
     began = (folder / BEGUN_FILE).stat().st_mtime
     saved = (folder / FOLDER / str(steps[-1])).stat().st_mtime
-    return LostTraining(stage.name, why, steps[-1], max(0.0, saved - began), stage.layout.processes, False)
+    seconds = max(0.0, saved - began)
+    return LostTraining(stage.name, why, steps[-1], seconds, stage.layout.processes, False)
 
 
 def confirm_replacing(lost: Sequence[LostTraining], yes: bool) -> None:

@@ -62,8 +62,8 @@ def compute_advantages(
 ) -> Advantages:
     """Advantages from scores in [0, 1], by the settings.
 
-    `kl_B` is each response's KL divergence from the reference policy; `mask_BT` is 1 on response tokens.
-    The scores alone decide which groups are learned from and which are solved.
+    `kl_B` is each response's KL divergence from the reference policy; `mask_BT` is 1 on response
+    tokens. The scores alone decide which groups are learned from and which are solved.
     """
     samples = settings.samples_per_prompt
     rewards_B = scores_B * settings.reward_scale
@@ -84,7 +84,7 @@ def compute_advantages(
 def kl_to_reference(
     logprobs_BT: torch.Tensor, reference_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor
 ) -> torch.Tensor:
-    """`[B]`: the mean log ratio of the policy to the reference policy over a response's own tokens."""
+    """`[B]`: the mean log ratio of policy to reference policy over a response's own tokens."""
     log_ratio_BT = (logprobs_BT - reference_logprobs_BT) * mask_BT
     return log_ratio_BT.sum(-1) / mask_BT.sum(-1).clamp_min(1)
 

@@ -42,7 +42,7 @@ def die_with_parent() -> None:
 
 
 def die_with_starter() -> None:
-    """Be killed when the starter ends, in a child of a fork server that lives while its children do.
+    """Be killed when the starter ends, in a fork server's child: the server outlives the starter.
 
     The starter is the process that started it by multiprocessing.
     """

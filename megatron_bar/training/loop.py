@@ -69,7 +69,8 @@ class TrainingRun:
         step; ContinueLater when it was asked to stop, with its state saved.
         """
         with StopAtStep(self.training.stop_after_minutes) as stop:
-            return load_or_run(self.model_run.folder, TrainingResult, lambda: _Stage(self).run(stop))
+            folder = self.model_run.folder
+            return load_or_run(folder, TrainingResult, lambda: _Stage(self).run(stop))
 
 
 class _Stage:

@@ -38,7 +38,7 @@ def rows_LEH(checkpoint: Path) -> torch.Tensor:
 
 
 def test_fewer_active_experts_that_sum_to_one(run):
-    """TrainingResult, evaluated and exported alike; transformers' class says what is right."""
+    """Trained, evaluated and exported alike; transformers' class says what is right."""
     assert again(run, "route.experts_per_token=2", "route.renormalize=true",
                  "route.load_balancing_loss=0.01", "route.training.router_z_loss=0.01",
                  "route.training.layout={processes: 2}",
