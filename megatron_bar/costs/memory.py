@@ -14,7 +14,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.room import OPTIMIZER_BYTES
+from megatron_bar.training.disk_space import OPTIMIZER_BYTES
 
 WIDTH = {"float32": 4, "bfloat16": 2}
 # CUDA's context, NCCL's channels, cuBLAS's workspace and the allocator's holes; a guess.

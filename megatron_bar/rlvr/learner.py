@@ -86,7 +86,7 @@ class Learner:
         if reference_share(settings):
             self.policy.keep_start()
         self.points = ResumePoints(run, setup, settings, RlvrProgress)
-        self.points.check_room()
+        self.points.check_disk_space()
         self.progress: RlvrProgress = self.points.load()
         self.order = PromptOrder(len(prompts), run.seed)
         if self.step:

@@ -13,7 +13,7 @@ from megatron_bar.checkpoints.tokenizer_files import TOKENIZER_FOLDER
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import all_reduce_any, is_main, written_together
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.training.room import room_for, sizes_of
+from megatron_bar.training.disk_space import require_disk_space, sizes_of
 
 _STANDS = "the states that the stage saved before stand"
 
@@ -55,7 +55,7 @@ def write_checkpoint(
     Raises BarError where the disk hasn't room for it.
     """
     needed = sizes_of(model, start).checkpoint
-    with room_for(target, needed, lambda: _STANDS), written_together(target) as folder:
+    with require_disk_space(target, needed, lambda: _STANDS), written_together(target) as folder:
         save_model(model, folder, start)
         if is_main():
             describe_model(folder, config, tokenizer_folder)

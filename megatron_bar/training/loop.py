@@ -88,7 +88,7 @@ class _Stage:
         self.optimizer, self.schedule = setup.optimizer, setup.schedule
         self.budget = setup.budget
         self.points = ResumePoints(run, setup, training)
-        self.points.check_room()
+        self.points.check_disk_space()
         self.progress = self.points.load()
         self.bad_step_check = BadStepCheck(training, self.progress, run.label)
         self.step_metrics = StepMetrics(

@@ -18,6 +18,7 @@ from megatron_bar.runtime.distributed import all_reduce_any, is_main, on_main, w
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import remove_folder
 from megatron_bar.training.background import BackgroundSave
+from megatron_bar.training.disk_space import check_disk_space, require_disk_space, sizes_of
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer_state import (
     allocate,
@@ -25,7 +26,6 @@ from megatron_bar.training.optimizer_state import (
     restore,
     sharded_optimizer_state,
 )
-from megatron_bar.training.room import check_room, room_for, sizes_of
 from megatron_bar.training.saved import FOLDER, remove_partial, saved_steps
 from megatron_bar.training.setup import TrainingSetup
 
@@ -112,7 +112,7 @@ class ResumePoints:
         """The steps after which a state is saved, in order; all of them are whole."""
         return saved_steps(self.run.folder)
 
-    def check_room(self) -> None:
+    def check_disk_space(self) -> None:
         """Compare what the stage will write with the room there is. All ranks call this.
 
         A new state is written before the oldest one goes.
@@ -120,7 +120,7 @@ class ResumePoints:
         Raises BarError where the stage can't end; says so where there may not be enough.
         """
         to_come = self.training.keep + 1 - len(on_main(self.steps))
-        check_room(self.run.folder, sizes_of(self.model, self.run.start), max(to_come, 0),
+        check_disk_space(self.run.folder, sizes_of(self.model, self.run.start), max(to_come, 0),
                    self.run.label)
 
     def due(self, step: int) -> bool:
@@ -160,7 +160,7 @@ class ResumePoints:
                   "progress": dataclasses.asdict(progress), _SOUND: True}
         target = self.folder / str(progress.step)
         with contextlib.ExitStack() as publishing:
-            publishing.enter_context(room_for(target, self._bytes, self._stands))
+            publishing.enter_context(require_disk_space(target, self._bytes, self._stands))
             publishing.callback(self._remove_old)
             folder = publishing.enter_context(written_together(target))
             saving = None

@@ -51,7 +51,7 @@ def sizes_of(model: torch.nn.Module, start: Path | None) -> Sizes:
     return Sizes(*sizes.tolist())
 
 
-def check_room(folder: Path, sizes: Sizes, points: int, what: str) -> None:
+def check_disk_space(folder: Path, sizes: Sizes, points: int, what: str) -> None:
     """Compare what a stage will write into `folder`, at most `points` states, with what is free.
 
     Says so where that may be too little. Raises BarError, on every rank, where the checkpoint alone
@@ -68,7 +68,7 @@ def check_room(folder: Path, sizes: Sizes, points: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def room_for(target: Path, needed: int, stands: Callable[[], str]) -> Iterator[None]:
+def require_disk_space(target: Path, needed: int, stands: Callable[[], str]) -> Iterator[None]:
     """Write `needed` bytes into `target` in the block, as all ranks do together.
 
     Raises BarError if there isn't room for them, before or in the block; `stands` says for the
