@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_bar.checkpoints.manifest import Manifest
-from megatron_bar.checkpoints.mapped import bring_in
+from megatron_bar.checkpoints.mapped import prefetch
 from megatron_bar.checkpoints.plan import Item, Part, Placed, parts_of
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, refuse_lfs_pointer, write_json
@@ -97,7 +97,7 @@ class HfReader:
         """A view of the file, not to be written to."""
         tensor = self._file_with(name).get_tensor(name)
         try:
-            bring_in(tensor, self.folder / self._file_of[name])
+            prefetch(tensor, self.folder / self._file_of[name])
         except BarError as error:
             raise BarError(f"{error} (at tensor {name})") from None
         if self.manifest is not None:

@@ -46,7 +46,7 @@ def watched(what: str) -> Iterator[None]:
         yield
         return
     beat()
-    watch = _Watch(what, minutes * 60)
+    watch = _Watchdog(what, minutes * 60)
     watch.start()
     try:
         yield
@@ -65,7 +65,7 @@ class _Sign:
     beat: float
 
 
-class _Watch(threading.Thread):
+class _Watchdog(threading.Thread):
     def __init__(self, what: str, seconds: float) -> None:
         super().__init__(daemon=True, name="heartbeat")
         self.rank = int(os.environ.get("RANK", "0"))

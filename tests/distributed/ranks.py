@@ -36,7 +36,7 @@ from megatron_bar.training.optimizer import (
     gradient_norm,
     wrap,
 )
-from megatron_bar.training.router_start import start_at_centroids
+from megatron_bar.training.router_init import init_at_centroids
 from megatron_bar.training.step import forward_backward
 from tests import kills
 from tests.models_hf import packed_batch
@@ -260,7 +260,7 @@ def centroids(
         config = ModelConfig.load(checkpoint)
         model = build_model(config, layout)
         load_model(model, checkpoint)
-        start_at_centroids(model, rows, owners, config.all_expert_names, 0)
+        init_at_centroids(model, rows, owners, config.all_expert_names, 0)
         save_model(model, out)
         if dist.get_rank() == 0:
             config.save(out)

@@ -26,7 +26,7 @@ from megatron_bar.stages.context import Context
 from megatron_bar.stages.route import RouteStage
 from megatron_bar.stages.work.data import Folders, stage_rows
 from megatron_bar.stages.work.train import train_on
-from megatron_bar.training.router_start import start_at_centroids, start_at_random
+from megatron_bar.training.router_init import init_at_centroids, init_at_random
 from megatron_bar.training.setup import Begin
 
 SAMPLE = "sample.jsonl"  # in the stage's folder: the conversations that it drew
@@ -56,11 +56,11 @@ def _begin(
     """How the rows start; None leaves them as they were stacked."""
     start = context.stage.start
     if start == "random":
-        return functools.partial(start_at_random, seed=context.recipe.seed)
+        return functools.partial(init_at_random, seed=context.recipe.seed)
     if start == "centroids":
         owners = _owners(context, rows.source_names, config)
         return functools.partial(
-            start_at_centroids, rows=rows, owners=owners, experts=config.all_expert_names,
+            init_at_centroids, rows=rows, owners=owners, experts=config.all_expert_names,
             pad_id=pad,
         )
     return None
