@@ -18,7 +18,7 @@ from megatron_bar.runtime.layout import Layout
 _TENSOR_SIZES = (1, 2, 4, 8)
 
 
-def training_cure(
+def suggest_training(
     model: ModelConfig,
     layout: Layout,
     training: Training,
@@ -45,10 +45,10 @@ def training_cure(
     def nearest(changed: Training) -> Layout | None:
         return nearest_fit(model, layout, changed, trainable, limit)
 
-    return _cure(training, options, fits, nearest)
+    return _suggest(training, options, fits, nearest)
 
 
-def evaluation_cure(
+def suggest_evaluation(
     model: ModelConfig, layout: Layout, settings: Evaluate, limit: int
 ) -> dict[str, Any] | None:
     """The same of an evaluation."""
@@ -64,10 +64,10 @@ def evaluation_cure(
     def nearest(changed: Evaluate) -> Layout | None:
         return nearest_evaluation_fit(model, layout, changed, limit)
 
-    return _cure(settings, options, fits, nearest)
+    return _suggest(settings, options, fits, nearest)
 
 
-def _cure(
+def _suggest(
     settings: Any,
     options: Mapping[str, Sequence[Any]],
     fits: Callable[[Any], bool],

@@ -22,7 +22,7 @@ from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE, texts
 from megatron_bar.launch.rehearse.examine import examine
 from megatron_bar.launch.rehearse.proof import prove_export
-from megatron_bar.launch.rehearse.references import worth_of_references
+from megatron_bar.launch.rehearse.references import score_references
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
@@ -276,5 +276,5 @@ def test_real_references_tell_answers_that_their_verifiers_reward():
         conversation = Conversation([{"role": "user", "content": "?"}], case.data,
                                     {"answer": case.reference}, case.where)
         source = Source(path="x", verifier=case.verifier)
-        worth = worth_of_references(source, [conversation], BadItems.of(source))
+        worth = score_references(source, [conversation], BadItems.of(source))
         assert worth.asked == worth.known == worth.earned == 1, case.where

@@ -65,7 +65,7 @@ def memory_table(plans: Sequence[StagePlan], machine: Machine) -> Table:
             continue
         advice = "fits"
         if plan.too_big:
-            advice = (f"too big; fits with {keys_of(plan.cure)}" if plan.cure
+            advice = (f"too big; fits with {keys_of(plan.suggestion)}" if plan.suggestion
                       else "too big; needs more processes")
         table.add_row(
             plan.stage.name, str(plan.stage.layout),
@@ -126,11 +126,12 @@ def plot_growth(growth: Growth, path: Path) -> None:
 
 def advice(plans: Sequence[StagePlan]) -> list[str]:
     """Changes where a stage doesn't fit, and hints where something isn't known."""
-    cures: dict[str, list[str]] = {}
+    suggestions: dict[str, list[str]] = {}
     for plan in plans:
         if plan.too_big:
-            cures.setdefault(_cure(plan), []).append(plan.stage.name)
-    lines = [f"too big: {', '.join(stages)}; {cure}" for cure, stages in cures.items()]
+            suggestions.setdefault(_suggestion(plan), []).append(plan.stage.name)
+    lines = [f"too big: {', '.join(stages)}; {suggestion}"
+             for suggestion, stages in suggestions.items()]
     unknown = [plan for plan in plans if plan.seconds is None]
     if trained := dict.fromkeys(p.stage.recipe_section for p in unknown if p.trainable):
         lines.append("steps of ? need the data, which isn't all here; or give steps or tokens in "
@@ -159,10 +160,10 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def keys_of(cure: Mapping[str, Any]) -> str:
+def keys_of(suggestion: Mapping[str, Any]) -> str:
     """Keys that would make a stage fit, in a few words."""
-    words = [f"{key} {value}" for key, value in cure.items() if key != "layout"]
-    layout = cure.get("layout")
+    words = [f"{key} {value}" for key, value in suggestion.items() if key != "layout"]
+    layout = suggestion.get("layout")
     return ", ".join(words + ([] if layout is None else [
         f"{name} {size}" for name, size in _sizes(layout).items()
     ]))
@@ -177,12 +178,13 @@ def _sizes(layout: Layout) -> dict[str, int]:
     return sizes
 
 
-def _cure(plan: StagePlan) -> str:
+def _suggestion(plan: StagePlan) -> str:
     key = plan.stage.recipe_section
-    if plan.cure is None:
+    if plan.suggestion is None:
         return f"give it more processes, in {key}.layout"
-    changes = [f"{key}.{name}={value}" for name, value in plan.cure.items() if name != "layout"]
-    if (layout := plan.cure.get("layout")) is not None:
+    changes = [f"{key}.{name}={value}" for name, value in plan.suggestion.items()
+               if name != "layout"]
+    if (layout := plan.suggestion.get("layout")) is not None:
         sizes = {"processes": layout.processes, **_sizes(layout)}
         if plan.stage.layout.expert_tensor is not None:  # it would stay
             sizes["expert_tensor"] = layout.resolved_expert_tensor

@@ -16,7 +16,7 @@ from megatron_bar.data.chat import prompt_ids, render
 from megatron_bar.data.chat_format import closing_tokens
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
 from megatron_bar.launch.check_data import Reading, contents, readings
-from megatron_bar.launch.rehearse.references import Worth, worth_of_references
+from megatron_bar.launch.rehearse.references import ReferenceScores, score_references
 from megatron_bar.launch.rehearse.rewrite import few
 from megatron_bar.methods import stage_graph
 from megatron_bar.recipe.fields import CHATS, TEXTS
@@ -137,17 +137,17 @@ def _check_longest(
 def _scored(
     source: Source, name: str, conversations: Sequence[Conversation], bad: BadItems
 ) -> str:
-    worth: Worth = worth_of_references(source, conversations, bad)
-    if not worth.asked:
+    scores: ReferenceScores = score_references(source, conversations, bad)
+    if not scores.asked:
         raise BarError(describe_left_out(name, list(bad.listed.values())))
-    if worth.known and not worth.earned:
+    if scores.known and not scores.earned:
         raise BarError(
-            f"{worth.first_without}: verifier {verifier_name(source)} gives the reference "
-            f"answer no reward, nor that of {worth.known - 1} more items of source {name}; correct "
-            "verifier or reference_column"
+            f"{scores.first_without}: verifier {verifier_name(source)} gives the reference "
+            f"answer no reward, nor that of {scores.known - 1} more items of source {name}; "
+            "correct verifier or reference_column"
         )
-    if not worth.known:
+    if not scores.known:
         return f"{name}: references can be read, and tell no answer to score"
-    what = ("reference answers" if worth.by_column
+    what = ("reference answers" if scores.by_column
             else f"replies, which are the references without a column {source.reference_column!r},")
-    return f"{name}: {worth.earned} of {worth.known} {what} are rewarded"
+    return f"{name}: {scores.earned} of {scores.known} {what} are rewarded"

@@ -16,7 +16,7 @@ from megatron_bar.verifiers.registry import Scorers, reference_of, verifier_name
 
 
 @dataclass(frozen=True)
-class Worth:
+class ReferenceScores:
     """Scores of the right answers to some items; of an item that tells none, nothing is known."""
 
     asked: int
@@ -26,9 +26,9 @@ class Worth:
     first_without: str | None = None  # where the first right answer stands that earned nothing
 
 
-def worth_of_references(
+def score_references(
     source: Source, conversations: Sequence[Conversation], bad: BadItems
-) -> Worth:
+) -> ReferenceScores:
     """Let the source's verifier score the right answer to each of `conversations`.
 
     Raises BarError, with its place, for a reference that is missing or that the verifier can't
@@ -48,7 +48,7 @@ def worth_of_references(
             earned += worth > 0
             if not worth and first is None:
                 first = conversation.where
-    return Worth(asked, known, earned, scorers.by_column, first)
+    return ReferenceScores(asked, known, earned, scorers.by_column, first)
 
 
 def right_answer(source: Source, conversation: Conversation) -> str | None:

@@ -187,8 +187,8 @@ def _folder_here(named: str) -> Path | None:
 def _too_big(plans: list[StagePlan], machine: Machine) -> list[str]:
     return [
         f"{plan.stage.name}: needs {plan.memory.total / 2**30:.0f} GiB of a GPU with "
-        f"{machine.memory >> 30} GiB" + (f"; fits with {keys_of(plan.cure)}" if plan.cure else
-                                         "; needs more processes")
+        f"{machine.memory >> 30} GiB; "
+        + (f"fits with {keys_of(plan.suggestion)}" if plan.suggestion else "needs more processes")
         for plan in plans if plan.too_big
     ]
 

@@ -18,10 +18,10 @@ from megatron_bar.costs.compute import (
     stage_seconds,
 )
 from megatron_bar.costs.fitting import (
-    evaluation_cure,
     nearest_evaluation_fit,
     nearest_fit,
-    training_cure,
+    suggest_evaluation,
+    suggest_training,
 )
 from megatron_bar.costs.memory import (
     evaluation_memory,
@@ -117,7 +117,7 @@ def test_evaluations_are_planned_in_their_own_layout(seven_b):
     plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
     found = plans["evaluate/routed"]
     assert found.stage.layout == Layout(8, tensor=2)
-    assert found.too_big and found.cure == {"batch_size": 64}
+    assert found.too_big and found.suggestion == {"batch_size": 64}
 
 
 def test_the_nearest_layout_that_fits_fits_and_changes_least():
@@ -137,18 +137,18 @@ def test_one_key_is_changed_before_the_layout_is():
     model, groups = PRESETS["olmo2-7b"].with_experts(2), ["expert.1", "router.1"]
     layout, limit = Layout(64, tensor=2, expert=2), 80 * GIB
     wide = Training(dtype="float32", global_batch_size=256, micro_batch_size=4, recompute="full")
-    assert training_cure(model, layout, wide, groups, limit) == {"dtype": "bfloat16"}
+    assert suggest_training(model, layout, wide, groups, limit) == {"dtype": "bfloat16"}
     long = Training(dtype="bfloat16", global_batch_size=256, sequence_length=16384)
-    assert training_cure(model, layout, long, groups, limit) == {"recompute": "full"}
+    assert suggest_training(model, layout, long, groups, limit) == {"recompute": "full"}
     both = dataclasses.replace(long, micro_batch_size=8)
-    assert training_cure(model, layout, both, groups, limit) == {
+    assert suggest_training(model, layout, both, groups, limit) == {
         "micro_batch_size": 1, "recompute": "full"}
     many = Rlvr(dtype="bfloat16", recompute="full", rollout_batch_size=64, steps=3)
-    cure = training_cure(model, Layout(32, tensor=2, expert=2), many, RLVR_GROUPS, limit)
-    assert cure == {"rollout_batch_size": 32}
+    suggestion = suggest_training(model, Layout(32, tensor=2, expert=2), many, RLVR_GROUPS, limit)
+    assert suggestion == {"rollout_batch_size": 32}
     asked = Evaluate(batch_size=128, dtype="bfloat16", max_new_tokens=2048)
-    assert evaluation_cure(model, layout, asked, limit) == {"batch_size": 64}
-    assert evaluation_cure(model, Layout(), asked, 8 * GIB) is None
+    assert suggest_evaluation(model, layout, asked, limit) == {"batch_size": 64}
+    assert suggest_evaluation(model, Layout(), asked, 8 * GIB) is None
 
 
 def test_traffic_goes_where_the_ranks_are():
