@@ -150,7 +150,7 @@ def _scores(folder: Path) -> dict[str, float]:
 def _but_for_the_seed(recipe: Recipe) -> str:
     plain = dataclasses.replace(recipe, name="", runs="", seed=0, reuse=[], layout=Layout())
     found = deciding(Recipe, dataclasses.asdict(plain))
-    return json.dumps([[way, setting.value] for way, setting in found.items()])
+    return json.dumps([[key_path, setting.value] for key_path, setting in found.items()])
 
 
 def _system(runs: Sequence[_Run]) -> System:

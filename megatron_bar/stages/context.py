@@ -75,8 +75,8 @@ class Context(Generic[AnyStage]):
 
 def identity(stage: Stage) -> str:
     """Changes when the stage's settings do, in what decides its result; files count by path."""
-    decisive = {".".join(map(str, way)): setting.value
-                for way, setting in stage.deciding(stage.settings()).items()}
+    decisive = {".".join(map(str, key_path)): setting.value
+                for key_path, setting in stage.deciding(stage.settings()).items()}
     return json_digest([stage.KIND, decisive, stage.inputs])
 
 

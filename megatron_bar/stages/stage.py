@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron_bar.recipe.deciding import Looks, Setting, Way, deciding
+from megatron_bar.recipe.deciding import KeyPath, Looks, Setting, deciding
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.layout import Layout
 
@@ -123,13 +123,13 @@ class Stage:
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in of_all}
 
     @classmethod
-    def deciding(cls, settings: Mapping[str, Any]) -> dict[Way, Setting]:
+    def deciding(cls, settings: Mapping[str, Any]) -> dict[KeyPath, Setting]:
         """The `settings`, of this version or an earlier one, that decide what is made."""
         return deciding(cls, settings, dataclasses.replace(cls.LOOKS, form=cls.FORM))
 
-    def recipe_key(self, way: Way) -> str:
-        """The recipe's name of the setting that `way` leads to."""
-        return ".".join(map(str, self._recipe_key(*way)))
+    def recipe_key(self, key_path: KeyPath) -> str:
+        """The recipe's name of the setting at `key_path`."""
+        return ".".join(map(str, self._recipe_key(*key_path)))
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
         return first, *rest
