@@ -56,7 +56,7 @@ _STAGES_OF_DOMAIN = (*(kind.KIND for kind in reversed(ADAPTING)), BranchStage.KI
 
 
 @dataclass(frozen=True)
-class Asked:
+class UpgradeRequest:
     """The changes asked for: domains by name, with their new branch, and overrides of the recipe.
 
     A branch is a checkpoint, a stage's or a domain's folder of another run, or a recipe (YAML) that
@@ -79,7 +79,7 @@ class Asked:
 
 def upgrade(
     run: Path,
-    asked: Asked,
+    asked: UpgradeRequest,
     jobs: int | None = None,
     prepare_only: bool = False,
     yes: bool = False,
@@ -170,7 +170,7 @@ def _words(asked: Mapping[str, Any]) -> str:
     return " ".join([*options, *(f"--drop {name}" for name in asked["drop"]), *asked["overrides"]])
 
 
-def _changed(run: Path, asked: Asked) -> Recipe:
+def _changed(run: Path, asked: UpgradeRequest) -> Recipe:
     """The run's recipe with the changes in it, checked."""
     recipe = load_recipe(run / _RECIPE)
     # The folder may be called by another name now, or from another place.
@@ -210,7 +210,7 @@ def _changed(run: Path, asked: Asked) -> Recipe:
     return changed
 
 
-def _lost(run: Path, asked: Asked, changed: Recipe) -> list[LostTraining]:
+def _lost(run: Path, asked: UpgradeRequest, changed: Recipe) -> list[LostTraining]:
     """Training that is replaced and isn't what an upgrade is for: domains, and the router."""
     stages = stage_graph(changed)
     meant = {stage.name for stage in stages if isinstance(stage, RouteStage)
@@ -268,7 +268,7 @@ def _trained_branch(path: Path) -> tuple[Path, Domain | None]:
     return stage / "checkpoint", domains.get(stage.parent.name)
 
 
-def _keep(run: Path, asked: Asked, changed: Recipe) -> None:
+def _keep(run: Path, asked: UpgradeRequest, changed: Recipe) -> None:
     """Put what the upgrade will replace or remove into RUN/before, with the plan, in one step."""
     stale = stale_stages(stage_graph(changed), run)
     folders = {stage.name.partition("/")[0] for stage in stale}

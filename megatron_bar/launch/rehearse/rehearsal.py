@@ -48,7 +48,7 @@ _CPU_RANKS = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class RehearsalOptions:
     """The options of a rehearsal, besides the recipe."""
 
     machine: Machine  # that the real run is planned for
@@ -77,7 +77,7 @@ class _Cast:
     chat_format: ChatFormat | None
 
 
-def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
+def rehearse(recipe: Recipe, options: RehearsalOptions) -> Rehearsed:
     """Run `recipe` small and short in a folder of its own, and prove what it exports.
 
     What can be found out from the recipe, its sources and the real model's sizes comes first; if
@@ -85,21 +85,21 @@ def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
 
     Raises BarError for a recipe that asks for what can't be, and for want of a tokenizer.
     """
-    if asked.model is not None and recipe.anchor and Path(recipe.anchor).is_dir():
+    if options.model is not None and recipe.anchor and Path(recipe.anchor).is_dir():
         raise BarError(f"--model is for an anchor that isn't here, and {recipe.anchor} is; leave "
                        "it out")
-    model = planned_model(recipe, asked.model)
+    model = planned_model(recipe, options.model)
     # Weights that aren't here aren't needed, and data that aren't are found by who reads them.
     faults = [str(fault) for fault in wherever(check_recipe(recipe, dense=model))]
     if faults:
         return Rehearsed([], [], {}, faults)
-    plans = plan_stages(recipe, model, asked.machine)
-    with _place(asked.keep) as place:
-        cast = _cast(recipe, asked, model, place.folder)
+    plans = plan_stages(recipe, model, options.machine)
+    with _place(options.keep) as place:
+        cast = _cast(recipe, options, model, place.folder)
         examined = examine(recipe, cast.chat_format, model.max_position_embeddings)
         showed = {role: [f"weights: {what}"] for role, what in cast.weights.items()}
         showed |= examined.found
-        if faults := [*_too_big(plans, asked.machine), *map(str, examined.faults)]:
+        if faults := [*_too_big(plans, options.machine), *map(str, examined.faults)]:
             return Rehearsed(plans, [], showed, faults)
         short = rewritten(recipe, dataclasses.replace(cast.small, fitting=examined.fitting))
         faults = _run(short, cast.chat_format, showed)
@@ -137,8 +137,8 @@ def _place(keep: Path | None) -> Iterator[_Place]:
             shutil.rmtree(place.folder, ignore_errors=True)
 
 
-def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Cast:
-    ranks = asked.processes or torch.cuda.device_count() or _CPU_RANKS
+def _cast(recipe: Recipe, options: RehearsalOptions, model: ModelConfig, folder: Path) -> _Cast:
+    ranks = options.processes or torch.cuda.device_count() or _CPU_RANKS
     longest = longest_row(model.vocab_size)
     small = Small(folder, f"{recipe.name}-rehearsal", ranks, longest)
     if recipe.pretrain is not None:
@@ -151,7 +151,7 @@ def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Ca
             continue
         source = _folder_here(named)
         folders[role] = folder / "models" / role
-        tokenizer = asked.tokenizer or (folders["anchor"] if role != "anchor" else None)
+        tokenizer = options.tokenizer or (folders["anchor"] if role != "anchor" else None)
         weights[role] = write_small_folder(
             folders[role], sizes, source, tokenizer, f"{recipe.seed}/{role}"
         )
