@@ -17,7 +17,7 @@ from megatron_bar.data.toy import CHAT_TEMPLATE, texts
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.rehearse.fold import folded, lost_kinds
 from megatron_bar.launch.rehearse.folder import write_small_folder
-from megatron_bar.launch.rehearse.rewrite import Small, rewritten
+from megatron_bar.launch.rehearse.rewrite import SmallRun, rewritten
 from megatron_bar.launch.rehearse.shrink import shrunken
 from megatron_bar.methods import METHODS, stage_graph
 from megatron_bar.methods.load import load_recipe, save_recipe
@@ -132,7 +132,7 @@ def test_a_rewritten_recipe_is_one_that_stages_can_read(method, tmp_path):
     recipe = load_recipe(EXAMPLES / "systems" / f"{method}.yaml")
     first, second = list(recipe.domains.values())[:2]
     longer = {id(first.sft.data[0]): 90, id(second.sft.data[0]): 250}
-    small = Small(tmp_path, "small", 4, 64, lambda source, kind: longer.get(id(source), 0))
+    small = SmallRun(tmp_path, "small", 4, 64, lambda source, kind: longer.get(id(source), 0))
     short = rewritten(recipe, small)
     save_recipe(short, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == short

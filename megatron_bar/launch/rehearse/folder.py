@@ -15,7 +15,7 @@ from megatron_bar.checkpoints import hf
 from megatron_bar.checkpoints.hf_weights import INDEX, SINGLE, HfReader
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.checkpoints.tokenizer_files import copy_tokenizer_files, load_tokenizer
-from megatron_bar.launch.rehearse.shrink import Shrunken
+from megatron_bar.launch.rehearse.shrink import SmallModel
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, write_json
 
@@ -31,7 +31,7 @@ _Weights = Callable[[str, tuple[int, ...]], torch.Tensor]
 
 
 def write_small_folder(
-    target: Path, small: Shrunken, source: Path | None, tokenizer: Path | None, seed: str
+    target: Path, small: SmallModel, source: Path | None, tokenizer: Path | None, seed: str
 ) -> str:
     """Write `small` as a Hugging Face folder; returns what its weights are.
 

@@ -30,7 +30,7 @@ from megatron_bar.launch.rehearse.examine import examine
 from megatron_bar.launch.rehearse.fold import folded
 from megatron_bar.launch.rehearse.folder import write_small_folder
 from megatron_bar.launch.rehearse.proof import prove_export
-from megatron_bar.launch.rehearse.rewrite import Small, longest_row, rewritten
+from megatron_bar.launch.rehearse.rewrite import SmallRun, longest_row, rewritten
 from megatron_bar.launch.rehearse.shrink import shrunken
 from megatron_bar.methods import stage_graph
 from megatron_bar.models.config import ModelConfig
@@ -72,7 +72,7 @@ class Rehearsed:
 class _Cast:
     """The small models, and how they are talked to; None where the run makes its tokenizer."""
 
-    small: Small
+    small: SmallRun
     weights: dict[str, str]  # what those of each are
     chat_format: ChatFormat | None
 
@@ -140,7 +140,7 @@ def _place(keep: Path | None) -> Iterator[_Place]:
 def _cast(recipe: Recipe, options: RehearsalOptions, model: ModelConfig, folder: Path) -> _Cast:
     ranks = options.processes or torch.cuda.device_count() or _CPU_RANKS
     longest = longest_row(model.vocab_size)
-    small = Small(folder, f"{recipe.name}-rehearsal", ranks, longest)
+    small = SmallRun(folder, f"{recipe.name}-rehearsal", ranks, longest)
     if recipe.pretrain is not None:
         return _Cast(small, {}, None)
     layouts = [folded(stage.layout, ranks) for stage in stage_graph(recipe)]

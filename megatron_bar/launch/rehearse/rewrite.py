@@ -41,7 +41,7 @@ Lengths = Callable[[Source, str], int]
 
 
 @dataclass(frozen=True)
-class Small:
+class SmallRun:
     """The small models and settings that a rehearsal is made with.
 
     `longest` is the tokens that a row may have (`longest_row`); `fitting(source, kind)` those that
@@ -65,7 +65,7 @@ def longest_row(vocab_size: int) -> int:
     return max(_SHORTEST_ROW, _CPU_LOGITS // vocab_size // _ROW_UNIT * _ROW_UNIT)
 
 
-def rewritten(recipe: Recipe, small: Small) -> Recipe:
+def rewritten(recipe: Recipe, small: SmallRun) -> Recipe:
     """`recipe` with the models, lengths and layouts of a rehearsal, in a folder of its own."""
     return dataclasses.replace(
         recipe,
@@ -93,7 +93,7 @@ def few(source: Source, seed: int, kind: str) -> Source:
     return dataclasses.replace(source, count=min(held, _COUNTS[kind]))
 
 
-def _domain(name: str, domain: Domain, recipe: Recipe, small: Small) -> Domain:
+def _domain(name: str, domain: Domain, recipe: Recipe, small: SmallRun) -> Domain:
     def trained(kind: type[TrainingStage]) -> Training | None:
         # Some methods train all domains in one stage, so that their rows have to be of one length.
         all_data = [source for each in recipe.domains.values() if training_of(each, kind)
@@ -115,7 +115,7 @@ def _few(sources: Sequence[Source], recipe: Recipe, kind: str) -> list[Source]:
 
 
 def _training(
-    training: Training, recipe: Recipe, small: Small, kind: str, sources: Sequence[Source]
+    training: Training, recipe: Recipe, small: SmallRun, kind: str, sources: Sequence[Source]
 ) -> Training:
     """`sources` are what the stage reads, which isn't always what its settings name."""
     fold = folded(training.layout or recipe.layout, small.ranks)
@@ -150,7 +150,7 @@ def _length(real: int, longest: int, least: int) -> int:
     return min(real, max(longest, -(-least // _ROW_UNIT) * _ROW_UNIT))
 
 
-def _pretrain(pretrain: Pretrain, recipe: Recipe, small: Small) -> Pretrain:
+def _pretrain(pretrain: Pretrain, recipe: Recipe, small: SmallRun) -> Pretrain:
     return dataclasses.replace(
         pretrain, model="toy", chat=_few(pretrain.chat, recipe, _WORDS),
         training=dataclasses.replace(
@@ -160,7 +160,7 @@ def _pretrain(pretrain: Pretrain, recipe: Recipe, small: Small) -> Pretrain:
     )
 
 
-def _evaluate(evaluate: Evaluate, recipe: Recipe, small: Small) -> Evaluate:
+def _evaluate(evaluate: Evaluate, recipe: Recipe, small: SmallRun) -> Evaluate:
     return dataclasses.replace(
         evaluate, general=_few(evaluate.general, recipe, ITEMS),
         max_new_tokens=min(evaluate.max_new_tokens, _ANSWER_TOKENS),
