@@ -21,7 +21,7 @@ from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer import gradient_norm
 from megatron_bar.training.result_file import load_or_run
 from megatron_bar.training.resume import ResumePoints
-from megatron_bar.training.setup import Begin, set_up
+from megatron_bar.training.setup import Initializer, set_up
 from megatron_bar.training.step import forward_backward
 from megatron_bar.training.step_metrics import RouterMetrics, StepMetrics
 from megatron_bar.training.validation import validation_losses
@@ -56,7 +56,7 @@ class TrainingRun:
     pad_id: int
     snapshots: Mapping[int, Path] = field(default_factory=dict)  # steps: a checkpoint to write then
     validation: Rows | None = None  # the loss on these is measured at intervals
-    begin: Begin | None = None  # both are those of `set_up`
+    initialize: Initializer | None = None  # both are those of `set_up`
     load_balancing_loss: float = 0.0
 
     def run(self) -> TrainingResult:
@@ -81,7 +81,7 @@ class _Stage:
         run, training = task.model_run, task.training
         self.batches = Batches.of(task.rows, training.global_batch_size, run.seed)
         self.steps = planned_steps(training, task.rows.per_epoch)
-        setup = set_up(run, training, self.steps, task.begin, task.load_balancing_loss)
+        setup = set_up(run, training, self.steps, task.initialize, task.load_balancing_loss)
         if warning := run.config.length_warning(training.sequence_length):
             say(f"{run.label}: {warning}")
         self.model, self.wrapped = setup.model, setup.wrapped

@@ -23,7 +23,7 @@ from megatron_bar.training.optimizer import build_optimizer, build_schedule, wra
 from megatron_bar.training.overrides import transformer_overrides
 
 # What to do to a model that was loaded, before it trains; every rank calls it.
-Begin = Callable[[LanguageModel], None]
+Initializer = Callable[[LanguageModel], None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def set_up(
     run: ModelRun,
     training: Training,
     updates: int,
-    begin: Begin | None = None,
+    initialize: Initializer | None = None,
     load_balancing_loss: float = 0.0,
 ) -> TrainingSetup:
     """Load the run's model from its start (random weights if None), freeze, make the optimizer.
@@ -64,8 +64,8 @@ def set_up(
     if run.start is not None:
         stored_types(run.start)
         load_model(model, run.start)
-    if begin is not None:
-        begin(model)
+    if initialize is not None:
+        initialize(model)
     freeze(model, run.config, trainable)
     wrapped = wrap(model, training)
     optimizer = build_optimizer(wrapped, training)

@@ -27,7 +27,7 @@ from megatron_bar.stages.route import RouteStage
 from megatron_bar.stages.work.data import Folders, stage_rows
 from megatron_bar.stages.work.train import train_on
 from megatron_bar.training.router_init import init_at_centroids, init_at_random
-from megatron_bar.training.setup import Begin
+from megatron_bar.training.setup import Initializer
 
 SAMPLE = "sample.jsonl"  # in the stage's folder: the conversations that it drew
 
@@ -42,7 +42,7 @@ def train_router(context: Context[RouteStage]) -> dict[str, Any]:
     tokenizer = load_tokenizer(start)
     rows, facts = stage_rows(context, tokenizer, also=_record_sample)
     facts = train_on(
-        context, tokenizer, rows, facts, config, _begin(context, rows, config, pad_id(tokenizer)),
+        context, tokenizer, rows, facts, config, _initializer(context, rows, config, pad_id(tokenizer)),
         stage.load_balancing_loss,
     )
     if is_main():
@@ -50,9 +50,9 @@ def train_router(context: Context[RouteStage]) -> dict[str, Any]:
     return facts
 
 
-def _begin(
+def _initializer(
     context: Context[RouteStage], rows: PackedDocuments, config: ModelConfig, pad: int
-) -> Begin | None:
+) -> Initializer | None:
     """How the rows start; None leaves them as they were stacked."""
     start = context.stage.start
     if start == "random":

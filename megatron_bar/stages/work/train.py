@@ -23,7 +23,7 @@ from megatron_bar.stages.work.tokenizer_files import trained_tokenizer_files
 from megatron_bar.training.groups import group_digests, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.model_run import ModelRun
-from megatron_bar.training.setup import Begin
+from megatron_bar.training.setup import Initializer
 
 
 class FrozenChanged(BarError):
@@ -44,18 +44,18 @@ def train_on(
     rows: Rows,
     facts: dict[str, Any],
     config: ModelConfig,
-    begin: Begin | None = None,
+    initialize: Initializer | None = None,
     load_balancing_loss: float = 0.0,
 ) -> dict[str, Any]:
     """Train `config`'s model from the input `start` on `rows`; returns `facts` and more.
 
-    `begin` and `load_balancing_loss` are those of `training.setup`.
+    `initialize` and `load_balancing_loss` are those of `training.setup`.
     """
     validation = validation_rows(context, tokenizer)
     stage = context.stage
     trained = TrainingRun(
         model_run(context, config), stage.training, rows, pad_id(tokenizer),
-        validation=validation, begin=begin, load_balancing_loss=load_balancing_loss,
+        validation=validation, initialize=initialize, load_balancing_loss=load_balancing_loss,
     ).run()
     if not is_main():
         return {}
