@@ -50,7 +50,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Spent:
+class TrainingCost:
     """Tokens and time that a system's stages of one kind trained with, added up; of its first seed.
     """
 
@@ -77,7 +77,7 @@ class System:
     branches: dict[str, dict[str, Numbers]]  # of each domain's own model, scores by task
     tokens: Numbers
     seconds: Numbers  # of processes: a stage of two for a minute counts 120
-    spent: tuple[Spent, ...]
+    spent: tuple[TrainingCost, ...]
 
 
 @dataclass(frozen=True)
@@ -181,13 +181,13 @@ def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Numbers]:
     return {task: Numbers(tuple(seed[task] for seed in scores)) for task in scores[0]}
 
 
-def _spent(run: _Run) -> list[Spent]:
+def _spent(run: _Run) -> list[TrainingCost]:
     by_kind: dict[type[TrainingStage], list[tuple[TrainingStage, dict[str, Any]]]] = {}
     for kind in (*ADAPTING, RouteStage):
         if found := [(stage, done) for stage, done in run.stages if type(stage) is kind]:
             by_kind[kind] = found
     return [
-        Spent(
+        TrainingCost(
             kind.KIND, len(found), sum(done["steps"] for _, done in found),
             sum(done["steps"] * stage.training.rows_per_step * stage.training.row_length
                 for stage, done in found),

@@ -53,7 +53,7 @@ def main(source: int, channel: int) -> None:
     while True:
         try:
             request = wire.receive(channel)
-        except wire.Closed:
+        except wire.ConnectionClosed:
             return
         try:
             operation, *arguments = wire.decode(request, objects.__getitem__)
