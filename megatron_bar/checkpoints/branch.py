@@ -18,7 +18,7 @@ from megatron_bar.checkpoints.names import (
     slots,
 )
 from megatron_bar.checkpoints.number_types import ffn_type, type_name
-from megatron_bar.checkpoints.plan import Item, Made
+from megatron_bar.checkpoints.plan import Item, ItemContent
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig, check_same_shape
 from megatron_bar.runtime.console import say
@@ -95,8 +95,8 @@ class RouterRows:
     slot: Slot
     seed: int
 
-    def __call__(self) -> Made:
-        return Made([[router_rows(self.slot.shape, self.seed, self.slot.index[0])]])
+    def __call__(self) -> ItemContent:
+        return ItemContent([[router_rows(self.slot.shape, self.seed, self.slot.index[0])]])
 
 
 def router_rows(shape: Sequence[int], seed: int, layer: int) -> torch.Tensor:

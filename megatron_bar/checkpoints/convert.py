@@ -21,7 +21,7 @@ from megatron_bar.checkpoints.mapped import same_numbers
 from megatron_bar.checkpoints.model_card import Origin, write_model_card
 from megatron_bar.checkpoints.names import EMBEDDINGS_NAME, HEAD_NAME, Slot, slots
 from megatron_bar.checkpoints.number_types import check_layers_alike
-from megatron_bar.checkpoints.plan import Item, Made
+from megatron_bar.checkpoints.plan import Item, ItemContent
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.checkpoints.tokenizer_files import (
     TOKENIZER_FOLDER,
@@ -47,9 +47,9 @@ class SlotCopy:
     reader: CheckpointReader
     source: Slot
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ItemContent:
         tensor = self.reader.read(self.source)
-        return Made([[tensor]], [(self.reader.where(self.source), lambda: tensor)])
+        return ItemContent([[tensor]], [(self.reader.where(self.source), lambda: tensor)])
 
 
 def write_checkpoint(
@@ -90,11 +90,11 @@ class _Join:
     reader: HfReader
     slot: Slot
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ItemContent:
         names = self.slot.hf_names
         tensors = [self.reader.read(name) for name in names]
         sources = [(self.reader.where(name), partial(self.reader.read, name)) for name in names]
-        return Made([self.slot.from_hf(tensors)], sources)
+        return ItemContent([self.slot.from_hf(tensors)], sources)
 
 
 def import_hf(
@@ -175,10 +175,10 @@ class _Split:
     reader: CheckpointReader
     slot: Slot
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ItemContent:
         tensor = self.reader.read(self.slot)
         where = self.reader.where(self.slot)
-        return Made(self.slot.pieces_to_hf(tensor), [(where, lambda: tensor)])
+        return ItemContent(self.slot.pieces_to_hf(tensor), [(where, lambda: tensor)])
 
 
 def export_hf(

@@ -42,7 +42,8 @@ def train_router(context: Context[RouteStage]) -> dict[str, Any]:
     tokenizer = load_tokenizer(start)
     rows, facts = stage_rows(context, tokenizer, also=_record_sample)
     facts = train_on(
-        context, tokenizer, rows, facts, config, _initializer(context, rows, config, pad_id(tokenizer)),
+        context, tokenizer, rows, facts, config,
+        _initializer(context, rows, config, pad_id(tokenizer)),
         stage.load_balancing_loss,
     )
     if is_main():

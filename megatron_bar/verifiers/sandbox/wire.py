@@ -57,7 +57,7 @@ def send(descriptor: int, message: Any) -> None:
 
 
 def receive(descriptor: int) -> Any:
-    """Read one message. Raises ConnectionClosed at the end of the stream, or where it isn't one of ours."""
+    """Read one message. Raises ConnectionClosed at the end of the stream, and for none of ours."""
     (length,) = struct.unpack("<I", _exactly(descriptor, 4))
     if length > MAX_FRAME:
         raise ConnectionClosed
