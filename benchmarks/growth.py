@@ -37,7 +37,8 @@ def recipe(
     runs: Path, domain: str, number: int, steps: int, route_steps: int
 ) -> dict[str, Any]:
     """A recipe of one domain, `domain` of the toy world, called by its number."""
-    training = dict(sequence_length=256, batch_size=4, micro_batch_size=4, lr=4e-3, steps=steps)
+    training = dict(
+        sequence_length=256, global_batch_size=4, micro_batch_size=4, lr=4e-3, steps=steps)
     chats = [{"toy": domain, "count": 400, "name": f"{domain}_{number}"},
              {"toy": "general", "count": 200}]
     return {

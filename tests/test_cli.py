@@ -207,7 +207,7 @@ LONG = "x" * 250
     (["import", "org/model", "file/x"], "file/x can't be written: Not a directory"),
     (["export", "CHECKPOINT", "file/x"], "file/x can't be written: Not a directory"),
 ])
-def test_a_place_that_can_not_be_written_is_told_before_work(
+def test_a_place_that_can_not_be_written_is_reported_before_work(
     arguments, message, tmp_path, monkeypatch, capsys, hf_dir
 ):
     monkeypatch.chdir(tmp_path)
@@ -260,7 +260,7 @@ def test_the_installed_command_exits_with_its_status():
     assert done.stderr.startswith("megatron-bar: nowhere is not a folder")
 
 
-def test_versions_are_told_whichever_way_it_is_called(capsys):
+def test_versions_are_reported_whichever_way_it_is_called(capsys):
     with pytest.raises(SystemExit) as done:
         main(["--version"])
     assert done.value.code == 0
@@ -282,10 +282,10 @@ from megatron_bar.cli import main
 assert main(sys.argv[1:]) == 0
 print({"torch", "megatron.core", "transformers"} & sys.modules.keys())
 """
-    told = subprocess.run([sys.executable, "-c", code, "status", str(run)], capture_output=True,
+    printed = subprocess.run([sys.executable, "-c", code, "status", str(run)], capture_output=True,
                           text=True, timeout=60)
-    assert told.returncode == 0, told.stderr
-    assert "routed" in told.stdout and told.stdout.endswith("set()\n")
+    assert printed.returncode == 0, printed.stderr
+    assert "routed" in printed.stdout and printed.stdout.endswith("set()\n")
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly():

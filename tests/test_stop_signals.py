@@ -19,13 +19,13 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_bar.checkpoints import dcp, model_io
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.dcp import CheckpointReader
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data import rendering
 from megatron_bar.data.rendering import run_template
 from megatron_bar.launch import processes
 from megatron_bar.launch.rehearse.folder import _copy_tokenizer
-from megatron_bar.runtime.disk import disk_faults_told
+from megatron_bar.runtime.disk import explain_disk_faults
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.runtime.stopping import (
@@ -111,7 +111,7 @@ def _while_torch_plans_a_load(tmp_path, patch) -> None:
 
 
 def _while_a_fault_of_the_disk_is_dealt_with(tmp_path, patch) -> None:
-    with disk_faults_told(tmp_path):
+    with explain_disk_faults(tmp_path):
         try:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         except OSError:

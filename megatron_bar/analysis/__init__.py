@@ -1,4 +1,4 @@
-"""What a run amounts to: how its models score, how its router chooses, one page that says both.
+"""Results of a run: how its models score, how its router chooses, one page that says both.
 
 `runs` finds what stages left on disk, `scores` reads the evaluations and compares the models, with
 `intervals`; `suites` reads lm-eval's. `routing` records and describes the router, `flow` is the

@@ -15,7 +15,7 @@ class Step:
     what: str
     seconds: float
     share: float  # of the longest step's time
-    told: str = ""
+    caption: str = ""
     column: int = 1  # of a lane: the same kinds of stages stand below each other
 
 
@@ -53,7 +53,7 @@ def flow_of(stages: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> Flow
         name, kind = stage["stage"], stage["kind"]
         domain, inside, _ = name.partition("/")
         what = labels.get(kind, kind) + (f" {name}" if kind == "import" else "")
-        step = Step(name, what, stage["seconds"], stage["seconds"] / longest, _told(stage),
+        step = Step(name, what, stage["seconds"], stage["seconds"] / longest, _caption(stage),
                     kinds.index(kind) + 1 if kind in kinds else 1)
         if inside:
             flow.lanes.setdefault(domain, []).append(step)
@@ -65,7 +65,7 @@ def flow_of(stages: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> Flow
     return flow
 
 
-def _told(stage: dict[str, Any]) -> str:
+def _caption(stage: dict[str, Any]) -> str:
     """The number that says most of a stage."""
     for key in ("reward", "loss"):
         if stage.get(key) is not None:

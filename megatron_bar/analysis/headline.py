@@ -19,10 +19,10 @@ def summary(results: dict[str, dict[str, Any]], last: str) -> str:
         name = "final" if last == ALL else last
         return f"There is no {name} model to compare with its branches yet; evaluated: {models}."
     scores = compare(results, last)
-    told = [_kept(scores.kept)] if scores.kept else _on_domains(results[last]["tasks"])
+    sentences = [_kept(scores.kept)] if scores.kept else _on_domains(results[last]["tasks"])
     if pair := _before_after(results, last, GENERAL):
-        told.append(f"On {GENERAL} it scores {pair[1]:.2f}; the base scored {pair[0]:.2f}.")
-    return " ".join(told) or f"There is one model, {model_label(last)}, and no task to ask it."
+        sentences.append(f"On {GENERAL} it scores {pair[1]:.2f}; the base scored {pair[0]:.2f}.")
+    return " ".join(sentences) or f"There is one model, {model_label(last)}, and no task to ask it."
 
 
 def _kept(kept: dict[str, float]) -> str:

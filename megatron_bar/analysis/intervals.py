@@ -1,4 +1,4 @@
-"""Where a true score lies, with 95 % confidence.
+"""Confidence intervals of scores, at 95 %.
 
 Equal to scipy's, whose import takes 0.9 processor seconds for these few lines.
 """
@@ -32,7 +32,7 @@ def score_interval(result: dict[str, Any]) -> Interval:
 
     Wilson's where every item is right or wrong. With partial credit, or several answers to an item,
     the items are resampled (`bootstrap`): answers to one item aren't independent. Where the items
-    aren't told, or all have the same score, Wilson's again, which is then too wide, never too
+    aren't known, or all have the same score, Wilson's again, which is then too wide, never too
     narrow.
     """
     items = result.get("items")
@@ -43,7 +43,7 @@ def score_interval(result: dict[str, Any]) -> Interval:
 
 
 def wilson_interval(score: float, count: int) -> tuple[float, float]:
-    """For a rate of `score` over `count` independent items.
+    """Wilson's interval for a rate of `score` over `count` independent items.
 
     It stays within 0..1 and has a width at scores of 0 and 1, where the textbook interval has none.
     """
@@ -68,7 +68,7 @@ def bootstrap(items: Sequence[float]) -> Interval:
 
 
 def score_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> Interval | None:
-    """Our score less theirs on the same items, resampled in pairs; None if they aren't told."""
+    """Our score less theirs on the same items, resampled in pairs; None if they aren't known."""
     mine, other = ours.get("items"), theirs.get("items")
     if not mine or not other or len(mine) != len(other):
         return None

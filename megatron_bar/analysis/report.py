@@ -173,10 +173,10 @@ def _methods(scores: Scores) -> str:
 
 def _asking(results: dict[str, dict[str, Any]]) -> str:
     """How the models were asked, where it wasn't for one greedy answer."""
-    told = {(result["samples"], result["temperature"]) for result in results.values()
+    sampled = {(result["samples"], result["temperature"]) for result in results.values()
             if result.get("temperature")}
     return " ".join(f"Mean of {samples} answers to each item, drawn at temperature {temperature:g}."
-                    for samples, temperature in sorted(told))
+                    for samples, temperature in sorted(sampled))
 
 
 def _commands(recipe: dict[str, Any], stages: list[dict[str, Any]]) -> list[str]:

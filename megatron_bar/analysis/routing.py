@@ -1,4 +1,4 @@
-"""How a model's routers choose: recorded while it runs, and said in words.
+"""Choices of a model's routers: recorded while it runs, and said in words.
 
 Shapes: T tokens, C classes of tokens, L layers, E experts.
 """
@@ -22,7 +22,7 @@ EVEN = 1.25  # times 1/E: no expert gets more, so the task leans on none
 
 
 class RoutingRecord:
-    """What routers gave the tokens of each class, by layer, over all forwards so far.
+    """Shares that routers gave the tokens of each class, by layer, over all forwards so far.
 
     `labels` says which class the tokens of the next forward belong to, -1 for those that don't
     count; int, [T], in the routers' order: sequence-major, as `[S, B]` flattens. None puts all into
@@ -51,12 +51,14 @@ class RoutingRecord:
             f"{len(shares_TE)}; build the model with sequence_parallel=False"
         )
         entropy_T = -torch.special.xlogy(shares_TE, shares_TE).sum(1)
-        told_TX = torch.cat([shares_TE, entropy_T[:, None], torch.ones(len(shares_TE), 1)], dim=1)
+        recorded_TX = torch.cat(
+            [shares_TE, entropy_T[:, None], torch.ones(len(shares_TE), 1)], dim=1
+        )
         sums_CX = self.sums.setdefault(
-            layer, torch.zeros(self.classes, told_TX.shape[1], dtype=torch.float64)
+            layer, torch.zeros(self.classes, recorded_TX.shape[1], dtype=torch.float64)
         )
         counted_T = labels_T >= 0
-        sums_CX.index_add_(0, labels_T[counted_T], told_TX[counted_T])
+        sums_CX.index_add_(0, labels_T[counted_T], recorded_TX[counted_T])
         return shares_TE
 
 
@@ -147,7 +149,7 @@ def _pooled(parts: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def describe_entropy(tasks: dict[str, dict[str, Any]], experts: Sequence[str]) -> str:
-    """How sharply the routers choose, in a sentence."""
+    """A sentence on how sharply the routers choose."""
     layers = [(entropy, layer) for task in tasks.values()
               for layer, entropy in enumerate(task["entropy"], 1)]
     mean = sum(entropy for entropy, _ in layers) / len(layers)
@@ -156,7 +158,7 @@ def describe_entropy(tasks: dict[str, dict[str, Any]], experts: Sequence[str]) -
 
 
 def describe_drift(drift: dict[str, list[list[float]]], experts: Sequence[str]) -> str:
-    """How far router training moved the rows from where they were stacked, in a sentence."""
+    """A sentence on how far router training moved the rows from where they were stacked."""
     moved_E = mean_over_layers(drift["relative"])
     most, least = (choose(range(len(experts)), key=moved_E.__getitem__) for choose in (max, min))
     return (f"Training moved the rows by {moved_E[least]:.0%} ({experts[least]}) to "

@@ -71,7 +71,7 @@ def write_routing_page(run: Path, target: Path) -> bool:
 
 
 def routing_of(run: Path) -> dict[str, Any] | None:
-    """What the evaluation of `run`'s routed model wrote on its routers, if it has."""
+    """The record of `run`'s routed model's routers that its evaluation wrote, if it has."""
     path = run / "evaluate" / ROUTED / ROUTING
     return read_json(path) if path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""What the stages of a run left on disk, in the order of the recipe.
+"""Files that the stages of a run left on disk, in the order of the recipe.
 
 A run may hold the folders of domains that its recipe no longer names; they are left out.
 """

@@ -1,4 +1,4 @@
-"""How the models of a run score: the base, every branch, the merged and the routed model.
+"""Scores of a run's models: the base, every branch, the merged and the routed model.
 
 `last` is the model that the run is for (`runs.last_model`), which is compared with the branches.
 """
@@ -55,7 +55,7 @@ class Scores:
     last: str  # the last model's label
 
     def items(self, index: int) -> str:
-        """How many items task `index` has; two numbers if models were asked different ones."""
+        """The number of items of task `index`; two numbers if models were asked different ones."""
         counts = [row.cells[index].count for row in self.rows if row.cells[index]]
         return MISSING.join(str(count) for count in dict.fromkeys((min(counts), max(counts))))
 
@@ -126,7 +126,7 @@ def compare(results: dict[str, dict[str, Any]], last: str = ROUTED) -> Scores:
 
 
 def model_label(model: str) -> str:
-    """What people call an evaluated model."""
+    """The name of an evaluated model in tables."""
     if model.startswith(WITHOUT):
         return f"{ROUTED} without {model.removeprefix(WITHOUT)}"
     labels = {ANCHOR: "base (anchor)", ALL: "all domains", MERGED: MERGED, ROUTED: ROUTED}

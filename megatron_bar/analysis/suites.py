@@ -36,6 +36,6 @@ def in_percent(score: float | None) -> str:
 
 
 def of_all(category: dict[str, Any]) -> str:
-    """How much of a category was measured, where it isn't all of it."""
+    """The measured part of a category, where it isn't all of it."""
     measured, missing = len(category["benchmarks"]), len(category["missing"])
     return "" if not missing else f"{measured} of {measured + missing} benchmarks"

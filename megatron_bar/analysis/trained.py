@@ -1,4 +1,4 @@
-"""What each stage trained and what it froze, by group of parameters."""
+"""Groups of parameters that each stage trained, and those that it froze."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an upgrade of a run changed: scores before and after, and what had to be computed for it.
+"""Changes that an upgrade made to a run: scores before and after, and the stages computed for it.
 
 RUN/before holds the models and results that stood before, and plan.json: what was asked, and the id
 of every stage that was done then.
@@ -60,7 +60,7 @@ class Upgrade:
         return sum(stage["tokens"] for stage in self.recomputed)
 
     def words(self) -> str:
-        """What was recomputed, in a line."""
+        """The stages that were recomputed, in a line."""
         names = ", ".join(stage["stage"] for stage in self.recomputed) or "nothing"
         return (f"recomputed: {names}: {len(self.recomputed)} stages, {self.tokens:,} supervised "
                 f"tokens, {self.seconds:.0f} s of stages; left as they were: {self.kept} stages")
@@ -100,7 +100,7 @@ def _tasks(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def upgrade_table(upgrade: Upgrade) -> Table:
-    """Before and after, for the terminal."""
+    """A table of scores before and after, for the terminal."""
     table = Table(title="The routed model before and after the upgrade")
     table.add_column("task")
     for column in ("before", "after", "change", "noise"):

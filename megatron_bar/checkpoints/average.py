@@ -14,7 +14,7 @@ from rich.table import Table
 
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import Slot
-from megatron_bar.checkpoints.plan import Made
+from megatron_bar.checkpoints.plan import ItemContent
 
 _BLOCK = 2**16  # numbers; in fp32, one of each of a few models stays in a core's cache
 _BAND = 2**20  # numbers that are read at a time
@@ -33,12 +33,12 @@ class Mean:
     sources: tuple[tuple[CheckpointReader, Slot], ...]
     weights: tuple[float, ...]
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ItemContent:
         bands = zip(*(reader.bands(slot, _BAND) for reader, slot in self.sources), strict=True)
         facts: dict[str, Any] = {}
         blocks = mean_blocks(bands, self.weights, self.group, self.tensor, facts)
-        return Made([blocks], [(reader.where(slot), partial(reader.read, slot))
-                               for reader, slot in self.sources], facts)
+        return ItemContent([blocks], [(reader.where(slot), partial(reader.read, slot))
+                                      for reader, slot in self.sources], facts)
 
 
 def mean_blocks(
@@ -107,7 +107,7 @@ def _squares(flat: torch.Tensor) -> float:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far the models lie from their mean, in one tensor or one group of tensors.
+    """Distances of the models from their mean, in one tensor or one group of tensors.
 
     `largest` and `mean` are distances relative to the norm of the mean: that of the farthest model,
     and their mean over the models. `max_absolute` and `mean_absolute` are over single numbers.
@@ -138,7 +138,7 @@ def deviations_by_group(facts: Iterable[dict[str, Any]]) -> list[Deviation]:
 
 
 def deviation_table(groups: Iterable[Deviation]) -> Table:
-    """What averaging throws away, for people."""
+    """A table, for people, of what averaging throws away."""
     table = Table("group", "max", "mean", "farthest model", "models' mean", "most in",
                   title="Distance from the mean", title_justify="left", box=None)
     for d in groups:

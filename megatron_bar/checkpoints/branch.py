@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_bar.checkpoints.convert import SlotCopy, companions_of, write_checkpoint
+from megatron_bar.checkpoints.convert import SlotCopy, tokenizer_files_of, write_checkpoint
 from megatron_bar.checkpoints.dcp import CheckpointReader, slot_item
 from megatron_bar.checkpoints.names import (
     DENSE_OF_EXPERT,
@@ -18,7 +18,7 @@ from megatron_bar.checkpoints.names import (
     slots,
 )
 from megatron_bar.checkpoints.number_types import ffn_type, type_name
-from megatron_bar.checkpoints.plan import Item, Made
+from megatron_bar.checkpoints.plan import Item, ItemContent
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig, check_same_shape
 from megatron_bar.runtime.console import say
@@ -57,7 +57,7 @@ def branch(
     items = [_item(slot, dense, experts, seed) for slot in slots(model)]
     write_checkpoint(
         "branch", target, model, items, [reader.folder for reader in experts],
-        companions_of(anchor), settings=seed, processes=processes, overwrite=overwrite,
+        tokenizer_files_of(anchor), settings=seed, processes=processes, overwrite=overwrite,
     )
     return model
 
@@ -95,8 +95,8 @@ class RouterRows:
     slot: Slot
     seed: int
 
-    def __call__(self) -> Made:
-        return Made([[router_rows(self.slot.shape, self.seed, self.slot.index[0])]])
+    def __call__(self) -> ItemContent:
+        return ItemContent([[router_rows(self.slot.shape, self.seed, self.slot.index[0])]])
 
 
 def router_rows(shape: Sequence[int], seed: int, layer: int) -> torch.Tensor:

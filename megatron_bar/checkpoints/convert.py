@@ -14,13 +14,6 @@ from typing import Any
 import torch
 
 from megatron_bar.checkpoints import hf
-from megatron_bar.checkpoints.companions import (
-    COMPANION_FOLDER,
-    ChatFormat,
-    check_tokens,
-    copy_companions,
-    for_serving,
-)
 from megatron_bar.checkpoints.dcp import CheckpointFormat, CheckpointReader, slot_item
 from megatron_bar.checkpoints.engine import convert
 from megatron_bar.checkpoints.hf_weights import SHARD_BYTES, HfReader, SafetensorsFormat
@@ -28,8 +21,15 @@ from megatron_bar.checkpoints.mapped import same_numbers
 from megatron_bar.checkpoints.model_card import Origin, write_model_card
 from megatron_bar.checkpoints.names import EMBEDDINGS_NAME, HEAD_NAME, Slot, slots
 from megatron_bar.checkpoints.number_types import check_layers_alike
-from megatron_bar.checkpoints.plan import Item, Made
+from megatron_bar.checkpoints.plan import Item, ItemContent
 from megatron_bar.checkpoints.resume_point import open_checkpoint
+from megatron_bar.checkpoints.tokenizer_files import (
+    TOKENIZER_FOLDER,
+    ChatFormat,
+    check_tokens,
+    copy_tokenizer_files,
+    for_serving,
+)
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
@@ -47,9 +47,9 @@ class SlotCopy:
     reader: CheckpointReader
     source: Slot
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ItemContent:
         tensor = self.reader.read(self.source)
-        return Made([[tensor]], [(self.reader.where(self.source), lambda: tensor)])
+        return ItemContent([[tensor]], [(self.reader.where(self.source), lambda: tensor)])
 
 
 def write_checkpoint(
@@ -68,15 +68,15 @@ def write_checkpoint(
 
     def write_small_files(folder: Path) -> None:
         model.save(folder)
-        carry(folder / COMPANION_FOLDER)
+        carry(folder / TOKENIZER_FOLDER)
 
     output = CheckpointFormat(list(slots(model)), items)
     return convert(what, target, output, inputs, write_small_files, settings, processes, overwrite)
 
 
-def companions_of(checkpoint: Path) -> Callable[[Path], None]:
-    """Carries along what another checkpoint has: tokenizer, chat template, token ids."""
-    source = Path(checkpoint) / COMPANION_FOLDER
+def tokenizer_files_of(checkpoint: Path) -> Callable[[Path], None]:
+    """A function that copies `checkpoint`'s tokenizer files, with its token ids, to a folder."""
+    source = Path(checkpoint) / TOKENIZER_FOLDER
 
     def carry(target: Path) -> None:
         if source.is_dir():
@@ -90,11 +90,11 @@ class _Join:
     reader: HfReader
     slot: Slot
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ItemContent:
         names = self.slot.hf_names
         tensors = [self.reader.read(name) for name in names]
         sources = [(self.reader.where(name), partial(self.reader.read, name)) for name in names]
-        return Made([self.slot.from_hf(tensors)], sources)
+        return ItemContent([self.slot.from_hf(tensors)], sources)
 
 
 def import_hf(
@@ -119,7 +119,7 @@ def import_hf(
             "ignored: a buffer, not a weight")
 
     def carry(folder: Path) -> None:
-        copy_companions(source, folder)
+        copy_tokenizer_files(source, folder)
         config = read_json(source / "config.json")
         ids = {key: config[key] for key in _TOKEN_IDS if key in config}
         write_json(folder / "token_ids.json", ids)
@@ -175,10 +175,10 @@ class _Split:
     reader: CheckpointReader
     slot: Slot
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ItemContent:
         tensor = self.reader.read(self.slot)
         where = self.reader.where(self.slot)
-        return Made(self.slot.pieces_to_hf(tensor), [(where, lambda: tensor)])
+        return ItemContent(self.slot.pieces_to_hf(tensor), [(where, lambda: tensor)])
 
 
 def export_hf(
@@ -209,12 +209,12 @@ def export_hf(
         Item(slot.hf_names, slot.hf_shapes, dtype or reader.dtype(slot), _Split(reader, slot))
         for slot in slots(model)
     ]
-    companions = source / COMPANION_FOLDER
-    ids_file = companions / "token_ids.json"
+    tokenizer_folder = source / TOKENIZER_FOLDER
+    ids_file = tokenizer_folder / "token_ids.json"
     token_ids = read_json(ids_file) if ids_file.is_file() else {}
 
     def write_small_files(folder: Path) -> None:
-        copy_companions(companions, folder)
+        copy_tokenizer_files(tokenizer_folder, folder)
         if chat is not None:
             chat.write(folder)
         for_serving(folder, model.max_position_embeddings)

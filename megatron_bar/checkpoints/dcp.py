@@ -30,7 +30,7 @@ from megatron_bar.checkpoints.dcp_index import (
 from megatron_bar.checkpoints.manifest import Manifest
 from megatron_bar.checkpoints.mapped import MappedFiles
 from megatron_bar.checkpoints.names import Slot
-from megatron_bar.checkpoints.plan import Item, Made, Part, Placed, parts_of
+from megatron_bar.checkpoints.plan import Item, ItemContent, Part, PlacedItem, parts_of
 from megatron_bar.checkpoints.torch_archive import ALIGNMENT, bytes_start, frames
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
@@ -42,15 +42,15 @@ _CONFIG = {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
 
 
 def chunk_of(slot: Slot) -> Chunk:
-    """Where the slot's slice lies in its key's global tensor."""
+    """The chunk of the slot's slice: its place in its key's global tensor."""
     return Chunk(
         offsets=torch.Size((*slot.index, *(0 for _ in slot.shape))),
         sizes=torch.Size((*(1 for _ in slot.index), *slot.shape)),
     )
 
 
-def slot_item(slot: Slot, dtype: torch.dtype, make: Callable[[], Made]) -> Item:
-    """What to write into `slot`: `make` gives one output, the slice."""
+def slot_item(slot: Slot, dtype: torch.dtype, make: Callable[[], ItemContent]) -> Item:
+    """The item to write into `slot`: `make` gives one output, the slice."""
     return Item((slot.label,), (slot.shape,), dtype, make)
 
 
@@ -72,7 +72,7 @@ class CheckpointFormat:
             data = start + len(before)
             end = data + item.nbytes + len(after)
             around = ((start, before), (data + item.nbytes, after))
-            placed.append(Placed(item, (data,), around))
+            placed.append(PlacedItem(item, (data,), around))
             self._register(slot, item, chunk, Place(_file_name(number), start, end - start))
         self.parts += parts_of(_file_name(number), placed)
 

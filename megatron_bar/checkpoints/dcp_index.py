@@ -38,7 +38,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a folder a chunk's archive lies."""
+    """The place of a chunk's archive in a folder."""
 
     file: str
     offset: int

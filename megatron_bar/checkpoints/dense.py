@@ -1,4 +1,4 @@
-"""What dense models of one shape become together: one mean of them all, or experts side by side.
+"""One model of several dense ones of a shape: the mean of them all, or experts side by side.
 
 `average` is a dense model: of every tensor the mean in fp32, in the models' own type; where all
 agree, their bits. `stack` is Branch-Train-MiX: every model's FFN is an expert, as it is; the rest
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_bar.checkpoints.average import Mean, deviations_by_group, deviations_of
 from megatron_bar.checkpoints.branch import RouterRows
-from megatron_bar.checkpoints.convert import SlotCopy, companions_of, write_checkpoint
+from megatron_bar.checkpoints.convert import SlotCopy, tokenizer_files_of, write_checkpoint
 from megatron_bar.checkpoints.dcp import CheckpointReader, slot_item
 from megatron_bar.checkpoints.merge import Merged
 from megatron_bar.checkpoints.merge_plan import Input
@@ -42,7 +42,7 @@ def average(
     items = [_mean_item(inputs, slot) for slot in slots(inputs[0].model)]
     facts = write_checkpoint(
         "average", target, inputs[0].model, items, [i.folder for i in inputs],
-        companions_of(next(iter(models.values()))), None, processes, overwrite,
+        tokenizer_files_of(next(iter(models.values()))), None, processes, overwrite,
     )
     return Merged(inputs[0].model, deviations_of(facts), deviations_by_group(facts))
 
@@ -80,7 +80,8 @@ def stack(
     items = [_stacked_item(inputs, sources, slot, seed) for slot in slots(model)]
     facts = write_checkpoint(
         "stack", target, model, items, [i.folder for i in inputs],
-        companions_of(next(iter(models.values()))), [shared, seed, names], processes, overwrite,
+        tokenizer_files_of(next(iter(models.values()))), [shared, seed, names], processes,
+        overwrite,
     )
     return Merged(model, deviations_of(facts), deviations_by_group(facts))
 

@@ -90,7 +90,7 @@ def convert(
 
 
 def sensible_processes(size: int) -> int:
-    """How many processes to use for `size` bytes, where the user doesn't say."""
+    """The number of processes to use for `size` bytes, where the user doesn't say."""
     return min(cores(), MOST_PROCESSES, 1 + size // BYTES_PER_PROCESS)
 
 

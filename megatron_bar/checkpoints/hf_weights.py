@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from megatron_bar.checkpoints.manifest import Manifest
-from megatron_bar.checkpoints.mapped import bring_in
-from megatron_bar.checkpoints.plan import Item, Part, Placed, parts_of
+from megatron_bar.checkpoints.mapped import prefetch
+from megatron_bar.checkpoints.plan import Item, Part, PlacedItem, parts_of
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, refuse_lfs_pointer, write_json
 
@@ -97,7 +97,7 @@ class HfReader:
         """A view of the file, not to be written to."""
         tensor = self._file_with(name).get_tensor(name)
         try:
-            bring_in(tensor, self.folder / self._file_of[name])
+            prefetch(tensor, self.folder / self._file_of[name])
         except BarError as error:
             raise BarError(f"{error} (at tensor {name})") from None
         if self.manifest is not None:
@@ -177,7 +177,7 @@ class SafetensorsFormat:
             write_json(folder / INDEX, self._index)
 
 
-def _placed(items: Sequence[Item]) -> Iterator[Placed]:
+def _placed(items: Sequence[Item]) -> Iterator[PlacedItem]:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     starts: list[list[int]] = []
     end = 0
@@ -193,4 +193,4 @@ def _placed(items: Sequence[Item]) -> Iterator[Placed]:
     frame = len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded
     for number, (item, offsets) in enumerate(zip(items, starts)):
         places = tuple(len(frame) + offset for offset in offsets)
-        yield Placed(item, places, ((0, frame),) if number == 0 else ())
+        yield PlacedItem(item, places, ((0, frame),) if number == 0 else ())

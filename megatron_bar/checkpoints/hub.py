@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from megatron_bar.checkpoints.companions import COMPANIONS
 from megatron_bar.checkpoints.hf_weights import missing_weights
+from megatron_bar.checkpoints.tokenizer_files import TOKENIZER_FILES
 from megatron_bar.runtime.errors import BarError
 
 _NAME = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -30,8 +30,8 @@ def local_folder(name: str | Path, weights: bool = True, download: bool = True) 
     if match is None:
         raise BarError(f"{name} is not a folder; give a Hugging Face model folder, or OWNER/NAME "
                        "of the hub")
-    found = _snapshot(match, (*_WEIGHTS, *COMPANIONS, "config.json") if weights else
-                      (*COMPANIONS, "config.json"), download)
+    found = _snapshot(match, (*_WEIGHTS, *TOKENIZER_FILES, "config.json") if weights else
+                      (*TOKENIZER_FILES, "config.json"), download)
     missing = missing_weights(found) if weights else None
     if not (found / "config.json").is_file():
         missing = "config.json"

@@ -81,7 +81,7 @@ class MappedFiles:
             tensor = torch.frombuffer(
                 map_, dtype=dtype, count=size // dtype.itemsize, offset=offset
             ).reshape(shape)
-        bring_in(tensor, self.folder / name)
+        prefetch(tensor, self.folder / name)
         return tensor
 
 
@@ -116,7 +116,7 @@ class _Window(io.RawIOBase):
         super().close()
 
 
-def bring_in(tensor: torch.Tensor, path: Path) -> None:
+def prefetch(tensor: torch.Tensor, path: Path) -> None:
     """Have a tensor that is a view of the file `path` in memory, all that isn't read at once.
 
     Raises BarError where the file can't give its bytes.

@@ -30,7 +30,7 @@ from megatron_bar.checkpoints.average import (
     deviations_of,
     mean_blocks,
 )
-from megatron_bar.checkpoints.convert import SlotCopy, companions_of, write_checkpoint
+from megatron_bar.checkpoints.convert import SlotCopy, tokenizer_files_of, write_checkpoint
 from megatron_bar.checkpoints.dcp import CheckpointReader, slot_item
 from megatron_bar.checkpoints.mapped import same_numbers
 from megatron_bar.checkpoints.merge_plan import (
@@ -49,7 +49,7 @@ from megatron_bar.checkpoints.names import (
     Slot,
     slots,
 )
-from megatron_bar.checkpoints.plan import Item, Made
+from megatron_bar.checkpoints.plan import Item, ItemContent
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 
@@ -95,7 +95,7 @@ def merge(
     settings = [by_group, anchor_ffn, [[str(e.source.folder), e.index] for e in chosen]]
     facts = write_checkpoint(
         "merge", target, model, items, [i.folder for i in inputs.all],
-        companions_of(inputs.with_experts[0].folder), settings, processes, overwrite,
+        tokenizer_files_of(inputs.with_experts[0].folder), settings, processes, overwrite,
     )
     return Merged(model, deviations_of(facts), deviations_by_group(facts))
 
@@ -187,7 +187,7 @@ class _SameCopy:
 
     sources: tuple[tuple[CheckpointReader, Slot], ...]
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ItemContent:
         (reader, slot), *others = self.sources
         tensor = reader.read(slot)
         for other, other_slot in others:
@@ -197,7 +197,7 @@ class _SameCopy:
                     f"({other_slot.label}); branches of one merge must start from the same anchor "
                     "and keep it frozen, or be merged with --anchor-ffn average"
                 )
-        return Made([[tensor]], [(reader.where(slot), lambda: tensor)])
+        return ItemContent([[tensor]], [(reader.where(slot), lambda: tensor)])
 
 
 def _equal(
@@ -222,7 +222,7 @@ class _RouterRows:
     anchors: tuple[tuple[CheckpointReader, Slot, int], ...]
     others: tuple[tuple[CheckpointReader, Slot, int], ...]
 
-    def __call__(self) -> Made:
+    def __call__(self) -> ItemContent:
         anchor_rows = [reader.read(slot)[0] for reader, slot, _ in self.anchors]
         others = [reader.read(slot)[index] for reader, slot, index in self.others]
         sources = [(reader.where(slot), partial(reader.read, slot))
@@ -231,4 +231,4 @@ class _RouterRows:
         name = f"{self.slot.hf_names[0]}[0]"
         counts = [float(count) for _, _, count in self.anchors]
         anchor = mean_blocks([anchor_rows], counts, "router.0", name, facts)
-        return Made([[*anchor, *others]], sources, facts if len(anchor_rows) > 1 else {})
+        return ItemContent([[*anchor, *others]], sources, facts if len(anchor_rows) > 1 else {})

@@ -1,4 +1,4 @@
-"""What goes into a merge: which models, what each weighs in a group, which experts in which order.
+"""The plan of a merge: which models, what each weighs in a group, which experts in which order.
 
 Inputs are 2-expert branches, at most one merged model, and the dense anchor. A merged model counts
 for as many models as its shared parameters are the mean of (`merged_from` in its model.json), so
@@ -41,13 +41,13 @@ class Input:
 
     @property
     def branches(self) -> int:
-        """How many branches its anchor's router row is the mean of."""
+        """The number of branches that its anchor's router row is the mean of."""
         return len([m for m in self.models if m != ANCHOR]) or self.model.num_experts - 1
 
 
 @dataclass(frozen=True)
 class Expert:
-    """Where an expert of the result comes from."""
+    """The origin of an expert of the result."""
 
     name: str
     source: Input
@@ -144,7 +144,7 @@ def choose_experts(inputs: Inputs, names: Sequence[str] | None) -> list[Expert]:
 
 
 def default_weights(inputs: Inputs, average: str) -> dict[str, float] | None:
-    """What each input counts for; None where a merged model doesn't say what it is the mean of.
+    """The weight of each input; None where a merged model doesn't say what it is the mean of.
 
     Raises BarError if `average` is unknown or needs an anchor that isn't given.
     """
@@ -165,7 +165,7 @@ def default_weights(inputs: Inputs, average: str) -> dict[str, float] | None:
 def group_weights(
     inputs: Inputs, default: Mapping[str, float] | None, rules: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """By group, what each input weighs; those that weigh nothing are left out.
+    """The weight of each input, by group; inputs that weigh nothing are left out.
 
     A rule is `GROUP=NAME:WEIGHT,NAME:WEIGHT`, where GROUP may be a pattern and a NAME that isn't
     given weighs nothing; later rules go before earlier ones. Weights are relative to their sum.

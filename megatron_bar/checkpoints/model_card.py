@@ -98,7 +98,7 @@ the data allow.
 
 @dataclass(frozen=True)
 class Step:
-    """What one stage trained on."""
+    """One stage's training, for the model card."""
 
     stage: str
     data: Sequence[str]  # names of sources
@@ -107,7 +107,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Origin:
-    """How a recipe made a model: its method, a sentence about it, and what went in."""
+    """The origin of a recipe's model: its method, a sentence about it, and what went in."""
 
     method: str
     words: str

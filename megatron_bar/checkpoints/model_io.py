@@ -38,7 +38,7 @@ _DAMAGE = (CheckpointingException, OSError, EOFError, LookupError, ValueError, R
 
 
 def sharding_metadata() -> dict[str, Any]:
-    """What Megatron-Core wants to know about how a state dict is sharded and stored."""
+    """Metadata for Megatron-Core: how a state dict is sharded and stored."""
     return {
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         # The default optimizer sharding can't be loaded in another layout.
@@ -62,7 +62,7 @@ def load_model(model: torch.nn.Module, folder: Path) -> None:
 
 
 def load_shards(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What a distributed checkpoint has for a sharded state dict; every rank takes part.
+    """A sharded state dict, filled from a distributed checkpoint; every rank takes part.
 
     Raises BarError if a tensor or a file is missing or damaged; ContinueLater, on all ranks, if a
     stop signal came to one of them.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and the Hugging Face tensors that it is made of and that are made of it.
+"""Slots of a checkpoint, and the Hugging Face tensors that they are made of and become.
 
 Megatron-Core stacks layers: a checkpoint key holds `[L, ...]`, an expert's key `[L, E, ...]`. A
 `Slot` is the slice of such a key that corresponds to a few Hugging Face tensors, and knows how to
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Fusion:
-    """How several Hugging Face tensors make one Megatron tensor, and back.
+    """A fusion of several Hugging Face tensors into one Megatron tensor, and back.
 
     `join` gives pieces whose rows follow one another in the Megatron tensor, `split` those of each
     Hugging Face tensor: views, where they can be, so that a converter copies from file to file.
@@ -206,7 +206,7 @@ class Slot:
 
     @property
     def label(self) -> str:
-        """What errors and manifests call the slice: `key[layer,expert]`."""
+        """The slice's name in errors and manifests: `key[layer,expert]`."""
         return f"{self.key}[{','.join(map(str, self.index))}]" if self.index else self.key
 
     def from_hf(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -214,7 +214,7 @@ class Slot:
         return self.name.fusion.join(self.model, tensors)
 
     def pieces_to_hf(self, tensor: torch.Tensor) -> list[list[torch.Tensor]]:
-        """For each Hugging Face tensor, pieces whose rows follow one another."""
+        """Pieces of each Hugging Face tensor, whose rows follow one another."""
         return self.name.fusion.split(self.model, tensor)
 
     def to_hf(self, tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -66,7 +66,7 @@ def compute_type(asked: str | None, start: Path | None) -> torch.dtype:
 
 
 def default_compute_type(stored: torch.dtype) -> torch.dtype:
-    """What a stage computes in that doesn't say, from weights of type `stored`."""
+    """The type that a stage computes in by default, from weights of type `stored`."""
     return stored if stored is torch.bfloat16 else torch.float32
 
 

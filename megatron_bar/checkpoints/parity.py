@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.model_io import load_model, stacked_gradients
 from megatron_bar.checkpoints.names import slots
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.checkpoints.verify import TEXT_TOKENS, fits_past_window, past_window
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import LanguageModel, build_model
@@ -41,7 +41,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison found: the logits, the worst gradient, and the first that diverges.
+    """The result of a comparison: the logits, the worst gradient, and the first that diverges.
 
     `untested` is what there was no memory to prove.
     """

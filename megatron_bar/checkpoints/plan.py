@@ -1,4 +1,4 @@
-"""What a conversion writes: tensors, where each lies in which file, and who makes it.
+"""The plan of a conversion: tensors, where each lies in which file, and who makes it.
 
 An `Item` says what is written and can be sent to another process. A format (`dcp`, `hf_weights`)
 gives each item its place, so that the bytes of every file are settled before the first is written:
@@ -19,7 +19,7 @@ PART_BYTES = 256 * 2**20
 
 
 @dataclass
-class Made:
+class ItemContent:
     """The content of an item.
 
     `outputs` holds, for each of the item's tensors, pieces whose bytes follow one another; an
@@ -40,7 +40,7 @@ class Item:
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtype: torch.dtype
-    make: Callable[[], Made]
+    make: Callable[[], ItemContent]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedItem:
     """An item, the offset of each of its tensors, and the bytes that frame them in the file."""
 
     item: Item
@@ -66,13 +66,13 @@ class Part:
     """Neighbours in one file, up to byte `end`."""
 
     file: str
-    placed: tuple[Placed, ...]
+    placed: tuple[PlacedItem, ...]
     end: int
 
 
-def parts_of(file: str, placed: Iterable[Placed]) -> Iterator[Part]:
+def parts_of(file: str, placed: Iterable[PlacedItem]) -> Iterator[Part]:
     """Cut a file's items, in the order of their places, into parts of about PART_BYTES."""
-    part: list[Placed] = []
+    part: list[PlacedItem] = []
     size = 0
     for place in placed:
         if part and size + place.item.nbytes > PART_BYTES:
@@ -84,7 +84,7 @@ def parts_of(file: str, placed: Iterable[Placed]) -> Iterator[Part]:
         yield _part(file, part)
 
 
-def _part(file: str, placed: list[Placed]) -> Part:
+def _part(file: str, placed: list[PlacedItem]) -> Part:
     ends = [offset + size for place in placed
             for offset, size in zip(place.offsets, place.item.sizes)]
     ends += [offset + len(frame) for place in placed for offset, frame in place.frames]

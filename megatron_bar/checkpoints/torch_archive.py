@@ -44,7 +44,7 @@ class _HoleyBuffer:
 
 @functools.lru_cache(maxsize=1024)
 def frames(shape: torch.Size, dtype: torch.dtype) -> tuple[bytes, bytes]:
-    """What an archive holds before and after the bytes of a tensor.
+    """The bytes of an archive before and after those of a tensor.
 
     The checksum of the bytes is left 0. torch.load doesn't read it, other tools may warn.
     """
@@ -75,7 +75,7 @@ class _Skeleton(pickle.Unpickler):
 
 
 def bytes_start(archive: IO[bytes], dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    """Where in `archive` the bytes of its tensor begin.
+    """The offset in `archive` at which the bytes of its tensor begin.
 
     Raises some exception unless it is a whole archive of a contiguous tensor of `dtype` and `shape`
     and of nothing else.

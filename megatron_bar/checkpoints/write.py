@@ -12,7 +12,7 @@ import xxhash
 
 from megatron_bar.checkpoints.direct import DirectFile
 from megatron_bar.checkpoints.mapped import is_finite, raw_bytes
-from megatron_bar.checkpoints.plan import Item, Made, Part, Placed
+from megatron_bar.checkpoints.plan import Item, ItemContent, Part, PlacedItem
 from megatron_bar.runtime.errors import BarError
 
 # Checked, digested and copied while it is in the processor's cache.
@@ -51,7 +51,7 @@ def write_part(folder: Path, part: Part) -> dict[str, Any]:
     return record
 
 
-def _made_ahead(placed: Sequence[Placed]) -> Iterator[tuple[Placed, Made]]:
+def _made_ahead(placed: Sequence[PlacedItem]) -> Iterator[tuple[PlacedItem, ItemContent]]:
     """Each item and what it is made of, which a thread reads and checks while the one before is
     being written."""
     with ThreadPoolExecutor(1) as reader:
@@ -77,7 +77,7 @@ def _write_tensor(
     blocks: Iterable[torch.Tensor],
     item: Item,
     name: str,
-    made: Made,
+    made: ItemContent,
 ) -> str:
     digest = xxhash.xxh3_128()
     end = offset + size
@@ -92,7 +92,7 @@ def _write_tensor(
     return digest.hexdigest()
 
 
-def _who_is_not_finite(name: str, item: Item, made: Made) -> str:
+def _who_is_not_finite(name: str, item: Item, made: ItemContent) -> str:
     for label, read in made.sources:
         if not is_finite(read().contiguous()):
             return f"{label} holds NaN or Inf"

@@ -1,4 +1,4 @@
-"""What each command does: thin, and slow imports only where they are needed."""
+"""The work of each command: thin, and slow imports only where they are needed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _plan(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides, values=False)
     faults = check_recipe(recipe)
     require(wherever(faults))
-    machine = machine_named(args.gpu, args.memory, args.efficiency)
+    machine = machine_named(args.gpu, args.memory, args.mfu)
     model = planned_model(recipe, args.model)
     plans = plan_stages(recipe, model, machine)
     costs = growth(plans, model, machine)
@@ -100,7 +100,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _rehearse(args: argparse.Namespace) -> None:
     from megatron_bar.costs.compute import machine_named
-    from megatron_bar.launch.rehearse.rehearsal import Asked, rehearse
+    from megatron_bar.launch.rehearse.rehearsal import RehearsalOptions, rehearse
     from megatron_bar.launch.rehearse.table import closing, rehearsal_table
     from megatron_bar.methods.load import load_recipe
     from megatron_bar.runtime.console import print_wide, say
@@ -108,10 +108,10 @@ def _rehearse(args: argparse.Namespace) -> None:
 
     if args.keep is not None:
         check_output_folder(args.keep)
-    machine = machine_named(args.gpu, args.memory, args.efficiency)
-    asked = Asked(machine, args.processes, args.model, args.tokenizer, args.keep)
+    machine = machine_named(args.gpu, args.memory, args.mfu)
+    options = RehearsalOptions(machine, args.processes, args.model, args.tokenizer, args.keep)
     recipe = load_recipe(args.recipe, args.overrides, values=False)
-    rehearsed = rehearse(recipe, asked)
+    rehearsed = rehearse(recipe, options)
     if rehearsed.stages:
         print_wide(rehearsal_table(rehearsed))
         print(closing())
@@ -124,19 +124,19 @@ def _rehearse(args: argparse.Namespace) -> None:
 
 def _upgrade(args: argparse.Namespace) -> None:
     from megatron_bar.analysis.upgrade import upgrade_table
-    from megatron_bar.launch.upgrade import Asked, undo, upgrade
+    from megatron_bar.launch.upgrade import UpgradeRequest, undo, upgrade
     from megatron_bar.runtime.console import console, say
 
     replace, add = (_branches(option, given) for option, given in
                     (("--replace", args.replace), ("--add", args.add)))
-    asked = Asked(replace, add, args.drop, args.overrides)
+    request = UpgradeRequest(replace, add, args.drop, args.overrides)
     if args.undo:
-        if asked.anything or args.prepare:
+        if request.anything or args.prepare:
             raise BarError("--undo goes alone")
         undo(args.run)
         say(f"{args.run} is as it was before its last upgrade")
         return
-    done = upgrade(args.run, asked, args.jobs, args.prepare, args.yes)
+    done = upgrade(args.run, request, args.jobs, args.prepare, args.yes)
     if done is not None:
         console.print(upgrade_table(done))
         say(done.words())

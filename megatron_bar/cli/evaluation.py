@@ -35,7 +35,7 @@ def report(args: argparse.Namespace) -> None:
     from megatron_bar.stages.registry import LABELS
 
     target = args.out or args.run / "report.html"
-    if args.run.is_dir():  # else told as what it is
+    if args.run.is_dir():  # else reported as what it is
         check_output_file(target)
     if not (args.run / "recipe.yaml").is_file() and any(args.run.glob("*/recipe.yaml")):
         systems = compare_runs([args.run, *args.compare])
@@ -51,8 +51,8 @@ def report(args: argparse.Namespace) -> None:
 def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
     """Ask the checkpoint itself, in ranks of this machine."""
     from megatron_bar.analysis.scores import task_table
-    from megatron_bar.checkpoints.companions import load_tokenizer
     from megatron_bar.checkpoints.hf import model_config_from_hf
+    from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
     from megatron_bar.evaluation.model import RESULTS
     from megatron_bar.launch import processes
     from megatron_bar.launch.check_data import check_tasks

@@ -72,7 +72,7 @@ For job scripts: every rank runs this, with the environment torchrun gives it.
 Nothing is run. What is assumed stands below the tables.
 
   megatron-bar plan examples/bar-7b.yaml --plot growth.png
-  megatron-bar plan recipe.yaml layout.processes=256 --efficiency 0.4
+  megatron-bar plan recipe.yaml layout.processes=256 --mfu 0.4
 """,
     "rehearse": """\
 Takes the recipe through all of its stages, in real ranks, with a model of two narrow layers that is
@@ -147,7 +147,7 @@ Through lm-eval, on the exported model:
   megatron-bar evaluate runs/bar-7b --suite paper --backend vllm --python envs/lm-eval/bin/python
 """,
     "report": """\
-The page needs no network and runs no script. A run that isn't finished is told as far as it is.
+The page needs no network and runs no script. A run that isn't finished is reported as far as it is.
 
   megatron-bar report runs/toy
   megatron-bar report runs/toy --compare runs/toy-btx runs/toy-continued
@@ -384,8 +384,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="sizes to plan with, where the anchor isn't at hand")
     parser.add_argument("--gpu", default="H100", help="what the GPUs are (default: H100)")
     parser.add_argument("--memory", type=int, default=80, help="GiB of one GPU (default: 80)")
-    parser.add_argument("--efficiency", type=float, default=0.35,
-                        help="share of the peak that training reaches (default: 0.35)")
+    parser.add_argument("--mfu", "--efficiency", dest="mfu", type=float, default=0.35,
+                        help="model FLOPs utilisation that training reaches (default: 0.35)")
 
 
 def _add_dtype(parser: argparse.ArgumentParser) -> None:

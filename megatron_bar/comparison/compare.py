@@ -50,13 +50,14 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a system's stages of one kind trained with, added up; of its first seed."""
+class TrainingCost:
+    """Tokens and time that a system's stages of one kind trained with, added up; of its first seed.
+    """
 
     kind: str
     stages: int
     steps: int
-    tokens: int  # read, padding included: steps * batch_size * sequence_length
+    tokens: int  # read, padding included: steps * global_batch_size * sequence_length
     lr: tuple[float, ...]
     trained: tuple[int, ...]  # open parameters, different ones
     data: tuple[str, ...]
@@ -76,7 +77,7 @@ class System:
     branches: dict[str, dict[str, Numbers]]  # of each domain's own model, scores by task
     tokens: Numbers
     seconds: Numbers  # of processes: a stage of two for a minute counts 120
-    spent: tuple[Spent, ...]
+    spent: tuple[TrainingCost, ...]
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def _scores(folder: Path) -> dict[str, float]:
 def _but_for_the_seed(recipe: Recipe) -> str:
     plain = dataclasses.replace(recipe, name="", runs="", seed=0, reuse=[], layout=Layout())
     found = deciding(Recipe, dataclasses.asdict(plain))
-    return json.dumps([[way, setting.value] for way, setting in found.items()])
+    return json.dumps([[key_path, setting.value] for key_path, setting in found.items()])
 
 
 def _system(runs: Sequence[_Run]) -> System:
@@ -180,13 +181,13 @@ def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Numbers]:
     return {task: Numbers(tuple(seed[task] for seed in scores)) for task in scores[0]}
 
 
-def _spent(run: _Run) -> list[Spent]:
+def _spent(run: _Run) -> list[TrainingCost]:
     by_kind: dict[type[TrainingStage], list[tuple[TrainingStage, dict[str, Any]]]] = {}
     for kind in (*ADAPTING, RouteStage):
         if found := [(stage, done) for stage, done in run.stages if type(stage) is kind]:
             by_kind[kind] = found
     return [
-        Spent(
+        TrainingCost(
             kind.KIND, len(found), sum(done["steps"] for _, done in found),
             sum(done["steps"] * stage.training.rows_per_step * stage.training.row_length
                 for stage, done in found),

@@ -19,7 +19,7 @@ _WORDS = [
 
 
 def comparison_tables(systems: Sequence[System]) -> list[Table]:
-    """For the terminal: scores and costs, the domains' own models, and what all trained with."""
+    """Tables for the terminal: scores and costs, the domains' own models, and the training."""
     tables = []
     for content in _tables(systems):
         table = Table(title=content["title"], title_justify="left")

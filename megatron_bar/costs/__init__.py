@@ -1,1 +1,1 @@
-"""What stages need and cost: operations, memory, traffic and time, reckoned and not measured."""
+"""Needs and costs of stages: operations, memory, traffic and time, reckoned and not measured."""

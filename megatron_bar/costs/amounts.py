@@ -1,4 +1,4 @@
-"""How much data there is, from files alone."""
+"""Amounts of data, from files alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_bar.runtime.errors import BarError
 
 
 def items_of(sources: Iterable[Source]) -> int | None:
-    """How many items there are; None where a file isn't here and its source has no count."""
+    """The number of items; None where a file isn't here and its source has no count."""
     counts = list(map(_records, sources))
     return None if None in counts else sum(counts)
 

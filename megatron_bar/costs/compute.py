@@ -24,7 +24,7 @@ from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.peak import PEAK_TFLOPS
+from megatron_bar.training.mfu import PEAK_TFLOPS
 
 # Bytes a second that a GPU reads from its memory, from NVIDIA's data sheets.
 _MEMORY_RATE = {"H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}
@@ -32,39 +32,39 @@ _MEMORY_RATE = {"H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 2.
 
 @dataclass(frozen=True)
 class Machine:
-    """What the plan takes for granted of the GPUs."""
+    """The GPUs that a plan assumes."""
 
     name: str = "H100"
     memory: int = 80 << 30
     per_node: int = 8
     # Of the peak that a training step reaches, its communication included, and of the memory's that
-    # generation does: a guess to be replaced by `peak_share` of a first run's metrics.
-    efficiency: float = 0.35
+    # generation does: a guess to be replaced by `mfu` of a first run's metrics.
+    mfu: float = 0.35
     checkpoint_rate: float = 2e9  # bytes a second, for stages that only convert
 
     def rate(self, dtype: str) -> float:
         """Operations a second that one GPU gets done."""
-        return 1e12 * PEAK_TFLOPS[self.name][getattr(torch, dtype)] * self.efficiency
+        return 1e12 * PEAK_TFLOPS[self.name][getattr(torch, dtype)] * self.mfu
 
     @property
     def read_rate(self) -> float:
         """Bytes a second that one GPU reads while it generates."""
-        return _MEMORY_RATE[self.name] * self.efficiency
+        return _MEMORY_RATE[self.name] * self.mfu
 
 
-def machine_named(name: str, memory_gib: int, efficiency: float) -> Machine:
-    """Raises BarError for a GPU whose peak isn't known and for an efficiency that can't be."""
+def machine_named(name: str, memory_gib: int, mfu: float) -> Machine:
+    """Raises BarError for a GPU whose peak isn't known and for an mfu that can't be."""
     if name not in PEAK_TFLOPS:
         raise BarError(f"--gpu {name}: its peak isn't known; there are {', '.join(PEAK_TFLOPS)}")
-    if not 0 < efficiency <= 1:
-        raise BarError(f"--efficiency {efficiency} is not in (0, 1]")
-    return Machine(name, memory_gib << 30, efficiency=efficiency)
+    if not 0 < mfu <= 1:
+        raise BarError(f"--mfu {mfu} is not in (0, 1]")
+    return Machine(name, memory_gib << 30, mfu=mfu)
 
 
 def stage_flops(
     model: ModelConfig, training: Training, trainable: Sequence[str], steps: int
 ) -> float:
-    """Of all steps. For RLVR a response is generated, scored and trained on.
+    """Operations of all steps. For RLVR a response is generated, scored and trained on.
 
     In some steps or all it is scored again by the reference.
     """
@@ -85,7 +85,7 @@ def stage_seconds(
     steps: int,
     machine: Machine,
 ) -> float:
-    """Of arithmetic at the machine's rate and, for RLVR, of reading memory to generate."""
+    """Seconds of arithmetic at the machine's rate and, for RLVR, of reading memory to generate."""
     flops = stage_flops(model, training, trainable, steps)
     seconds = flops / (layout.processes * machine.rate(training.dtype))
     if isinstance(training, Rlvr):
@@ -121,7 +121,7 @@ def _generation_seconds(
 
 
 def evaluation_flops(model: ModelConfig, settings: Evaluate, answers: int) -> float:
-    """Of prompts and answers as long as they may be."""
+    """Operations of prompts and answers as long as they may be."""
     length = answer_length(model, settings)
     return step_flops(model, _work(model, answers * length, length), ()).total
 
@@ -136,7 +136,7 @@ def _work(model: ModelConfig, tokens: int, length: int) -> Work:
 def evaluation_seconds(
     model: ModelConfig, layout: Layout, settings: Evaluate, answers: int, machine: Machine
 ) -> float:
-    """Of arithmetic at the machine's rate, and of reading memory to generate."""
+    """Seconds of arithmetic at the machine's rate, and of reading memory to generate."""
     flops = evaluation_flops(model, settings, answers)
     length = min(settings.max_new_tokens, answer_length(model, settings))
     reading = _generation_seconds(

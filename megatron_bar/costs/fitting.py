@@ -1,4 +1,4 @@
-"""What to change so that a stage fits into its GPUs: few keys before the layout."""
+"""Changes with which a stage fits into its GPUs: few keys before the layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_bar.runtime.layout import Layout
 _TENSOR_SIZES = (1, 2, 4, 8)
 
 
-def training_cure(
+def suggest_training(
     model: ModelConfig,
     layout: Layout,
     training: Training,
@@ -45,10 +45,10 @@ def training_cure(
     def nearest(changed: Training) -> Layout | None:
         return nearest_fit(model, layout, changed, trainable, limit)
 
-    return _cure(training, options, fits, nearest)
+    return _suggest(training, options, fits, nearest)
 
 
-def evaluation_cure(
+def suggest_evaluation(
     model: ModelConfig, layout: Layout, settings: Evaluate, limit: int
 ) -> dict[str, Any] | None:
     """The same of an evaluation."""
@@ -64,10 +64,10 @@ def evaluation_cure(
     def nearest(changed: Evaluate) -> Layout | None:
         return nearest_evaluation_fit(model, layout, changed, limit)
 
-    return _cure(settings, options, fits, nearest)
+    return _suggest(settings, options, fits, nearest)
 
 
-def _cure(
+def _suggest(
     settings: Any,
     options: Mapping[str, Sequence[Any]],
     fits: Callable[[Any], bool],
@@ -98,7 +98,7 @@ def nearest_fit(
     trainable: Sequence[str],
     limit: int,
 ) -> Layout | None:
-    """Of the layouts of as many processes in which a stage fits, the one with least changed."""
+    """The layout with least changed, of as many processes, in which a stage fits."""
     return min((
         other for other in _layouts(model, layout)
         if _shares(training, other)
@@ -129,7 +129,7 @@ def _shares(training: Training, layout: Layout) -> bool:
             check_settings(training, layout)
         except BarError:
             return False
-    return training.batch_size % (layout.data * training.micro_batch_size) == 0
+    return training.global_batch_size % (layout.data * training.micro_batch_size) == 0
 
 
 def _layouts(model: ModelConfig, given: Layout) -> Iterator[Layout]:

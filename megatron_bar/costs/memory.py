@@ -14,7 +14,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.room import OPTIMIZER_BYTES
+from megatron_bar.training.disk_space import OPTIMIZER_BYTES
 
 WIDTH = {"float32": 4, "bfloat16": 2}
 # CUDA's context, NCCL's channels, cuBLAS's workspace and the allocator's holes; a guess.
@@ -37,7 +37,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """Of the GPU. It doesn't generate and train at once."""
+        """Bytes of the GPU. It doesn't generate and train at once."""
         return (self.weights + self.gradients + self.optimizer
                 + max(self.activations, self.cache) + self.buffers)
 
@@ -123,7 +123,7 @@ def _copies(layout: Layout, group: str) -> int:
 def training_memory(
     model: ModelConfig, layout: Layout, training: Training, trainable: Sequence[str]
 ) -> Memory:
-    """Of the rank that needs most."""
+    """Bytes of the rank that needs most."""
     return max(
         (rank_memory(model, layout, training, trainable, *rank)
          for rank in itertools.product(range(layout.pipeline), range(layout.expert))),
@@ -132,12 +132,12 @@ def training_memory(
 
 
 def saved_bytes(training: Training, parameters: int) -> int:
-    """On disk, of a state to go on from: what trains, and what the optimizer knows of it."""
+    """Bytes on disk of a state to go on from: what trains, and what the optimizer knows of it."""
     return parameters * (WIDTH[training.dtype] + OPTIMIZER_BYTES)
 
 
 def evaluation_memory(model: ModelConfig, layout: Layout, settings: Evaluate) -> Memory:
-    """Of the rank that needs most; activations, a token's at a time, are neglected."""
+    """Bytes of the rank that needs most; activations, a token's at a time, are neglected."""
     weights = max(sum(rank_parameters(model, layout, *rank).values()) for rank in
                   itertools.product(range(layout.pipeline), range(layout.expert)))
     tokens = settings.batch_size * answer_length(model, settings)
@@ -180,7 +180,7 @@ def _activations(
             "full": hidden}[training.recompute]
     once = attention + ffn if training.recompute == "full" else (
         ffn if training.recompute == "moe" else 0)
-    share = training.batch_size // (layout.data * training.micro_batch_size)
+    share = training.global_batch_size // (layout.data * training.micro_batch_size)
     in_flight = min(layout.pipeline - pipeline_rank, max(share, 1))
     layers = model.num_layers // layout.pipeline
     tokens = training.micro_batch_size * training.row_length // layout.context

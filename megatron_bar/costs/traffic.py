@@ -22,7 +22,7 @@ class Traffic:
     network: float = 0.0
 
     def plus(self, size: float, span: int, gpus_per_node: int) -> Traffic:
-        """With `size` bytes more, in a group that spans `span` consecutive ranks."""
+        """The sum with `size` bytes more, in a group that spans `span` consecutive ranks."""
         if span <= gpus_per_node:
             return Traffic(self.nvlink + size, self.network)
         return Traffic(self.nvlink, self.network + size)
@@ -35,7 +35,7 @@ def step_traffic(
     trainable: list[str],
     gpus_per_node: int,
 ) -> Traffic:
-    """What the busiest GPU sends in one optimizer step.
+    """Bytes that the busiest GPU sends in one optimizer step.
 
     Context parallel: keys and values of the other ranks' tokens, and their gradients back. Tensor
     parallel: four gathers or scatters of a layer's hidden states each way. Expert parallel:
@@ -46,7 +46,7 @@ def step_traffic(
     """
     width = WIDTH[training.dtype]
     tensor, pipeline, expert = layout.tensor, layout.pipeline, layout.expert
-    micro_batches = max(1, training.batch_size // (layout.data * training.micro_batch_size))
+    micro_batches = max(1, training.global_batch_size // (layout.data * training.micro_batch_size))
     row_tokens = training.micro_batch_size * training.row_length * micro_batches
     tokens = row_tokens // layout.context
     layers = model.num_layers // pipeline

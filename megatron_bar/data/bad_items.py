@@ -1,4 +1,4 @@
-"""What becomes of items that can't be used: the first one ends the work, or all are left out."""
+"""Items that can't be used: the first one ends the work, or all are left out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BadItems:
             self.add(item, where, error)
 
 
-def told_left_out(source: str, listed: Sequence[dict[str, Any]]) -> str:
+def describe_left_out(source: str, listed: Sequence[dict[str, Any]]) -> str:
     """One line on the items of a source that were left out."""
     first = listed[0]
     items = "1 bad item was" if len(listed) == 1 else f"{len(listed)} bad items were"
@@ -57,9 +57,9 @@ class LeftOut(dict[str, BadItems]):
     def of(self, name: str, source: Source) -> BadItems:
         return self.setdefault(name, BadItems.of(source))
 
-    def told(self) -> dict[str, str]:
+    def lines(self) -> dict[str, str]:
         """A line on each source of which items were left out."""
-        return {name: told_left_out(name, list(bad.listed.values()))
+        return {name: describe_left_out(name, list(bad.listed.values()))
                 for name, bad in self.items() if bad.listed}
 
     def record(self, folder: Path) -> dict[str, int]:
@@ -67,10 +67,11 @@ class LeftOut(dict[str, BadItems]):
 
         Called by one rank. Without such items there is no file.
         """
-        told = self.told()
-        for line in told.values():
+        lines = self.lines()
+        for line in lines.values():
             say(f"{line}; all are listed in {folder / LEFT_OUT}")
-        if told:
+        if lines:
             write_json_lines(folder / LEFT_OUT, (
-                {"source": name, **entry} for name in told for entry in self[name].listed.values()))
-        return {name: len(self[name].listed) for name in told}
+                {"source": name, **entry} for name in lines
+                for entry in self[name].listed.values()))
+        return {name: len(self[name].listed) for name in lines}

@@ -1,4 +1,4 @@
-"""Which rows go into which step: a function of the seed and the step alone.
+"""Rows of each step's batch: a function of the seed and the step alone.
 
 Nothing has to be saved to resume, and no parallel layout changes what a step sees.
 """
@@ -16,22 +16,23 @@ from megatron_bar.runtime.errors import BarError
 
 
 def planned_steps(training: Training, rows_per_epoch: int) -> int:
-    """How many optimizer steps a stage takes: told, or told in epochs or tokens."""
+    """The number of optimizer steps a stage takes: as `steps`, `epochs` or `tokens` say."""
     if training.steps is not None:
         return training.steps
     if training.tokens is not None:
-        batch_tokens = training.batch_size * training.sequence_length
+        batch_tokens = training.global_batch_size * training.sequence_length
         return math.ceil(token_count(training.tokens) / batch_tokens)
     # The tolerance keeps 0.1 * 30 rows from becoming a step more than 3.
-    return max(1, math.ceil(training.epochs * rows_per_epoch / training.batch_size - 1e-6))
+    return max(1, math.ceil(training.epochs * rows_per_epoch / training.global_batch_size - 1e-6))
 
 
-def check_shares(batch_size: int, ranks: int, micro_batch_size: int) -> None:
+def check_shares(global_batch_size: int, ranks: int, micro_batch_size: int) -> None:
     """Raise BarError unless every rank gets the same number of whole micro batches."""
-    if batch_size % (ranks * micro_batch_size):
+    if global_batch_size % (ranks * micro_batch_size):
         raise BarError(
-            f"batch_size {batch_size} can't be shared by {ranks} data-parallel ranks in micro "
-            f"batches of {micro_batch_size}; make it a multiple of {ranks * micro_batch_size}"
+            f"global_batch_size {global_batch_size} can't be shared by {ranks} data-parallel ranks "
+            f"in micro batches of {micro_batch_size}; "
+            f"make it a multiple of {ranks * micro_batch_size}"
         )
 
 
@@ -54,23 +55,24 @@ class Batches:
     """
 
     @classmethod
-    def of(cls, rows: Rows, batch_size: int, seed: int) -> Batches:
+    def of(cls, rows: Rows, global_batch_size: int, seed: int) -> Batches:
         """The batches of `rows`, shuffled unless they lie in the order to train in."""
-        return cls(len(rows), batch_size, None if rows.ordered else seed)
+        return cls(len(rows), global_batch_size, None if rows.ordered else seed)
 
-    def __init__(self, rows: int, batch_size: int, seed: int | None) -> None:
+    def __init__(self, rows: int, global_batch_size: int, seed: int | None) -> None:
         if rows < 1:
             raise BarError("there are no rows to train on; check the data of the stage")
-        if batch_size < 1:
-            raise BarError(f"batch_size is {batch_size}; give at least 1")
+        if global_batch_size < 1:
+            raise BarError(f"global_batch_size is {global_batch_size}; give at least 1")
         self.rows = rows
-        self.batch_size = batch_size
+        self.global_batch_size = global_batch_size
         self.seed = seed
         self._permutations: dict[int, np.ndarray] = {}
 
     def indices(self, step: int) -> np.ndarray:
         """The rows of a step, counted from 0."""
-        place = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+        first = step * self.global_batch_size
+        place = np.arange(first, first + self.global_batch_size, dtype=np.int64)
         if self.seed is None:
             return place % self.rows
         epochs = place // self.rows
@@ -84,8 +86,8 @@ class Batches:
 
         Raises BarError unless every rank gets the same number of whole micro batches.
         """
-        check_shares(self.batch_size, size, micro_batch_size)
-        share = self.batch_size // size
+        check_shares(self.global_batch_size, size, micro_batch_size)
+        share = self.global_batch_size // size
         return self.indices(step)[rank * share:(rank + 1) * share]
 
     def micro_batches(self, step: int, rank: int, size: int, micro_batch_size: int) -> np.ndarray:

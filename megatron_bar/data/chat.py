@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from megatron_bar.data.chat_formats import TEMPLATES
+from megatron_bar.data.chat_templates import TEMPLATES
 from megatron_bar.data.json_text import Digits
 from megatron_bar.data.message_keys import (
     CONTENT,
@@ -29,7 +29,7 @@ from megatron_bar.data.message_keys import (
     LOSS,
     PARTS,
     REASONING,
-    is_told,
+    is_reported,
 )
 from megatron_bar.data.rendering import Span, run_template, template_facts
 from megatron_bar.data.replies import (
@@ -338,7 +338,7 @@ def _is_asked_for(
 def _unused_keys(messages: Sequence[Message], template: str) -> Iterator[str]:
     words = template_facts(template).words
     for key in dict.fromkeys(key for message in messages for key in message):
-        if is_told(key) and key not in words:
+        if is_reported(key) and key not in words:
             yield f"key {key!r} of a message isn't used"
 
 

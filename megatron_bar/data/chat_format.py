@@ -1,4 +1,4 @@
-"""How a model is talked to: the chat format that its folder or a recipe says."""
+"""The chat format of a model: the one that its folder or a recipe says."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.checkpoints.companions import (
+from megatron_bar.checkpoints.tokenizer_files import (
     ChatFormat,
+    eos_token_ids,
     has_tokenizer,
     load_tokenizer,
-    told_stops,
 )
 from megatron_bar.data.chat import chat_template, differs_from_own, render
 from megatron_bar.runtime.console import say
@@ -32,7 +32,7 @@ def load_chat_format(folder: Path, template: str | None) -> ChatFormat:
     """
     tokenizer = load_tokenizer(folder)
     source = named_template(template, tokenizer)
-    stops = told_stops(folder) or {tokenizer.eos_token_id}
+    stops = eos_token_ids(folder) or {tokenizer.eos_token_id}
     stops |= _reply_ends(tokenizer, source)
     return ChatFormat(tokenizer, source, frozenset(stops - {None}), pad_id(tokenizer))
 

@@ -1,4 +1,4 @@
-"""From texts and conversations to tokens, with the place of a fault in its message."""
+"""Encoding of texts and conversations to tokens, with the place of a fault in its message."""
 
 from __future__ import annotations
 

@@ -36,6 +36,6 @@ def changes_learning(key: str) -> bool:
     return not known and any(word.lower() in _CHANGES_LEARNING for word in _WORD.findall(key))
 
 
-def is_told(key: str) -> bool:
+def is_reported(key: str) -> bool:
     """Whether it is said that a key is left out."""
     return key not in (*PARTS, *REASONING, *LOSS_KEYS, *_HARMLESS)

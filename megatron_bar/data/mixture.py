@@ -1,4 +1,4 @@
-"""How much of each source goes into a mixture: its natural size, or a share that is told.
+"""Shares of the sources of a mixture: their natural size, or what the recipe gives.
 
 In mid-training a share is one of the tokens, in SFT one of the conversations. A mixture with
 weights is as large as one without: weights shift what it is made of.
@@ -56,7 +56,7 @@ def shares(sources: Sequence[Source], sizes: Sequence[int]) -> list[float]:
 
 
 def picks(sources: Sequence[Source], sizes: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Which documents of each source an epoch holds, in the source's order.
+    """The documents of each source that an epoch holds, in the source's order.
 
     One whose share is larger than itself goes in whole, as often as it fits, and then in part.
     """
@@ -84,10 +84,10 @@ def stratified(sizes: Mapping[str, int], fraction: float, seed: int) -> dict[str
     return found
 
 
-def each_once(by_domain: Mapping[str, Sequence[Source]]) -> list[Source]:
+def distinct_sources(by_domain: Mapping[str, Sequence[Source]]) -> list[Source]:
     """Every SFT source of every domain once; general data that several mix in are one source.
 
-    Sources are told apart by what they hold. Where domains take different counts the largest is
+    Sources are distinguished by what they hold. Where domains take different counts the largest is
     sampled, and how often or how heavily a domain mixes a source doesn't matter here.
     """
     found: dict[str, Source] = {}

@@ -38,7 +38,7 @@ class Documents(Protocol):
     def lengths_D(self) -> np.ndarray: ...
 
     def supervised_D(self, limit: int) -> np.ndarray:
-        """How many tokens of each document carry loss, within its first `limit` but the first."""
+        """Tokens of each document that carry loss, within its first `limit` but the first."""
         ...
 
     def get(self, index: int) -> Example: ...
@@ -97,7 +97,7 @@ class PackedDocuments:
 
     @classmethod
     def load(cls, folder: Path, sources: Mapping[str, Documents]) -> PackedDocuments:
-        """What `save` wrote, memory-mapped. `sources` are those that were packed."""
+        """The rows that `save` wrote, memory-mapped. `sources` are those that were packed."""
         arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
         return cls(sources, *arrays, PackReport(**read_json(folder / _REPORT)))
 

@@ -37,7 +37,7 @@ def files_of(path: str) -> list[Path]:
 
 
 def path_name(path: str) -> str:
-    """What a source is called after its path: the file or folder without endings.
+    """The name of a source after its path: the file or folder without endings.
 
     A pattern is called by the part of its last name that is written out, else by its folder.
     """

@@ -23,7 +23,7 @@ class Records(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, chosen: Sequence[int]) -> Iterator[tuple[str, Record | BarError]]:
-        """Where each of the `chosen` ones (in rising order) stands, and the record itself.
+        """Yield the place of each of the `chosen` ones (in rising order), and the record itself.
 
         In place of a record that can't be read there is the error that says why.
         """

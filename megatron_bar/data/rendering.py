@@ -30,7 +30,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class TemplateFacts:
-    """What a template's source tells, comments and text apart."""
+    """Facts that a template's source tells, comments and text apart."""
 
     marks_replies: bool  # with {% generation %}
     words: frozenset[str]  # names and texts that it works with: keys that it may read are there

@@ -1,4 +1,4 @@
-"""Where in the text of a conversation the assistant speaks, and where each reply ends.
+"""Spans of a conversation's text in which the assistant speaks, and where each reply ends.
 
 A template that marks replies with `{% generation %}` says so itself. Of another one it is proven,
 reply by reply: the text that asks for the reply stands before it in the whole text, the reply's

@@ -1,4 +1,4 @@
-"""What training reads: rows of one length, each with documents beside each other.
+"""Rows that training reads: of one length, each with documents beside each other.
 
 `documents` numbers a row's documents from 1; 0 is padding. `loss[t]` says that the token AT t is
 learned. The first token of a document never is: nothing before it in its row belongs to it.
@@ -31,7 +31,7 @@ class Rows(Protocol):
 
 @dataclass
 class PackReport:
-    """What packing did, to say before training starts."""
+    """Counts of a packing, to say before training starts."""
 
     rows: int = 0
     sequence_length: int = 0

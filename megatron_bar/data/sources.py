@@ -1,4 +1,4 @@
-"""What a recipe's sources contribute: texts or conversations, drawn by the seed.
+"""Sources of a recipe: the texts or conversations they contribute, drawn by the seed.
 
 What is drawn from a source depends on the source and the seed alone, never on the other sources,
 so that replacing one leaves the others' examples as they were.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_bar.data import forms, toy
-from megatron_bar.data.bad_items import SKIP, STOP, BadItems, told_left_out
+from megatron_bar.data.bad_items import SKIP, STOP, BadItems, describe_left_out
 from megatron_bar.data.chat import Message, check_text
 from megatron_bar.data.files import read_path
 from megatron_bar.data.forms import Form
@@ -89,7 +89,7 @@ class Drawn:
 
     @cached_property
     def form(self) -> Form:
-        """How the records hold conversations: as the recipe says, else as the first one does.
+        """The form of the records: as the recipe says, else as the first one is.
 
         Raises BarError if they are of no form that is known.
         """
@@ -99,7 +99,7 @@ class Drawn:
         for number, where, record in self._records(0, _RECORDS_TRIED, bad):
             with bad.caught(number, where):
                 return forms.form_of(record, self._messages_column)
-        raise BarError(told_left_out(self.name, list(bad.listed.values())))
+        raise BarError(describe_left_out(self.name, list(bad.listed.values())))
 
     @property
     def identity(self) -> Any:
@@ -126,7 +126,7 @@ class Drawn:
 
 
 def source_name(source: Source) -> str:
-    """What logs call a source: its name, or that of its domain, file or dataset."""
+    """The name of a source in logs: its own, or that of its domain, file or dataset."""
     kind, value = _kind(source)
     if source.name:
         return source.name
@@ -134,7 +134,7 @@ def source_name(source: Source) -> str:
 
 
 def open_source(source: Source, seed: int, texts: bool) -> Drawn:
-    """What `source` contributes, read only when it is asked for.
+    """The items that `source` contributes, read only when they are asked for.
 
     Raises BarError for a source that is missing, broken or too small for `count`.
     """
@@ -187,9 +187,9 @@ def _all(drawn: Drawn, read: Callable[..., Iterator[Item]], bad: BadItems | None
     found = list(read(bad=listed))
     left_out = list(listed.listed.values())
     if not found:
-        raise BarError(told_left_out(drawn.name, left_out))
+        raise BarError(describe_left_out(drawn.name, left_out))
     if left_out and bad is None:
-        say(told_left_out(drawn.name, left_out))
+        say(describe_left_out(drawn.name, left_out))
     return found
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.bad_items import LEFT_OUT, BadItems, told_left_out
+from megatron_bar.data.bad_items import LEFT_OUT, BadItems, describe_left_out
 from megatron_bar.data.encoding import encode_conversations, encode_texts, tokenizer_digest
 from megatron_bar.data.packing import Example
 from megatron_bar.data.sources import Drawn
@@ -76,7 +76,7 @@ class StoredDocuments:
 
     @property
     def prefix(self) -> str:
-        """What Megatron-Core calls the dataset by."""
+        """The path by which Megatron-Core calls the dataset."""
         return str((self.folder / _TOKENS).resolve())
 
     @property
@@ -94,18 +94,18 @@ class StoredDocuments:
 
     @cached_property
     def items_D(self) -> np.ndarray:
-        """For each conversation its number among the items drawn from the source."""
+        """The number of each conversation among the items drawn from the source."""
         missing = [entry["item"] for entry in self.left_out]
         return np.delete(np.arange(self.manifest["records"]), missing)
 
-    def told(self) -> list[str]:
+    def report_lines(self) -> list[str]:
         """Lines that say what a person should know of how the source was read, if anything."""
         name, form = self.manifest["source"], self.manifest.get("form")
         lines = []
         if form is not None:
             lines.append(f"{name}: read as {form} (conversations: {len(self)})")
         if left_out := self.left_out:
-            lines.append(f"{told_left_out(name, left_out)}; all are listed in "
+            lines.append(f"{describe_left_out(name, left_out)}; all are listed in "
                          f"{self.folder / LEFT_OUT}")
         return lines + [f"{name}: {note} (conversations: {count})"
                         for note, count in self.manifest.get("notes", {}).items()]
@@ -132,7 +132,7 @@ class StoredDocuments:
         return self._indexed.sequence_lengths.astype(np.int64)
 
     def supervised_D(self, limit: int) -> np.ndarray:
-        """How many tokens of each document carry loss, within its first `limit` but the first."""
+        """Tokens of each document that carry loss, within its first `limit` but the first."""
         lengths_D = np.minimum(self.lengths_D, limit)
         if self._loss is None:
             return lengths_D - 1
@@ -178,7 +178,8 @@ def store_conversations(
 def stored_path(
     drawn: Drawn, tokenizer: PreTrainedTokenizerBase, template: str | None, root: Path
 ) -> Path:
-    """Where the source's documents lie, or will: named by the source and what they are made of."""
+    """The folder where the source's documents lie, or will: named by the source and their making.
+    """
     digest = json_digest([_VERSION, drawn.identity, tokenizer_digest(tokenizer), template])
     return Path(root) / f"{drawn.name.replace('/', '-')}-{digest[:16]}"
 
@@ -216,7 +217,7 @@ def _store(
             counts = _join(shards, staging, dtype)
             left_out = list(seen.bad.listed.values())
             if not counts["documents"]:
-                why = f": {told_left_out(drawn.name, left_out)}" if left_out else ""
+                why = f": {describe_left_out(drawn.name, left_out)}" if left_out else ""
                 raise BarError(f"source {drawn.name} holds no tokens to train on{why}")
         except WorkerKilled:
             raise

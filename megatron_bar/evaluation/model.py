@@ -12,9 +12,9 @@ from typing import Any
 from megatron.core.transformer.utils import set_model_to_sequence_parallel
 
 from megatron_bar.analysis.routing import ROUTING
-from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.checkpoints.number_types import compute_type, type_name
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data.bad_items import LeftOut
 from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.sources import Conversation, load_conversations, source_name
@@ -151,7 +151,7 @@ def load_items(
                 prompts.append(prompt)
     if not items:
         raise BarError("; ".join([f"task {task} has no item left that can be asked",
-                                  *left_out.told().values()]))
+                                  *left_out.lines().values()]))
     return items, prompts
 
 

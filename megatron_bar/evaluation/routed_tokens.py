@@ -1,4 +1,4 @@
-"""How a model routes given texts, in any layout: by task, kind of token and speaker.
+"""Routing of given texts by a model, in any layout: by task, kind of token and speaker.
 
 Shapes: B batch, S sequence, L layers, C classes of tokens, E experts.
 """
@@ -21,13 +21,13 @@ from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.training.step import forward_backward
 
 _ROWS_AT_ONCE = 8
-_EXAMPLES = 2  # texts of a task whose every token is told
+_EXAMPLES = 2  # texts of a task whose every token is recorded
 _LONGEST_EXAMPLE = 400
 
 
 @torch.no_grad()
 def route_texts(model: LanguageModel, texts: Sequence[LabelledText], pad_id: int) -> dict[str, Any]:
-    """What the routers of `model` do with `texts`, the same on every rank. All ranks call this.
+    """Route `texts` by the routers of `model`; the same result on every rank. All ranks call this.
 
     `model` computes without sequence parallelism, in eval mode. Returns `layers` [L][E], the mean
     share of each expert, `entropy` [L] in nats, `tokens`; the same for each of `kinds` and

@@ -1,4 +1,4 @@
-"""What kind of token each is, and who says it."""
+"""The kind of each token, and who says it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def label_tokens(
     plain = ["" if token in markers else word for token, word in zip(answer, answer_texts)]
     ends = np.cumsum([len(piece) for piece in plain], dtype=int).tolist()
     answer_spans = list(zip([0, *ends[:-1]], ends))
-    texts = [text[start:stop] for start, stop in _once(spans)] + answer_texts
+    texts = [text[start:stop] for start, stop in _without_overlaps(spans)] + answer_texts
     kinds = np.concatenate([_kinds(text, spans), _kinds("".join(plain), answer_spans)])
     speakers = np.concatenate([
         speakers, np.full(len(answer_texts), SPEAKERS.index("assistant"), np.int8)
@@ -80,7 +80,7 @@ def _inside(text: str, span: tuple[int, int]) -> int:
     return start + len(text[start:end]) - len(text[start:end].lstrip() or text[start:end])
 
 
-def _once(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _without_overlaps(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Spans that don't overlap: tokens that share a character each claim all of it."""
     ends = [0, *(end for _, end in spans)]
     return [(max(start, before), end) for (start, end), before in zip(spans, ends)]

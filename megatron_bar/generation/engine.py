@@ -1,4 +1,4 @@
-"""What generates: prompts in, responses out, behind one interface."""
+"""Generation behind one interface: prompts in, responses out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose tokens; temperature 0 takes the most likely one."""
+    """Settings of the choice of tokens; temperature 0 takes the most likely one."""
 
     max_new_tokens: int
     stop_ids: frozenset[int]
@@ -27,7 +27,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Response:
-    """What was generated, the stop token included where one came."""
+    """A generated response, the stop token included where one came."""
 
     tokens: list[int]
     logprobs: list[float]  # of each token, at the sampling temperature (1 where that is 0)

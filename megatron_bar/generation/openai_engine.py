@@ -47,7 +47,7 @@ class ServedModel:
     """The folder that the servers have loaded, and how a model in training gets there."""
 
     config: ModelConfig
-    companions: Path  # tokenizer and token ids
+    tokenizer_folder: Path  # tokenizer and token ids
     settings: Rlvr
 
     def engine(self, model: LanguageModel) -> OpenAIEngine:
@@ -57,7 +57,7 @@ class ServedModel:
         """
         folder = Path(self.settings.rollout_folder)
         checkpoint = folder.with_name(f"{folder.name}.checkpoint")
-        write_checkpoint(model, self.config, checkpoint, self.companions)
+        write_checkpoint(model, self.config, checkpoint, self.tokenizer_folder)
 
         def refresh() -> str | None:
             """What is wrong, told to all ranks."""

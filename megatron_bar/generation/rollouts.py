@@ -79,7 +79,7 @@ class _Run:
         self.free = list(range(rows))
         longest = max(len(request.prompt) for request in requests)
         length = min(longest + sampling.max_new_tokens, model.max_sequence_length)
-        self.cache = RowCache(rows, *self._agreed(length))
+        self.cache = RowCache(rows, *self._all_reduce_max(length))
         self.stops = torch.tensor(sorted(sampling.stop_ids), device=self.device)
         self.request_R = self._rows_of(rows, nobody)
         self.token_R = self._rows_of(rows, 0)
@@ -101,7 +101,7 @@ class _Run:
         while True:
             admitted = self._admit()
             prompts = list(dict.fromkeys(tuple(self.requests[i].prompt[:-1]) for _, i in admitted))
-            count, length, busy, waiting = self._agreed(
+            count, length, busy, waiting = self._all_reduce_max(
                 len(prompts), max(map(len, prompts), default=0),
                 self.cache.rows - len(self.free), len(self.waiting),
             )
@@ -113,7 +113,7 @@ class _Run:
                 self._shrink(busy)
             advance(self._step())
 
-    def _agreed(self, *numbers: int) -> list[int]:
+    def _all_reduce_max(self, *numbers: int) -> list[int]:
         """The largest of each over the ranks that share experts: these compute in step."""
         group = parallel_state.get_expert_tensor_and_model_parallel_group()
         if group.size() == 1:

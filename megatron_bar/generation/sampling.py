@@ -1,4 +1,4 @@
-"""Which token comes next: greedy, or drawn by numbers that depend on the request alone."""
+"""Sampling of the next token: greedy, or by numbers that depend on the request alone."""
 
 from __future__ import annotations
 

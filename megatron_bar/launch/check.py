@@ -33,7 +33,7 @@ def check_works(
     """Check recipes whose work is done one after the other.
 
     Raises BarError with all faults. `installed` is whether this Python will run the stages. Without
-    `absent` it is no reason by itself that something isn't on this machine; it is told.
+    `absent` it is no reason by itself that something isn't on this machine; it is reported.
     """
     started, faults = time.monotonic(), []
     made = [work.run.absolute() for work in works]
@@ -55,7 +55,7 @@ def check_recipe(
     made: Collection[Path] = (),
     dense: ModelConfig | None = None,
 ) -> list[Fault]:
-    """What is wrong with a recipe, or [] if it can be run, as far as can be known here.
+    """Faults of a recipe, or [] if it can be run, as far as can be known here.
 
     That is: values that can't be; models, layouts and parameter groups that don't go together;
     folders and files that are missing or broken; data that a stage couldn't learn from, of which a
@@ -131,12 +131,12 @@ def _check_models(recipe: Recipe, dense: ModelConfig, faults: Faults) -> None:
         try:
             stage.layout.check()
         except BarError:
-            continue  # told among the values
+            continue  # reported among the values
         stage.check(models[stage.name], faults)
 
 
 def stage_models(recipe: Recipe, dense: ModelConfig) -> dict[str, ModelConfig]:
-    """By stage, the model that it makes or, if it makes none, reads."""
+    """The model that each stage makes or, if it makes none, reads, by the stage's name."""
     models: dict[str, ModelConfig] = {}
     for stage in stage_graph(recipe):
         read = [models[name] for name in stage.inputs.values()]

@@ -76,7 +76,7 @@ def check_tasks(
 
 
 def readings(stages: Sequence[Stage], faults: Faults) -> list[Reading]:
-    """What `stages` read, each source once in each way; adds to `faults` what can't be told."""
+    """Readings of `stages`, each source once in each way; adds to `faults` what can't be known."""
     found: dict[tuple, Reading] = {}
     for stage in stages:
         with faults.of(stage.name):
@@ -213,7 +213,7 @@ def _check_prompts(drawn: Drawn, language: _Language | None, longest: int | None
     try:
         verifier_for(drawn.source)
     except BarError:
-        return  # told with what else the recipe says of its sources
+        return  # reported with what else the recipe says of its sources
     end, scorers = time.monotonic() + _SCORE_SECONDS, Scorers(drawn.source)
     for item in items:
         with bad.caught(item.number, item.where), _unreadable_reference():

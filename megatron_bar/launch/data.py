@@ -52,7 +52,7 @@ def show_data(recipe: Recipe, name: str, step: int, items: int) -> None:
         steps = planned_steps(context.stage.training, rows.per_epoch)
         if step > steps:
             raise BarError(f"{name} has {steps} steps; choose one of them")
-        batches = Batches.of(rows, context.stage.training.batch_size, recipe.seed)
+        batches = Batches.of(rows, context.stage.training.global_batch_size, recipe.seed)
         batch = rows.take(batches.indices(step - 1))
     colour = console.color_system is not None
     legend = "green" if colour else "in brackets"

@@ -14,7 +14,7 @@ from megatron_bar.launch import processes
 from megatron_bar.launch.check import check_works
 from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.processes import Job, JobFailed
-from megatron_bar.launch.replacing import agree
+from megatron_bar.launch.replacing import confirm_replacing
 from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.slurm.jobs import active_jobs
 from megatron_bar.launch.stale import run_folder, stale_stages
@@ -71,7 +71,7 @@ def run_recipes(
     """Run them one after the other, as `run_recipe` does; all are checked before the first."""
     works = [work_of(recipe) for recipe in recipes]
     check_works(works)
-    agree([loss for work in works for loss in work.lost], yes)
+    confirm_replacing([loss for work in works for loss in work.lost], yes)
     return [run_checked(recipe, jobs) for recipe in recipes]
 
 
@@ -101,7 +101,7 @@ def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
 
 
 def final_model(recipe: Recipe, run: Path) -> Path:
-    """Where the model is that the recipe was run for: a Hugging Face folder, if it exports one."""
+    """The model that the recipe was run for: a Hugging Face folder, if it exports one."""
     stages = stage_graph(recipe)
     if exports := [stage for stage in stages if isinstance(stage, ExportStage)]:
         return run / exports[0].name / MODEL_FOLDER

@@ -1,4 +1,4 @@
-"""Where what stages print is kept."""
+"""The place of what stages print."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pathlib import Path
 
 
 def log_path(run: Path, stage: str) -> Path:
-    """Where a stage's output goes: outside its folder, which is emptied when it starts anew."""
+    """The file of a stage's output: outside its folder, which is emptied when it starts anew."""
     return run / "logs" / f"{stage.replace('/', '-')}.txt"

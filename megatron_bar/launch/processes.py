@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from megatron_bar.runtime.disk import disk_faults_told
+from megatron_bar.runtime.disk import explain_disk_faults
 from megatron_bar.runtime.distributed import RENDEZVOUS_FILE
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import die_with_parent, die_with_starter
@@ -167,7 +167,7 @@ def _rank_main(
     with contextlib.ExitStack() as stack:
         try:
             if log is not None:
-                with disk_faults_told(log):
+                with explain_disk_faults(log):
                     output = stack.enter_context(open(log, "a", buffering=1))
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)

@@ -1,4 +1,4 @@
-"""What is trained already and would be trained anew: why, what it took, and whether it is meant.
+"""Finished training that would be done anew: why, what it took, and whether it is meant.
 
 Nothing is asked where a stage's folder is gone, since who removed it knows, nor for conversions and
 evaluations, nor for training that took less than ten minutes of one process all together.
@@ -24,7 +24,7 @@ _WORTH_A_QUESTION = 600  # seconds of one process
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostTraining:
     """A stage that is trained, at least in part, and would be trained anew."""
 
     stage: str
@@ -46,12 +46,12 @@ class Loss:
 
 def training_lost(
     stages: Sequence[Stage], run: Path, todo: Collection[str], meant: Collection[str] = ()
-) -> list[Loss]:
+) -> list[LostTraining]:
     """The stages in `todo` whose training in `run` would be replaced, in order.
 
     `meant` are those that the user asked to replace. One that an upgrade keeps in RUN/before isn't
-    lost. What lies downstream of a stage whose folder is gone isn't told either. What makes a
-    stage stale is told once at least, also where that stage trains nothing itself.
+    lost. What lies downstream of a stage whose folder is gone isn't listed either. What makes a
+    stage stale is listed once at least, also where that stage trains nothing itself.
     """
     causes: dict[str, _Cause | None] = {}  # None: nothing is lost by a slip
     found = []
@@ -73,7 +73,7 @@ def training_lost(
 
 @dataclass(frozen=True)
 class _Cause:
-    """Why a stage is stale, and where it began if that isn't told of a stage upstream."""
+    """Why a stage is stale, and where it began if that isn't listed for a stage upstream."""
 
     why: str
     untold: str | None
@@ -110,34 +110,35 @@ def _kept(run: Path, name: str) -> bool:
     return kept is not None and here is not None and kept["id"] == here["id"]
 
 
-def _loss(stage: Stage, folder: Path, why: str) -> Loss | None:
+def _loss(stage: Stage, folder: Path, why: str) -> LostTraining | None:
     done = read_done(folder)
     if done is not None:
         processes = done.get("layout", {}).get("processes", 1)
-        return Loss(stage.name, why, done.get("steps", 0), done.get("seconds", 0.0), processes,
-                    True)
+        return LostTraining(
+            stage.name, why, done.get("steps", 0), done.get("seconds", 0.0), processes, True)
     steps = saved_steps(folder)
     if not steps:
         return None
     began = (folder / BEGUN_FILE).stat().st_mtime
     saved = (folder / FOLDER / str(steps[-1])).stat().st_mtime
-    return Loss(stage.name, why, steps[-1], max(0.0, saved - began), stage.layout.processes, False)
+    seconds = max(0.0, saved - began)
+    return LostTraining(stage.name, why, steps[-1], seconds, stage.layout.processes, False)
 
 
-def agree(lost: Sequence[Loss], yes: bool) -> None:
+def confirm_replacing(lost: Sequence[LostTraining], yes: bool) -> None:
     """Tell what would be lost; go on if that is little, `yes`, or the user says so.
 
     Raises BarError if the user doesn't, or can't be asked.
     """
     if not lost:
         return
-    told = "; ".join(map(str, lost))
+    losses = "; ".join(map(str, lost))
     cost = sum(loss.cost for loss in lost)
     if yes or cost < _WORTH_A_QUESTION:
-        say(f"trained anew: {told}")
+        say(f"trained anew: {losses}")
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise BarError(f"this would replace {_duration(cost)} of training: {told}; give --yes if "
+        raise BarError(f"this would replace {_duration(cost)} of training: {losses}; give --yes if "
                        "that is meant, or the run another name")
     say(f"This replaces {_duration(cost)} of training, each stage once its new result stands:")
     for loss in lost:

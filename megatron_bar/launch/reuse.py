@@ -23,7 +23,7 @@ def is_run(folder: Path) -> bool:
 
 
 def donors(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> dict[str, Path]:
-    """By the name of each of `stages` that `run` lacks, the folder to take it from.
+    """The folder to take each of `stages` from that `run` lacks, by the stage's name.
 
     That is RUN/replaced, else the first of `others` that has it.
 

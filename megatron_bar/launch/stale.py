@@ -1,4 +1,4 @@
-"""Which stages of a run are not what its recipe asks for. Loads nothing that computes."""
+"""Stages of a run that are not what its recipe asks for. Loads nothing that computes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run_folder(recipe: Recipe) -> Path:
 def stale_stages(
     stages: Sequence[Stage], run: Path, elsewhere: Mapping[str, Path] | None = None
 ) -> list[Stage]:
-    """Those to run: not done, done with other settings or inputs, or downstream of such a one.
+    """Stages to run: not done, done with other settings or inputs, or downstream of such a one.
 
     Stages that are named in `elsewhere` stand in that run instead.
     """

@@ -8,10 +8,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.checkpoints import hf
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.hf_weights import missing_weights
 from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.checkpoints.number_types import compute_type
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.launch.stale import run_folder
 from megatron_bar.models.config import ModelConfig, check_same_shape
 from megatron_bar.models.presets import PRESETS, preset_named
@@ -23,8 +23,8 @@ from megatron_bar.stages.context import read_done
 def dense_model(recipe: Recipe) -> ModelConfig:
     """The model a recipe starts from, whose weights needn't be here.
 
-    Its sizes are told by the folder's config.json, by what the run has imported, by the hub's (in
-    its cache or, where that may be asked, downloaded) or else by a published model's name.
+    Its sizes are those of the folder's config.json, of what the run has imported, of the hub's (in
+    its cache or, where that may be asked, downloaded) or else of a published model's name.
 
     Raises BarError if none of these tells, or the model isn't dense.
     """

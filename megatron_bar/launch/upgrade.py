@@ -24,7 +24,7 @@ from megatron_bar.analysis.upgrade import BEFORE, PLAN, Upgrade, read_upgrade
 from megatron_bar.checkpoints.adopt import check_branch
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.local import check_no_slurm_jobs, only_run, run_recipe
-from megatron_bar.launch.replacing import Loss, agree, training_lost
+from megatron_bar.launch.replacing import LostTraining, confirm_replacing, training_lost
 from megatron_bar.launch.stale import stale_stages
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.graph import ADAPTING, routing_data
@@ -56,8 +56,8 @@ _STAGES_OF_DOMAIN = (*(kind.KIND for kind in reversed(ADAPTING)), BranchStage.KI
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What to change: domains by name, with their new branch, and overrides of the recipe.
+class UpgradeRequest:
+    """The changes asked for: domains by name, with their new branch, and overrides of the recipe.
 
     A branch is a checkpoint, a stage's or a domain's folder of another run, or a recipe (YAML) that
     has a domain of this name, which is then trained here.
@@ -79,7 +79,7 @@ class Asked:
 
 def upgrade(
     run: Path,
-    asked: Asked,
+    asked: UpgradeRequest,
     jobs: int | None = None,
     prepare_only: bool = False,
     yes: bool = False,
@@ -103,7 +103,7 @@ def upgrade(
             if not asked.anything:
                 raise BarError(f"{run}: say what to change, with --replace, --add or --drop")
             changed = _changed(run, asked)
-            agree(_lost(run, asked, changed), yes)
+            confirm_replacing(_lost(run, asked, changed), yes)
             _keep(run, asked, changed)
         elif asked.anything and begun != asked.as_json():
             raise BarError(f"{run}: another upgrade was begun ({_words(begun)}); finish it with "
@@ -165,12 +165,12 @@ def _begun(run: Path) -> dict[str, Any] | None:
 
 
 def _words(asked: Mapping[str, Any]) -> str:
-    told = [f"--{key} {name}={branch}" for key in ("replace", "add")
+    options = [f"--{key} {name}={branch}" for key in ("replace", "add")
             for name, branch in asked[key].items()]
-    return " ".join([*told, *(f"--drop {name}" for name in asked["drop"]), *asked["overrides"]])
+    return " ".join([*options, *(f"--drop {name}" for name in asked["drop"]), *asked["overrides"]])
 
 
-def _changed(run: Path, asked: Asked) -> Recipe:
+def _changed(run: Path, asked: UpgradeRequest) -> Recipe:
     """The run's recipe with the changes in it, checked."""
     recipe = load_recipe(run / _RECIPE)
     # The folder may be called by another name now, or from another place.
@@ -210,7 +210,7 @@ def _changed(run: Path, asked: Asked) -> Recipe:
     return changed
 
 
-def _lost(run: Path, asked: Asked, changed: Recipe) -> list[Loss]:
+def _lost(run: Path, asked: UpgradeRequest, changed: Recipe) -> list[LostTraining]:
     """Training that is replaced and isn't what an upgrade is for: domains, and the router."""
     stages = stage_graph(changed)
     meant = {stage.name for stage in stages if isinstance(stage, RouteStage)
@@ -268,7 +268,7 @@ def _trained_branch(path: Path) -> tuple[Path, Domain | None]:
     return stage / "checkpoint", domains.get(stage.parent.name)
 
 
-def _keep(run: Path, asked: Asked, changed: Recipe) -> None:
+def _keep(run: Path, asked: UpgradeRequest, changed: Recipe) -> None:
     """Put what the upgrade will replace or remove into RUN/before, with the plan, in one step."""
     stale = stale_stages(stage_graph(changed), run)
     folders = {stage.name.partition("/")[0] for stage in stale}

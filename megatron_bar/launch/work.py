@@ -1,4 +1,4 @@
-"""What a run still has to do for a recipe, and what of that is training that stands already."""
+"""Stages that a run still has to do for a recipe, and which of them are trained already."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_bar.launch.replacing import Loss, training_lost
+from megatron_bar.launch.replacing import LostTraining, training_lost
 from megatron_bar.launch.reuse import donors, is_run
 from megatron_bar.launch.stale import run_folder, stale_stages
 from megatron_bar.methods import stage_graph
@@ -23,7 +23,7 @@ class Work:
     stages: list[Stage]
     taken: dict[str, Path]  # stages to take over, and from where
     todo: list[Stage]
-    lost: list[Loss]
+    lost: list[LostTraining]
 
     @property
     def names(self) -> list[str]:
@@ -31,7 +31,7 @@ class Work:
 
 
 def work_of(recipe: Recipe, chosen: Collection[str] | None = None) -> Work:
-    """What `recipe` asks for and isn't there yet, of the stages in `chosen` or of all.
+    """The stages that `recipe` asks for and aren't there yet, of those in `chosen` or of all.
 
     Nothing is written, and folders to reuse that aren't runs are passed over.
     """

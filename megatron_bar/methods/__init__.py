@@ -43,7 +43,7 @@ def stage_graph(recipe: Recipe) -> list[Stage]:
 
 
 def context_of(recipe: Recipe, run: Path, name: str) -> Context:
-    """What the stage called `name` is given in `run`. Raises BarError if there is no such stage."""
+    """The context of the stage `name` in `run`. Raises BarError if there is no such stage."""
     graph = RunGraph(stage_graph(recipe), METHODS[recipe.method])
     stage = next((stage for stage in graph.stages if stage.name == name), None)
     if stage is None:

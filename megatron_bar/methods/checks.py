@@ -1,4 +1,4 @@
-"""What several methods ask of a recipe. All raise BarError."""
+"""Checks that several methods make of a recipe. All raise BarError."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def nothing_merged(recipe: Recipe) -> None:
 
 
 def some_training(recipe: Recipe, kinds: Iterable[type[TrainingStage]]) -> None:
-    """At least one domain has a stage of these kinds."""
+    """Raise BarError unless a domain has a stage of these kinds."""
     kinds = tuple(kinds)
     if not any(training_of(d, kind) for d in recipe.domains.values() for kind in kinds):
         raise BarError(f"method {recipe.method} has nothing to train: no domain has "

@@ -29,7 +29,7 @@ DENSE_GROUPS: Groups = dict.fromkeys(ADAPTING, EVERYTHING)
 
 
 def training_of(domain: Domain, kind: type[TrainingStage]) -> Training | None:
-    """How the recipe has a domain's stage train, if it has one of this kind."""
+    """The recipe's training of a domain's stage, if it has one of this kind."""
     return getattr(domain, kind.KIND)
 
 
@@ -59,7 +59,7 @@ class Graph:
             name, {start: start for start in starts}, domain=domain, seed=self.recipe.seed))
 
     def adapt(self, domain: str, start: str, groups: Groups) -> str:
-        """Those of a domain's own stages that are keys of `groups`, which says what they train."""
+        """Add the domain's own stages that are keys of `groups`, which says what they train."""
         for kind, trainable in groups.items():
             training = training_of(self.recipe.domains[domain], kind)
             if training is not None:
@@ -97,8 +97,8 @@ class Graph:
         route = self.recipe.route
         return self.add(self._training(
             RouteStage, "routed", start, route_training(self.recipe),
-            fraction=route.fraction, start=route.start, active=route.active,
-            renormalize=route.renormalize, load_balancing=route.load_balancing,
+            fraction=route.fraction, start=route.start, experts_per_token=route.experts_per_token,
+            renormalize=route.renormalize, load_balancing_loss=route.load_balancing_loss,
             sampled={name: routing_data(domain) for name, domain in self.recipe.domains.items()
                      if routing_data(domain)},
         ))
@@ -144,7 +144,7 @@ class Graph:
 
 
 def route_training(recipe: Recipe) -> Training:
-    """How the router trains. By default in the recipe's layout, as far as the experts divide so."""
+    """The router's training. By default in the recipe's layout, as far as the experts divide so."""
     training = with_groups(recipe.route.training, ROUTE_GROUPS)
     if training.layout is None:
         layout = recipe.layout.spread(len(recipe.domains) + 1)

@@ -26,8 +26,8 @@ def load_recipe(
 
     Raises BarError, with a line for each fault, for a file that is missing or not YAML, keys that
     don't exist, values of the wrong type, and settings that don't go together; and for several
-    systems. Values that can't be are told too, unless `values` is false, for a check of all there
-    is. Messages begin with `where`, or with the file.
+    systems. Values that can't be are reported too, unless `values` is false, for a check of all
+    there is. Messages begin with `where`, or with the file.
     """
     recipes = load_recipes(path, overrides, values, where)
     if len(recipes) > 1:
@@ -48,14 +48,14 @@ def load_recipes(
     path = Path(path)
     where = where or f"recipe {path}"
     layers = file_layers(path)
-    told = parse_overrides(overrides)
-    # Of the command line each system is told once, after its own keys: null takes away once only.
-    of_systems = [{"systems": layer.pop("systems")} for layer in told if "systems" in layer]
+    overriding = parse_overrides(overrides)
+    # Each system gets the command line's keys once, after its own: null takes away once only.
+    of_systems = [{"systems": layer.pop("systems")} for layer in overriding if "systems" in layer]
     whole = merged(where, OmegaConf.structured(Recipe), *layers, *of_systems)
     if not whole.systems:
-        recipes = {where: resolved(merged(where, whole, *told), where)}
+        recipes = {where: resolved(merged(where, whole, *overriding), where)}
     else:
-        recipes = {f"{where}, system {name}": _system(where, layers, whole, name, told)
+        recipes = {f"{where}, system {name}": _system(where, layers, whole, name, overriding)
                    for name in whole.systems}
     faults = {place: structure_faults(recipe, of_run=_run_of(path))
               for place, recipe in recipes.items()}
@@ -71,7 +71,7 @@ def _system(
     layers: Sequence[Mapping[str, Any]],
     whole: DictConfig,
     name: str,
-    told: Sequence[Mapping[str, Any]],
+    overriding: Sequence[Mapping[str, Any]],
 ) -> Recipe:
     """A system's keys go before the recipe's, the command line's before both.
 
@@ -83,11 +83,12 @@ def _system(
     keys = OmegaConf.to_container(whole.systems[name] or OmegaConf.create())
     extended = keys.pop("extends", None)
     if extended is None:
-        return resolved(merged(where, whole, keys, *told), where)
+        return resolved(merged(where, whole, keys, *overriding), where)
     saying = [number for number, layer in enumerate(layers) if _extends(layer, name)]
     above = layers[saying[-1]:] if saying else layers[-1:]  # none: the command line says it
     start = OmegaConf.structured(Recipe)
-    return resolved(merged(where, start, *file_layers(Path(extended)), *above, keys, *told), where)
+    layers = [*file_layers(Path(extended)), *above, keys, *overriding]
+    return resolved(merged(where, start, *layers), where)
 
 
 def _extends(layer: Mapping[str, Any], system: str) -> bool:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from megatron_bar.methods import context_of
 from megatron_bar.methods.load import load_recipe
-from megatron_bar.runtime.disk import disk_faults_told
+from megatron_bar.runtime.disk import explain_disk_faults
 from megatron_bar.runtime.distributed import is_main, process_groups
 from megatron_bar.runtime.heartbeat import watched
 from megatron_bar.stages.context import prepare_folder, write_done
@@ -31,7 +31,7 @@ def run_stage(run: Path, name: str) -> None:
     stage, started = context.stage, time.time()
     stage.prepare()
     with (
-        disk_faults_told(context.folder, lambda: "; what the stage saved before stands"),
+        explain_disk_faults(context.folder, lambda: "; what the stage saved before stands"),
         watched(name), process_groups(stage.layout, context.recipe.seed),
     ):
         if is_main():

@@ -1,4 +1,5 @@
-"""Which keys of a recipe go together, and what things may be called, whatever their values."""
+"""Rules on which keys of a recipe go together and what things may be called, whatever their values.
+"""
 
 from __future__ import annotations
 

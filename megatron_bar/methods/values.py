@@ -19,7 +19,7 @@ from megatron_bar.stages.route import RouteStage
 
 
 def value_faults(recipe: Recipe) -> list[str]:
-    """What is wrong with values of the recipe, a line each. None: they can be."""
+    """Faults of the recipe's values, a line each. None: they can be."""
     return list(_faults(recipe))
 
 
@@ -37,7 +37,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
 
 
 def evaluate_faults(evaluate: Evaluate) -> Iterator[str]:
-    """What is wrong with the settings of an evaluation."""
+    """Faults of the settings of an evaluation."""
     yield from faults(evaluate, "evaluate.")
     if evaluate.samples > 1 and evaluate.temperature == 0:
         yield (f"evaluate.samples {evaluate.samples} at temperature 0 would be "
@@ -79,13 +79,13 @@ def _route(recipe: Recipe) -> Iterator[str]:
     route, experts = recipe.route, len(recipe.domains) + 1
     yield from faults(route, "route.")
     yield from _training(route_training(recipe), "route.training: ")
-    active = experts if route.active is None else route.active
+    active = experts if route.experts_per_token is None else route.experts_per_token
     if not 1 <= active <= experts:
-        yield f"route.active {active} is not from 1 to {experts}, the experts there are"
+        yield f"route.experts_per_token {active} is not from 1 to {experts}, the experts there are"
         return
     if route.renormalize and active == 1:
-        yield ("route: with active 1 renormalize gives every token's expert weight 1, so that the "
-               "router has nothing to learn from; leave it out")
-    if route.load_balancing > 0 and active == experts:
-        yield (f"route.load_balancing does nothing while every token goes to all {experts} "
-               "experts; leave it out, or set active to fewer")
+        yield ("route: with experts_per_token 1 renormalize gives every token's expert weight 1, "
+               "so that the router has nothing to learn from; leave it out")
+    if route.load_balancing_loss > 0 and active == experts:
+        yield (f"route.load_balancing_loss does nothing while every token goes to all {experts} "
+               "experts; leave it out, or set experts_per_token lower")

@@ -19,7 +19,7 @@ class _Pass:
 
 
 class RowCache(BaseInferenceContext):
-    """What attention remembers of R rows of at most `length` tokens, K heads of D numbers each.
+    """Keys and values of R rows of at most `length` tokens, K heads of D numbers each.
 
     Megatron's static context has all rows at one position, and its dynamic one needs a GPU. This
     one is passed to the model in their place. Before each forward pass, `prefill` or `decode` says

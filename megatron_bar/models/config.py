@@ -1,4 +1,4 @@
-"""What a model looks like, independent of any library and of the family that it is of."""
+"""The shape of a model, independent of any library and of the family that it is of."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ModelConfig:
         return self.kv_channels or self.hidden_size // self.num_heads
 
     def length_warning(self, length: int) -> str | None:
-        """What to tell who wants rows of more tokens than the model knows positions, else None."""
+        """A warning about rows of more tokens than the model knows positions, else None."""
         if length <= self.max_position_embeddings:
             return None
         return (f"rows of {length} tokens are longer than the {self.max_position_embeddings} "
@@ -108,7 +108,7 @@ class ModelConfig:
         return self.all_expert_names.index(name)
 
     def window_of(self, layer: int) -> int | None:
-        """How many positions a layer sees, its own among them; None for one that sees all."""
+        """The positions that a layer sees, its own among them; None for one that sees all."""
         if self.window is None or layer in self.window.full_layers:
             return None
         return self.window.size
@@ -119,7 +119,7 @@ class ModelConfig:
         return self.window is None or self.yarn is None
 
     def with_experts(self, num_experts: int, experts_per_token: int | None = None) -> ModelConfig:
-        """The same model with `num_experts` FFNs; all are active unless told otherwise."""
+        """The same model with `num_experts` FFNs; all are active by default."""
         return dataclasses.replace(
             self, num_experts=num_experts, experts_per_token=experts_per_token or num_experts,
             expert_names=None, merged_from=None,

@@ -19,7 +19,7 @@ ATTENTION_FORWARD, ATTENTION_BACKWARD = 2, 5
 
 @dataclass(frozen=True)
 class Work:
-    """What goes through a model in a step, or in several, over all ranks."""
+    """Tokens and keys that go through a model in a step, or in several, over all ranks."""
 
     positions: int  # padding included
     pairs: int  # of a query and a key that it may see
@@ -44,7 +44,7 @@ class StepFlops:
 
 
 def step_flops(model: ModelConfig, work: Work, trainable: Collection[str]) -> StepFlops:
-    """What `work` needs when the groups `trainable` are open.
+    """Operations of `work` when the groups `trainable` are open.
 
     Goes through the model from the input on. A weight has a gradient if it trains. An activation
     has one if something that trains lies before it: with only experts open, the first layer's

@@ -50,7 +50,7 @@ def transformer_config(
     router_z_loss: float = 0.0,
     sequence_parallel: bool = True,
     overrides: Mapping[str, Any] | None = None,
-    load_balancing: float = 0.0,
+    load_balancing_loss: float = 0.0,
 ) -> TransformerConfig:
     """Megatron's configuration for `model` laid out as `layout`, computing in `dtype`.
 
@@ -66,8 +66,8 @@ def transformer_config(
             # is the same but for a factor, which makes them sum to 1.
             moe_router_pre_softmax=not model.renormalize,
             moe_router_dtype="fp32",
-            moe_router_load_balancing_type="aux_loss" if load_balancing else "none",
-            moe_aux_loss_coeff=load_balancing,
+            moe_router_load_balancing_type="aux_loss" if load_balancing_loss else "none",
+            moe_aux_loss_coeff=load_balancing_loss,
             moe_z_loss_coeff=router_z_loss or None,
             moe_token_dispatcher_type="alltoall",
         )
@@ -229,22 +229,23 @@ def build_model(
     router_z_loss: float = 0.0,
     sequence_parallel: bool = True,
     overrides: Mapping[str, Any] | None = None,
-    load_balancing: float = 0.0,
+    load_balancing_loss: float = 0.0,
 ) -> LanguageModel:
     """This rank's part of `model`, freshly initialized (normal, std 0.02; norms 1).
 
     Called inside `process_groups(layout)`. `router_z_loss` is the coefficient of the mean over
-    tokens of logsumexp(router logits)^2, `load_balancing` that of (E / k) * sum_e f_e * p_e, with
-    f_e the share of the tokens that go to expert e and p_e its mean probability; both are taken in
-    each layer and micro-batch, while training. Sequence parallelism, on where tensor parallelism
-    is, is turned off to generate, one token at a time. `overrides` go to Megatron's configuration.
+    tokens of logsumexp(router logits)^2, `load_balancing_loss` that of (E / k) * sum_e f_e * p_e,
+    with f_e the share of the tokens that go to expert e and p_e its mean probability; both are
+    taken in each layer and micro-batch, while training. Sequence parallelism, on where tensor
+    parallelism is, is turned off to generate, one token at a time. `overrides` go to Megatron's
+    configuration.
 
     Raises BarError if `layout` can't hold the model.
     """
     model.check(layout)
     _check_gathers(model, layout)
     config = transformer_config(
-        model, layout, dtype, router_z_loss, sequence_parallel, overrides, load_balancing
+        model, layout, dtype, router_z_loss, sequence_parallel, overrides, load_balancing_loss
     )
     layers = [_layer_spec(model, config)] * get_num_layers_to_build(config)
     return LanguageModel(

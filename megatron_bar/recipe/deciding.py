@@ -1,4 +1,4 @@
-"""Which settings decide what a stage makes; the others don't make it stale.
+"""Settings that decide what a stage makes; the others don't make it stale.
 
 Settings are walked along the types of the dataclasses that hold them, whose fields say themselves
 what they are (`recipe.fields`).
@@ -22,7 +22,7 @@ from megatron_bar.recipe.schema import Source
 
 @dataclass(frozen=True)
 class Looks:
-    """What a kind of stage looks at, of all that it is given."""
+    """Inputs that a kind of stage looks at, of all that it is given."""
 
     form: str | None = None  # that it reads its sources in; None: any
     not_at: frozenset[str] = frozenset()  # fields of its own, and of its sources
@@ -31,17 +31,19 @@ class Looks:
 
 @dataclass(frozen=True)
 class Setting:
-    """One value that decides, and what is told of its field."""
+    """One value that decides, and the metadata of its field."""
 
     value: Any
-    told: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
-Way = tuple[str | int, ...]  # the keys and places that lead to a setting
+KeyPath = tuple[str | int, ...]  # the keys and places that lead to a setting
 
 
-def deciding(schema: type, values: Mapping[str, Any], looks: Looks = Looks()) -> dict[Way, Setting]:
-    """The settings that decide, each with the way to it; an empty list or dict is one, too.
+def deciding(
+    schema: type, values: Mapping[str, Any], looks: Looks = Looks()
+) -> dict[KeyPath, Setting]:
+    """The settings that decide, each by its key path; an empty list or dict is one, too.
 
     `values` are those of a dataclass `schema` as `dataclasses.asdict` gives them. They may be those
     that a stage was made with by an earlier version: fields that weren't there then are at their
@@ -51,33 +53,33 @@ def deciding(schema: type, values: Mapping[str, Any], looks: Looks = Looks()) ->
 
 
 def _dataclass(
-    schema: type, values: Mapping[str, Any], looks: Looks, way: Way
-) -> Iterator[tuple[Way, Setting]]:
+    schema: type, values: Mapping[str, Any], looks: Looks, key_path: KeyPath
+) -> Iterator[tuple[KeyPath, Setting]]:
     values = _defaults(schema) | with_present_names(schema, values)
     if schema is Source:
         values, left_out = _source(values, looks)
     else:
-        left_out = looks.not_at if not way else frozenset()
+        left_out = looks.not_at if not key_path else frozenset()
     for name, hint in _hints(schema).items():
-        told = about(schema, name)
-        read = looks.form is None or looks.form in told.get(FORMS, (looks.form,))
-        if name in values and name not in left_out and RUNTIME not in told and read:
-            yield from _value(hint, values[name], looks, (*way, name), told)
+        metadata = about(schema, name)
+        read = looks.form is None or looks.form in metadata.get(FORMS, (looks.form,))
+        if name in values and name not in left_out and RUNTIME not in metadata and read:
+            yield from _value(hint, values[name], looks, (*key_path, name), metadata)
 
 
 def _value(
-    hint: Any, value: Any, looks: Looks, way: Way, told: Mapping[str, Any]
-) -> Iterator[tuple[Way, Setting]]:
+    hint: Any, value: Any, looks: Looks, key_path: KeyPath, metadata: Mapping[str, Any]
+) -> Iterator[tuple[KeyPath, Setting]]:
     hint = _given(hint)
     if isinstance(value, Mapping) and dataclasses.is_dataclass(hint):
-        yield from _dataclass(hint, value, looks, way)
+        yield from _dataclass(hint, value, looks, key_path)
     elif isinstance(value, (Mapping, list, tuple)) and value:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         inner = (typing.get_args(hint) or (Any,))[-1]
         for key, each in items:
-            yield from _value(inner, each, looks, (*way, key), told)
+            yield from _value(inner, each, looks, (*key_path, key), metadata)
     else:
-        yield way, Setting([] if value == () else value, told)
+        yield key_path, Setting([] if value == () else value, metadata)
 
 
 def _source(values: dict[str, Any], looks: Looks) -> tuple[dict[str, Any], frozenset[str]]:

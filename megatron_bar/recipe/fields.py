@@ -1,4 +1,4 @@
-"""What a recipe's dataclasses say of their keys, beside name, type and default.
+"""Metadata of a recipe's keys, beside name, type and default.
 
 Validation, the reference page, the search for files and the question whether a finished stage is
 still what the recipe asks for all read this, and keep no lists of keys.
@@ -39,14 +39,14 @@ DATA_FILES, DATASET, HF_FOLDER, CHECKPOINT = "data files", "dataset", "HF folder
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value is to be, in words, and whether it is. A key that is unset isn't looked at."""
+    """A condition on a value, in words and as a function. A key that is unset isn't looked at."""
 
     words: str
     holds: Callable[[Any], bool]
     choices: tuple[str, ...] = ()  # where these are all there are
 
     def fault(self, key: str, value: Any) -> str | None:
-        """What is wrong with the key's value, in a line, if anything is."""
+        """The fault of the key's value, in a line, if there is one."""
         if value is None or self.holds(value):
             return None
         return f"{key} {value!r} is not {self.words}"
@@ -67,19 +67,19 @@ WARMUP = Rule("a share in [0, 1); give a number of steps as warmup_steps", PART.
 FACTOR = Rule("above 1; it is a factor", lambda value: 1 < value < math.inf)
 
 
-def key(default: Any, rule: Rule | None = None, /, **told: Any) -> Any:
-    """A dataclass field with a `default`, or what a callable makes, and what is `told` of it.
+def key(default: Any, rule: Rule | None = None, /, **metadata: Any) -> Any:
+    """A dataclass field with a `default`, or what a callable makes, and `metadata`.
 
     `runtime=True`, `file=PATH`, `forms=(TEXTS,)` and so on: the words above, in lower case.
     """
-    metadata = told | ({RULE: rule} if rule else {})
+    metadata |= {RULE: rule} if rule else {}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def about(schema: type, name: str) -> Mapping[str, Any]:
-    """What is told of a field; of one with a new default, what its parent tells of it."""
+    """The metadata of a field; of one with a new default, those of its parent's field."""
     for parent in schema.__mro__:
         field = vars(parent).get("__dataclass_fields__", {}).get(name)
         if field is not None and field.metadata:
@@ -88,12 +88,12 @@ def about(schema: type, name: str) -> Mapping[str, Any]:
 
 
 def names_with(schema: type, word: str) -> set[str]:
-    """The fields of which `word` is told."""
+    """The fields whose metadata have `word`."""
     return {field.name for field in dataclasses.fields(schema) if word in about(schema, field.name)}
 
 
 def faults(settings: Any, where: str) -> list[str]:
-    """What is wrong with the values of a dataclass by its keys' rules; `where` goes before keys."""
+    """Faults of a dataclass's values by its keys' rules; `where` goes before keys."""
     found = []
     for field in dataclasses.fields(settings):
         rule = about(type(settings), field.name).get(RULE)

@@ -65,8 +65,8 @@ def overridden(start: Any, overrides: Sequence[str], where: str) -> Any:
 
     Raises BarError, which begins with `where`.
     """
-    told = parse_overrides(overrides, type(start))
-    return resolved(merged(where, OmegaConf.structured(start), *told), where)
+    layers = parse_overrides(overrides, type(start))
+    return resolved(merged(where, OmegaConf.structured(start), *layers), where)
 
 
 def merged(where: str, below: DictConfig, *layers: Mapping[str, Any]) -> DictConfig:
@@ -99,28 +99,28 @@ def resolved(config: DictConfig, where: str) -> Any:
         raise BarError(f"{where}: {key}{str(error).splitlines()[0]}") from None
 
 
-def _without_taken(told: Any, held: Any, hint: Any, where: str = "") -> Any:
-    """`told` without the names in it that take a part away, which are then gone from `held`."""
+def _without_taken(override: Any, held: Any, hint: Any, where: str = "") -> Any:
+    """`override` without the names in it that take a part away, which are then gone from `held`."""
     hint, _ = without_none(hint)
-    if not isinstance(told, Mapping):
-        return told
+    if not isinstance(override, Mapping):
+        return override
     if dataclasses.is_dataclass(hint):
         hints = field_types(hint)
     elif typing.get_origin(hint) is dict and not _holds_none(of := typing.get_args(hint)[1]):
-        hints = dict.fromkeys(told, of)
-        for name in [name for name, value in told.items() if value is None]:
+        hints = dict.fromkeys(override, of)
+        for name in [name for name, value in override.items() if value is None]:
             place = f"{where}.{name}"
             if not isinstance(held, DictConfig) or name not in held:
                 known = list(held) if isinstance(held, DictConfig) else []
                 raise BarError(f"{place} is null, which takes it away, but there is none"
                                f"{did_you_mean(name, known) if known else ''}")
             del held[name]
-        told = {name: value for name, value in told.items() if value is not None}
+        override = {name: value for name, value in override.items() if value is not None}
     else:
-        return told
+        return override
     return {name: _without_taken(value, _held_at(held, name), hints[name],
                                  f"{where}.{name}".removeprefix("."))
-            for name, value in told.items()}
+            for name, value in override.items()}
 
 
 def _holds_none(hint: Any) -> bool:
@@ -133,22 +133,22 @@ def _held_at(held: Any, name: str) -> Any:
     return held[name] if there and not OmegaConf.is_interpolation(held, name) else None
 
 
-def _with_whole_lists(told: Any, held: Any, where: str = "") -> Any:
-    """`told`, with a list in place of each mapping that counts into a list of `held`."""
-    if not isinstance(told, Mapping):
-        return told
+def _with_whole_lists(override: Any, held: Any, where: str = "") -> Any:
+    """`override`, with a list in place of each mapping that counts into a list of `held`."""
+    if not isinstance(override, Mapping):
+        return override
     if isinstance(held, list):
         items = list(held)
-        for key, value in told.items():
+        for key, value in override.items():
             index = _index(key, held, where)
             value = _with_whole_lists(value, items[index], f"{where}.{index}")
             both = isinstance(value, dict) and isinstance(items[index], dict)
             items[index] = OmegaConf.merge(items[index], value) if both else value
-        taken = {int(key) for key, value in told.items() if value is None}
+        taken = {int(key) for key, value in override.items() if value is None}
         return [item for index, item in enumerate(items) if index not in taken]
     found = held if isinstance(held, dict) else {}
     return {key: _with_whole_lists(value, found.get(key), f"{where}.{key}".removeprefix("."))
-            for key, value in told.items()}
+            for key, value in override.items()}
 
 
 def _index(key: str, items: list[Any], where: str) -> int:

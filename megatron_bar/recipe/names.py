@@ -1,4 +1,4 @@
-"""What the folders of a run and the models in it are called, whatever its method."""
+"""Names of the folders of a run and of the models in it, whatever its method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the files of a recipe are: named from the folder of the recipe, found from anywhere."""
+"""Files of a recipe: named from the folder of the recipe, found from anywhere."""
 
 from __future__ import annotations
 

@@ -79,9 +79,18 @@ def reference() -> str:
         ]).replace("  |", " |"))
     runtime = set().union(*(names_with(schema, RUNTIME) for schema in _schemas(Recipe)))
     names = ", ".join(f"`{name}`" for name in sorted(runtime))
-    of_former = {old: new for schema in _schemas(Recipe) for old, new in renamed(schema).items()}
-    now = ", ".join(f"`{former}` is `{name}`" for former, name in of_former.items())
-    return "\n".join([*sections, _RUNTIME + names + ".\n", _RENAMED + now + ".\n"])
+    return "\n".join([*sections, _RUNTIME + names + ".\n", _RENAMED + _former_names() + "\n"])
+
+
+def _former_names() -> str:
+    """A line for each schema that renamed keys of its own."""
+    lines = []
+    for schema in _schemas(Recipe):
+        inherited = {former for parent in schema.__mro__[1:-1] for former in renamed(parent)}
+        own = ", ".join(f"`{former}` is `{name}`" for former, name in renamed(schema).items()
+                        if former not in inherited)
+        lines += [f"- {schema.__name__}: {own}"] if own else []
+    return "\n".join(lines)
 
 
 def _schemas(top: type) -> list[type]:
@@ -137,10 +146,10 @@ def _keys(schema: type) -> list[Key]:
 def _default(value: ast.expr, source: str) -> str:
     """As a recipe would write it."""
     if isinstance(value, ast.Call):  # field(default_factory=...) or key(...)
-        told = value.args[0] if value.args else value.keywords[0].value
-        if not isinstance(told, ast.Name):
-            return _default(told, source)
-        return {"list": "`[]`", "dict": "`{}`"}.get(told.id, "its defaults")
+        made = value.args[0] if value.args else value.keywords[0].value
+        if not isinstance(made, ast.Name):
+            return _default(made, source)
+        return {"list": "`[]`", "dict": "`{}`"}.get(made.id, "its defaults")
     default = ast.literal_eval(value)
     if default is None:
         return ""

@@ -39,7 +39,7 @@ _DTYPE = one_of("float32", "bfloat16")
 
 @dataclass
 class Source:
-    """Where examples come from. Give one of `path`, `hub` and `toy`.
+    """A source of examples. Give one of `path`, `hub` and `toy`.
 
     Mid-training reads texts, SFT and routing read conversations: a list of `messages` with `role`
     and `content`, and where they occur `functions` (on a system or user turn) and `function_calls`
@@ -79,7 +79,7 @@ class Source:
 
 @dataclass
 class Training:
-    """How one stage trains. Defaults are what the stages of BAR have in common."""
+    """Settings of one stage's training. Defaults are what the stages of BAR have in common."""
 
     data: list[Source] = field(default_factory=list)  # what it reads, mixed
     # What trains: patterns over parameter groups. embeddings, attention, block_norms, final_norm,
@@ -92,12 +92,13 @@ class Training:
     sequence_length: int = key(4096, COUNT)  # tokens in a row, into which documents are packed
     # What becomes of conversations that are longer than a sequence.
     overlong: str = key("truncate", one_of("truncate", "drop"))
-    batch_size: int = key(256, COUNT)  # sequences in an optimizer step, over all processes
+    # Sequences in an optimizer step, over all processes.
+    global_batch_size: int = key(256, COUNT, formerly="batch_size")
     micro_batch_size: int = key(1, COUNT, runtime=True)  # sequences a process computes at once
     lr: float = key(1e-4, AT_LEAST_0)  # at the peak
     lr_scale: dict[str, float] = field(default_factory=dict)  # factor by group pattern
     schedule: str = key("linear", one_of("linear", "cosine", "constant"))  # Of the learning rate.
-    warmup: float = key(0.03, WARMUP)  # share of the steps
+    warmup_ratio: float = key(0.03, WARMUP, formerly="warmup")  # share of the steps
     warmup_steps: int | None = key(None, AT_LEAST_0)  # or their number, in place of the share
     # The last learning rate, as a share of the peak.
     min_lr_ratio: float = key(0.0, SHARE, formerly="floor")
@@ -105,7 +106,8 @@ class Training:
     beta2: float = key(0.95, PART)
     eps: float = key(1e-8, ABOVE_0)
     weight_decay: float = key(0.0, AT_LEAST_0)
-    clip: float = key(1.0, AT_LEAST_0)  # the largest norm of all gradients together
+    # The largest norm of all gradients together.
+    max_grad_norm: float = key(1.0, AT_LEAST_0, formerly="clip")
     router_z_loss: float = key(1e-3, AT_LEAST_0)  # its coefficient
     distributed_optimizer: bool = True  # its state spread over data-parallel ranks
     # What the stage computes in, in bfloat16 with fp32 main weights and gradients; by default what
@@ -148,7 +150,7 @@ class Training:
     @property
     def rows_per_step(self) -> int:
         """Rows that a step reads, over all processes."""
-        return self.batch_size
+        return self.global_batch_size
 
 
 @dataclass
@@ -157,15 +159,15 @@ class Rlvr(Training):
 
     `data` are prompts, conversations whose reply (or another column) the verifier compares with.
     `steps` counts rollouts: prompts_per_step * samples_per_prompt responses each, from which
-    optimizer steps of `batch_size` responses are made. Trains all shared parameters by default;
-    the published comparison, `trainable: [expert.1, router.1]`, keeps them frozen.
+    optimizer steps of `global_batch_size` responses are made. Trains all shared parameters by
+    default; the published comparison, `trainable: [expert.1, router.1]`, keeps them frozen.
     """
 
     lr: float = 6e-7
     schedule: str = "constant"
-    warmup: float = 0.0
+    warmup_ratio: float = 0.0
     router_z_loss: float = 0.0
-    batch_size: int = 128  # responses in an optimizer step, over all processes
+    global_batch_size: int = 128  # responses in an optimizer step, over all processes
     save_every: int = 10
     log_every: int = 1
     prompts_per_step: int = 64  # in a rollout
@@ -194,7 +196,7 @@ class Rlvr(Training):
     rollout_servers: list[str] = key(list, runtime=True)
     rollout_folder: str | None = key(None, runtime=True)
     # Answers that a process has scored side by side.
-    verifiers_at_once: int = key(8, COUNT, runtime=True)
+    verifier_workers: int = key(8, COUNT, runtime=True, formerly="verifiers_at_once")
     # What drives the steps: nemo_aligner (its REINFORCE trainer) or native, a loop of our own that
     # takes the same ones; by default NeMo-Aligner where it is installed, else native.
     backend: str | None = key(None, runtime=True)
@@ -241,7 +243,7 @@ class Domain:
 
 @dataclass
 class Merge:
-    """How the models of the domains become one."""
+    """The way in which the models of the domains become one."""
 
     # What shared parameters become: published, the mean over the domains' models and the anchor;
     # branches, the mean over the domains' models alone; or those of the one model named here, a
@@ -258,7 +260,7 @@ class RouteTraining(Training):
     """
 
     sequence_length: int = 2048
-    batch_size: int = 640
+    global_batch_size: int = 640
 
 
 @dataclass
@@ -269,10 +271,11 @@ class Route:
     # What the rows start from: each expert's own, as its branch trained it (stacked), or each
     # domain's mean router input, by layer (centroids; the anchor's is that of general data).
     start: str = key("stacked", one_of("stacked", "random", "centroids"))
-    active: int | None = None  # experts that a token goes to, k; all by default
+    # Experts that a token goes to, k; all by default.
+    experts_per_token: int | None = key(None, formerly="active")
     renormalize: bool = False  # make the probabilities of these k sum to 1
     # Coefficient of the loss that evens out use; for k below all.
-    load_balancing: float = key(0.0, AT_LEAST_0)
+    load_balancing_loss: float = key(0.0, AT_LEAST_0, formerly="load_balancing")
     training: RouteTraining = field(default_factory=RouteTraining)
 
 

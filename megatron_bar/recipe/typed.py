@@ -1,4 +1,4 @@
-"""What is written, as the fields of a dataclass want it; all that they don't want, told at once."""
+"""Values as the fields of a dataclass want them; all that they don't want is reported at once."""
 
 from __future__ import annotations
 

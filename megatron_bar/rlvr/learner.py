@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_bar.checkpoints.companions import ChatFormat
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.generation.engine import Request, RolloutEngine, Sampling
 from megatron_bar.generation.openai_engine import ServedModel
 from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.recipe.schema import Rlvr
-from megatron_bar.rlvr.objective import compute_advantages, kl_to_start, masked_mean
+from megatron_bar.rlvr.objective import compute_advantages, kl_to_reference, masked_mean
 from megatron_bar.rlvr.policy import Policy, Rows, Scored, Update
 from megatron_bar.rlvr.prompts import Prompt, PromptOrder
 from megatron_bar.rlvr.rewards import Rewards
@@ -48,7 +48,7 @@ Numbers = dict[str, Any]  # what is logged of a step, by name
 
 @dataclass
 class RlvrProgress(Progress):
-    """How far the stage has come; `step` counts rollouts."""
+    """Progress of the stage; `step` counts rollouts."""
 
     applied: int = 0  # optimizer steps
     order: dict[str, Any] = field(default_factory=dict)  # of the prompts
@@ -78,15 +78,15 @@ class Learner:
         self.stop = stop
         self.stopped: str | None = None  # why it ends before its last step
         self.rewards = Rewards(prompts, self.decode, settings)
-        updates = settings.steps * (settings.rows_per_step // settings.batch_size)
-        trainee = set_up(run, settings, updates)
-        self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
-        self.budget = trainee.budget
-        self.policy = Policy(trainee.wrapped, settings.micro_batch_size, settings.temperature)
+        updates = settings.steps * (settings.rows_per_step // settings.global_batch_size)
+        setup = set_up(run, settings, updates)
+        self.optimizer, self.schedule = setup.optimizer, setup.schedule
+        self.budget = setup.budget
+        self.policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
         if reference_share(settings):
             self.policy.keep_start()
-        self.points = ResumePoints(run, trainee, settings, RlvrProgress)
-        self.points.check_room()
+        self.points = ResumePoints(run, setup, settings, RlvrProgress)
+        self.points.check_disk_space()
         self.progress: RlvrProgress = self.points.load()
         self.order = PromptOrder(len(prompts), run.seed)
         if self.step:
@@ -133,10 +133,10 @@ class Learner:
         settings = self.settings
         if not settings.rollout_servers:
             return MegatronEngine(model, settings.rollout_batch_size)
-        return ServedModel(self.run.config, self.run.companion_folder, settings).engine(model)
+        return ServedModel(self.run.config, self.run.tokenizer_folder, settings).engine(model)
 
     def score(self, tokens_BS: torch.Tensor) -> Scored:
-        """What the policy says of a whole rollout's tokens."""
+        """Log-probabilities of the policy for a whole rollout's tokens."""
         def both(rows_BS: torch.Tensor) -> torch.Tensor:
             scored = self.policy.score(rows_BS)
             return torch.stack([scored.logprobs_BT, scored.entropy_BT], dim=-1)
@@ -144,7 +144,7 @@ class Learner:
         return Scored(*self._shared_out(both, tokens_BS).unbind(-1))
 
     def reference_logprobs(self, tokens_BS: torch.Tensor) -> torch.Tensor:
-        """What the policy said of them at the stage's start."""
+        """Log-probabilities of the reference policy, the stage's start, for the same tokens."""
         return self._shared_out(self.policy.reference_logprobs, tokens_BS)
 
     def _shared_out(
@@ -161,7 +161,7 @@ class Learner:
         return torch.cat(shares)[:count]
 
     def describe(self, rollout: Rollout) -> Numbers:
-        """What there is to log of a whole rollout; a response of each verifier is kept as text."""
+        """The metrics of a whole rollout; a response of each verifier is kept as text."""
         rewards_B, lengths = rollout["rewards"], rollout["response_lengths"]
         numbers = {
             "reward": rewards_B.mean().item(),
@@ -198,7 +198,7 @@ class Learner:
         }
         kl_B = None
         if "init_logprobs" in rollout:
-            kl_B = kl_to_start(logprobs_BT, rollout["init_logprobs"], mask_BT)
+            kl_B = kl_to_reference(logprobs_BT, rollout["init_logprobs"], mask_BT)
             numbers["kl"] = kl_B.mean().item()
         found = compute_advantages(
             rollout["rewards"], kl_B, mask_BT, rollout["is_end"], settings)
@@ -210,7 +210,7 @@ class Learner:
         rows = {"tokens": rollout["response_tokens"], "mask": found.mask_BT,
                 "old_logprobs": logprobs_BT, "advantages": found.advantages_B}
         return optimizer_batches(
-            rows, found.groups, settings.samples_per_prompt, settings.batch_size), numbers
+            rows, found.groups, settings.samples_per_prompt, settings.global_batch_size), numbers
 
     def gradients(self, rows: Rows) -> Update:
         """Compute the gradients of one optimizer step, which stay in the parameters' buffers."""
@@ -261,7 +261,7 @@ class Learner:
         self.points.check()
         if self.step == self.settings.steps:
             return False
-        self.stopped = self.stop.agreed()
+        self.stopped = self.stop.reason_on_any_rank()
         if self.stopped or self.points.due(self.step):
             self.progress.order = self.order.state()
             self.points.save(self.progress)

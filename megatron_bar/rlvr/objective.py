@@ -21,7 +21,7 @@ _EPS = 1e-6  # keeps equal rewards, whose deviation is 0, from dividing 0 by 0
 
 
 def group_advantages(rewards_GN: torch.Tensor, kind: str) -> torch.Tensor:
-    """How much better each sample is than the others of its prompt; `[G, N] -> [G, N]`.
+    """Advantage of each sample over the others of its prompt; `[G, N] -> [G, N]`.
 
     `centered`: reward minus the group's mean (published). `grpo`: that over the group's standard
     deviation (arXiv 2402.03300). `rloo`: reward minus the mean of the *other* samples, which is
@@ -37,15 +37,15 @@ def group_advantages(rewards_GN: torch.Tensor, kind: str) -> torch.Tensor:
     return centered_GN
 
 
-def unequal_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
-    """Which groups have anything to learn from: `[G, N] -> [G]`, False where all rewards are equal.
+def nonzero_std_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
+    """Groups with anything to learn from: `[G, N] -> [G]`, False where all rewards are equal.
     """
     return (rewards_GN != rewards_GN[:, :1]).any(-1)
 
 
 @dataclass(frozen=True)
 class Advantages:
-    """How much better than others each response is, and which prompts to learn from and to rest."""
+    """Advantages of responses, and which prompts to learn from and to rest."""
 
     advantages_B: torch.Tensor
     mask_BT: torch.Tensor  # of the tokens that count
@@ -62,8 +62,8 @@ def compute_advantages(
 ) -> Advantages:
     """Advantages from scores in [0, 1], by the settings.
 
-    `kl_B` is how far each response is from the policy's start; `mask_BT` is 1 on response tokens.
-    The scores alone decide which groups are learned from and which are solved.
+    `kl_B` is each response's KL divergence from the reference policy; `mask_BT` is 1 on response
+    tokens. The scores alone decide which groups are learned from and which are solved.
     """
     samples = settings.samples_per_prompt
     rewards_B = scores_B * settings.reward_scale
@@ -72,7 +72,7 @@ def compute_advantages(
     if settings.truncated == "mask":
         mask_BT = mask_BT * stopped_B[:, None]
     scores_GN = scores_B.view(-1, samples)
-    kept_G = unequal_groups(scores_GN) | (not settings.filter_zero_std)
+    kept_G = nonzero_std_groups(scores_GN) | (not settings.filter_zero_std)
     return Advantages(
         advantages_B=group_advantages(rewards_B.view(-1, samples), settings.advantage).flatten(),
         mask_BT=mask_BT,
@@ -81,11 +81,11 @@ def compute_advantages(
     )
 
 
-def kl_to_start(
-    logprobs_BT: torch.Tensor, start_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor
+def kl_to_reference(
+    logprobs_BT: torch.Tensor, reference_logprobs_BT: torch.Tensor, mask_BT: torch.Tensor
 ) -> torch.Tensor:
-    """`[B]`: the mean log ratio of the policy to its start over a response's own tokens."""
-    log_ratio_BT = (logprobs_BT - start_logprobs_BT) * mask_BT
+    """`[B]`: the mean log ratio of policy to reference policy over a response's own tokens."""
+    log_ratio_BT = (logprobs_BT - reference_logprobs_BT) * mask_BT
     return log_ratio_BT.sum(-1) / mask_BT.sum(-1).clamp_min(1)
 
 

@@ -29,7 +29,7 @@ Rows = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Scored:
-    """What the policy says of given tokens."""
+    """Log-probabilities of the policy for given tokens."""
 
     logprobs_BT: torch.Tensor  # of each next token, at the sampling temperature
     entropy_BT: torch.Tensor  # of the distribution that it comes from, in nats
@@ -104,7 +104,7 @@ class Policy:
         return Scored(logprobs_BT=both[0], entropy_BT=both[1])
 
     def reference_logprobs(self, tokens_BS: torch.Tensor) -> torch.Tensor:
-        """What the policy said at the stage's start; the starting values are swapped in and out."""
+        """Log-probabilities of the reference policy; the starting values are swapped in and out."""
         with self._as_reference():
             return self.score(tokens_BS).logprobs_BT
 

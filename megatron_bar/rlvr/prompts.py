@@ -20,7 +20,7 @@ class Prompt:
 
 @dataclass
 class PromptOrder:
-    """Which prompts a step asks: each epoch a permutation by the seed, less those that rest.
+    """Order of the prompts: each epoch a permutation by the seed, less those that rest.
 
     `place` and `resting` are all there is to save. A prompt that was solved too often rests, since
     its samples teach nothing (the published run leaves out what is solved in 87.5 % of them).

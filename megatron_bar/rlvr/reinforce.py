@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_bar.checkpoints.companions import ChatFormat
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.backends import Backend, backend_of
 from megatron_bar.rlvr.learner import Learner
@@ -14,12 +14,12 @@ from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
 from megatron_bar.training.model_run import ModelRun
-from megatron_bar.training.once import once
+from megatron_bar.training.result_file import load_or_run
 
 
 @dataclass(frozen=True)
-class Reinforced:
-    """What the stage has to tell afterwards."""
+class RlvrResult:
+    """The result of an RLVR stage."""
 
     steps: int
     updates: int
@@ -39,7 +39,7 @@ class Reinforced:
 
 def reinforce(
     run: ModelRun, settings: Rlvr, prompts: Sequence[Prompt], chat_format: ChatFormat
-) -> Reinforced:
+) -> RlvrResult:
     """Train the run's model by its answers to `prompts`, and write its checkpoint.
 
     Called by every rank inside `process_groups(run.layout)`, which the backend was prepared before.
@@ -54,11 +54,11 @@ def reinforce(
                        "give more data or lower prompts_per_step")
     backend = backend_of(settings.backend)
     with StopAtStep(settings.stop_after_minutes) as stop:
-        return once(run.folder, Reinforced, lambda: _trained(
+        return load_or_run(run.folder, RlvrResult, lambda: _trained(
             Learner(run, settings, prompts, chat_format, stop), backend))
 
 
-def _trained(learner: Learner, backend: Backend) -> Reinforced:
+def _trained(learner: Learner, backend: Backend) -> RlvrResult:
     run, policy = learner.run, learner.policy
     policy.wrapped.train()
     with learner.recorded():
@@ -67,5 +67,5 @@ def _trained(learner: Learner, backend: Backend) -> Reinforced:
     if learner.stopped is not None:
         raise ContinueLater(f"{run.label}: {learner.stopped}, saved after step {learner.step}")
     run.write_checkpoint(policy.model, learner.step)
-    return Reinforced(learner.step, learner.progress.applied, learner.budget.trainable_count,
+    return RlvrResult(learner.step, learner.progress.applied, learner.budget.trainable_count,
                       learner.budget.frozen_count, learner.reward)

@@ -24,7 +24,7 @@ class Rewards:
         self.prompts = prompts
         self.decode = decode
         self.cut_earn_nothing = settings.truncated == "zero"
-        self.threads = ThreadPoolExecutor(settings.verifiers_at_once)
+        self.threads = ThreadPoolExecutor(settings.verifier_workers)
 
     def score(self, rollout: Rollout) -> PendingRewards:
         """Begin to score a data-parallel rank's responses; every rank calls this.

@@ -70,20 +70,20 @@ def response_mask(rollout: Rollout) -> torch.Tensor:
 
 
 def optimizer_batches(
-    rows: Rows, groups: torch.Tensor, samples: int, batch_size: int
+    rows: Rows, groups: torch.Tensor, samples: int, global_batch_size: int
 ) -> list[Rows]:
     """This data-parallel rank's share of each optimizer step: blocks of equal size of `rows`.
 
     `groups`, by number, are the prompts to learn from, of `samples` rows each. They are dealt out
-    to the optimizer steps, of `batch_size` rows, and those of a step to the ranks, so that the
-    steps are the same in every layout. What a block lacks is rows without a token to learn.
+    to the optimizer steps, of `global_batch_size` rows, and those of a step to the ranks, so that
+    the steps are the same in every layout. What a block lacks is rows without a token to learn.
     """
     rank = parallel_state.get_data_parallel_rank()
     ranks = parallel_state.get_data_parallel_world_size()
-    block = batch_size // ranks
+    block = global_batch_size // ranks
     members = torch.arange(samples, device=groups.device)
     batches = []
-    for of_step in groups.tensor_split(len(rows["tokens"]) // batch_size):
+    for of_step in groups.tensor_split(len(rows["tokens"]) // global_batch_size):
         mine = of_step.tensor_split(ranks)[rank]
         indices = (mine[:, None] * samples + members).flatten()
         batches.append({

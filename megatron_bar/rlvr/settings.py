@@ -1,4 +1,4 @@
-"""Which settings of RLVR fit together."""
+"""Checks of the settings of RLVR that have to fit together."""
 
 from __future__ import annotations
 
@@ -47,12 +47,13 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
                        "leave it out of this stage's layout")
     responses = settings.rows_per_step
     unit = settings.samples_per_prompt * layout.data
-    if settings.batch_size % unit or responses % settings.batch_size:
+    if settings.global_batch_size % unit or responses % settings.global_batch_size:
         raise BarError(
-            f"batch_size {settings.batch_size} doesn't fit: it must be a multiple of "
+            f"global_batch_size {settings.global_batch_size} doesn't fit: it must be a multiple of "
             f"samples_per_prompt x data-parallel ranks = {unit} and divide the "
             f"{responses} responses of a step"
         )
-    if settings.batch_size // layout.data % settings.micro_batch_size:
+    if settings.global_batch_size // layout.data % settings.micro_batch_size:
         raise BarError(f"micro_batch_size {settings.micro_batch_size} doesn't divide the "
-                       f"{settings.batch_size // layout.data} responses of a rank and update")
+                       f"{settings.global_batch_size // layout.data} responses of a rank and "
+                       "update")

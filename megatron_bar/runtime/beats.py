@@ -1,4 +1,4 @@
-"""When this process last got on, for those who show progress and those who watch it."""
+"""The time of this process's last progress, for those who show it and those who watch it."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def beat() -> None:
 
 
 def seconds_still() -> float:
-    """How long ago that was."""
+    """Seconds since then."""
     return time.monotonic() - _last

@@ -1,4 +1,4 @@
-"""What the user sees: progress bars on a terminal, plain lines in a log."""
+"""The terminal and the log: progress bars on the one, plain lines in the other."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
 
 @dataclass(frozen=True)
 class LoggedProgress:
-    """What a log's last line of progress says."""
+    """The last line of progress in a log."""
 
     what: str
     done: int

@@ -1,4 +1,4 @@
-"""What the devices at hand can do."""
+"""Abilities of the devices at hand."""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ def existing(path: Path) -> Path:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why no file can be made in `folder`, in the system's words, or None where it can."""
+    """The reason why no file can be made in `folder`, in the system's words, or None where it can.
+    """
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None
@@ -92,7 +93,7 @@ def readable(size: float) -> str:
 
 
 def lacking(target: Path, needed: int) -> str | None:
-    """That `target` can't be written for want of room, in a line, or None where it can."""
+    """A line that `target` can't be written for want of room, or None where it can."""
     if (free := free_bytes(target)) >= needed:
         return None
     return (f"{target} can't be written: it needs {readable(needed)}, and the disk at "
@@ -100,7 +101,7 @@ def lacking(target: Path, needed: int) -> str | None:
 
 
 def disk_fault(error: BaseException) -> str | None:
-    """What `error`, or one that led to it, says of the disk, or None if it is of another kind.
+    """The fault of the disk that `error`, or one that led to it, tells of; else None.
 
     Helper processes pass on no more than an error's text.
     """
@@ -120,17 +121,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextlib.contextmanager
-def disk_faults_told(target: Path, more: Callable[[], str] = str) -> Iterator[None]:
+def explain_disk_faults(target: Path, more: Callable[[], str] = str) -> Iterator[None]:
     """Raise BarError in place of what a full disk, or one that can't be written, has raised.
 
     It names `target`, which is being written, and its disk, and ends with what `more` says. Where
-    one in the block has told it already, and another error came of that, the first is repeated.
+    one in the block has explained it, and another error came of that, the first is repeated.
     """
     try:
         yield
     except BaseException as error:
-        told = isinstance(error, (BarError, ContinueLater))
-        if told or (fault := disk_fault(error)) is None:
+        explained = isinstance(error, (BarError, ContinueLater))
+        if explained or (fault := disk_fault(error)) is None:
             raise
         for one in _chain(error):
             if isinstance(one, BarError):

@@ -95,7 +95,7 @@ def _local_store(rank: int, world_size: int) -> dist.Store | None:
 
 
 def on_main(function: Callable[[], Any]) -> Any:
-    """What `function` returns on the main rank, for all of them. All ranks call this."""
+    """The result of `function` on the main rank, for all of them. All ranks call this."""
     if not dist.is_initialized():
         return function()
     answer = [function() if is_main() else None]
@@ -103,7 +103,7 @@ def on_main(function: Callable[[], Any]) -> Any:
     return answer[0]
 
 
-def agreed(mine: bool) -> bool:
+def all_reduce_any(mine: bool) -> bool:
     """True on every rank if it is on any. All ranks call this."""
     flag = torch.tensor([float(mine)], device=torch.cuda.current_device())
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
@@ -135,7 +135,7 @@ def written_together(target: Path) -> Iterator[Path]:
 
 
 def from_main(path: Path, make: Callable[[], Any]) -> Any:
-    """What `make` returns on the main rank, a JSON value, on every rank. Called by all of them.
+    """The result of `make` on the main rank, a JSON value, on every rank. Called by all of them.
 
     It goes through the file at `path`, so the others can wait longer than a collective may take:
     tokenizing can take hours.

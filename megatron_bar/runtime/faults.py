@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, found all at once and told a line each."""
+"""Faults of a recipe, found all at once and reported a line each."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def require(faults: Iterable[Fault]) -> None:
 
 
 def wherever(faults: Iterable[Fault]) -> list[Fault]:
-    """Those that are faults on any machine: without what isn't on this one."""
+    """Faults that are faults on any machine: without what isn't on this one."""
     return [fault for fault in faults if not fault.absent]
 
 

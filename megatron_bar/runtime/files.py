@@ -21,7 +21,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def staging_path(target: Path) -> Path:
-    """Where a folder is written before it takes its final name: beside it, on the same disk."""
+    """The folder to write into before it takes its final name: beside it, on the same disk."""
     return target.with_name(f".{target.name}.partial")
 
 

@@ -30,7 +30,7 @@ _SIGNS_SECONDS = 10.0
 
 
 def hang_minutes() -> float | None:
-    """How long a rank may go without progress; None, where nobody has said, is for ever."""
+    """Minutes that a rank may go without progress; None, where nobody has said, is for ever."""
     value = os.environ.get(HANG_MINUTES)
     return float(value) if value else None
 
@@ -46,7 +46,7 @@ def watched(what: str) -> Iterator[None]:
         yield
         return
     beat()
-    watch = _Watch(what, minutes * 60)
+    watch = _Watchdog(what, minutes * 60)
     watch.start()
     try:
         yield
@@ -65,7 +65,7 @@ class _Sign:
     beat: float
 
 
-class _Watch(threading.Thread):
+class _Watchdog(threading.Thread):
     def __init__(self, what: str, seconds: float) -> None:
         super().__init__(daemon=True, name="heartbeat")
         self.rank = int(os.environ.get("RANK", "0"))

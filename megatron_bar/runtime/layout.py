@@ -1,4 +1,4 @@
-"""How a model is laid out over processes."""
+"""Parallel layout of a model over processes."""
 
 from __future__ import annotations
 

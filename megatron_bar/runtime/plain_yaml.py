@@ -44,7 +44,7 @@ for _name, _pattern in _CORE.items():
 
 @dataclass(frozen=True)
 class Document:
-    """What a file, or a word of the command line, says, and what to call the place in messages.
+    """The content of a file, or of a word of the command line, with its place for messages.
 
     `root` is None where nothing is written.
     """

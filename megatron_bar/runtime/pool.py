@@ -25,7 +25,7 @@ class WorkerKilled(BarError):
 
 
 def cores() -> int:
-    """How many cores this process may use: fewer than the machine has, where SLURM says so."""
+    """The number of cores this process may use: fewer than the machine has, where SLURM says so."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -42,9 +42,9 @@ def die_with_parent() -> None:
 
 
 def die_with_starter() -> None:
-    """As die_with_parent, for a child that a fork server forked: that lives while its children do.
+    """Be killed when the starter ends, in a fork server's child: the server outlives the starter.
 
-    Its parent is the process that started it by multiprocessing.
+    The starter is the process that started it by multiprocessing.
     """
     starter = multiprocessing.parent_process()
 

@@ -1,4 +1,4 @@
-"""Which of a run's processes this is, for those that may not have torch loaded."""
+"""This process's rank in a run, for those that may not have torch loaded."""
 
 from __future__ import annotations
 

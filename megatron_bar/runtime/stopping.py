@@ -66,7 +66,7 @@ def _masked(how: int) -> Iterator[None]:
 
 
 class StopSignals:
-    """While open, a stop signal is noted in `received` instead of ending the process.
+    """A block in which a stop signal is noted in `received` instead of ending the process.
 
     A SIGINT after another signal does end it, with KeyboardInterrupt: who presses Ctrl-C twice
     doesn't want to wait. Not in a rank, which may be given one signal several times.
@@ -98,7 +98,7 @@ class StopSignals:
 
 
 class RaiseOnStopSignal(StopSignals):
-    """While open, the first stop signal raises ContinueLater, wherever the process is.
+    """A block in which the first stop signal raises ContinueLater, wherever the process is.
 
     What else leaves the block after that came of it (a process group that can't be closed since
     other ranks have gone, an error that torch makes of what it caught), and is ContinueLater too.
@@ -140,8 +140,8 @@ class StopAtStep(StopSignals):
             times.append(float(os.environ[STOP_AT]))
         self.time = min(times, default=float("inf"))
 
-    def agreed(self) -> str | None:
-        """Why to stop now, or None. All ranks call it, and get an answer if any has a reason."""
+    def reason_on_any_rank(self) -> str | None:
+        """The reason to stop now, of any rank, or None. All ranks call it."""
         import torch  # not for the helpers that import this, such as the sandbox
         import torch.distributed as dist
 

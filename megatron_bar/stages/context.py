@@ -1,4 +1,4 @@
-"""What a stage is given, and how it says that it is done."""
+"""The context that a stage is given, and how it says that it is done."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AnyStage = TypeVar("AnyStage", bound=Stage)
 
 
 class Method(Protocol):
-    """What stages know of the recipe's method."""
+    """Facts that stages know of the recipe's method."""
 
     MODEL: str  # the evaluated model that the run is for
     MADE: str  # how its model was made, for the model card
@@ -75,19 +75,19 @@ class Context(Generic[AnyStage]):
 
 def identity(stage: Stage) -> str:
     """Changes when the stage's settings do, in what decides its result; files count by path."""
-    decisive = {".".join(map(str, way)): setting.value
-                for way, setting in stage.deciding(stage.settings()).items()}
+    decisive = {".".join(map(str, key_path)): setting.value
+                for key_path, setting in stage.deciding(stage.settings()).items()}
     return json_digest([stage.KIND, decisive, stage.inputs])
 
 
 def read_done(folder: Path) -> dict[str, Any] | None:
-    """What the stage left when it ended, or None where it hasn't."""
+    """The record that the stage left when it ended, or None where it hasn't."""
     path = folder / DONE_FILE
     return read_json(path) if path.is_file() else None
 
 
 def read_begun(folder: Path) -> dict[str, Any] | None:
-    """What a stage noted when it began, or None where it hasn't, or before it noted settings."""
+    """The record that a stage left when it began, or None where it has none with settings."""
     path = folder / BEGUN_FILE
     begun = read_json(path) if path.is_file() else {}
     return begun if "settings" in begun else None
@@ -112,7 +112,7 @@ def is_done(stage: Stage, run: Path, elsewhere: Mapping[str, Path] | None = None
 
 
 def changes_since(done: Mapping[str, Any], stage: Stage, run: Path) -> list[Change]:
-    """How the settings and files of a stage of `run` differ from those that `done` tells of."""
+    """Differences of the settings and files of a stage of `run` from those that `done` records."""
     if run.is_dir():
         remember_in(run / _DIGESTS)
     return changes(done, stage)
@@ -140,7 +140,7 @@ def prepare_folder(context: Context) -> None:
 
 
 def replaced_folder(run: Path, stage: str) -> Path:
-    """Where the finished result of a stage is while it is made anew; RUN/replaced is like a run."""
+    """The folder of a stage's finished result while it is made anew; RUN/replaced is like a run."""
     return run / REPLACED / stage
 
 

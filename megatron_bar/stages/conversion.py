@@ -1,4 +1,4 @@
-"""What stages have in common that only convert checkpoints: they stream, and need no GPU."""
+"""Common parts of stages that only convert checkpoints: they stream, and need no GPU."""
 
 from __future__ import annotations
 

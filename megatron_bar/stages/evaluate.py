@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from megatron_bar.recipe.deciding import Setting, Way
+from megatron_bar.recipe.deciding import KeyPath, Setting
 from megatron_bar.recipe.fields import ITEMS, TEMPLATE, key
 from megatron_bar.recipe.names import GENERAL
 from megatron_bar.recipe.schema import Evaluate, Source
@@ -81,7 +81,7 @@ class EvaluateStage(Stage):
         return {"summary": ", ".join(f"{task} {score:.2f}" for task, score in scores.items())}
 
     @classmethod
-    def deciding(cls, settings: Mapping[str, Any]) -> dict[Way, Setting]:
+    def deciding(cls, settings: Mapping[str, Any]) -> dict[KeyPath, Setting]:
         """Earlier versions had the keys of `asking` beside the others."""
         if "asking" not in settings:
             own = {field.name for field in dataclasses.fields(cls)}

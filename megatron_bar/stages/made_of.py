@@ -1,4 +1,4 @@
-"""What decides a stage's result: settings and the contents of files, and how two of them differ.
+"""Inputs that decide a stage's result: settings and contents of files, and how two of them differ.
 
 A stage leaves a record of them. It is compared key by key with what the stage would be made of now,
 so that a stage is done again for what matters to it alone, and the user can be told why. A file is
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.checkpoints.companions import COMPANIONS
+from megatron_bar.checkpoints.tokenizer_files import TOKENIZER_FILES
 from megatron_bar.data.paths import files_of
-from megatron_bar.recipe.deciding import Setting, Way
+from megatron_bar.recipe.deciding import KeyPath, Setting
 from megatron_bar.recipe.fields import CONTENTS, DATA_FILES, DATASET, HF_FOLDER, TEMPLATE
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.digests import content_digest
@@ -29,7 +29,7 @@ _ABOUT = (".md", ".py")
 # start. Only starts in float32 could be trained from then, so it is the same.
 _OLD = "identity"
 
-Settings = Mapping[Way, Setting]  # those of a stage that decide
+Settings = Mapping[KeyPath, Setting]  # those of a stage that decide
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,22 @@ def _word(value: Any) -> str:
 
 
 def record(stage: Stage) -> dict[str, Any]:
-    """What `changes` compares later: the stage's settings and the digests of the files they name.
+    """A record that `changes` compares later: settings and the digests of the files they name.
 
     A JSON value.
     """
     settings = stage.settings()
     found = stage.deciding(settings)
     return {"kind": stage.KIND, "settings": settings,
-            "outside": {_place(found, way): _contents(found, way)
-                        for way, setting in found.items() if _names_outside(setting)},
+            "outside": {_place(found, key_path): _contents(found, key_path)
+                        for key_path, setting in found.items() if _names_outside(setting)},
             # Nothing is compared by them: they tell which file of a model is another one.
             "files": {setting.value: _model_files(setting)
                       for setting in found.values() if _is_model(setting)}}
 
 
 def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
-    """What decides the stage's result and isn't as it was `recorded`, in the settings' order.
+    """Changes since `recorded`, in the settings' order, of what decides the stage's result.
 
     A file that isn't there any more counts as what it was: that can't be told. Records of versions
     that took a file by its name, size and time are compared by these.
@@ -87,67 +87,67 @@ def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
     outside = recorded.get("outside", {})
     was, now = stage.deciding(recorded["settings"]), stage.deciding(stage.settings())
     if _OLD in recorded:
-        was = {way: Setting(None, setting.told)
-               if way[-1] == "dtype" and setting.value == "float32" else setting
-               for way, setting in was.items()}
+        was = {key_path: Setting(None, setting.metadata)
+               if key_path[-1] == "dtype" and setting.value == "float32" else setting
+               for key_path, setting in was.items()}
     found = [
-        Change(stage.recipe_key(way), _value(was, way), _value(now, way),
-               _other_files(recorded.get("files", {}), now.get(way)))
-        for way in dict.fromkeys([*now, *was]) if not _same(was, now, way, outside)
+        Change(stage.recipe_key(key_path), _value(was, key_path), _value(now, key_path),
+               _other_files(recorded.get("files", {}), now.get(key_path)))
+        for key_path in dict.fromkeys([*now, *was]) if not _same(was, now, key_path, outside)
     ]
     return [change for i, change in enumerate(found) if change not in found[:i]]
 
 
-def _value(settings: Settings, way: Way) -> Any:
-    return settings[way].value if way in settings else _ABSENT
+def _value(settings: Settings, key_path: KeyPath) -> Any:
+    return settings[key_path].value if key_path in settings else _ABSENT
 
 
-def _same(was: Settings, now: Settings, way: Way, outside: Mapping[str, Any]) -> bool:
-    if way not in was or way not in now:
+def _same(was: Settings, now: Settings, key_path: KeyPath, outside: Mapping[str, Any]) -> bool:
+    if key_path not in was or key_path not in now:
         return False
-    equal = was[way].value == now[way].value
-    if not (_names_outside(was[way]) and _names_outside(now[way])):
+    equal = was[key_path].value == now[key_path].value
+    if not (_names_outside(was[key_path]) and _names_outside(now[key_path])):
         return equal
-    before = outside.get(_place(was, way))
+    before = outside.get(_place(was, key_path))
     if isinstance(before, list):
-        return _same_by_time(before, now[way], equal)
-    after = _contents(now, way)
+        return _same_by_time(before, now[key_path], equal)
+    after = _contents(now, key_path)
     if None in (before, after):  # gone, and maybe named from another folder than before
-        return equal or Path(was[way].value).name == Path(now[way].value).name
+        return equal or Path(was[key_path].value).name == Path(now[key_path].value).name
     return before == after
 
 
 def _names_outside(setting: Setting) -> bool:
-    contents = setting.told.get(CONTENTS)
+    contents = setting.metadata.get(CONTENTS)
     return contents is not None and isinstance(setting.value, str) and (
         contents != TEMPLATE or setting.value.endswith(TEMPLATE))
 
 
-def _place(settings: Settings, way: Way) -> str:
+def _place(settings: Settings, key_path: KeyPath) -> str:
     """What contents are recorded by: a path, or a dataset's name and split."""
-    named = settings[way].value
-    return f"{named}, {_split(settings, way)}" if _on_the_hub(settings[way]) else named
+    named = settings[key_path].value
+    return f"{named}, {_split(settings, key_path)}" if _on_the_hub(settings[key_path]) else named
 
 
-def _split(settings: Settings, way: Way) -> str:
-    return settings[*way[:-1], "split"].value
+def _split(settings: Settings, key_path: KeyPath) -> str:
+    return settings[*key_path[:-1], "split"].value
 
 
 def _on_the_hub(setting: Setting) -> bool:
-    return setting.told[CONTENTS] == DATASET and not Path(setting.value).exists()
+    return setting.metadata[CONTENTS] == DATASET and not Path(setting.value).exists()
 
 
-def _contents(settings: Settings, way: Way) -> str | None:
+def _contents(settings: Settings, key_path: KeyPath) -> str | None:
     """A digest of what a stage reads there; None if it isn't there."""
-    setting = settings[way]
+    setting = settings[key_path]
     named, path = setting.value, Path(setting.value)
     try:
         if _on_the_hub(setting):
             from megatron_bar.data.sources import open_source  # loads what reads datasets
 
-            dataset = Source(hub=named, split=_split(settings, way))
+            dataset = Source(hub=named, split=_split(settings, key_path))
             return open_source(dataset, seed=0, texts=True).records.identity
-        if setting.told[CONTENTS] == DATA_FILES:
+        if setting.metadata[CONTENTS] == DATA_FILES:
             files = files_of(named)
             return json_digest(list(map(content_digest, files))) if files else None
         if path.is_dir():
@@ -163,7 +163,7 @@ def _folder_digests(setting: Setting) -> dict[str, str]:
 
 
 def _is_model(setting: Setting) -> bool:
-    return setting.told.get(CONTENTS) == HF_FOLDER and setting.value is not None
+    return setting.metadata.get(CONTENTS) == HF_FOLDER and setting.value is not None
 
 
 def _model_files(setting: Setting) -> dict[str, str]:
@@ -190,14 +190,14 @@ def _files_read(setting: Setting) -> list[Path]:
     """The files of a folder that a stage reads."""
     folder = Path(setting.value)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if setting.told[CONTENTS] == HF_FOLDER:
+    if setting.metadata[CONTENTS] == HF_FOLDER:
         from megatron_bar.checkpoints.hf_weights import INDEX, SINGLE  # loads torch
 
-        names = {"config.json", INDEX, SINGLE, *COMPANIONS}
+        names = {"config.json", INDEX, SINGLE, *TOKENIZER_FILES}
         if (folder / INDEX).is_file():
             names |= set(read_json(folder / INDEX).get("weight_map", {}).values())
         return [path for path in files if str(path.relative_to(folder)) in names]
-    if setting.told[CONTENTS] == DATASET:
+    if setting.metadata[CONTENTS] == DATASET:
         return [path for path in files if path.suffix not in _ABOUT
                 and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     return files

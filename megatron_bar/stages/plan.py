@@ -1,4 +1,4 @@
-"""What one stage needs and costs."""
+"""Needs and costs of one stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_bar.costs.compute import (
     stage_flops,
     stage_seconds,
 )
-from megatron_bar.costs.fitting import evaluation_cure, training_cure
+from megatron_bar.costs.fitting import suggest_evaluation, suggest_training
 from megatron_bar.costs.memory import Memory, evaluation_memory, saved_bytes, training_memory
 from megatron_bar.costs.traffic import Traffic, step_traffic
 from megatron_bar.models.config import ModelConfig
@@ -42,7 +42,7 @@ class StagePlan:
     training: Training | None = None  # with the type that it computes in
     trainable: int = 0
     too_big: bool = False
-    cure: dict[str, Any] | None = None  # keys of the stage, and values in which it would fit
+    suggestion: dict[str, Any] | None = None  # keys of the stage, and values in which it would fit
     steps: int | None = None
     flops: float | None = None
     traffic: Traffic | None = None  # of a step
@@ -98,7 +98,8 @@ def plan_training(
     return StagePlan(
         stage, model, memory, training, open_count,
         too_big=too_big, steps=steps, flops=flops,
-        cure=training_cure(model, layout, training, trainable, machine.memory) if too_big else None,
+        suggestion=(suggest_training(model, layout, training, trainable, machine.memory)
+                    if too_big else None),
         traffic=step_traffic(model, layout, training, trainable, machine.per_node),
         seconds=seconds, checkpoint=stored.itemsize * sum(groups.values()),
         saved_state=saved_bytes(training, open_count),
@@ -118,7 +119,7 @@ def plan_evaluation(
     too_big = memory.total > machine.memory
     plan = StagePlan(
         dataclasses.replace(stage, layout=layout), model, memory, too_big=too_big,
-        cure=evaluation_cure(model, layout, settings, machine.memory) if too_big else None,
+        suggestion=suggest_evaluation(model, layout, settings, machine.memory) if too_big else None,
     )
     items = items_of(source for sources in stage.tasks.values() for source in sources)
     if items is None:
@@ -142,5 +143,5 @@ def plan_conversion(
 
 
 def no_cost(stage: Stage, model: ModelConfig) -> StagePlan:
-    """Of a stage that only reads what others left."""
+    """The plan of a stage that only reads what others left."""
     return StagePlan(stage, model, Memory(0, buffers=0), flops=0.0, seconds=0.0)

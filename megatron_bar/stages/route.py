@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_bar.recipe.deciding import Looks
+from megatron_bar.recipe.fields import key
 from megatron_bar.recipe.schema import Source
 from megatron_bar.stages.rows_stage import RowsStage
 
@@ -32,19 +33,19 @@ class RouteStage(RowsStage):
     fraction: float
     sampled: dict[str, list[Source]]  # by domain
     start: str = "stacked"
-    active: int | None = None
+    experts_per_token: int | None = key(None, formerly="active")
     renormalize: bool = False
-    load_balancing: float = 0.0
+    load_balancing_loss: float = key(0.0, formerly="load_balancing")
 
     KIND = "route"
     LABEL = "train the router"
     LOOKS = Looks(not_at=frozenset({"weight", "repeat"}), at_names=True)
 
     def sources(self) -> list[Source]:
-        """Every source of every domain once (`data.mixture.each_once`)."""
-        from megatron_bar.data.mixture import each_once
+        """Every source of every domain once (`data.mixture.distinct_sources`)."""
+        from megatron_bar.data.mixture import distinct_sources
 
-        return each_once(self.sampled)
+        return distinct_sources(self.sampled)
 
     def taken(self, stored: Mapping[str, StoredDocuments], seed: int) -> Mapping[str, np.ndarray]:
         from megatron_bar.data.mixture import stratified
@@ -62,7 +63,7 @@ class RouteStage(RowsStage):
     def routed(self, merged: ModelConfig) -> ModelConfig:
         """The model that it makes of the merged one."""
         return dataclasses.replace(
-            merged, experts_per_token=self.active or merged.num_experts,
+            merged, experts_per_token=self.experts_per_token or merged.num_experts,
             renormalize=self.renormalize,
         )
 

@@ -1,4 +1,4 @@
-"""What stages have in common that train on rows of tokens, which are prepared before."""
+"""Common parts of stages that train on rows of tokens, which are prepared before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RowsStage(TrainingStage):
     def taken(
         self, stored: Mapping[str, StoredDocuments], seed: int
     ) -> Mapping[str, np.ndarray]:
-        """Which of a source's documents it takes in each epoch, by the source's name."""
+        """The documents that it takes of each source in an epoch, by the source's name."""
         from megatron_bar.data.mixture import picks
 
         sizes = [len(documents) for documents in stored.values()]

@@ -1,4 +1,4 @@
-"""What a stage is: one node of a run's graph, of a class that knows all there is to know of it.
+"""A stage: one node of a run's graph, of a class that knows all there is to know of it.
 
 A kind of stage is one class in one file here, with a line in `stages/registry.py`. Its fields are
 its settings. Commands such as `status` read the graph and have to be quick, so modules that load
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron_bar.recipe.deciding import Looks, Setting, Way, deciding
+from megatron_bar.recipe.deciding import KeyPath, Looks, Setting, deciding
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.layout import Layout
 
@@ -66,7 +66,7 @@ class Stage:
     # What it reads, and what it is.
 
     def readings(self) -> Iterator[Reading]:
-        """What it reads of which sources."""
+        """Readings of the sources that it reads."""
         return iter(())
 
     def model(self, inputs: Sequence[ModelConfig], dense: ModelConfig) -> ModelConfig:
@@ -76,7 +76,7 @@ class Stage:
         """
         return inputs[0]
 
-    # What can be known to be wrong before it runs. All are told, none is raised.
+    # What can be known to be wrong before it runs. All are reported, none is raised.
 
     def check(self, model: ModelConfig, faults: Faults) -> None:
         """Add what is wrong with its settings for `model`, that of the method `model`."""
@@ -123,13 +123,13 @@ class Stage:
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in of_all}
 
     @classmethod
-    def deciding(cls, settings: Mapping[str, Any]) -> dict[Way, Setting]:
-        """Which of `settings`, of this version or an earlier one, decide what is made."""
+    def deciding(cls, settings: Mapping[str, Any]) -> dict[KeyPath, Setting]:
+        """The `settings`, of this version or an earlier one, that decide what is made."""
         return deciding(cls, settings, dataclasses.replace(cls.LOOKS, form=cls.FORM))
 
-    def recipe_key(self, way: Way) -> str:
-        """What the recipe calls the setting that `way` leads to."""
-        return ".".join(map(str, self._recipe_key(*way)))
+    def recipe_key(self, key_path: KeyPath) -> str:
+        """The recipe's name of the setting at `key_path`."""
+        return ".".join(map(str, self._recipe_key(*key_path)))
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
         return first, *rest

@@ -1,4 +1,4 @@
-"""What stages that train have in common: their settings, what they ask of a model, their cost."""
+"""Common parts of stages that train: their settings, what they ask of a model, their cost."""
 
 from __future__ import annotations
 
@@ -56,9 +56,10 @@ class TrainingStage(Stage):
         training = self.training
         with faults.of(self.name):
             check_layout(model, self.layout)
-        if training.batch_size > 0 < training.micro_batch_size:  # else told among the values
+        batch, micro_batch = training.global_batch_size, training.micro_batch_size
+        if batch > 0 < micro_batch:  # else reported among the values
             with faults.of(self.name):
-                check_shares(training.batch_size, self.layout.data, training.micro_batch_size)
+                check_shares(batch, self.layout.data, micro_batch)
         with faults.of(self.name):
             check_length(training.sequence_length, self.layout.context)
         groups = list(group_sizes(model))
@@ -82,7 +83,7 @@ class TrainingStage(Stage):
                        self.name)
 
     def steps(self) -> int | None:
-        """How many it takes, as the recipe says or the data's files tell; None if they aren't here.
+        """Number of steps, by the recipe or the data's files; None if they aren't here.
         """
         from megatron_bar.data.batches import planned_steps
 

@@ -11,7 +11,7 @@ from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 
 from megatron_bar.checkpoints.model_io import save_shards
-from megatron_bar.runtime.distributed import agreed
+from megatron_bar.runtime.distributed import all_reduce_any
 from megatron_bar.runtime.stopping import unheard
 
 
@@ -37,7 +37,7 @@ class BackgroundSave:
 
     def is_written(self) -> bool:
         """Whether all ranks have written what is theirs."""
-        return not agreed(self._thread is not None and self._thread.is_alive())
+        return not all_reduce_any(self._thread is not None and self._thread.is_alive())
 
     def finish(self) -> None:
         """Wait for this rank's part and write what belongs to the whole.

@@ -1,4 +1,4 @@
-"""What a stage trains, and the bytes that costs, before its first step."""
+"""Parameters that a stage trains, and the bytes that costs, before its first step."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _add(sizes: dict[str, int], group: str, size: int) -> None:
 
 @dataclass(frozen=True)
 class Budget:
-    """How many parameters a stage trains and freezes, by group, and what each rank pays."""
+    """Counts of the parameters a stage trains and freezes, by group, and what each rank pays."""
 
     sizes: dict[str, int]
     trainable: tuple[str, ...]

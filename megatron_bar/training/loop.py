@@ -15,21 +15,21 @@ from megatron_bar.data.rows import Rows
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
-from megatron_bar.training.guards import Guard, describe_items
+from megatron_bar.training.bad_steps import BadStepCheck, describe_items
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
-from megatron_bar.training.once import once
 from megatron_bar.training.optimizer import gradient_norm
+from megatron_bar.training.result_file import load_or_run
 from megatron_bar.training.resume import ResumePoints
-from megatron_bar.training.setup import Begin, set_up
+from megatron_bar.training.setup import Initializer, set_up
 from megatron_bar.training.step import forward_backward
+from megatron_bar.training.step_metrics import RouterMetrics, StepMetrics
 from megatron_bar.training.validation import validation_losses
-from megatron_bar.training.watch import RouterWatch, Watch
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a training stage has to tell afterwards."""
+class TrainingResult:
+    """The result of a training stage."""
 
     steps: int
     tokens: int  # supervised ones
@@ -48,7 +48,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What is to be trained, on what, and how."""
+    """A training to be run: the model, the data, and the settings."""
 
     model_run: ModelRun
     training: Training
@@ -56,10 +56,10 @@ class TrainingRun:
     pad_id: int
     snapshots: Mapping[int, Path] = field(default_factory=dict)  # steps: a checkpoint to write then
     validation: Rows | None = None  # the loss on these is measured at intervals
-    begin: Begin | None = None  # both are those of `set_up`
-    load_balancing: float = 0.0
+    initialize: Initializer | None = None  # both are those of `set_up`
+    load_balancing_loss: float = 0.0
 
-    def run(self) -> Trained:
+    def run(self) -> TrainingResult:
         """Called by every rank inside `process_groups(layout)`.
 
         A run that was killed continues to the same bits, and under another layout to the same
@@ -69,7 +69,8 @@ class TrainingRun:
         step; ContinueLater when it was asked to stop, with its state saved.
         """
         with StopAtStep(self.training.stop_after_minutes) as stop:
-            return once(self.model_run.folder, Trained, lambda: _Stage(self).run(stop))
+            folder = self.model_run.folder
+            return load_or_run(folder, TrainingResult, lambda: _Stage(self).run(stop))
 
 
 class _Stage:
@@ -78,24 +79,25 @@ class _Stage:
     def __init__(self, task: TrainingRun) -> None:
         self.task = task
         run, training = task.model_run, task.training
-        self.batches = Batches.of(task.rows, training.batch_size, run.seed)
+        self.batches = Batches.of(task.rows, training.global_batch_size, run.seed)
         self.steps = planned_steps(training, task.rows.per_epoch)
-        trainee = set_up(run, training, self.steps, task.begin, task.load_balancing)
+        setup = set_up(run, training, self.steps, task.initialize, task.load_balancing_loss)
         if warning := run.config.length_warning(training.sequence_length):
             say(f"{run.label}: {warning}")
-        self.model, self.wrapped = trainee.model, trainee.wrapped
-        self.optimizer, self.schedule = trainee.optimizer, trainee.schedule
-        self.budget = trainee.budget
-        self.points = ResumePoints(run, trainee, training)
-        self.points.check_room()
+        self.model, self.wrapped = setup.model, setup.wrapped
+        self.optimizer, self.schedule = setup.optimizer, setup.schedule
+        self.budget = setup.budget
+        self.points = ResumePoints(run, setup, training)
+        self.points.check_disk_space()
         self.progress = self.points.load()
-        self.guard = Guard(training, self.progress, run.label)
-        self.watch = Watch(run.config, training, trainee.dtype, trainee.trainable,
-                           task.rows.source_names)
-        self.routers = RouterWatch(self.model, run.config)
+        self.bad_step_check = BadStepCheck(training, self.progress, run.label)
+        self.step_metrics = StepMetrics(
+            run.config, training, setup.dtype, setup.trainable, task.rows.source_names
+        )
+        self.router_metrics = RouterMetrics(self.model, run.config)
         self.loss = float("nan")
 
-    def run(self, stop: StopAtStep) -> Trained:
+    def run(self, stop: StopAtStep) -> TrainingResult:
         """All steps that remain, and the checkpoint."""
         task, run, done = self.task, self.task.model_run, self.progress.step
         self.wrapped.train()
@@ -105,14 +107,14 @@ class _Stage:
         ):
             advance(done)
             for step in range(done + 1, self.steps + 1):
-                if reason := stop.agreed():
+                if reason := stop.reason_on_any_rank():
                     self.points.save(self.progress)
                     self.points.finish()
                     raise ContinueLater(f"{run.label}: {reason}, saved after step {step - 1}")
                 if numbers := self._step(step):
                     metrics.log(step, **numbers)
                 advance(note=f"loss {self.loss:.3f}")
-                with self.watch.paused():
+                with self.step_metrics.paused():
                     self.points.check()
                     if step in task.snapshots:
                         run.write_checkpoint(self.model, step, task.snapshots[step])
@@ -120,7 +122,7 @@ class _Stage:
                         self.points.save(self.progress)
         self.points.finish()
         run.write_checkpoint(self.model, self.steps)
-        return Trained(
+        return TrainingResult(
             self.steps, self.progress.tokens, self.budget.trainable_count,
             self.budget.frozen_count, self.progress.skipped, self.loss,
         )
@@ -138,26 +140,26 @@ class _Stage:
             parallel_state.get_data_parallel_world_size(), training.micro_batch_size,
         )
         batches = [to_batch(task.rows.take(chosen), task.pad_id) for chosen in indices]
-        with self.routers.watching(logs):
+        with self.router_metrics.recording(logs):
             result = forward_backward(self.wrapped, batches, len(task.rows.source_names))
         norm = gradient_norm(self.optimizer)
-        if self.guard.passes(step, result.loss, norm, lambda: describe_items(
+        if self.bad_step_check.passes(step, result.loss, norm, lambda: describe_items(
             indices.reshape(-1), batches, result.row_losses, task.rows.source_names
         )):
             self.optimizer.step()
         self.loss = result.loss
         self.progress.step = step
         self.progress.tokens += result.tokens
-        self.watch.add(result)
+        self.step_metrics.add(result)
         if not logs:
             return {}
         numbers = {
             "loss": result.loss, "lr": self.schedule.get_lr({}), "grad_norm": norm,
             "tokens": self.progress.tokens, "skipped": self.progress.skipped,
-            **self.watch.numbers(), **self.routers.numbers(),
+            **self.step_metrics.metrics(), **self.router_metrics.metrics(),
         }
         if validates:
-            with self.watch.paused():
+            with self.step_metrics.paused():
                 numbers |= validation_losses(
                     self.wrapped, task.validation, task.pad_id, training.micro_batch_size
                 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_bar.checkpoints.companions import COMPANION_FOLDER
+from megatron_bar.checkpoints.tokenizer_files import TOKENIZER_FOLDER
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.checkpoints import (
@@ -27,14 +27,14 @@ class ModelRun:
     layout: Layout
     seed: int
     label: str  # how messages call it
-    companions: Path | None = None  # the folder whose tokenizer goes along, by default the start's
+    tokenizer: Path | None = None  # the folder whose tokenizer goes along, by default the start's
 
     @property
-    def companion_folder(self) -> Path | None:
+    def tokenizer_folder(self) -> Path | None:
         """The folder whose tokenizer goes along; None where there is none."""
-        if self.companions is None and self.start is not None:
-            return self.start / COMPANION_FOLDER
-        return self.companions
+        if self.tokenizer is None and self.start is not None:
+            return self.start / TOKENIZER_FOLDER
+        return self.tokenizer
 
     def write_checkpoint(
         self, model: torch.nn.Module, step: int, folder: Path | None = None
@@ -46,7 +46,7 @@ class ModelRun:
         """
         self.check_finite(model, step)
         write_checkpoint(model, self.config, folder or self.folder / "checkpoint",
-                         self.companion_folder, self.start)
+                         self.tokenizer_folder, self.start)
 
     def check_finite(self, model: torch.nn.Module, step: int) -> None:
         """Raise BarError on every rank if a trained weight is no number on one after `step`."""
@@ -54,4 +54,4 @@ class ModelRun:
 
     def describe_resume_point(self, folder: Path) -> None:
         """Write into `folder`, a state to go on from, which model it is a state of."""
-        describe_resume_point(folder, self.config, self.companion_folder, self.start)
+        describe_resume_point(folder, self.config, self.tokenizer_folder, self.start)

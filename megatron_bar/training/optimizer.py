@@ -21,7 +21,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.utils import unwrap_model
 
 from megatron_bar.recipe.schema import Training
-from megatron_bar.runtime.distributed import agreed
+from megatron_bar.runtime.distributed import all_reduce_any
 from megatron_bar.training.groups import selects
 from megatron_bar.training.overrides import data_parallel_overrides
 
@@ -60,7 +60,7 @@ def _first_layer_needs_input_gradient(model: torch.nn.Module) -> bool:
             experts.append(parameter.requires_grad)
         elif name.startswith(("embedding.", "decoder.layers.")):
             before.append(parameter.requires_grad)
-    experts_alone_train = agreed(any(experts)) and not any(before)
+    experts_alone_train = all_reduce_any(any(experts)) and not any(before)
     return model.config.recompute_granularity is not None or experts_alone_train
 
 
@@ -81,7 +81,7 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
         adam_beta1=training.beta1,
         adam_beta2=training.beta2,
         adam_eps=training.eps,
-        clip_grad=training.clip,
+        clip_grad=training.max_grad_norm,
         bf16=computed.bf16,
         params_dtype=computed.params_dtype,
         use_distributed_optimizer=training.distributed_optimizer,
@@ -119,7 +119,7 @@ def build_schedule(
     """Linear warm-up, then the decay the stage asks for, over `steps` optimizer steps."""
     warmup = training.warmup_steps
     if warmup is None:
-        warmup = round(steps * training.warmup)
+        warmup = round(steps * training.warmup_ratio)
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,

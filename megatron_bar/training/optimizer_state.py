@@ -1,4 +1,4 @@
-"""What an optimizer knows of each parameter: where it is, how it is saved and restored.
+"""The optimizer's state of each parameter: where it is, how it is saved and restored.
 
 Megatron's own state dicts also carry parameter groups, by their place on the first rank, and trip
 over ranks whose optimizer has nothing to do. Groups follow from the recipe and the learning rate

@@ -165,7 +165,7 @@ def _for(config: type, training: Training) -> dict[str, Any]:
 
 
 def transformer_overrides(training: Training) -> dict[str, Any]:
-    """What `training` sets in TransformerConfig, activation recomputation included."""
+    """Settings of `training` for TransformerConfig, activation recomputation included."""
     return _RECOMPUTE[training.recompute] | _for(TransformerConfig, training)
 
 

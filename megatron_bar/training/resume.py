@@ -14,10 +14,11 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron_bar.checkpoints.model_io import load_shards, save_shards, sharded_model_state
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.distributed import agreed, is_main, on_main, written_together
+from megatron_bar.runtime.distributed import all_reduce_any, is_main, on_main, written_together
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import remove_folder
 from megatron_bar.training.background import BackgroundSave
+from megatron_bar.training.disk_space import check_disk_space, require_disk_space, sizes_of
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer_state import (
     allocate,
@@ -25,9 +26,8 @@ from megatron_bar.training.optimizer_state import (
     restore,
     sharded_optimizer_state,
 )
-from megatron_bar.training.room import check_room, room_for, sizes_of
 from megatron_bar.training.saved import FOLDER, remove_partial, saved_steps
-from megatron_bar.training.setup import Trainee
+from megatron_bar.training.setup import TrainingSetup
 
 # Marks states whose moments are where they belong. Earlier ones lack it: where gradients lay in
 # several buckets, theirs may be elsewhere.
@@ -36,7 +36,7 @@ _SOUND = "moments_in_place"
 
 @dataclass
 class Progress:
-    """How far a stage has come: what a resume needs beside model, optimizer and schedule."""
+    """Progress of a stage: what a resume needs beside model, optimizer and schedule."""
 
     step: int = 0
     tokens: int = 0  # supervised ones
@@ -92,16 +92,16 @@ class ResumePoints:
     def __init__(
         self,
         run: ModelRun,
-        trainee: Trainee,
+        setup: TrainingSetup,
         training: Training,
         progress: type[Progress] = Progress,
     ) -> None:
         self.run = run
         self.kind = progress
         self.folder = run.folder / FOLDER
-        self.model = trainee.model
-        self.optimizer = trainee.optimizer
-        self.schedule = trainee.schedule
+        self.model = setup.model
+        self.optimizer = setup.optimizer
+        self.schedule = setup.schedule
         self.training = training
         self._last_save = time.monotonic()
         self._bytes = sizes_of(self.model, None).point
@@ -112,7 +112,7 @@ class ResumePoints:
         """The steps after which a state is saved, in order; all of them are whole."""
         return saved_steps(self.run.folder)
 
-    def check_room(self) -> None:
+    def check_disk_space(self) -> None:
         """Compare what the stage will write with the room there is. All ranks call this.
 
         A new state is written before the oldest one goes.
@@ -120,7 +120,7 @@ class ResumePoints:
         Raises BarError where the stage can't end; says so where there may not be enough.
         """
         to_come = self.training.keep + 1 - len(on_main(self.steps))
-        check_room(self.run.folder, sizes_of(self.model, self.run.start), max(to_come, 0),
+        check_disk_space(self.run.folder, sizes_of(self.model, self.run.start), max(to_come, 0),
                    self.run.label)
 
     def due(self, step: int) -> bool:
@@ -128,7 +128,7 @@ class ResumePoints:
         minutes = self.training.save_every_minutes
         if minutes is None or step % self.training.save_every == 0:
             return step % self.training.save_every == 0
-        return agreed(time.monotonic() - self._last_save >= 60 * minutes)
+        return all_reduce_any(time.monotonic() - self._last_save >= 60 * minutes)
 
     def _state(self, loading: bool) -> dict:
         """Of what trains. Frozen parameters are in the checkpoint the stage started from."""
@@ -160,7 +160,7 @@ class ResumePoints:
                   "progress": dataclasses.asdict(progress), _SOUND: True}
         target = self.folder / str(progress.step)
         with contextlib.ExitStack() as publishing:
-            publishing.enter_context(room_for(target, self._bytes, self._stands))
+            publishing.enter_context(require_disk_space(target, self._bytes, self._stands))
             publishing.callback(self._remove_old)
             folder = publishing.enter_context(written_together(target))
             saving = None

@@ -1,4 +1,4 @@
-"""What a stage has saved in the middle, told without loading anything."""
+"""Steps that a stage has saved, found out without loading anything."""
 
 from __future__ import annotations
 

@@ -23,11 +23,11 @@ from megatron_bar.training.optimizer import build_optimizer, build_schedule, wra
 from megatron_bar.training.overrides import transformer_overrides
 
 # What to do to a model that was loaded, before it trains; every rank calls it.
-Begin = Callable[[LanguageModel], None]
+Initializer = Callable[[LanguageModel], None]
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainingSetup:
     """One model in training, on this rank."""
 
     model: LanguageModel
@@ -43,13 +43,13 @@ def set_up(
     run: ModelRun,
     training: Training,
     updates: int,
-    begin: Begin | None = None,
-    load_balancing: float = 0.0,
-) -> Trainee:
+    initialize: Initializer | None = None,
+    load_balancing_loss: float = 0.0,
+) -> TrainingSetup:
     """Load the run's model from its start (random weights if None), freeze, make the optimizer.
 
-    `updates` is how many optimizer steps the schedule spans, `load_balancing` the coefficient of
-    the loss of that name. Says what trains and what it costs.
+    `updates` is how many optimizer steps the schedule spans, `load_balancing_loss` the coefficient
+    of the loss of that name. Says what trains and what it costs.
 
     Raises BarError for a pattern that matches no group, and a checkpoint that doesn't fit: a tensor
     that is missing, or whose shape or type the stage couldn't give back.
@@ -59,12 +59,13 @@ def set_up(
     check_scales(list(sizes), training.lr_scale, f"{run.label}: lr_scale")
     dtype = compute_type(training.dtype, run.start)
     model = build_model(run.config, run.layout, dtype, training.router_z_loss,
-                        overrides=transformer_overrides(training), load_balancing=load_balancing)
+                        overrides=transformer_overrides(training),
+                        load_balancing_loss=load_balancing_loss)
     if run.start is not None:
         stored_types(run.start)
         load_model(model, run.start)
-    if begin is not None:
-        begin(model)
+    if initialize is not None:
+        initialize(model)
     freeze(model, run.config, trainable)
     wrapped = wrap(model, training)
     optimizer = build_optimizer(wrapped, training)
@@ -73,4 +74,4 @@ def set_up(
         say(f"{run.label}: {updates} updates in {type_name(dtype)}, layout {run.layout}")
         console.print(budget.table())
     schedule = build_schedule(optimizer, training, updates)
-    return Trainee(model, wrapped, optimizer, schedule, trainable, budget, dtype)
+    return TrainingSetup(model, wrapped, optimizer, schedule, trainable, budget, dtype)

@@ -17,7 +17,7 @@ from megatron_bar.models.flops import Work
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step was, over all ranks; the same on each of them, but for `row_losses`."""
+    """The result of a step, over all ranks; the same on each of them, but for `row_losses`."""
 
     loss: float  # mean over the supervised tokens
     tokens: int  # supervised ones
@@ -47,7 +47,7 @@ def forward_backward(
     num_tokens = counts_4[0].clamp_min(1.0)
     # Megatron divides by the number of micro-batches, its buffers by the data-parallel ranks.
     scale = (len(batches) * ranks / num_tokens).float()
-    told = get_forward_backward_func()(
+    outputs = get_forward_backward_func()(
         forward_step_func=functools.partial(_forward_step, scale=scale, sources=sources),
         data_iterator=iter(batches),
         model=[model],
@@ -58,7 +58,7 @@ def forward_backward(
     )
     sums_D2 = torch.zeros(sources, 2, dtype=torch.float64, device=device)
     rows_MR = torch.zeros(len(batches), rows, device=device)
-    for rows_R, (micro_sums_D2, micro_rows_R) in zip(rows_MR, told):
+    for rows_R, (micro_sums_D2, micro_rows_R) in zip(rows_MR, outputs):
         sums_D2 += micro_sums_D2
         rows_R.copy_(micro_rows_R)
     # Only the last pipeline stage has them; tensor-parallel ranks hold the same numbers.
@@ -97,9 +97,9 @@ def _masked_loss(
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """The loss to differentiate; beside it sums by source and by row."""
     losses_BS = loss_BS.float() * batch.loss_mask_BS
-    told_BS2 = torch.stack((losses_BS.detach(), batch.loss_mask_BS), -1).double()
+    losses_and_mask_BS2 = torch.stack((losses_BS.detach(), batch.loss_mask_BS), -1).double()
     # Padding has no source; its loss and its mask are zero.
     source_T = batch.sources_BS.clamp_min(0).reshape(-1)
     sums_D2 = torch.zeros(sources, 2, dtype=torch.float64, device=loss_BS.device)
-    sums_D2.index_add_(0, source_T, told_BS2.reshape(-1, 2))
+    sums_D2.index_add_(0, source_T, losses_and_mask_BS2.reshape(-1, 2))
     return losses_BS.sum() * scale, (sums_D2, batch.by_row(losses_BS.detach()).sum(1))

@@ -10,7 +10,7 @@ from megatron.core import parallel_state
 from megatron_bar.data.batch import Batch, to_batch
 from megatron_bar.data.rows import Rows
 from megatron_bar.training.step import forward_backward
-from megatron_bar.training.watch import losses_by_source
+from megatron_bar.training.step_metrics import losses_by_source
 
 
 def validation_losses(

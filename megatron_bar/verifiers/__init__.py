@@ -1,4 +1,4 @@
-"""What an answer is worth: one file a rule, one line in `registry` that registers it.
+"""Verifiers score answers: one file a rule, one line in `registry` that registers it.
 
 A verifier is `score(prompt, response, reference) -> float in [0, 1]`: the user's last words, the
 model's answer, and what the verifier's file says a reference is. Verifiers may be called from any

@@ -1,4 +1,4 @@
-"""How models write tool calls down: OLMo's Python-like form, and JSON. Nothing is evaluated.
+"""Forms of tool calls: OLMo's Python-like one, and JSON. Nothing is evaluated.
 
     <function_calls>weather(city="Bergen", days=2)
     play(song="Hey")</function_calls>
@@ -32,7 +32,7 @@ class Call:
 
 
 class NotCalls(Exception):
-    """What stands where calls belong isn't calls."""
+    """The error that what stands where calls belong isn't calls."""
 
 
 def parse_calls(response: str) -> list[Call]:

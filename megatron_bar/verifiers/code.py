@@ -34,7 +34,7 @@ def score(prompt: str, response: str, reference: Any, threshold: float = THRESHO
 
 
 def outcomes(response: str, reference: Any) -> list[bool]:
-    """Which of the reference's tests the response's code passes."""
+    """The outcome of each of the reference's tests for the response's code."""
     match structured(reference, "code"):
         case {"entry_point": str(name), "test": str(test), "prompt": str(stub)}:
             return _check_function(extract(response), name, test, stub)

@@ -40,7 +40,7 @@ def score(prompt: str, response: str, reference: Any) -> float:
 
 
 def followed(response: str, reference: Any) -> dict[str, bool]:
-    """Which instructions the response follows. An empty or endless one follows none."""
+    """The instructions that the response follows. An empty or endless one follows none."""
     match structured(reference, "instruction"):
         case {"instruction_id_list": [*names], "kwargs": [*settings]} if (
                 names and len(names) == len(settings)):

@@ -41,7 +41,7 @@ def score_answers(
     responses: Sequence[str],
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[float]:
-    """What each response to an item is worth, by the verifier of the item's source.
+    """The score of each response to an item, by the verifier of the item's source.
 
     The items are scored side by side: those that take long wait for processes of their own.
     `advance` is told of each.
@@ -59,19 +59,19 @@ def score_answers(
 
 
 def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]:
-    """What scores responses to an item of `source`.
+    """A function that scores responses to an item of `source`.
 
     Raises BarError for an unknown verifier and a reference that is missing or no whole text, with
     the item's place; so does what is returned, for a reference that is broken.
     """
-    with _told(conversation):
+    with _naming_item(conversation):
         verifier = verifier_for(source)
         prompt, reference = prompt_text(conversation), reference_of(source, conversation)
         if isinstance(reference, str):
             check_text(str(reference), "the reference")  # a number of any size is one, too
 
     def score(response: str) -> float:
-        with _told(conversation):
+        with _naming_item(conversation):
             return verifier(prompt, response, reference)
 
     return score
@@ -79,7 +79,7 @@ def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]
 
 @dataclass
 class Scorers:
-    """What scores responses to the items of one source, which are met one after the other.
+    """Scorers of the items of one source, which are met one after the other.
 
     Where the recipe names no column of references, the first item tells where they are: in the
     usual column, or in the replies. Later items that differ would be scored by another rule.
@@ -89,7 +89,7 @@ class Scorers:
     by_column: bool | None = None  # whether the first item had its reference in the column
 
     def scorer(self, conversation: Conversation) -> Callable[[str], float]:
-        """As `scorer`; raises BarError also for an item that differs from the first."""
+        """The scorer of one item; raises BarError also for an item that differs from the first."""
         score = scorer(self.source, conversation)
         column = self.source.reference_column
         by_column = _in_column(self.source, conversation) is not None
@@ -105,8 +105,8 @@ class Scorers:
 
 
 @contextlib.contextmanager
-def _told(conversation: Conversation) -> Iterator[None]:
-    """Errors inside name the conversation's place."""
+def _naming_item(conversation: Conversation) -> Iterator[None]:
+    """Name the conversation's place in errors of the block."""
     try:
         yield
     except BarError as error:
@@ -151,6 +151,6 @@ def _in_column(source: Source, conversation: Conversation) -> Any:
 
 
 def prompt_text(conversation: Conversation) -> str:
-    """What the user said last."""
+    """The user's last message."""
     return next((message.get("content") or "" for message in reversed(conversation.messages)
                  if message["role"] == "user"), "")

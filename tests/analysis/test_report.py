@@ -172,7 +172,7 @@ def test_before_the_merge(run):
     assert "base (anchor), branch tool_use, branch math, branch code." in page.text
 
 
-@pytest.mark.parametrize("method, told", [
+@pytest.mark.parametrize("method, kept", [
     ("dense_merge", [
         "One model keeps 71% of what its 3 branches reached on their own domains, from 60% "
         "(tool_use) to 82% (code). On general it scores 0.80; the base scored 0.95.",
@@ -181,7 +181,7 @@ def test_before_the_merge(run):
         "One model for all 3 domains scores 0.69 on them, from 0.46 (tool_use) to 0.90 (code). On "
         "general it scores 0.94", "base \N{RIGHTWARDS ARROW} all domains"]),
 ])
-def test_a_method_that_does_not_route_is_told_by_the_model_it_makes(run, method, told):
+def test_a_method_that_does_not_route_is_reported_by_the_model_it_makes(run, method, kept):
     (run / "evaluate" / "routed").rename(run / "evaluate" / "all")
     if method == "retrain":
         for domain in DOMAINS:
@@ -194,7 +194,7 @@ def test_a_method_that_does_not_route_is_told_by_the_model_it_makes(run, method,
         recipe.write(f"method: {method}\n")
     write_report(run, run / "report.html", last_model(run), LABELS)
     text = Page((run / "report.html").read_text(encoding="utf-8")).text
-    for words in told:
+    for words in kept:
         assert words in text, words
     assert "routed model" not in text and "yet" not in text
     assert ("know nothing of each other" in text) == (method == "dense_merge")

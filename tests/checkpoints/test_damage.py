@@ -254,7 +254,7 @@ def test_a_full_disk_leaves_the_target_untouched(full_after, dense_hf, tmp_path,
     assert (tmp_path / "out" / "precious").exists()
 
 
-def test_too_small_a_disk_is_told_before_anything_is_written(dense_hf, tmp_path, monkeypatch):
+def test_too_small_a_disk_is_reported_before_anything_is_written(dense_hf, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
     with pytest.raises(BarError, match=r"has 1 B free"):
         import_hf(dense_hf, tmp_path / "out")

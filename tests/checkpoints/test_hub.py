@@ -97,9 +97,9 @@ def test_a_download_is_as_the_hub_has_it(dense_hf, tmp_path):
             env=environment | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")},
             capture_output=True, text=True, timeout=120,
         )
-    told = [line for line in done.stderr.splitlines() if line.startswith("megatron-bar: ")]
-    assert len(told) == len(REFUSED), done.stderr
-    assert all(message in line for message, line in zip(REFUSED.values(), told)), told
+    messages = [line for line in done.stderr.splitlines() if line.startswith("megatron-bar: ")]
+    assert len(messages) == len(REFUSED), done.stderr
+    assert all(message in line for message, line in zip(REFUSED.values(), messages)), messages
     assert [line for line in done.stdout.split() if line in "01"] == ["0", *"11111", "0"]
     for out in (outs[0], outs[-1]):
         assert verify_tensors(Path(out), dense_hf) == 47

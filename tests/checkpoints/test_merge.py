@@ -244,7 +244,7 @@ def test_a_new_expert_takes_the_place_of_its_namesake(anchor, branches, merged, 
     close_to_mean(found, [tensors(merged, tmp_path), tensors(newer, tmp_path)], [3.0, 1.0])
 
 
-def test_a_merge_of_unknown_weights_wants_to_be_told(anchor, branches, tmp_path):
+def test_a_merge_of_unknown_weights_wants_to_be_named(anchor, branches, tmp_path):
     merge(branches[:2], tmp_path / "weighted", anchor, weights=["*=math:3,code:1"])
     with pytest.raises(BarError, match="doesn't say how many models"):
         merge([tmp_path / "weighted", branches[2]], tmp_path / "out")

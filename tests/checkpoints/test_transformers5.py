@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.hf import model_config_from_hf
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.chat_format import load_chat_format
 from tests.models_hf import (
@@ -71,9 +71,9 @@ for source in sorted(folder.glob("*/hf")):
             add_generation_prompt=True, return_dict=True, return_tensors="pt")
         model.generate(**prompt, max_new_tokens=3)
         generation = model.generation_config
-        told = {"prompt": prompt["input_ids"][0].tolist(), "pad": generation.pad_token_id,
+        facts = {"prompt": prompt["input_ids"][0].tolist(), "pad": generation.pad_token_id,
                 "stops": generation.eos_token_id}
-        (source.parent / "told.json").write_text(json.dumps(told))
+        (source.parent / "facts.json").write_text(json.dumps(facts))
 print(transformers.__version__)
 """
 
@@ -125,11 +125,11 @@ def test_what_it_saves_is_imported_bit_for_bit(name, exports, tmp_path):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_it_talks_to_an_export_as_we_do(name, exports):
     ours = load_chat_format(exports / name / "checkpoint", name)
-    told = json.loads((exports / name / "told.json").read_text())
+    facts = json.loads((exports / name / "facts.json").read_text())
     ask = [{"role": "user", "content": "3 + 4?"}]
-    assert told["prompt"] == prompt_ids(ours.tokenizer, ask, ours.template)
-    stops = told["stops"] if isinstance(told["stops"], list) else [told["stops"]]
-    assert set(stops) == ours.stop_ids and told["pad"] == ours.pad_id
+    assert facts["prompt"] == prompt_ids(ours.tokenizer, ask, ours.template)
+    stops = facts["stops"] if isinstance(facts["stops"], list) else [facts["stops"]]
+    assert set(stops) == ours.stop_ids and facts["pad"] == ours.pad_id
     saved = load_tokenizer(exports / name / "saved")
     assert saved.all_special_tokens == ours.tokenizer.all_special_tokens
     assert saved.chat_template == ours.template

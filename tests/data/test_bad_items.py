@@ -101,7 +101,7 @@ def test_skipped_items_are_listed(spoilt, small_tokenizer, tmp_path, processes, 
         (conversation,) = drawn.conversations(item, item + 1)
         reply = small_tokenizer.decode(stored.get(document).ids)
         assert conversation.messages[1]["content"] == f"Yo {document}" in reply
-    form, left_out = stored.told()
+    form, left_out = stored.report_lines()
     assert form == "chat: read as messages with role and content (conversations: 40)"
     assert left_out.startswith(f"chat: 5 bad items were left out, such as {spoilt}:1: message 2")
     assert left_out.endswith(str(stored.folder / LEFT_OUT))
@@ -156,4 +156,4 @@ def test_notes_are_counted(tmp_path, small_tokenizer):
     path.write_text(f"{line()}\n{noted}\n{noted}\n")
     drawn = open_source(Source(path=str(path)), 0, texts=False)
     stored = StoredDocuments(store_conversations(drawn, small_tokenizer, TEMPLATE, tmp_path / "d"))
-    assert stored.told()[1] == "a: key 'country' of a message isn't used (conversations: 2)"
+    assert stored.report_lines()[1] == "a: key 'country' of a message isn't used (conversations: 2)"

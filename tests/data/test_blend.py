@@ -111,12 +111,12 @@ def test_the_order_is_a_function_of_the_seed(sources, tmp_path):
 def test_every_layout_reads_the_same_and_a_resume_goes_on(sources, tmp_path, size):
     """Through the data API alone: what the loop asks for, at any number of data-parallel ranks."""
     rows = blended(sources, 48, tmp_path)
-    batches = Batches.of(rows, batch_size=8, seed=5)
+    batches = Batches.of(rows, global_batch_size=8, seed=5)
     seen = []
     for step in range(6):
         if step == 3:  # a resume: new objects, the order read from the disk
             rows = blended(sources, 48, tmp_path)
-            batches = Batches.of(rows, batch_size=8, seed=5)
+            batches = Batches.of(rows, global_batch_size=8, seed=5)
         for rank in range(size):
             for indices in batches.micro_batches(step, rank, size, 2):
                 seen.append(rows.take(indices).tokens_RS)

@@ -141,9 +141,9 @@ def test_functions_of_a_column_are_in_the_system_turn(tmp_path, dolma2, columns,
 
 def test_functions_of_a_message_may_be_a_list(tmp_path):
     record = {"messages": [{"role": "system", "content": "s", "functions": [WEATHER]}, *CHAT]}
-    told = messages(tmp_path, record)
-    assert told[0]["functions"] == json.dumps([WEATHER])
-    assert messages(tmp_path, record | {"tools": OPENAI_TOOLS}) == told
+    converted = messages(tmp_path, record)
+    assert converted[0]["functions"] == json.dumps([WEATHER])
+    assert messages(tmp_path, record | {"tools": OPENAI_TOOLS}) == converted
     assert messages(tmp_path, {"messages": CHAT, "tools": [], "functions": None}) == CHAT
 
 

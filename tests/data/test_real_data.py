@@ -51,7 +51,7 @@ def test_only_answers_are_learned(dolma2, conversations, template):
 def test_all_tokens_reach_a_step(dolma2, conversations):
     examples = list(encode_conversations(dolma2, conversations, TEMPLATES["olmo"]))
     rows = pack_examples(examples, 512)
-    batches = Batches(len(rows), batch_size=8, seed=0)
+    batches = Batches(len(rows), global_batch_size=8, seed=0)
     learned = {
         int(index): float(to_batch(rows.take([index]), dolma2.pad_token_id).loss_mask_BS.sum())
         for step in range(-(-len(rows) // 8))

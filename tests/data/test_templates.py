@@ -109,8 +109,8 @@ OPENS_THOUGHT = CHATML.replace(
 def test_what_cannot_be_proven_is_refused(dolma2, template, messages, reason):
     with pytest.raises(BarError) as error:
         render(dolma2, messages, template)
-    told = "has no {% generation %}, and where its replies lie can't be proven: " + reason
-    assert told in str(error.value) and "\n" not in str(error.value)
+    refusal = "has no {% generation %}, and where its replies lie can't be proven: " + reason
+    assert refusal in str(error.value) and "\n" not in str(error.value)
     assert prompt_ids(dolma2, messages, template)  # a prompt needs no proof
 
 
@@ -151,7 +151,7 @@ def test_an_end_that_is_not_learned_is_refused(dolma2):
     (TEMPLATES["olmo"], [user("a", country="NO"), says("b", id=3)],
      "key 'country' of a message isn't used"),
 ])
-def test_what_a_template_does_is_told(dolma2, template, messages, note):
+def test_what_a_template_does_is_reported(dolma2, template, messages, note):
     assert rendered(dolma2, messages, template).notes == [note]
     assert rendered(dolma2, CHAT, TEMPLATES["olmo"]).notes == []
 

@@ -26,9 +26,9 @@ from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training import resume
+from megatron_bar.training.bad_steps import BadStepCheck
 from megatron_bar.training.budget import PADDING, rank_budget
 from megatron_bar.training.groups import freeze, group_sizes, matching
-from megatron_bar.training.guards import Guard
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer import (
@@ -36,7 +36,7 @@ from megatron_bar.training.optimizer import (
     gradient_norm,
     wrap,
 )
-from megatron_bar.training.router_start import start_at_centroids
+from megatron_bar.training.router_init import init_at_centroids
 from megatron_bar.training.step import forward_backward
 from tests import kills
 from tests.models_hf import packed_batch
@@ -130,8 +130,8 @@ def train_steps(
         resource.setrlimit(resource.RLIMIT_FSIZE, (longest_file, longest_file))
     if die_at_save:
         kills.die_at_save()
-    judge = Guard.fault
-    Guard.fault = lambda self, *numbers: (
+    judge = BadStepCheck.fault
+    BadStepCheck.fault = lambda self, *numbers: (
         "it is one of the first" if self.progress.step < bad_steps else judge(self, *numbers))
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
@@ -260,7 +260,7 @@ def centroids(
         config = ModelConfig.load(checkpoint)
         model = build_model(config, layout)
         load_model(model, checkpoint)
-        start_at_centroids(model, rows, owners, config.all_expert_names, 0)
+        init_at_centroids(model, rows, owners, config.all_expert_names, 0)
         save_model(model, out)
         if dist.get_rank() == 0:
             config.save(out)

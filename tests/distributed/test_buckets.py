@@ -26,7 +26,7 @@ BUCKETS = {"overlap_grad_reduce": True, "bucket_size": 1000}
 
 def _settings(**changes) -> Training:
     groups = ("expert.1", "router.1", "attention", "block_norms", "final_norm")
-    return training(groups, batch_size=6, save_every=2, **changes)
+    return training(groups, global_batch_size=6, save_every=2, **changes)
 
 
 def _killed(

@@ -27,7 +27,7 @@ MOMENTS, WITH_MAIN_WEIGHTS = 8, 12  # bytes an element
 
 
 @pytest.mark.parametrize("name", ["tp1", "tp2", "pp2", "ep2", "dp2", "cp2ep2", "tp2pp2ep2"])
-def test_the_bytes_told_are_those_allocated_and_those_needed(name, checkpoint, tmp_path):
+def test_the_bytes_reported_are_those_allocated_and_those_needed(name, checkpoint, tmp_path):
     layout = EXPERTS[name]
     trainings = {
         f"{pattern}_{kind}": training(groups, **settings)

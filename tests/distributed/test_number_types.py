@@ -110,7 +110,7 @@ def test_a_weight_that_its_type_cannot_say_is_refused(tmp_path):
     model = random_experts(2)
     checkpoint = stored_as(model, "fp16", tmp_path)
     with pytest.raises(JobFailed, match="overflows float16, in which the checkpoint"):
-        run(checkpoint, Layout(), training(("head",), lr=1e5, clip=0.0), tmp_path / "run")
+        run(checkpoint, Layout(), training(("head",), lr=1e5, max_grad_norm=0.0), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 

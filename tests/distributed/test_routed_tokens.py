@@ -49,9 +49,9 @@ def test_shares_are_those_of_transformers(layout, routed, tmp_path):
         pytest.skip("gloo gathers equal numbers of tokens only")
     processes.start(ranks.routed_texts, checkpoint, layout, texts, tmp_path,
                     processes=layout.processes, timeout_seconds=120).wait()
-    told = [path.read_text() for path in tmp_path.glob("*.json")]
-    assert len(told) == layout.processes and len(set(told)) == 1
-    found = json.loads(told[0])
+    written = [path.read_text() for path in tmp_path.glob("*.json")]
+    assert len(written) == layout.processes and len(set(written)) == 1
+    found = json.loads(written[0])
     every_TLE = np.concatenate(shares)
     kinds_T = np.concatenate([text.kinds_T for text in texts])
     speakers_T = np.concatenate([text.speakers_T for text in texts])

@@ -91,7 +91,7 @@ def test_minutes_save_too(checkpoint, tmp_path):
 
 
 def test_a_bad_step_stops_with_its_items_and_leaves_no_checkpoint(checkpoint, tmp_path):
-    settings = training(("*",), lr=1e30, clip=0.0, save_every=1)
+    settings = training(("*",), lr=1e30, max_grad_norm=0.0, save_every=1)
     with pytest.raises(JobFailed, match=r"(not a number).*") as raised:
         run(checkpoint, EXPERTS["dp2"], settings, tmp_path / "run")
     assert "\n" not in str(raised.value)
@@ -145,7 +145,7 @@ def test_a_stage_saves_and_goes_on_before_the_optimizer_has_stepped(
 
 
 def test_too_many_skips_in_a_row_stop(checkpoint, tmp_path):
-    settings = training(("*",), steps=40, lr=1e30, clip=0.0, on_bad_step="skip", max_skips=3,
-                        save_every=1000)
+    settings = training(("*",), steps=40, lr=1e30, max_grad_norm=0.0,
+                        on_bad_step="skip", max_skips=3, save_every=1000)
     with pytest.raises(JobFailed, match="after 3 skipped steps in a row"):
         run(checkpoint, Layout(), settings, tmp_path / "run")

@@ -78,8 +78,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 def test_training_lowers_the_loss_and_reads_its_settings(checkpoint, tmp_path):
     settings = training(
-        ("*",), steps=30, lr=3e-3, weight_decay=0.0, lr_scale={"embeddings": 0.1}, batch_size=24,
-        micro_batch_size=24,
+        ("*",), steps=30, lr=3e-3, weight_decay=0.0, lr_scale={"embeddings": 0.1},
+        global_batch_size=24, micro_batch_size=24,
     )
     run(checkpoint, Layout(), settings, tmp_path / "run")
     losses = [m["loss"] for m in read_metrics(tmp_path / "run")]

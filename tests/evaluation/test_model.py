@@ -96,7 +96,7 @@ def test_sampled_answers_depend_on_the_seed_alone(checkpoint, alone, tmp_path):
     assert len(set(texts_of)) > 1
 
 
-def test_what_does_not_fit_is_told_in_one_line(checkpoint, alone, tmp_path, capsys):
+def test_what_does_not_fit_is_reported_in_one_line(checkpoint, alone, tmp_path, capsys):
     items, _ = alone
     long = tmp_path / "long.jsonl"
     long.write_text(json.dumps(

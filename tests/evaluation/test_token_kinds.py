@@ -58,7 +58,7 @@ def test_a_reply_at_the_end_is_replaced_and_turns_keep_their_speakers(tokenizer)
     )
 
 
-def test_no_character_is_lost_or_told_twice(tokenizer):
+def test_no_character_is_lost_or_counted_twice(tokenizer):
     text = "naïve café 東京 ñ"
     _, found = spoken(tokenizer, "357", ("user", text))
     assert texts_of(found, SPEAKERS, found.speakers_T, "user").strip() == text

@@ -94,14 +94,14 @@ class _Answers:
     ({"choices": [{"text": "x"}]}, "lacks token ids or their log-probabilities"),
     (b"out of memory", "answers 500: out of memory"),
 ])
-def test_what_a_server_does_wrong_is_told(completion, message):
+def test_what_a_server_does_wrong_is_reported(completion, message):
     with serving(_Answers(completion)) as server, process_groups(Layout()):
         engine = OpenAIEngine([server], 1, 64)
         with pytest.raises(BarError, match=message):
             engine.generate([Request([1, 2])], Sampling(4, frozenset({0})))
 
 
-def test_a_server_that_is_not_there_is_told():
+def test_a_server_that_is_not_there_is_reported():
     with process_groups(Layout()), pytest.raises(BarError, match=r"/v1/models doesn't answer"):
         OpenAIEngine(["http://127.0.0.1:9"], 1, 64).generate([], Sampling(4, frozenset()))
 

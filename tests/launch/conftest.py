@@ -10,7 +10,7 @@ import yaml
 
 from megatron_bar.cli import main
 
-_TRAINING = dict(sequence_length=96, batch_size=8, micro_batch_size=4, lr=3e-3, log_every=2)
+_TRAINING = dict(sequence_length=96, global_batch_size=8, micro_batch_size=4, lr=3e-3, log_every=2)
 
 
 def sft(domain: str, **more) -> dict:

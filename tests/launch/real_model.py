@@ -24,7 +24,7 @@ OWN_TEMPLATE = (
 # A random model solves no problem, so what is rewarded beside is that its words have some e's.
 _ENOUGH_E = {"instruction_id_list": ["keywords:letter_frequency"],
              "kwargs": [{"letter": "e", "let_frequency": 10, "let_relation": "at least"}]}
-_STEP = dict(sequence_length=256, batch_size=2, micro_batch_size=1, lr=1e-3, log_every=1)
+_STEP = dict(sequence_length=256, global_batch_size=2, micro_batch_size=1, lr=1e-3, log_every=1)
 
 
 def write_model(folder: Path, dtype: torch.dtype, seed: int) -> None:
@@ -69,9 +69,9 @@ def recipe(folder: Path, layout: dict[str, int], **changes: Any) -> dict[str, An
                     "data": [_path(folder, "math_prompts", verifier="math"),
                              _path(folder, "math_prompts", verifier="instructions",
                                    reference_column="enough") | {"name": "enough_e"}],
-                    "steps": 2, "prompts_per_step": 4, "samples_per_prompt": 4, "batch_size": 8,
-                    "micro_batch_size": 4, "prompt_length": 400, "response_length": 16, "lr": 1e-3,
-                    "rollout_batch_size": 8, "save_every": 1,
+                    "steps": 2, "prompts_per_step": 4, "samples_per_prompt": 4,
+                    "global_batch_size": 8, "micro_batch_size": 4, "prompt_length": 400,
+                    "response_length": 16, "lr": 1e-3, "rollout_batch_size": 8, "save_every": 1,
                 },
                 "tasks": [_path(folder, "math_prompts", verifier="math", count=2)],
             },

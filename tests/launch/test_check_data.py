@@ -25,7 +25,7 @@ SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 ANSWER = {"role": "assistant", "content": "It is 2."}
 CHAT = {"messages": [{"role": "user", "content": "1 + 1?"}, ANSWER], "answer": "2"}
 QUESTION = {"messages": CHAT["messages"][:1], "answer": "2"}
-_TRAINING = {"steps": 3, "batch_size": 2, "sequence_length": 512}
+_TRAINING = {"steps": 3, "global_batch_size": 2, "sequence_length": 512}
 
 
 def _write(path: Path, *records: object) -> None:
@@ -83,12 +83,14 @@ def test_layers_of_unlike_types_are_found(brought, anchor, key):
     assert f"{key}: {folder} stores {name} in float16 and model.layers.0.mlp.down_proj" in fault
 
 
-WRONG = ["domains.law.midtrain.lr=-1", "domains.law.sft.clip=-1", "domains.law.sft.beta1=1",
-         "domains.law.sft.warmup_steps=4", "domains.law.midtrain.data.0.path=nope.jsonl",
+WRONG = ["domains.law.midtrain.lr=-1", "domains.law.sft.max_grad_norm=-1",
+         "domains.law.sft.beta1=1", "domains.law.sft.warmup_steps=4",
+         "domains.law.midtrain.data.0.path=nope.jsonl",
          "domains.law.sft.data.0.path=empty.jsonl", "chat_template=chatml",
          "domains.law.sft.validation=[{path: held.jsonl}]", "domains.law.tasks.0.verifier=exactly",
          "layout={processes: 4, tensor: 4}", "reuse=[runs/none]"]
-SAID = ["domains.law.midtrain: lr -1.0 is not 0 or more", "domains.law.sft: clip -1.0 is not 0 or",
+SAID = ["domains.law.midtrain: lr -1.0 is not 0 or more",
+        "domains.law.sft: max_grad_norm -1.0 is not 0 or",
         "domains.law.sft: beta1 1.0 is not in [0, 1)", "warmup_steps 4 is more than the 3 steps",
         "/nope.jsonl is not a file", "law/sft: source empty is empty",
         "chat_template 'chatml' is unknown", "/held.jsonl is not a file",
@@ -180,7 +182,7 @@ def test_a_folder_that_nothing_can_be_written_to(command, runs, message, brought
     assert message in shown and "set runs to another folder" in shown
 
 
-def test_damaged_weights_are_told(brought, anchor):
+def test_damaged_weights_are_reported(brought, anchor):
     model = brought / "model"
     model.mkdir()
     for path in anchor.iterdir():

@@ -24,7 +24,7 @@ def recipe(tmp_path_factory) -> Path:
     train_tokenizer(texts, 400, folder / "anchor", toy.CHAT_TEMPLATE)
     (folder / "sums.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     chats = [{"toy": "math", "count": 40}, {"toy": "general", "count": 20}]
-    training = dict(sequence_length=192, batch_size=4, steps=6)
+    training = dict(sequence_length=192, global_batch_size=4, steps=6)
     content = {
         "name": "mini", "runs": str(folder / "runs"), "anchor": str(folder / "anchor"),
         "domains": {"math": {
@@ -135,7 +135,8 @@ def _with_data(recipe: Path, folder: Path, records: list, *more: str, **keys: st
 ], ids=["tools", "weight", "sharegpt", "parts"])
 def test_conversations_as_they_exist(recipe, record, learned, read, tmp_path, capsys):
     arguments = _with_data(recipe, tmp_path, [record], "chat_template=olmo",
-                           "domains.math.sft.batch_size=1", "domains.math.sft.sequence_length=512")
+                           "domains.math.sft.global_batch_size=1",
+                           "domains.math.sft.sequence_length=512")
     assert main(["data", "show", *arguments]) == 0
     shown = capsys.readouterr().out
     assert f"\u27e6{learned}\u27e7" in shown and shown.count("\u27e6") == 1 and read in shown
@@ -177,6 +178,6 @@ def test_the_own_format_needs_no_marks(recipe, tmp_path, capsys):
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     )
     arguments = _with_data(recipe, tmp_path, [{"messages": CHAT}], f"chat_template={template}",
-                           "domains.math.sft.batch_size=1")
+                           "domains.math.sft.global_batch_size=1")
     assert main(["data", "show", *arguments]) == 0
     assert "assistant\n\u27e6Rain.<|im_end|>\u27e7" in capsys.readouterr().out

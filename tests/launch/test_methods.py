@@ -20,7 +20,7 @@ from megatron_bar.training.groups import group_digests
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-_TRAINING = dict(sequence_length=96, batch_size=4, micro_batch_size=4, lr=3e-3)
+_TRAINING = dict(sequence_length=96, global_batch_size=4, micro_batch_size=4, lr=3e-3)
 SYSTEMS = {
     "bar": {},
     "flexolmo": {"method": "flexolmo"},

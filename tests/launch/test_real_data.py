@@ -50,7 +50,7 @@ def _conversations(path: Path, count: int) -> None:
 def test_200_steps_on_gsm8k_lower_the_loss(tmp_path):
     _base(tmp_path / "base")
     _conversations(tmp_path / "gsm8k.jsonl", 400)
-    small = dict(sequence_length=256, batch_size=1, micro_batch_size=1, lr=1e-2)
+    small = dict(sequence_length=256, global_batch_size=1, micro_batch_size=1, lr=1e-2)
     recipe = {
         "name": "real", "runs": str(tmp_path / "runs"), "anchor": str(tmp_path / "base"),
         "layout": {"processes": 2, "tensor": 2},

@@ -22,7 +22,7 @@ from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE, texts
 from megatron_bar.launch.rehearse.examine import examine
 from megatron_bar.launch.rehearse.proof import prove_export
-from megatron_bar.launch.rehearse.references import worth_of_references
+from megatron_bar.launch.rehearse.references import score_references
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
@@ -30,7 +30,7 @@ from tests.launch.sample_data import SHARED, write_lines
 from tests.models_hf import imported, random_dense, random_experts
 from tests.verifiers.real_data import cases
 
-_TRAINING = dict(steps=20, sequence_length=128, batch_size=4, lr=1e-3)
+_TRAINING = dict(steps=20, sequence_length=128, global_batch_size=4, lr=1e-3)
 NO_END = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}" \
     "{% endgeneration %}{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
 END_OUTSIDE = NO_END.replace("{% endgeneration %}", "{% endgeneration %}{{ eos_token }}")
@@ -61,9 +61,9 @@ def recipe(anchor, tmp_path, monkeypatch) -> dict[str, Any]:
         "name": "faulty", "anchor": str(anchor),
         "domains": {"law": {
             "sft": {**_TRAINING, "data": [{"path": "chats.jsonl"}]},
-            "rlvr": {"steps": 5, "prompt_length": 64, "response_length": 32, "batch_size": 32,
-                     "data": [{"path": "prompts.jsonl", "verifier": "math"}],
-                     "prompts_per_step": 8, "samples_per_prompt": 4},
+            "rlvr": {"steps": 5, "prompt_length": 64, "response_length": 32,
+                     "global_batch_size": 32, "prompts_per_step": 8, "samples_per_prompt": 4,
+                     "data": [{"path": "prompts.jsonl", "verifier": "math"}]},
             "tasks": [{"path": "prompts.jsonl", "verifier": "math"}],
         }},
         "route": {"training": dict(_TRAINING)},
@@ -213,7 +213,7 @@ def test_a_prompt_that_its_stage_leaves_out_is_no_fault(bad, recipe, anchor):
     assert re.match(r"prompts: (\d+) of \1 reference answers", examined.found["law/rlvr"][0])
 
 
-def test_an_anchor_with_a_missing_shard_is_told_of(recipe, capsys):
+def test_an_anchor_with_a_missing_shard_is_reported(recipe, capsys):
     _missing_shard(recipe)
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["rehearse", "recipe.yaml"]) == 1
@@ -276,5 +276,5 @@ def test_real_references_tell_answers_that_their_verifiers_reward():
         conversation = Conversation([{"role": "user", "content": "?"}], case.data,
                                     {"answer": case.reference}, case.where)
         source = Source(path="x", verifier=case.verifier)
-        worth = worth_of_references(source, [conversation], BadItems.of(source))
+        worth = score_references(source, [conversation], BadItems.of(source))
         assert worth.asked == worth.known == worth.earned == 1, case.where

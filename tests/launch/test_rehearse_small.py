@@ -17,7 +17,7 @@ from megatron_bar.data.toy import CHAT_TEMPLATE, texts
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.rehearse.fold import folded, lost_kinds
 from megatron_bar.launch.rehearse.folder import write_small_folder
-from megatron_bar.launch.rehearse.rewrite import Small, rewritten
+from megatron_bar.launch.rehearse.rewrite import SmallRun, rewritten
 from megatron_bar.launch.rehearse.shrink import shrunken
 from megatron_bar.methods import METHODS, stage_graph
 from megatron_bar.methods.load import load_recipe, save_recipe
@@ -89,8 +89,8 @@ def test_a_small_folder_has_the_real_ones_dtypes_and_corners_in_shards(make, tmp
     real = _real(tmp_path / "real", make(num_hidden_layers=5, hidden_size=192,
                                          intermediate_size=320))
     small = shrunken(model_config_from_hf(real), [Layout()], window=4)
-    told = write_small_folder(tmp_path / "small", small, real, None, "seed")
-    assert told == "corners of the real tensors in bfloat16 and float32"
+    description = write_small_folder(tmp_path / "small", small, real, None, "seed")
+    assert description == "corners of the real tensors in bfloat16 and float32"
     theirs, ours = HfReader(real), HfReader(tmp_path / "small")
     assert len(set(json.loads((tmp_path / "small" / INDEX).read_text())["weight_map"].values())) > 1
     for name in ours.names:
@@ -115,8 +115,9 @@ def test_a_folder_from_a_config_alone_is_random_by_its_seed(tmp_path):
         write_small_folder(tmp_path / "none", small, source, None, "a")
     train_tokenizer(["some words"], 300, tmp_path / "tokenizer", CHAT_TEMPLATE)
     for name, seed in (("first", "a"), ("again", "a"), ("other", "b")):
-        told = write_small_folder(tmp_path / name, small, source, tmp_path / "tokenizer", seed)
-        assert told == "random in float16"
+        description = write_small_folder(
+            tmp_path / name, small, source, tmp_path / "tokenizer", seed)
+        assert description == "random in float16"
     first, again, other = (HfReader(tmp_path / name).read("model.layers.1.mlp.up_proj.weight")
                            for name in ("first", "again", "other"))
     assert first.dtype == torch.float16 and torch.equal(first, again)
@@ -131,7 +132,7 @@ def test_a_rewritten_recipe_is_one_that_stages_can_read(method, tmp_path):
     recipe = load_recipe(EXAMPLES / "systems" / f"{method}.yaml")
     first, second = list(recipe.domains.values())[:2]
     longer = {id(first.sft.data[0]): 90, id(second.sft.data[0]): 250}
-    small = Small(tmp_path, "small", 4, 64, lambda source, kind: longer.get(id(source), 0))
+    small = SmallRun(tmp_path, "small", 4, 64, lambda source, kind: longer.get(id(source), 0))
     short = rewritten(recipe, small)
     save_recipe(short, tmp_path / "recipe.yaml")
     assert load_recipe(tmp_path / "recipe.yaml") == short

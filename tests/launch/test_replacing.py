@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from megatron_bar.cli import main
-from megatron_bar.launch.replacing import agree, training_lost
+from megatron_bar.launch.replacing import confirm_replacing, training_lost
 from megatron_bar.launch.stale import stale_stages
 from megatron_bar.launch.work import work_of
 from megatron_bar.methods import stage_graph
@@ -46,7 +46,7 @@ def state(run: Path) -> dict[Path, int]:
     "chat_template=chatml": "chat_template 'chatml' is unknown",
     "domains.math.tasks.0.verifier=exactly": "tasks of math: verifier 'exactly' is unknown",
     "domains.math.sft.lr=-1": "domains.math.sft: lr -1.0 is not 0 or more",
-    "domains.math.sft.batch_size=7": "math/sft: batch_size 7 can't be shared by",
+    "domains.math.sft.global_batch_size=7": "math/sft: global_batch_size 7 can't be shared by",
 }.items())
 def test_a_typo_touches_nothing(override, message, run, capsys):
     before = state(run)
@@ -113,7 +113,7 @@ def test_conversions_and_evaluations_ask_nothing(run):
     (loss,) = work_of(recipe).lost
     assert (loss.stage, loss.why) == (
         "routed", "merged is made anew: merge.shared is branches, was published")
-    agree([loss], yes=False)  # in a test it takes seconds
+    confirm_replacing([loss], yes=False)  # in a test it takes seconds
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def imported(tmp_path) -> Path:
         for name in ("config.json", "generation_config.json"):
             (tmp_path / model / name).write_text(f'{{"of": "{model}"}}')
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
-    training = {"steps": 4, "batch_size": 2, "data": [{"path": "texts.jsonl"}]}
+    training = {"steps": 4, "global_batch_size": 2, "data": [{"path": "texts.jsonl"}]}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({
         "name": "law", "runs": str(tmp_path / "runs"), "anchor": "anchor",
@@ -202,10 +202,10 @@ def test_on_a_terminal_the_user_is_asked(run, answer, agreed, monkeypatch, capsy
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: answer)
     if agreed:
-        agree(lost, yes=False)
+        confirm_replacing(lost, yes=False)
     else:
         with pytest.raises(BarError, match="nothing was changed"):
-            agree(lost, yes=False)
+            confirm_replacing(lost, yes=False)
     shown = capsys.readouterr().out
     assert "routed (route.fraction is 0.5, was 0.25; 3 steps, 2.0 GPU-hours)" in shown
 

@@ -19,10 +19,10 @@ if module := backend_of(None).PRELOAD:
     processes.preload(module)
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-_TRAINING = dict(sequence_length=96, batch_size=8, micro_batch_size=4, lr=3e-3, log_every=2)
+_TRAINING = dict(sequence_length=96, global_batch_size=8, micro_batch_size=4, lr=3e-3, log_every=2)
 _RLVR = dict(
     data=[{"toy": "math", "count": 40}], steps=3, prompts_per_step=4, samples_per_prompt=4,
-    batch_size=8, micro_batch_size=2, response_length=10, lr=1e-4,
+    global_batch_size=8, micro_batch_size=2, response_length=10, lr=1e-4,
     layout={"processes": 2, "expert": 2},
 )
 
@@ -94,12 +94,12 @@ def test_a_stage_that_has_nothing_to_learn_from_saves_and_says_so(recipe, tmp_pa
     ("advantage=best", "math/rlvr: advantage is 'best'; there are centered, grpo, rloo"),
     ("samples_per_prompt=1", "math/rlvr: samples_per_prompt is 1"),
     ("temperature=0", "math/rlvr: temperature is 0"),
-    ("batch_size=12", "math/rlvr: batch_size 12 doesn't fit"),
+    ("global_batch_size=12", "math/rlvr: global_batch_size 12 doesn't fit"),
     ("trainable=[all_shared]", "math/rlvr: trainable: 'all_shared' matches no parameter group"),
     ("backend=nemo", "math/rlvr: backend is 'nemo'; there are nemo_aligner, native"),
     ("data=[{toy: math, count: 9, verifier: maths}]", "math/rlvr: verifier 'maths' is unknown"),
 ])
-def test_what_can_not_work_is_told_before_anything_runs(
+def test_what_can_not_work_is_reported_before_anything_runs(
     recipe, tmp_path, capsys, override, message
 ):
     assert main(["run", str(recipe), f"domains.math.rlvr.{override}"]) == 1

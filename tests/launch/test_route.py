@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.cli import main
 from megatron_bar.data.chat import chat_template
 from megatron_bar.data.encoding import encode_conversations
@@ -39,8 +39,9 @@ def rows_LEH(checkpoint: Path) -> torch.Tensor:
 
 def test_fewer_active_experts_that_sum_to_one(run):
     """Trained, evaluated and exported alike; transformers' class says what is right."""
-    assert again(run, "route.active=2", "route.renormalize=true", "route.load_balancing=0.01",
-                 "route.training.router_z_loss=0.01", "route.training.layout={processes: 2}",
+    assert again(run, "route.experts_per_token=2", "route.renormalize=true",
+                 "route.load_balancing_loss=0.01", "route.training.router_z_loss=0.01",
+                 "route.training.layout={processes: 2}",
                  "evaluate.opt_out=[math]") == 0
     config = json.loads((run / "hf" / "model" / "config.json").read_text())
     assert (config["num_experts_per_tok"], config["norm_topk_prob"]) == (2, True)
@@ -118,9 +119,10 @@ def test_what_the_stage_and_its_evaluation_tell(run):
 
 
 @pytest.mark.parametrize("overrides, message", [
-    (["route.active=4"], "route.active 4 is not from 1 to 3"),
-    (["route.active=1", "route.renormalize=true"], "nothing to learn from"),
-    (["route.load_balancing=0.1"], "load_balancing does nothing while every token goes to all 3"),
+    (["route.experts_per_token=4"], "route.experts_per_token 4 is not from 1 to 3"),
+    (["route.experts_per_token=1", "route.renormalize=true"], "nothing to learn from"),
+    (["route.load_balancing_loss=0.1"],
+     "load_balancing_loss does nothing while every token goes to all 3"),
     (["route.start=grit"], "route.start 'grit' is not stacked, random or centroids"),
     (["evaluate.opt_out=[law]"], "evaluate.opt_out names 'law', which is no expert"),
     (["domains.math.checkpoint=x"], "domains.math has a checkpoint, so leave out sft"),
@@ -142,8 +144,8 @@ def test_published_settings_are_the_defaults(run):
     training = routed.training
     assert routed.fraction == 0.05
     assert {key: getattr(training, key) for key in (
-        "epochs", "sequence_length", "batch_size", "lr", "schedule", "warmup", "min_lr_ratio",
-        "weight_decay", "router_z_loss", "trainable",
-    )} == dict(epochs=2.0, sequence_length=2048, batch_size=640, lr=1e-4, schedule="linear",
-               warmup=0.03, min_lr_ratio=0.0, weight_decay=0.0, router_z_loss=1e-3,
+        "epochs", "sequence_length", "global_batch_size", "lr", "schedule", "warmup_ratio",
+        "min_lr_ratio", "weight_decay", "router_z_loss", "trainable",
+    )} == dict(epochs=2.0, sequence_length=2048, global_batch_size=640, lr=1e-4, schedule="linear",
+               warmup_ratio=0.03, min_lr_ratio=0.0, weight_decay=0.0, router_z_loss=1e-3,
                trainable=["router.*"])

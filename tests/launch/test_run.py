@@ -24,7 +24,7 @@ from tests.launch.answers import same_answers_as_transformers
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-_TRAINING = dict(sequence_length=96, batch_size=8, micro_batch_size=4, lr=3e-3, log_every=2)
+_TRAINING = dict(sequence_length=96, global_batch_size=8, micro_batch_size=4, lr=3e-3, log_every=2)
 
 
 def _held_out(domain: str) -> dict:

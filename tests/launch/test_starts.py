@@ -44,7 +44,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def _recipe(anchor: str, **more):
-    stage = {"steps": 1, "sequence_length": 64, "batch_size": 2,
+    stage = {"steps": 1, "sequence_length": 64, "global_batch_size": 2,
              "data": [{"toy": "math", "count": 4}]}
     Path("recipe.yaml").write_text(yaml.safe_dump({
         "name": "mine", "anchor": anchor, "domains": {"math": {"sft": stage}},

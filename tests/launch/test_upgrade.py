@@ -57,14 +57,14 @@ def test_a_domain_that_a_recipe_trains(small_run, with_code, capsys):
     )
     assert main(["run", str(with_code / "recipe.yaml")]) == 0
     assert "nothing to do" in capsys.readouterr().out
-    told = json.loads((with_code / "upgrade.json").read_text())
-    assert [stage["stage"] for stage in told["recomputed"]][:4] == [
+    recorded = json.loads((with_code / "upgrade.json").read_text())
+    assert [stage["stage"] for stage in recorded["recomputed"]][:4] == [
         "code/branch", "code/sft", "merged", "routed"
     ]
-    stages = [read_done(with_code / stage["stage"]) for stage in told["recomputed"]]
-    assert told["tokens"] == sum(stage.get("tokens", 0) for stage in stages) > 0
-    assert told["seconds"] == pytest.approx(sum(stage["seconds"] for stage in stages))
-    assert {c["task"] for c in told["changes"]} == {"math", "tool_use", "code", "general"}
+    stages = [read_done(with_code / stage["stage"]) for stage in recorded["recomputed"]]
+    assert recorded["tokens"] == sum(stage.get("tokens", 0) for stage in stages) > 0
+    assert recorded["seconds"] == pytest.approx(sum(stage["seconds"] for stage in stages))
+    assert {c["task"] for c in recorded["changes"]} == {"math", "tool_use", "code", "general"}
     kept = with_code / "before"
     assert group_digests(kept / "routed" / "checkpoint") == group_digests(
         small_run / "routed" / "checkpoint"
@@ -173,8 +173,8 @@ def another_anchor(tmp_path_factory) -> Path:
     (["--add", "general=BRANCH"], "a domain can't be called 'general'"),
     (["--drop", "math", "--drop", "tool_use"],
      "recipe RUN/recipe.yaml as it would be: domains is empty"),
-    (["--drop", "math", "route.active=3"],
-     "recipe RUN/recipe.yaml as it would be: route.active 3 is not from 1 to 2"),
+    (["--drop", "math", "route.experts_per_token=3"],
+     "recipe RUN/recipe.yaml as it would be: route.experts_per_token 3 is not from 1 to 2"),
     (["--add", "law=RECIPE"], "has no domain 'law'; it has math, tool_use"),
     ([], "say what to change"),
 ])

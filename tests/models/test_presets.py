@@ -62,7 +62,7 @@ def test_the_mixtures_of_7b_are_the_published_25b_and_33b(experts, billions):
 def test_models_of_different_shape_are_told_apart_by_their_fields():
     olmo2, olmo3 = PRESETS["olmo2-7b"], PRESETS["olmo3-7b"]
     shorter = replace(olmo3, window=replace(olmo3.window, size=7))
-    for model, other, told in [
+    for model, other, message in [
         (olmo2, replace(olmo2, rms_norm_eps=1e-5), "rms_norm_eps is 1e-06 and 1e-05"),
         (olmo3, shorter, "size is 4096 and 7"),
         (olmo2, replace(olmo3, vocab_size=olmo2.vocab_size), "window is None and SlidingWindow, "
@@ -70,5 +70,5 @@ def test_models_of_different_shape_are_told_apart_by_their_fields():
     ]:
         with pytest.raises(BarError) as refused:
             check_same_shape("a", model, "b", other)
-        assert str(refused.value) == f"a and b are models of different shape: {told}"
+        assert str(refused.value) == f"a and b are models of different shape: {message}"
         check_same_shape("a", model, "b", replace(model))

@@ -80,7 +80,7 @@ def test_load_balancing_loss_and_z_loss(one_process, tmp_path):
     """(E / k) * sum_e f_e * p_e and mean logsumexp^2, in each layer, beside the model's loss."""
     balance, z, experts, active = 0.5, 0.25, 4, 2
     hf_model = random_experts(experts, num_experts_per_tok=active)
-    model, _ = loaded(hf_model, tmp_path, router_z_loss=z, load_balancing=balance)
+    model, _ = loaded(hf_model, tmp_path, router_z_loss=z, load_balancing_loss=balance)
     wrapped = wrap(model, Training(distributed_optimizer=False))
     wrapped.train()
     forward_backward(wrapped, [BATCH])

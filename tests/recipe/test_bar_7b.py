@@ -39,7 +39,7 @@ def test_the_stages_of_bar(settings):
 def test_midtraining_as_published(settings):
     for name in ("math/midtrain", "code/midtrain"):
         training = settings[name]
-        tokens = training["batch_size"] * training["sequence_length"]
+        tokens = training["global_batch_size"] * training["sequence_length"]
         assert tokens == 1_048_576
         assert abs(training["steps"] * tokens / MIDTRAIN_TOKENS - 1) < 1e-4
         assert training["lr"] == 9e-4 and training["warmup_steps"] == 2000
@@ -52,21 +52,22 @@ def test_sft_as_published(settings):
     for domain, count in steps.items():
         name = f"{domain}/sft"
         training = settings[name]
-        assert training["batch_size"] * training["sequence_length"] == 1_048_576
+        assert training["global_batch_size"] * training["sequence_length"] == 1_048_576
         assert training["sequence_length"] == 4096 and training["steps"] == count
         assert training["lr"] == 1e-4 and training["schedule"] == "linear"
-        assert training["warmup"] == 0.03 and training["min_lr_ratio"] == 0
+        assert training["warmup_ratio"] == 0.03 and training["min_lr_ratio"] == 0
         opened = {"embeddings", "head", "final_norm"} if name == "tool_use/sft" else set()
         assert set(training["trainable"]) == {"expert.1", "router.1"} | opened
 
 
 def test_rlvr_as_published(settings):
     published = dict(
-        prompts_per_step=64, samples_per_prompt=8, batch_size=128, prompt_length=2048,
+        prompts_per_step=64, samples_per_prompt=8, global_batch_size=128, prompt_length=2048,
         response_length=4096, temperature=1, advantage="centered", clip_low=0.2, clip_high=0.272,
         kl_coefficient=0, reward_scale=10, filter_zero_std=True,
         no_resampling_pass_rate=0.875, truncated="keep",
-        lr=6e-7, schedule="constant", warmup=0, weight_decay=0, clip=1, router_z_loss=0,
+        lr=6e-7, schedule="constant", warmup_ratio=0, weight_decay=0, max_grad_norm=1,
+        router_z_loss=0,
     )
     for domain, steps in (("math", 300), ("code", 150)):
         training = settings[f"{domain}/rlvr"]
@@ -78,7 +79,7 @@ def test_rlvr_as_published(settings):
 def test_routing_as_published(settings):
     routing = settings["routed"]
     assert routing["steps"] == 66
-    assert routing["batch_size"] * routing["sequence_length"] == 1_310_720
+    assert routing["global_batch_size"] * routing["sequence_length"] == 1_310_720
     assert routing["trainable"] == ["router.*"] and load_recipe(BAR_7B).route.fraction == 0.05
     assert routing["layout"]["expert"] == 5 and routing["sequence_length"] == 2048
 
@@ -86,7 +87,7 @@ def test_routing_as_published(settings):
 def test_the_optimizer_is_the_same_throughout(settings):
     for name, training in settings.items():
         assert (training["beta1"], training["beta2"]) == (0.9, 0.95)
-        assert training["weight_decay"] == 0 and training["clip"] == 1
+        assert training["weight_decay"] == 0 and training["max_grad_norm"] == 1
         assert training["dtype"] == "bfloat16"
         assert training["router_z_loss"] == (0 if name.endswith("/rlvr") else 1e-3)
 
@@ -133,12 +134,12 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
 
 @pytest.mark.parametrize("override, message", {
     "route.training.layout.expert=2": "expert 2 doesn't divide the model's 5 experts",
-    "domains.code.sft.batch_size=100": "can't be shared by 32 data-parallel ranks",
+    "domains.code.sft.global_batch_size=100": "can't be shared by 32 data-parallel ranks",
     "domains.code.sft.megatron.adam_beta1=0.8": "adam_beta1 is decided by the recipe's own keys",
     "domains.code.sft.megatron.overlap_gard_reduce=true": "overlap_gard_reduce is no field",
     "domains.code.sft.recompute=some": "'some' is not none, moe or full",
     "domains.code.sft.on_bad_step=retry": "'retry' is not stop or skip",
-    "domains.code.sft.warmup=2000": "warmup_steps",
+    "domains.code.sft.warmup_ratio=2000": "warmup_steps",
     "domains.code.sft.spike=0.5": "spike 0.5 is not above 1",
     "domains.code.sft.keep=0": "keep 0 is not at least 1",
     "evaluate.dtype=float16": "evaluate.dtype 'float16' is not float32 or bfloat16",

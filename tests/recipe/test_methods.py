@@ -101,7 +101,7 @@ def test_one_stage_reads_what_the_domains_own_would():
     }
     training = sft.training
     assert (training.epochs, training.steps, training.data) == (1.0, None, [])
-    assert (training.lr, training.batch_size) == (4e-3, 4)
+    assert (training.lr, training.global_batch_size) == (4e-3, 4)
     longer = graph("method=retrain_midtrain", "domains.math.sft.steps=401")
     assert identity(longer["all/sft"]) != identity(sft)
     assert identity(longer["all/midtrain"]) == identity(midtrain)
@@ -158,11 +158,11 @@ def test_a_dense_method_has_no_experts_to_name():
 
 
 def test_dense_methods_do_not_look_at_route():
-    load_recipe(TOY, [*OPEN, "method=retrain", "route.fraction=2", "route.active=9"])
+    load_recipe(TOY, [*OPEN, "method=retrain", "route.fraction=2", "route.experts_per_token=9"])
     with pytest.raises(BarError, match=r"route.fraction 2.0 is not in"):
         load_recipe(TOY, ["route.fraction=2"])
-    with pytest.raises(BarError, match=r"route.active 9 is not from 1 to 5"):
-        load_recipe(TOY, ["route.active=9"])
+    with pytest.raises(BarError, match=r"route.experts_per_token 9 is not from 1 to 5"):
+        load_recipe(TOY, ["route.experts_per_token=9"])
 
 
 def test_a_branch_trained_before_takes_the_place_of_a_domains_stages():
@@ -258,17 +258,17 @@ def test_what_a_system_extends_takes_the_place_of_what_its_recipe_does(tmp_path)
             "slow": None,
         },
     })
-    write("slow.yaml", {"extends": str(TOY), "route": {"fraction": 0.4, "active": 2}})
+    write("slow.yaml", {"extends": str(TOY), "route": {"fraction": 0.4, "experts_per_token": 2}})
     write("more.yaml", {"extends": "all.yaml", "chat_template": "olmo",
                         "systems": {"fast": {"layout": {"processes": 2}}}})
     for path in ("all.yaml", "more.yaml"):
         fast, slow = load_recipes(tmp_path / path, ["evaluate.max_new_tokens=9"])
         assert (fast.name, fast.seed, fast.method, fast.order) == (
             "all/fast", 2, "continued", "sequence")
-        assert (fast.route.fraction, fast.route.active) == (0.3, None)
+        assert (fast.route.fraction, fast.route.experts_per_token) == (0.3, None)
         assert [source.count for source in fast.domains["math"].sft.data] == [5, 1500]
         assert fast.layout.processes == (2 if "more" in path else 1)
-        assert (slow.method, slow.route.fraction, slow.route.active) == ("bar", 0.4, 2)
+        assert (slow.method, slow.route.fraction, slow.route.experts_per_token) == ("bar", 0.4, 2)
         assert {r.evaluate.max_new_tokens for r in (fast, slow)} == {9}
         assert {r.chat_template for r in (fast, slow)} == {"olmo" if "more" in path else None}
     (other, _) = load_recipes(tmp_path / "all.yaml", [f"systems.fast.extends={TOY}"])

@@ -78,9 +78,9 @@ def test_the_runs_own_recipe_holds_from_anywhere(recipe, tmp_path, monkeypatch):
 def test_home_the_environment_and_other_keys_are_filled_in(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DATA", "/data")
-    told = [f"domains.law.sft.data.{number}.path={path}" for number, path in enumerate(
+    overrides = [f"domains.law.sft.data.{number}.path={path}" for number, path in enumerate(
         ("~/a.jsonl", "$DATA/a.jsonl"))]
-    found = load_recipe(recipe, [*told, "anchor=${HOME}/m", "reuse=['${runs}/${name}-1']"])
+    found = load_recipe(recipe, [*overrides, "anchor=${HOME}/m", "reuse=['${runs}/${name}-1']"])
     assert [source.path for source in found.domains["law"].sft.data[:2]] == [
         str(tmp_path / "home/a.jsonl"), "/data/a.jsonl"]
     assert found.anchor == str(tmp_path / "home/m")

@@ -85,7 +85,7 @@ def test_overrides_reach_into_lists():
     "domains.math.sft.warmup_steps=-4": "sft: warmup_steps -4 is not 0 or more",
     "domains.math.sft.steps=3 domains.math.sft.warmup_steps=4":
         "warmup_steps 4 is more than the 3 steps",
-    "route.load_balancing=-1": "route.load_balancing -1.0 is not 0 or more",
+    "route.load_balancing_loss=-1": "route.load_balancing_loss -1.0 is not 0 or more",
     "domains.math.sft.schedule=cubic": "cubic",
     "domains.math.sft.epochs=1": "one of steps, epochs and tokens",
     "domains.math.sft.tokens=50B": "one of steps, epochs and tokens",

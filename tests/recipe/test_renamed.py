@@ -37,10 +37,10 @@ def test_a_file_with_former_names_is_read_with_a_hint_for_each(former, capsys):
     math = load_recipe(former).domains["math"]
     assert (math.sft.min_lr_ratio, math.rlvr.min_lr_ratio) == (0.25, 0.5)
     assert (math.rlvr.filter_zero_std, math.rlvr.no_resampling_pass_rate) == (False, 0.75)
-    told = capsys.readouterr().err.splitlines()
-    assert told == [
-        f"megatron-bar: recipe {former}:4: floor is called min_lr_ratio now; the next version "
-        "will refuse floor",
+    warnings = capsys.readouterr().err.splitlines()
+    assert warnings == [
+        f"megatron-bar: recipe {former}:4: floor is called min_lr_ratio now; the next version will "
+        "refuse floor",
         f"megatron-bar: recipe {former}:5: drop_equal is called filter_zero_std now; the next "
         "version will refuse drop_equal",
         f"megatron-bar: recipe {former}:5: rest_above is called no_resampling_pass_rate now; the "
@@ -64,6 +64,24 @@ def test_the_layers_of_a_recipe_may_use_either_name(former, capsys):
     capsys.readouterr()
     assert load_recipe(TOY, ["domains.math.sft.floor=0.3"]).domains["math"].sft.min_lr_ratio == 0.3
     assert "command line: floor is called min_lr_ratio now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("former, of_section", {
+    "domains.math.sft.batch_size=12": ("global_batch_size", 12),
+    "domains.math.rlvr.batch_size=48": ("global_batch_size", 48),
+    "domains.math.sft.warmup=0.5": ("warmup_ratio", 0.5),
+    "domains.math.sft.clip=0.25": ("max_grad_norm", 0.25),
+    "route.active=2": ("experts_per_token", 2),
+    "route.load_balancing=0.5": ("load_balancing_loss", 0.5),
+    "domains.math.rlvr.verifiers_at_once=3": ("verifier_workers", 3),
+}.items())
+def test_each_former_name_sets_what_it_is_called_now(former, of_section, capsys):
+    present, value = of_section
+    *section, name = former.partition("=")[0].split(".")
+    recipe = load_recipe(TOY, [former], values=False)
+    settings = {"domains": recipe.domains["math"], "route": recipe}[section[0]]
+    assert getattr(getattr(settings, section[-1]), present) == value
+    assert f"command line: {name} is called {present} now" in capsys.readouterr().err
 
 
 def test_systems_may_use_former_names(former):

@@ -1,4 +1,4 @@
-"""What is written becomes what a key wants, and all that doesn't is told at once."""
+"""What is written becomes what a key wants, and all that doesn't is reported at once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ seed: 010
 export: on
 domains:
   math:
-    sft: {{lr: 1e-4, steps: 1e3, batch_size: 1_6, save_async: yes, dtype: float32, wandb: no,
+    sft: {{lr: 1e-4, steps: 1e3, global_batch_size: 1_6, save_async: yes, dtype: float32, wandb: no,
           distributed_optimizer: off, lr_scale: {{head: 1}}, megatron: {{bucket_size: 1_000}}}}
     midtrain: {{steps: null, tokens: 1_000_000}}
 """)
     recipe = load_recipe(path)
     sft = recipe.domains["math"].sft
     assert (recipe.name, recipe.seed, recipe.export) == ("1.10", 10, True)
-    assert (sft.lr, sft.steps, sft.batch_size, sft.wandb) == (1e-4, 1000, 16, "no")
+    assert (sft.lr, sft.steps, sft.global_batch_size, sft.wandb) == (1e-4, 1000, 16, "no")
     assert (sft.save_async, sft.distributed_optimizer, sft.lr_scale["head"]) == (True, False, 1.0)
     assert recipe.domains["math"].midtrain.tokens == "1_000_000"
     save_recipe(recipe, tmp_path / "recipe.yaml")
@@ -36,10 +36,11 @@ domains:
 
 
 def test_the_command_line_is_read_by_the_same_rules():
-    told = ["name=2026-11-27", "domains.math.sft.lr=1e-3", "export=no", "domains.math.sft.wandb=on",
-            "domains.math.rlvr=null", "domains.math.tasks.0.name=*.x",
-            "evaluate.opt_out=[math, code]"]
-    recipe = load_recipe(TOY, told)
+    overrides = [
+        "name=2026-11-27", "domains.math.sft.lr=1e-3", "export=no", "domains.math.sft.wandb=on",
+        "domains.math.rlvr=null", "domains.math.tasks.0.name=*.x", "evaluate.opt_out=[math, code]",
+    ]
+    recipe = load_recipe(TOY, overrides)
     assert recipe.name == "2026-11-27" and recipe.domains["math"].sft.lr == 1e-3
     assert not recipe.export and recipe.domains["math"].sft.wandb == "on"
     assert recipe.domains["math"].tasks[0].name == "*.x"
@@ -56,13 +57,13 @@ def test_a_section_with_nothing_in_it_is_as_if_it_were_not_there(tmp_path):
 
 def test_null_takes_away_a_domain_an_item_and_a_key_of_a_users_own(tmp_path):
     toy = load_recipe(TOY, ["domains.math.sft.lr_scale={head: 0.5, final_norm: 2}"])
-    told = ["domains.math.sft.lr_scale={head: 0.5, final_norm: 2}", "domains.code=null",
+    overrides = ["domains.math.sft.lr_scale={head: 0.5, final_norm: 2}", "domains.code=null",
             "domains.math.sft.lr_scale.head=null", "domains.math.sft.data.0=null"]
-    recipe = load_recipe(TOY, told)
+    recipe = load_recipe(TOY, overrides)
     assert [*recipe.domains] == [name for name in toy.domains if name != "code"]
     assert recipe.domains["math"].sft.lr_scale == {"final_norm": 2.0}
     assert recipe.domains["math"].sft.data == toy.domains["math"].sft.data[1:]
-    again = load_recipe(TOY, [*told, "domains.code.sft={steps: 1, data: [{toy: code}]}"])
+    again = load_recipe(TOY, [*overrides, "domains.code.sft={steps: 1, data: [{toy: code}]}"])
     assert again.domains["code"].sft.steps == 1 and again.domains["code"].midtrain is None
 
 
@@ -81,16 +82,16 @@ systems: {{whole: , small: {{domains: {{safety: null}}}}}}
     assert "math" not in {*whole.domains, *small.domains} and "safety" in whole.domains
 
 
-@pytest.mark.parametrize("told, message", {
+@pytest.mark.parametrize("override, message", {
     "domains.mth=null": "domains.mth is null, which takes it away, but there is none; did you "
                         "mean math?",
     "domains.math.sft.lr_scale.head=null": "domains.math.sft.lr_scale.head is null, which takes "
                                            "it away, but there is none",
     "domains.math.sft.data.9=null": "domains.math.sft.data has no item 9",
 }.items())
-def test_what_is_not_there_is_not_taken_away_silently(told, message):
+def test_what_is_not_there_is_not_taken_away_silently(override, message):
     with pytest.raises(BarError) as raised:
-        load_recipe(TOY, [told])
+        load_recipe(TOY, [override])
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -101,7 +102,7 @@ def test_keys_are_added_to_keys_and_a_list_takes_the_place_of_a_list():
     assert recipe.domains["math"].sft.trainable == ["head"]
 
 
-def test_all_faults_of_a_file_are_told_with_their_lines(tmp_path):
+def test_all_faults_of_a_file_are_reported_with_their_lines(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"""extends: {TOY}
 naem: mine
@@ -136,7 +137,7 @@ wandb: project
     ]
 
 
-@pytest.mark.parametrize("told, message", {
+@pytest.mark.parametrize("override, message", {
     "seed=": "seed has no value",
     "name=[a]": "name is a list and should be a text",
     "domains.math.sft.lr=nan": "lr is 'nan' and should be a number",
@@ -149,9 +150,9 @@ wandb: project
     "pretrain.training.lr=${nothing}": "Interpolation key 'nothing' not found",
     "name=${oc.env:NO_SUCH_VARIABLE_HERE}": "Environment variable 'NO_SUCH_VARIABLE_HERE'",
 }.items())
-def test_a_fault_of_the_command_line_is_one_line(told, message):
+def test_a_fault_of_the_command_line_is_one_line(override, message):
     with pytest.raises(BarError) as raised:
-        load_recipe(TOY, [told])
+        load_recipe(TOY, [override])
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 

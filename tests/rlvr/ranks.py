@@ -31,9 +31,9 @@ from megatron_bar.training.setup import set_up
 from tests import kills
 
 SETTINGS = dict(
-    trainable=list(RLVR_GROUPS), steps=3, batch_size=8, micro_batch_size=2, prompts_per_step=4,
-    samples_per_prompt=4, response_length=6, lr=1e-3, weight_decay=0.1, reward_scale=1.0,
-    kl_coefficient=0.1, rollout_batch_size=3,
+    trainable=list(RLVR_GROUPS), steps=3, global_batch_size=8, micro_batch_size=2,
+    prompts_per_step=4, samples_per_prompt=4, response_length=6, lr=1e-3, weight_decay=0.1,
+    reward_scale=1.0, kl_coefficient=0.1, rollout_batch_size=3,
 )
 # A response is its tokens' numbers.
 CHAT_FORMAT = SimpleNamespace(
@@ -71,16 +71,16 @@ def one_update(
     """Score `rows`, then make one update from them; writes what was found and the new weights."""
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
-        trainee = set_up(ModelRun(config, checkpoint, folder, layout, 0, "test"), settings, 1)
-        policy = Policy(trainee.wrapped, settings.micro_batch_size, settings.temperature)
+        setup = set_up(ModelRun(config, checkpoint, folder, layout, 0, "test"), settings, 1)
+        policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
         policy.keep_start()
-        trainee.wrapped.train()
+        setup.wrapped.train()
         mine = {name: value.chunk(layout.data)[parallel_state.get_data_parallel_rank()]
                 for name, value in rows.items()}
         scored = policy.score(mine["tokens"])
-        trainee.wrapped.zero_grad_buffer()
+        setup.wrapped.zero_grad_buffer()
         update = policy.update(mine, settings.clip_low, settings.clip_high)
-        trainee.optimizer.step()
+        setup.optimizer.step()
         reference_BT = policy.reference_logprobs(mine["tokens"])
         torch.save(
             {"logprobs": scored.logprobs_BT, "entropy": scored.entropy_BT,
@@ -89,7 +89,7 @@ def one_update(
         )
         (folder / "after").mkdir(exist_ok=True)
         dist.barrier()
-        save_model(trainee.model, folder / "after")
+        save_model(setup.model, folder / "after")
         if dist.get_rank() == 0:
             config.save(folder / "after")
             (folder / "update.json").write_text(json.dumps(vars(update)))

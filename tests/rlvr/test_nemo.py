@@ -29,7 +29,7 @@ def _mathematics() -> None:
     import torch
 
     from megatron_bar.rlvr.backends.nemo_aligner import accommodations
-    from megatron_bar.rlvr.objective import group_advantages, kl_to_start
+    from megatron_bar.rlvr.objective import group_advantages, kl_to_reference
     from megatron_bar.rlvr.policy import next_token_logprobs
     from megatron_bar.rlvr.rollout import response_mask
     from megatron_bar.runtime.distributed import process_groups
@@ -55,7 +55,7 @@ def _mathematics() -> None:
     assert torch.equal(mask, create_mask(torch.zeros(2, 6), *lengths.values()))
     ours, start = torch.randn(2, 2, 6)
     theirs = masked_mean(calculate_kl_penalty(ours, start, use_absolute_kl=False), mask, dim=-1)
-    torch.testing.assert_close(kl_to_start(ours, start, mask), theirs)
+    torch.testing.assert_close(kl_to_reference(ours, start, mask), theirs)
     logits = torch.randn(2, 7, 50)
     with process_groups(Layout()):
         theirs = from_parallel_logits_to_logprobs(logits.clone(), tokens, higher_stability=True)

@@ -13,8 +13,8 @@ from megatron_bar.rlvr.objective import (
     clipped_loss,
     compute_advantages,
     group_advantages,
-    kl_to_start,
-    unequal_groups,
+    kl_to_reference,
+    nonzero_std_groups,
 )
 from megatron_bar.rlvr.rollout import response_mask
 
@@ -40,7 +40,7 @@ def test_grpo_divides_by_the_standard_deviation():
 
 
 def test_groups_with_equal_rewards_teach_nothing():
-    assert unequal_groups(REWARDS).tolist() == [True, False, True]
+    assert nonzero_std_groups(REWARDS).tolist() == [True, False, True]
 
 
 # Two prompts of two samples: one solved once, one solved twice; the first answer was cut.
@@ -61,7 +61,7 @@ def test_rewards_are_scaled_and_equal_groups_left_out():
     assert _advantages(reward_scale=1.0, filter_zero_std=False).groups.tolist() == [0, 1]
 
 
-def test_solved_prompts_are_told():
+def test_solved_prompts_are_reported():
     assert _advantages().solved_G.tolist() == [False, True]
     assert _advantages(no_resampling_pass_rate=0.5).solved_G.tolist() == [True, True]
 
@@ -78,7 +78,7 @@ def test_divergence_is_the_mean_over_a_responses_own_tokens():
     ours = torch.tensor([[9.0, -1.0, -2.0], [9.0, 9.0, 9.0]])
     start = torch.tensor([[0.0, -2.0, -5.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
-    assert kl_to_start(ours, start, mask).tolist() == [(1.0 + 3.0) / 2, 0.0]
+    assert kl_to_reference(ours, start, mask).tolist() == [(1.0 + 3.0) / 2, 0.0]
 
 
 def test_the_mask_has_a_responses_tokens_alone():

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.distributed
 TEMPERATURE = 0.7
 SETTINGS = Rlvr(**ranks.SETTINGS | dict(
     # Adam divides by the size of a gradient; a large eps keeps rounding of tiny ones small.
-    lr=1e-2, eps=1e-4, temperature=TEMPERATURE, clip=0.5,
+    lr=1e-2, eps=1e-4, temperature=TEMPERATURE, max_grad_norm=0.5,
 ))
 FROZEN = "mlp.experts.0."
 

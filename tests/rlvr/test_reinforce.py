@@ -68,8 +68,8 @@ def test_every_layout_takes_the_same_steps_on_the_same_samples(name, checkpoint,
             assert mine[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
         # Sampled and trained with the same numbers, though one is a token at a time.
         assert mine["rollout_logprob_gap_max"] < 1e-4
-    told = [json.loads((folder / "trained.json").read_text()) for folder in (found, alone)]
-    assert told[0]["updates"] == told[1]["updates"] == 2 * ranks.SETTINGS["steps"]
+    results = [json.loads((folder / "trained.json").read_text()) for folder in (found, alone)]
+    assert results[0]["updates"] == results[1]["updates"] == 2 * ranks.SETTINGS["steps"]
     before, after = group_digests(checkpoint), group_digests(found / "checkpoint")
     assert {g for g in before if before[g] != after[g]} == set(RLVR_GROUPS)
 
@@ -125,8 +125,8 @@ def test_a_run_killed_at_random_points_goes_on_to_the_same_bits(checkpoint, tmp_
 
 def test_training_raises_the_reward(checkpoint, tmp_path):
     settings = Rlvr(**ranks.SETTINGS | dict(
-        steps=12, prompts_per_step=8, batch_size=32, micro_batch_size=8, lr=2e-2, kl_coefficient=0,
-        weight_decay=0.0, rollout_batch_size=32, response_length=12,
+        steps=12, prompts_per_step=8, global_batch_size=32, micro_batch_size=8, lr=2e-2,
+        kl_coefficient=0, weight_decay=0.0, rollout_batch_size=32, response_length=12,
     ))
     found = _reinforce(checkpoint, Layout(), settings, tmp_path / "run")
     rewards = [m["reward"] for m in read_metrics(found)]

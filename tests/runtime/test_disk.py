@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from megatron_bar.runtime import disk
-from megatron_bar.runtime.disk import disk_fault, disk_faults_told, disk_of, lacking
+from megatron_bar.runtime.disk import disk_fault, disk_of, explain_disk_faults, lacking
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json, write_json_lines
 
@@ -28,7 +28,7 @@ def test_what_an_error_says_of_the_disk(error, fault, tmp_path):
     assert disk_fault(error) == fault
     led_to_another = KeyError("exp_avg")
     led_to_another.__context__ = error
-    with pytest.raises(BarError if fault else KeyError) as raised, disk_faults_told(
+    with pytest.raises(BarError if fault else KeyError) as raised, explain_disk_faults(
         tmp_path / "new" / "file", lambda: "; the last state stands"
     ):
         raise led_to_another
@@ -39,8 +39,8 @@ def test_what_an_error_says_of_the_disk(error, fault, tmp_path):
             "free); the last state stands; make room and run it again")
 
 
-def test_what_was_told_is_told_once(tmp_path):
-    with pytest.raises(BarError, match=r"^first$"), disk_faults_told(tmp_path):
+def test_a_fault_is_explained_once(tmp_path):
+    with pytest.raises(BarError, match=r"^first$"), explain_disk_faults(tmp_path):
         try:
             try:
                 raise OSError(errno.ENOSPC, "No space left on device")

@@ -17,7 +17,7 @@ def test_the_thread_ends_with_what_it_watches(monkeypatch):
         time.sleep(0.3)
 
     monkeypatch.setenv(heartbeat.HANG_MINUTES, "0.1")
-    monkeypatch.setattr(heartbeat._Watch, "_sign", sign_slowly)
+    monkeypatch.setattr(heartbeat._Watchdog, "_sign", sign_slowly)
     with heartbeat.watched("math/sft"):
         assert signing.wait(10)
     assert "heartbeat" not in {thread.name for thread in threading.enumerate()}

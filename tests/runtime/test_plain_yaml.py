@@ -41,7 +41,7 @@ def test_anchors_aliases_and_merge_keys_work():
     "a: 1\n---\nb: 2": "this is not YAML",
     "[" * 5000: "nest",
 }.items())
-def test_what_is_wrong_is_told_with_its_line(text, message, tmp_path):
+def test_what_is_wrong_is_reported_with_its_line(text, message, tmp_path):
     (tmp_path / "f.yaml").write_text(text)
     with pytest.raises(BarError) as raised:
         read_yaml(tmp_path / "f.yaml", "recipe")

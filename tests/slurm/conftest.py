@@ -15,7 +15,7 @@ from megatron_bar.data.toy import CHAT_TEMPLATE, DOMAINS, texts
 from tests.models_hf import random_dense
 from tests.slurm.cluster import Cluster, cluster, missing
 
-_TRAINING = dict(sequence_length=128, batch_size=2, micro_batch_size=1, lr=1e-3, log_every=1)
+_TRAINING = dict(sequence_length=128, global_batch_size=2, micro_batch_size=1, lr=1e-3, log_every=1)
 _GENERAL = {"toy": "general", "count": 10}
 
 

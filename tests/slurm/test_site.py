@@ -48,7 +48,7 @@ def test_times_that_slurm_has_not_are_refused(time, tmp_path):
         _site(tmp_path, f"times: {{sft: {time}}}")
 
 
-def test_all_that_is_no_key_or_no_value_is_told_with_its_line(tmp_path):
+def test_all_that_is_no_key_or_no_value_is_reported_with_its_line(tmp_path):
     with pytest.raises(BarError) as raised:
         _site(tmp_path, "acount: x\ngpu_nodes:\n  rank: 8\n  gpus: some\nmodules: cuda\n")
     where = f"site {tmp_path / 'site.yaml'}"

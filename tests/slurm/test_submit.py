@@ -26,7 +26,7 @@ from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.rlvr.backends import tell_once
+from megatron_bar.rlvr.backends import warn_once
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.made_of import record
@@ -36,7 +36,7 @@ BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"
 GOLDEN = Path(__file__).parent / "golden"
 REGENERATE = "MEGATRON_BAR_REGENERATE"
 _DATA = [{"path": "data.jsonl"}]
-_TRAINING = {"data": _DATA, "steps": 100, "batch_size": 128, "dtype": "bfloat16"}
+_TRAINING = {"data": _DATA, "steps": 100, "global_batch_size": 128, "dtype": "bfloat16"}
 
 
 def _hollow_weights(folder: Path, model: ModelConfig) -> None:
@@ -65,7 +65,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
             "math": {"midtrain": _TRAINING, "sft": _TRAINING},
             "safety": {"sft": {**_TRAINING, "layout": {"processes": 4, "expert": 2}}},
         },
-        "route": {"training": {"steps": 66, "batch_size": 648, "dtype": "bfloat16",
+        "route": {"training": {"steps": 66, "global_batch_size": 648, "dtype": "bfloat16",
                                "layout": {"processes": 24, "expert": 3}}},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -186,7 +186,7 @@ def test_a_dry_run_needs_nothing_that_only_the_jobs_need(
     assert main([*command, _site(workplace, python="/shared/venv/bin/python")]) == 1
     assert "sbatch isn't here" in capsys.readouterr().err
     # A recipe that names no backend gets one that is there.
-    tell_once.cache_clear()
+    warn_once.cache_clear()
     recipe[1] = rlvr.replace(", backend: nemo_aligner", "")
     assert main([*command[:2], *recipe[:2], "--site", _site(workplace, python=None)]) == 1
     shown = capsys.readouterr().err
@@ -209,11 +209,11 @@ def test_a_rehearsal_is_a_job_that_all_others_wait_for(workplace, capsys, tmp_pa
     command = ["submit", "recipe.yaml", "--rehearse", "--site", _site(workplace)]
     assert main([*command, "--only", "anchor"]) == 0
     assert main([*command, "--only", "anchor", "--only", "math/branch"]) == 0
-    told = (tmp_path / "bin" / "told").read_text().splitlines()
-    assert [line.rpartition("/")[2] for line in told] == [
+    calls = (tmp_path / "bin" / "calls").read_text().splitlines()
+    assert [line.rpartition("/")[2] for line in calls] == [
         "rehearsal.sbatch", "anchor.sbatch", "evaluate-anchor.sbatch", "math-branch.sbatch"]
-    assert "--dependency" not in told[0] and "--dependency=afterok:1 " in told[1]
-    assert all("--dependency=afterok:1:2 " in line for line in told[2:])
+    assert "--dependency" not in calls[0] and "--dependency=afterok:1 " in calls[1]
+    assert all("--dependency=afterok:1:2 " in line for line in calls[2:])
     capsys.readouterr()
     assert main(["status", "runs/bar-7b"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["rehearsal", "1", "pending"]
@@ -225,8 +225,8 @@ def _fake_slurm(folder: Path, monkeypatch) -> None:
     """sbatch numbers its jobs and writes down what it is told; they wait for ever."""
     folder.mkdir()
     commands = {
-        "sbatch": f'echo "$*" >> {folder}/told\nwc -l < {folder}/told | tr -d " "\n',
-        "squeue": f'for job in $(seq $(wc -l < {folder}/told)); do '
+        "sbatch": f'echo "$*" >> {folder}/calls\nwc -l < {folder}/calls | tr -d " "\n',
+        "squeue": f'for job in $(seq $(wc -l < {folder}/calls)); do '
                   'echo "$job|PENDING|None|0:00"; done\n',
         "scancel": "",
     }
@@ -258,7 +258,7 @@ def test_names_of_a_site_that_are_known_are_taken(workplace, capsys):
         assert f"#SBATCH --time={time}\n" in scripts[stage]
 
 
-def test_that_there_is_nothing_to_print_is_told(workplace, capsys):
+def test_that_there_is_nothing_to_print_is_reported(workplace, capsys):
     anchor = next(stage for stage in stage_graph(load_recipe(Path("recipe.yaml")))
                   if stage.name == "anchor")
     folder = workplace / "runs" / "bar-7b" / "anchor"
@@ -318,7 +318,7 @@ def test_what_can_not_work_is_refused_in_one_line(
     assert not (workplace / "runs").exists()
 
 
-def test_a_missing_secret_and_a_missing_slurm_are_told(workplace, brought, capsys, monkeypatch):
+def test_a_missing_secret_and_a_missing_slurm_are_reported(workplace, brought, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(workplace))
     monkeypatch.delenv("MY_TOKEN", raising=False)
     command = ["submit", "recipe.yaml", brought, "--site", _site(workplace, secrets=["MY_TOKEN"])]

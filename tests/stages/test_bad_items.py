@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.checkpoints.companions import ChatFormat
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data import toy
 from megatron_bar.data.bad_items import LEFT_OUT, LeftOut
 from megatron_bar.data.tokenizer import train_tokenizer

@@ -10,15 +10,15 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import import_hf
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.cli import main
 from megatron_bar.data import chat
 from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.methods import context_of, stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.stages.context import identity
-from megatron_bar.stages.work.companions import trained_companions
+from megatron_bar.stages.work.tokenizer_files import trained_tokenizer_files
 from tests.models_hf import TALKING, random_experts, talking
 
 ASK = {"role": "user", "content": "What is 3 + 4?"}
@@ -153,7 +153,7 @@ def test_a_checkpoint_carries_the_format_it_was_trained_in(name, template, check
     context.input_folder("start").mkdir(parents=True)
     context.checkpoint("start").symlink_to(checkpoint)
     (tmp_path / "trained").mkdir()
-    (tmp_path / "trained" / "hf").symlink_to(trained_companions(context))
+    (tmp_path / "trained" / "hf").symlink_to(trained_tokenizer_files(context))
     expected = load_chat_format(checkpoint, template)
     found = load_chat_format(tmp_path / "trained", None)
     assert (found.template, found.pad_id) == (expected.template, expected.pad_id)

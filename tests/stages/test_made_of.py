@@ -19,7 +19,7 @@ from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.runtime import digests
 from megatron_bar.stages.made_of import changes, record
 
-_TRAINING = {"steps": 3, "batch_size": 2}
+_TRAINING = {"steps": 3, "global_batch_size": 2}
 _EARLIER = Path(__file__).parent / "earlier"
 # A field of some kinds of stages with another value than theirs.
 _OTHERWISE = {
@@ -69,7 +69,7 @@ def _changed(records: dict[str, dict], *overrides: str) -> dict[str, list[str]]:
     stages = stage_graph(load_recipe(Path("recipe.yaml"), overrides))
     found = {stage.name: [str(change) for change in changes(records[stage.name], stage)]
              for stage in stages}
-    return {name: told for name, told in found.items() if told}
+    return {name: reported for name, reported in found.items() if reported}
 
 
 def test_the_same_bytes_elsewhere_or_at_another_time_change_nothing(brought):
@@ -88,14 +88,14 @@ def test_the_same_bytes_elsewhere_or_at_another_time_change_nothing(brought):
     assert _changed(made, "domains.law.sft.data=[{path: same.jsonl, name: chats}]") == {}
 
 
-def test_other_bytes_of_the_same_size_are_told_by_the_stages_that_read_them(brought):
+def test_other_bytes_of_the_same_size_are_reported_by_the_stages_that_read_them(brought):
     made, status = _records(), Path("chats.jsonl").stat()
     Path("chats.jsonl").write_text('{"of": "chatS"}\n')
     os.utime("chats.jsonl", ns=(status.st_atime_ns, status.st_mtime_ns))
-    told = "has other contents (domains.law.sft.data.0.path)"
+    reported = "has other contents (domains.law.sft.data.0.path)"
     found = _changed(made)
     assert found.keys() == {"law/sft", "routed"}
-    assert all(len(words) == 1 and words[0].endswith(f"chats.jsonl {told}")
+    assert all(len(words) == 1 and words[0].endswith(f"chats.jsonl {reported}")
                for words in found.values())
     Path("model/tokenizer.json").write_text("{}")
     assert [*_changed(made)] == ["anchor", "law/sft", "routed"]
@@ -108,8 +108,9 @@ def test_of_a_models_folder_the_file_that_is_another_one_is_named(brought):
     assert _changed(made) == {
         "anchor": [f"{folder / 'tokenizer.json'} has other contents (anchor)"]}
     Path("model/generation_config.json").write_text("{}")  # a new one counts, too
-    (told,) = _changed(made)["anchor"]
-    assert told == (f"{folder / 'generation_config.json'} and 1 more have other contents (anchor)")
+    (reported,) = _changed(made)["anchor"]
+    assert reported == (
+        f"{folder / 'generation_config.json'} and 1 more have other contents (anchor)")
     del made["anchor"]["files"]  # versions before didn't record them
     assert _changed(made) == {"anchor": [f"{folder} has other contents (anchor)"]}
 
@@ -151,14 +152,15 @@ def test_a_key_matters_to_the_stages_that_it_decides(brought, override, changed)
     assert {*_changed(_records(), override)} == {*changed}
 
 
-def test_a_change_is_told_as_the_recipe_calls_it(brought):
-    told = _changed(_records(), "domains.law.rlvr.temperature=0.5", "anchor=gone",
-                    "route.training.lr=0.25", "merge.shared=branches", "route.active=1")
-    assert told == {
+def test_a_change_is_reported_as_the_recipe_calls_it(brought):
+    reported = _changed(_records(), "domains.law.rlvr.temperature=0.5", "anchor=gone",
+                    "route.training.lr=0.25", "merge.shared=branches", "route.experts_per_token=1")
+    assert reported == {
         "anchor": [f"anchor is gone, was {brought / 'model'}"],
         "law/rlvr": ["domains.law.rlvr.temperature is 0.5, was 1.0"],
         "merged": ["merge.shared is branches, was published"],
-        "routed": ["route.training.lr is 0.25, was 0.0001", "route.active is 1, was unset"],
+        "routed": ["route.training.lr is 0.25, was 0.0001",
+                   "route.experts_per_token is 1, was unset"],
     }
 
 
@@ -225,12 +227,12 @@ def test_a_file_is_read_once(brought, monkeypatch):
 def test_records_of_the_version_before_stages_were_classes_still_count():
     """They are of tests/stages/earlier/recipe.yaml, with three methods."""
     lines = map(json.loads, (_EARLIER / "records.jsonl").read_text().splitlines())
-    told = {}
+    reported = {}
     for line in lines:
         recipe = load_recipe(_EARLIER / "recipe.yaml", line["overrides"])
         stage = next(stage for stage in stage_graph(recipe) if stage.name == line["stage"])
         if found := changes(line["record"], stage):
-            told[recipe.method, stage.name] = list(map(str, found))
+            reported[recipe.method, stage.name] = list(map(str, found))
         changed = dataclasses.replace(stage, **_OTHERWISE.get(stage.KIND, {"inputs": {}}))
         assert bool(changes(line["record"], changed)) == (stage.KIND in _OTHERWISE)
-    assert told == {}
+    assert reported == {}

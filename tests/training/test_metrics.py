@@ -7,7 +7,7 @@ import torch
 
 from megatron_bar.training.budget import PADDING, Budget, RankBudget
 from megatron_bar.training.metrics import Metrics, read_metrics
-from megatron_bar.training.watch import losses_by_source
+from megatron_bar.training.step_metrics import losses_by_source
 
 
 def test_a_resume_drops_the_steps_that_are_done_again(tmp_path):

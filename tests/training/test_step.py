@@ -10,7 +10,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.guards import describe_items
+from megatron_bar.training.bad_steps import describe_items
 from megatron_bar.training.step import forward_backward
 from megatron_bar.training.validation import validation_losses
 from tests.distributed.stages import rows
@@ -64,8 +64,8 @@ def test_losses_of_rows_and_sources(model, batches):
 
 def test_a_bad_step_names_its_rows(model, batches):
     losses = [1.0, 5.0, 2.0, float("nan"), 3.0, float("inf")]
-    told = describe_items(torch.arange(10, 16).numpy(), batches, losses, ("one", "two"))
-    assert told == "rows 13 of one+two, 15 of one+two"
+    described = describe_items(torch.arange(10, 16).numpy(), batches, losses, ("one", "two"))
+    assert described == "rows 13 of one+two, 15 of one+two"
 
 
 def test_validation_counts_every_row_once(model, batches):

@@ -108,10 +108,10 @@ def _offering(messages: list[Message], functions: Any) -> list[Message]:
     if not functions:
         return messages
     text = functions_text(functions)
-    told = {message[FUNCTIONS] for message in messages if message.get(FUNCTIONS)}
-    if told == {text}:
+    declared = {message[FUNCTIONS] for message in messages if message.get(FUNCTIONS)}
+    if declared == {text}:
         return messages
-    if told:
+    if declared:
         raise BarError("functions are given in a column and in a message; keep one of them")
     if messages and messages[0].get("role") == "system":
         return [messages[0] | {FUNCTIONS: text}, *messages[1:]]

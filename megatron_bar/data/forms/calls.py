@@ -18,7 +18,7 @@ _NAMES_OF_ARGUMENTS = ("arguments", "parameters")
 
 
 def functions_text(functions: Any) -> Any:
-    """What is offered as JSON text, without OpenAI's wrapper; text stays as it is."""
+    """The functions on offer as JSON text, without OpenAI's wrapper; text stays as it is."""
     if isinstance(functions, Mapping):
         functions = [functions]
     if not isinstance(functions, list):

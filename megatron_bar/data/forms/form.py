@@ -1,4 +1,4 @@
-"""What a form of conversations is."""
+"""The interface of a form of conversations."""
 
 from __future__ import annotations
 

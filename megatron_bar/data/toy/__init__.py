@@ -67,7 +67,7 @@ def texts(domain: str, split: str, count: int, seed: int) -> list[str]:
 
 
 def score(domain: str, answer: str, response: str) -> float:
-    """How right a response is, in [0, 1]. End tokens after the response are ignored."""
+    """The score of a response, in [0, 1]. End tokens after the response are ignored."""
     return _SCORES[domain](answer, strip_end(response))
 
 

@@ -1,4 +1,4 @@
-"""What the toy's domains share: the shape of an item, and the rule that holds items out."""
+"""Parts that the toy's domains share: the shape of an item, and the rule that holds items out."""
 
 import zlib
 from dataclasses import dataclass, field

@@ -1,1 +1,1 @@
-"""What a recipe will need and cost, worked out before any of it is spent."""
+"""Needs and costs of a recipe, worked out before any of it is spent."""

@@ -1,4 +1,4 @@
-"""What it costs to have ever more experts: BAR's way, and training one dense model anew.
+"""The cost of ever more experts: BAR's way, and training one dense model anew.
 
 BAR trains each domain once, and a router over all experts after each. The monolith is the dense
 model, all parameters open, trained on the data of all domains there are, whenever one joins or is
@@ -29,7 +29,7 @@ class Growth:
 
     @property
     def bar(self) -> list[float]:
-        """What the n-th domain costs when it joins."""
+        """The cost of the n-th domain when it joins."""
         return [own + router for own, router in zip(self.trained, self.routers)]
 
     @property
@@ -43,7 +43,7 @@ class Growth:
         return own + self.routers[-1], self.monolith[-1]
 
     def extended(self, count: int) -> Growth:
-        """As if there were `count` domains, those beyond the recipe's of mean cost."""
+        """The costs for `count` domains, those beyond the recipe's of mean cost."""
         known = len(self.domains)
         more = max(count - known, 0)
 

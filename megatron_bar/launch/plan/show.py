@@ -23,7 +23,7 @@ _UNKNOWN = "?"
 
 
 def cost_table(plans: Sequence[StagePlan]) -> Table:
-    """What each stage trains, computes and costs."""
+    """A table of what each stage trains, computes and costs."""
     table = _table("stage", "GPUs", "parameters", "active", "trainable", "steps", "EFLOP",
                    "hours", "GPU-hours")
     for plan in plans:
@@ -65,7 +65,7 @@ def memory_table(plans: Sequence[StagePlan], machine: Machine) -> Table:
             continue
         advice = "fits"
         if plan.too_big:
-            advice = (f"too big; fits with {keys_of(plan.cure)}" if plan.cure
+            advice = (f"too big; fits with {keys_of(plan.suggestion)}" if plan.suggestion
                       else "too big; needs more processes")
         table.add_row(
             plan.stage.name, str(plan.stage.layout),
@@ -125,12 +125,13 @@ def plot_growth(growth: Growth, path: Path) -> None:
 
 
 def advice(plans: Sequence[StagePlan]) -> list[str]:
-    """What to change where a stage doesn't fit, and what to tell where something isn't known."""
-    cures: dict[str, list[str]] = {}
+    """Changes where a stage doesn't fit, and hints where something isn't known."""
+    suggestions: dict[str, list[str]] = {}
     for plan in plans:
         if plan.too_big:
-            cures.setdefault(_cure(plan), []).append(plan.stage.name)
-    lines = [f"too big: {', '.join(stages)}; {cure}" for cure, stages in cures.items()]
+            suggestions.setdefault(_suggestion(plan), []).append(plan.stage.name)
+    lines = [f"too big: {', '.join(stages)}; {suggestion}"
+             for suggestion, stages in suggestions.items()]
     unknown = [plan for plan in plans if plan.seconds is None]
     if trained := dict.fromkeys(p.stage.recipe_section for p in unknown if p.trainable):
         lines.append("steps of ? need the data, which isn't all here; or give steps or tokens in "
@@ -143,7 +144,7 @@ def advice(plans: Sequence[StagePlan]) -> list[str]:
 
 def assumptions(machine: Machine) -> str:
     return (
-        f"Assumed: {machine.name}, {machine.efficiency:.0%} of its peak and, where tokens are "
+        f"Assumed: {machine.name}, {machine.mfu:.0%} MFU and the same share, where tokens are "
         f"generated, of its memory's rate; {machine.per_node} GPUs a node; full rows, prompts and "
         f"responses, items of {PROMPT_TOKENS} tokens to evaluate. Weights, gradients and optimizer "
         "are counted; activations and buffers, traffic (rings, one step, the busiest GPU) and "
@@ -159,10 +160,10 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def keys_of(cure: Mapping[str, Any]) -> str:
-    """What would make a stage fit, in a few words."""
-    words = [f"{key} {value}" for key, value in cure.items() if key != "layout"]
-    layout = cure.get("layout")
+def keys_of(suggestion: Mapping[str, Any]) -> str:
+    """Keys that would make a stage fit, in a few words."""
+    words = [f"{key} {value}" for key, value in suggestion.items() if key != "layout"]
+    layout = suggestion.get("layout")
     return ", ".join(words + ([] if layout is None else [
         f"{name} {size}" for name, size in _sizes(layout).items()
     ]))
@@ -177,12 +178,13 @@ def _sizes(layout: Layout) -> dict[str, int]:
     return sizes
 
 
-def _cure(plan: StagePlan) -> str:
+def _suggestion(plan: StagePlan) -> str:
     key = plan.stage.recipe_section
-    if plan.cure is None:
+    if plan.suggestion is None:
         return f"give it more processes, in {key}.layout"
-    changes = [f"{key}.{name}={value}" for name, value in plan.cure.items() if name != "layout"]
-    if (layout := plan.cure.get("layout")) is not None:
+    changes = [f"{key}.{name}={value}" for name, value in plan.suggestion.items()
+               if name != "layout"]
+    if (layout := plan.suggestion.get("layout")) is not None:
         sizes = {"processes": layout.processes, **_sizes(layout)}
         if plan.stage.layout.expert_tensor is not None:  # it would stay
             sizes["expert_tensor"] = layout.resolved_expert_tensor

@@ -1,4 +1,4 @@
-"""What each stage of a recipe needs and costs."""
+"""Needs and costs of each stage of a recipe."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def planned_model(recipe: Recipe, name: str | None) -> ModelConfig:
 
 def length_warnings(plans: Sequence[StagePlan]) -> list[str]:
     """A line for each stage whose rows are longer than what the model was made for."""
-    told = []
+    warnings = []
     for plan in plans:
         if isinstance(plan.stage, TrainingStage):
             warning = plan.model.length_warning(plan.stage.training.row_length)
-            told += [f"{plan.stage.name}: {warning}"] if warning else []
-    return told
+            warnings += [f"{plan.stage.name}: {warning}"] if warning else []
+    return warnings
 
 
 def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[StagePlan]:

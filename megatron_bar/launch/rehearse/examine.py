@@ -1,4 +1,4 @@
-"""What a rehearsal alone asks of a recipe's sources, of some examples of each, and the longest.
+"""Checks of a recipe's sources that a rehearsal alone makes: of some examples, and of the longest.
 
 Whether reference answers are rewarded, replies end where answers stop, and prompts leave the real
 model room; and how long examples are. No model is asked.
@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from megatron_bar.checkpoints.companions import ChatFormat
-from megatron_bar.data.bad_items import BadItems, told_left_out
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
+from megatron_bar.data.bad_items import BadItems, describe_left_out
 from megatron_bar.data.chat import prompt_ids, render
 from megatron_bar.data.chat_format import closing_tokens
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
 from megatron_bar.launch.check_data import Reading, contents, readings
-from megatron_bar.launch.rehearse.references import Worth, worth_of_references
+from megatron_bar.launch.rehearse.references import ReferenceScores, score_references
 from megatron_bar.launch.rehearse.rewrite import few
 from megatron_bar.methods import stage_graph
 from megatron_bar.recipe.fields import CHATS, TEXTS
@@ -33,7 +33,7 @@ _FRAME_BYTES = 2000  # of a chat template around a prompt, generously
 
 @dataclass
 class Examined:
-    """What is wrong with the sources, what was found right, and how long examples are."""
+    """Faults of the sources, what was found right, and how long examples are."""
 
     faults: Faults = field(default_factory=Faults)
     found: dict[str, list[str]] = field(default_factory=dict)  # by stage
@@ -78,8 +78,8 @@ def _examine(
     read = [c for part in at_ends for c in drawn.conversations(*part, bad=bad)] + own
     conversations = list({conversation.where: conversation for conversation in read}.values())
     if form != CHATS:
-        told = _scored(source, drawn.name, conversations, bad)
-        examined.found.setdefault(reading.stage, []).append(told)
+        scored = _scored(source, drawn.name, conversations, bad)
+        examined.found.setdefault(reading.stage, []).append(scored)
     if chat_format is None:
         return
     if form != CHATS:
@@ -137,17 +137,17 @@ def _check_longest(
 def _scored(
     source: Source, name: str, conversations: Sequence[Conversation], bad: BadItems
 ) -> str:
-    worth: Worth = worth_of_references(source, conversations, bad)
-    if not worth.asked:
-        raise BarError(told_left_out(name, list(bad.listed.values())))
-    if worth.known and not worth.earned:
+    scores: ReferenceScores = score_references(source, conversations, bad)
+    if not scores.asked:
+        raise BarError(describe_left_out(name, list(bad.listed.values())))
+    if scores.known and not scores.earned:
         raise BarError(
-            f"{worth.first_without}: verifier {verifier_name(source)} gives the reference "
-            f"answer no reward, nor that of {worth.known - 1} more items of source {name}; correct "
-            "verifier or reference_column"
+            f"{scores.first_without}: verifier {verifier_name(source)} gives the reference "
+            f"answer no reward, nor that of {scores.known - 1} more items of source {name}; "
+            "correct verifier or reference_column"
         )
-    if not worth.known:
+    if not scores.known:
         return f"{name}: references can be read, and tell no answer to score"
-    what = ("reference answers" if worth.by_column
+    what = ("reference answers" if scores.by_column
             else f"replies, which are the references without a column {source.reference_column!r},")
-    return f"{name}: {worth.earned} of {worth.known} {what} are rewarded"
+    return f"{name}: {scores.earned} of {scores.known} {what} are rewarded"

@@ -12,10 +12,10 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedTokenizerFast
 
 from megatron_bar.checkpoints import hf
-from megatron_bar.checkpoints.companions import copy_companions, load_tokenizer
 from megatron_bar.checkpoints.hf_weights import INDEX, SINGLE, HfReader
 from megatron_bar.checkpoints.names import slots
-from megatron_bar.launch.rehearse.shrink import Shrunken
+from megatron_bar.checkpoints.tokenizer_files import copy_tokenizer_files, load_tokenizer
+from megatron_bar.launch.rehearse.shrink import SmallModel
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, write_json
 
@@ -31,7 +31,7 @@ _Weights = Callable[[str, tuple[int, ...]], torch.Tensor]
 
 
 def write_small_folder(
-    target: Path, small: Shrunken, source: Path | None, tokenizer: Path | None, seed: str
+    target: Path, small: SmallModel, source: Path | None, tokenizer: Path | None, seed: str
 ) -> str:
     """Write `small` as a Hugging Face folder; returns what its weights are.
 
@@ -44,7 +44,7 @@ def write_small_folder(
     """
     target.mkdir(parents=True)
     if source is not None:
-        copy_companions(source, target)
+        copy_tokenizer_files(source, target)
     if tokenizer is not None:
         _copy_tokenizer(tokenizer, target)
     if not (target / "tokenizer.json").is_file():
@@ -89,7 +89,7 @@ def _random(dtype: torch.dtype, seed: str) -> _Weights:
 
 def _copy_tokenizer(tokenizer: Path, target: Path) -> None:
     if tokenizer.is_dir():
-        copy_companions(tokenizer, target)
+        copy_tokenizer_files(tokenizer, target)
         return
     try:
         loaded = PreTrainedTokenizerFast(

@@ -1,4 +1,4 @@
-"""What a verifier's reference, or a conversation's own reply, is worth as an answer."""
+"""The score of a verifier's reference, or of a conversation's own reply, as an answer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from megatron_bar.verifiers.registry import Scorers, reference_of, verifier_name
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What the right answers to some items earned; of an item that tells none, nothing is known."""
+class ReferenceScores:
+    """Scores of the right answers to some items; of an item that tells none, nothing is known."""
 
     asked: int
     known: int
@@ -26,9 +26,9 @@ class Worth:
     first_without: str | None = None  # where the first right answer stands that earned nothing
 
 
-def worth_of_references(
+def score_references(
     source: Source, conversations: Sequence[Conversation], bad: BadItems
-) -> Worth:
+) -> ReferenceScores:
     """Let the source's verifier score the right answer to each of `conversations`.
 
     Raises BarError, with its place, for a reference that is missing or that the verifier can't
@@ -48,7 +48,7 @@ def worth_of_references(
             earned += worth > 0
             if not worth and first is None:
                 first = conversation.where
-    return Worth(asked, known, earned, scorers.by_column, first)
+    return ReferenceScores(asked, known, earned, scorers.by_column, first)
 
 
 def right_answer(source: Source, conversation: Conversation) -> str | None:

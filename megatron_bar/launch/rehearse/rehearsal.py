@@ -1,7 +1,7 @@
 """`megatron-bar rehearse`: a recipe from end to end with a small model, before the real one runs.
 
 The same code runs the same stages, in real ranks, on the recipe's own sources. What is smaller, and
-with that unproven, is told stage by stage.
+with that unproven, is reported stage by stage.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from megatron_bar.checkpoints.branch import branch
-from megatron_bar.checkpoints.companions import ChatFormat
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.hub import local_folder
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.costs.compute import Machine
 from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.launch.check import check_installed, check_recipe
@@ -30,7 +30,7 @@ from megatron_bar.launch.rehearse.examine import examine
 from megatron_bar.launch.rehearse.fold import folded
 from megatron_bar.launch.rehearse.folder import write_small_folder
 from megatron_bar.launch.rehearse.proof import prove_export
-from megatron_bar.launch.rehearse.rewrite import Small, longest_row, rewritten
+from megatron_bar.launch.rehearse.rewrite import SmallRun, longest_row, rewritten
 from megatron_bar.launch.rehearse.shrink import shrunken
 from megatron_bar.methods import stage_graph
 from megatron_bar.models.config import ModelConfig
@@ -48,8 +48,8 @@ _CPU_RANKS = 4
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a rehearsal is told besides the recipe."""
+class RehearsalOptions:
+    """The options of a rehearsal, besides the recipe."""
 
     machine: Machine  # that the real run is planned for
     processes: int | None = None  # at once; by default the GPUs, or 4 of a CPU
@@ -72,34 +72,34 @@ class Rehearsed:
 class _Cast:
     """The small models, and how they are talked to; None where the run makes its tokenizer."""
 
-    small: Small
+    small: SmallRun
     weights: dict[str, str]  # what those of each are
     chat_format: ChatFormat | None
 
 
-def rehearse(recipe: Recipe, asked: Asked) -> Rehearsed:
+def rehearse(recipe: Recipe, options: RehearsalOptions) -> Rehearsed:
     """Run `recipe` small and short in a folder of its own, and prove what it exports.
 
-    What can be told from the recipe, its sources and the real model's sizes comes first; if
+    What can be found out from the recipe, its sources and the real model's sizes comes first; if
     something is wrong there, no stage is run.
 
     Raises BarError for a recipe that asks for what can't be, and for want of a tokenizer.
     """
-    if asked.model is not None and recipe.anchor and Path(recipe.anchor).is_dir():
+    if options.model is not None and recipe.anchor and Path(recipe.anchor).is_dir():
         raise BarError(f"--model is for an anchor that isn't here, and {recipe.anchor} is; leave "
                        "it out")
-    model = planned_model(recipe, asked.model)
+    model = planned_model(recipe, options.model)
     # Weights that aren't here aren't needed, and data that aren't are found by who reads them.
     faults = [str(fault) for fault in wherever(check_recipe(recipe, dense=model))]
     if faults:
         return Rehearsed([], [], {}, faults)
-    plans = plan_stages(recipe, model, asked.machine)
-    with _place(asked.keep) as place:
-        cast = _cast(recipe, asked, model, place.folder)
+    plans = plan_stages(recipe, model, options.machine)
+    with _place(options.keep) as place:
+        cast = _cast(recipe, options, model, place.folder)
         examined = examine(recipe, cast.chat_format, model.max_position_embeddings)
         showed = {role: [f"weights: {what}"] for role, what in cast.weights.items()}
         showed |= examined.found
-        if faults := [*_too_big(plans, asked.machine), *map(str, examined.faults)]:
+        if faults := [*_too_big(plans, options.machine), *map(str, examined.faults)]:
             return Rehearsed(plans, [], showed, faults)
         short = rewritten(recipe, dataclasses.replace(cast.small, fitting=examined.fitting))
         faults = _run(short, cast.chat_format, showed)
@@ -137,10 +137,10 @@ def _place(keep: Path | None) -> Iterator[_Place]:
             shutil.rmtree(place.folder, ignore_errors=True)
 
 
-def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Cast:
-    ranks = asked.processes or torch.cuda.device_count() or _CPU_RANKS
+def _cast(recipe: Recipe, options: RehearsalOptions, model: ModelConfig, folder: Path) -> _Cast:
+    ranks = options.processes or torch.cuda.device_count() or _CPU_RANKS
     longest = longest_row(model.vocab_size)
-    small = Small(folder, f"{recipe.name}-rehearsal", ranks, longest)
+    small = SmallRun(folder, f"{recipe.name}-rehearsal", ranks, longest)
     if recipe.pretrain is not None:
         return _Cast(small, {}, None)
     layouts = [folded(stage.layout, ranks) for stage in stage_graph(recipe)]
@@ -151,14 +151,14 @@ def _cast(recipe: Recipe, asked: Asked, model: ModelConfig, folder: Path) -> _Ca
             continue
         source = _folder_here(named)
         folders[role] = folder / "models" / role
-        tokenizer = asked.tokenizer or (folders["anchor"] if role != "anchor" else None)
+        tokenizer = options.tokenizer or (folders["anchor"] if role != "anchor" else None)
         weights[role] = write_small_folder(
             folders[role], sizes, source, tokenizer, f"{recipe.seed}/{role}"
         )
     branches = _branches(recipe, folders["anchor"], folder)
-    told = ", ".join(f"{role} {what}" for role, what in weights.items())
+    described = ", ".join(f"{role} {what}" for role, what in weights.items())
     say(f"small models: {sizes.model.num_layers} layers, hidden {sizes.model.hidden_size}, "
-        f"{sizes.model.num_heads} heads; weights: {told}")
+        f"{sizes.model.num_heads} heads; weights: {described}")
     small = dataclasses.replace(small, branches=branches, **folders)
     return _Cast(small, weights, load_chat_format(folders["anchor"], recipe.chat_template))
 
@@ -187,8 +187,8 @@ def _folder_here(named: str) -> Path | None:
 def _too_big(plans: list[StagePlan], machine: Machine) -> list[str]:
     return [
         f"{plan.stage.name}: needs {plan.memory.total / 2**30:.0f} GiB of a GPU with "
-        f"{machine.memory >> 30} GiB" + (f"; fits with {keys_of(plan.cure)}" if plan.cure else
-                                         "; needs more processes")
+        f"{machine.memory >> 30} GiB; "
+        + (f"fits with {keys_of(plan.suggestion)}" if plan.suggestion else "needs more processes")
         for plan in plans if plan.too_big
     ]
 

@@ -41,8 +41,8 @@ Lengths = Callable[[Source, str], int]
 
 
 @dataclass(frozen=True)
-class Small:
-    """What a rehearsal is made with.
+class SmallRun:
+    """The small models and settings that a rehearsal is made with.
 
     `longest` is the tokens that a row may have (`longest_row`); `fitting(source, kind)` those that
     it needs to hold some of the source's examples.
@@ -65,7 +65,7 @@ def longest_row(vocab_size: int) -> int:
     return max(_SHORTEST_ROW, _CPU_LOGITS // vocab_size // _ROW_UNIT * _ROW_UNIT)
 
 
-def rewritten(recipe: Recipe, small: Small) -> Recipe:
+def rewritten(recipe: Recipe, small: SmallRun) -> Recipe:
     """`recipe` with the models, lengths and layouts of a rehearsal, in a folder of its own."""
     return dataclasses.replace(
         recipe,
@@ -93,7 +93,7 @@ def few(source: Source, seed: int, kind: str) -> Source:
     return dataclasses.replace(source, count=min(held, _COUNTS[kind]))
 
 
-def _domain(name: str, domain: Domain, recipe: Recipe, small: Small) -> Domain:
+def _domain(name: str, domain: Domain, recipe: Recipe, small: SmallRun) -> Domain:
     def trained(kind: type[TrainingStage]) -> Training | None:
         # Some methods train all domains in one stage, so that their rows have to be of one length.
         all_data = [source for each in recipe.domains.values() if training_of(each, kind)
@@ -115,7 +115,7 @@ def _few(sources: Sequence[Source], recipe: Recipe, kind: str) -> list[Source]:
 
 
 def _training(
-    training: Training, recipe: Recipe, small: Small, kind: str, sources: Sequence[Source]
+    training: Training, recipe: Recipe, small: SmallRun, kind: str, sources: Sequence[Source]
 ) -> Training:
     """`sources` are what the stage reads, which isn't always what its settings name."""
     fold = folded(training.layout or recipe.layout, small.ranks)
@@ -125,7 +125,7 @@ def _training(
         data=_few(training.data, recipe, kind),
         validation=_few(training.validation, recipe, kind), validate_every=_STEPS,
         sequence_length=_length(training.sequence_length, small.longest, least),
-        batch_size=_MICRO_BATCHES * fold.data, micro_batch_size=1, layout=fold,
+        global_batch_size=_MICRO_BATCHES * fold.data, micro_batch_size=1, layout=fold,
         warmup_steps=None if training.warmup_steps is None else 1,
         save_every=1, save_every_minutes=None, keep=1, stop_after_minutes=None, log_every=1,
         # What a real run may skip is what a rehearsal is to find.
@@ -136,7 +136,7 @@ def _training(
     answer = min(short.response_length, _ANSWER_TOKENS)
     return dataclasses.replace(
         short, steps=1, validate_every=1, prompts_per_step=fold.data, samples_per_prompt=_SAMPLES,
-        batch_size=fold.data * _SAMPLES, response_length=answer,
+        global_batch_size=fold.data * _SAMPLES, response_length=answer,
         prompt_length=_length(short.prompt_length, small.longest - answer, least),
         rollout_batch_size=min(short.rollout_batch_size, 4), rollout_servers=[],
         rollout_folder=None, kl_every=min(short.kl_every, 1),
@@ -150,7 +150,7 @@ def _length(real: int, longest: int, least: int) -> int:
     return min(real, max(longest, -(-least // _ROW_UNIT) * _ROW_UNIT))
 
 
-def _pretrain(pretrain: Pretrain, recipe: Recipe, small: Small) -> Pretrain:
+def _pretrain(pretrain: Pretrain, recipe: Recipe, small: SmallRun) -> Pretrain:
     return dataclasses.replace(
         pretrain, model="toy", chat=_few(pretrain.chat, recipe, _WORDS),
         training=dataclasses.replace(
@@ -160,7 +160,7 @@ def _pretrain(pretrain: Pretrain, recipe: Recipe, small: Small) -> Pretrain:
     )
 
 
-def _evaluate(evaluate: Evaluate, recipe: Recipe, small: Small) -> Evaluate:
+def _evaluate(evaluate: Evaluate, recipe: Recipe, small: SmallRun) -> Evaluate:
     return dataclasses.replace(
         evaluate, general=_few(evaluate.general, recipe, ITEMS),
         max_new_tokens=min(evaluate.max_new_tokens, _ANSWER_TOKENS),

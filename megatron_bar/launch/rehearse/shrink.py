@@ -16,14 +16,14 @@ _SMALLEST_HEAD = 8
 
 
 @dataclass(frozen=True)
-class Shrunken:
+class SmallModel:
     """A small model, and which layers of the large one its layers stand for."""
 
     model: ModelConfig
     layers: tuple[int, ...]
 
 
-def shrunken(model: ModelConfig, layouts: Sequence[Layout], window: int) -> Shrunken:
+def shrunken(model: ModelConfig, layouts: Sequence[Layout], window: int) -> SmallModel:
     """`model`, narrow and of few layers, such that each of `layouts` can hold it.
 
     Vocabulary, RoPE, norms and the ratios of heads to kv heads and to the hidden width stay. Where
@@ -42,7 +42,7 @@ def shrunken(model: ModelConfig, layouts: Sequence[Layout], window: int) -> Shru
     ffn = -(-hidden * model.ffn_hidden_size // (model.hidden_size * unit)) * unit
     count = -(-_FEWEST // pipeline) * pipeline
     layers = _kept_layers(model, count)
-    return Shrunken(
+    return SmallModel(
         dataclasses.replace(
             model, hidden_size=hidden, ffn_hidden_size=ffn, num_layers=len(layers),
             num_heads=heads, num_kv_heads=kv_heads,

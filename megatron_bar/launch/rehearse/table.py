@@ -1,4 +1,4 @@
-"""What a rehearsal showed, stage by stage, beside what the real run needs."""
+"""The result of a rehearsal, stage by stage, beside what the real run needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rehearsal_table(rehearsed: Rehearsed) -> Table:
 
 
 def closing() -> str:
-    """What no stage's line repeats."""
+    """The closing lines: what no stage's line repeats."""
     here = "" if torch.cuda.is_available() else "GPU kernels and NCCL (this was a CPU), "
     return (f"Not rehearsed at all: {here}several nodes, the real model's quality and speed, and "
             "examples that weren't among those read.")
@@ -40,7 +40,7 @@ def _as(stage: Stage) -> str:
     words = [str(layout) if layout.processes > 1 else "1 process"]
     if isinstance(stage, TrainingStage):
         training = stage.training
-        words.append(f"{training.steps} x {training.batch_size} rows of {_row(training)}")
+        words.append(f"{training.steps} x {training.global_batch_size} rows of {_row(training)}")
         if training.dtype is not None:
             words.append(training.dtype)
     return ", ".join(words)

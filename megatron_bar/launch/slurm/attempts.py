@@ -1,4 +1,4 @@
-"""How often a job has begun its stage, and whether that led anywhere."""
+"""Attempts of a job to do its stage, and whether they led anywhere."""
 
 from __future__ import annotations
 

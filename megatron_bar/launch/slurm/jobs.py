@@ -1,4 +1,4 @@
-"""Which job does which stage: `slurm/jobs.json` in the run's folder."""
+"""Jobs of the stages: `slurm/jobs.json` in the run's folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_jobs(run: Path, jobs: dict[str, Job]) -> None:
 
 
 def active_jobs(run: Path, settled: bool = True) -> dict[str, Job]:
-    """Those that are queued or running, by stage; jobs that are just ending are waited for.
+    """Jobs that are queued or running, by stage; jobs that are just ending are waited for.
 
     If not `settled` they aren't, and count as active. Raises BarError if SLURM doesn't answer.
     """

@@ -20,7 +20,7 @@ _ENDING_SECONDS = 90
 
 @dataclass(frozen=True)
 class JobState:
-    """What SLURM tells of a job: its state, and why it waits or how it ended."""
+    """The state of a job as SLURM tells it, and why it waits or how it ended."""
 
     state: str
     reason: str = ""
@@ -87,7 +87,7 @@ def _accounted(jobs: Sequence[str]) -> dict[str, JobState]:
 
 
 def settled_states(jobs: Sequence[str]) -> dict[str, JobState]:
-    """As `job_states`, but jobs that are just ending are waited for.
+    """States as `job_states` gives them, but jobs that are just ending are waited for.
 
     Their processes may still write; a new job mustn't meet them in a stage's folder.
 

@@ -34,7 +34,7 @@ class Rehearsal(Stage):
 
 
 def rehearsal(site: Site) -> Stage:
-    """What a rehearsal asks of the cluster: a whole node of those that train."""
+    """The nodes that a rehearsal asks of the cluster: a whole one of those that train."""
     return Rehearsal(REHEARSAL, layout=Layout(processes=site.gpu_nodes.ranks))
 
 

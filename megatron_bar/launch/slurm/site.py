@@ -1,4 +1,4 @@
-"""What a cluster is like: `site.yaml`."""
+"""A description of the cluster: `site.yaml`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Nodes:
 
 @dataclass
 class Container:
-    """Where the ranks run, if not on the bare node."""
+    """The container in which the ranks run, if not on the bare node."""
 
     runtime: str = "none"  # none, pyxis (enroot's plugin for srun) or apptainer
     image: str | None = None

@@ -1,4 +1,4 @@
-"""Where a submitted run stands, and how to end it."""
+"""The state of a submitted run, and how to end it."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_bar.launch.check import check_works
 from megatron_bar.launch.local import only_run
 from megatron_bar.launch.logs import log_path
-from megatron_bar.launch.replacing import agree
+from megatron_bar.launch.replacing import confirm_replacing
 from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.slurm import jobs as job_book
 from megatron_bar.launch.slurm.jobs import Job
@@ -101,7 +101,7 @@ def write_scripts(
     with _open_run(run):
         active = job_book.active_jobs(run)
         _check_settings(stages, active)
-        agree([loss for loss in work.lost if loss.stage not in active], yes)
+        confirm_replacing([loss for loss in work.lost if loss.stage not in active], yes)
         if not active:
             take_over(stages, run, [Path(other) for other in recipe.reuse])
         todo = _of(scripts, stale_stages(stages, run))
@@ -133,7 +133,7 @@ def submit_recipe(
         # In this order: a stage that gets done in between is then still known as queued.
         active = job_book.active_jobs(run)
         _check_settings(stages, active)
-        agree([loss for loss in work.lost if loss.stage not in active], yes)
+        confirm_replacing([loss for loss in work.lost if loss.stage not in active], yes)
         if not active:
             take_over(stages, run, [Path(other) for other in recipe.reuse])
         stale = stale_stages(stages, run)

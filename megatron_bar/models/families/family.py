@@ -1,4 +1,4 @@
-"""What a family of models has: its classes in transformers, its tensors' names, its sizes."""
+"""A family of models: its classes in transformers, its tensors' names, its sizes."""
 
 from __future__ import annotations
 

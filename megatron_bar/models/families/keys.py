@@ -42,7 +42,7 @@ def flag(config: Mapping[str, Any], key: str) -> bool:
 
 
 def group(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """What `config` has under `key`, without what is null there; empty if it has nothing.
+    """The part of `config` under `key`, without what is null there; empty if it has nothing.
 
     Raises BarError for what is no dict.
     """
@@ -89,7 +89,7 @@ def _names(config: Mapping[str, Any], num_experts: int) -> dict[str, tuple[str, 
 
 
 def written_experts(model: ModelConfig) -> dict[str, Any]:
-    """What `read_experts` reads."""
+    """Keys of config.json that `read_experts` reads."""
     ours = {key: list(names) for key in _OUR_KEYS if (names := getattr(model, key)) is not None}
     return {
         "num_experts": model.num_experts, "num_experts_per_tok": model.experts_per_token,

@@ -40,12 +40,12 @@ def one_theta(config: Mapping[str, Any], default: float | None, *parts: Rope) ->
     None: transformers 4 and 5 have different ones.
     """
     above = config.get("rope_theta")
-    told = [part.get("rope_theta", above) for part in parts]
-    if told == [None] * len(parts) and default is not None:
+    given = [part.get("rope_theta", above) for part in parts]
+    if given == [None] * len(parts) and default is not None:
         return default
-    if None in told:
+    if None in given:
         raise BarError("rope_theta is missing, and transformers 4 and 5 take different values then")
-    thetas = {positive("rope_theta", theta) for theta in told}
+    thetas = {positive("rope_theta", theta) for theta in given}
     if len(thetas) > 1:
         raise BarError(f"rope_theta differs between layers: {sorted(thetas)}")
     theta = thetas.pop()
@@ -56,7 +56,7 @@ def one_theta(config: Mapping[str, Any], default: float | None, *parts: Rope) ->
 
 
 def joined(parameters: Rope, scaling: Rope) -> dict[str, Any]:
-    """What rope_parameters and rope_scaling say together. Raises BarError where they differ."""
+    """The one value of rope_parameters and rope_scaling. Raises BarError where they differ."""
     for key in parameters.keys() & scaling.keys():
         if parameters[key] != scaling[key]:
             raise BarError(f"{key} is {parameters[key]!r} in rope_parameters and {scaling[key]!r} "
@@ -86,7 +86,7 @@ def read_yarn(rope: Rope, max_position_embeddings: int) -> Yarn | None:
 
 
 def written_yarn(yarn: Yarn) -> dict[str, Any]:
-    """What `read_yarn` reads."""
+    """Keys of config.json that `read_yarn` reads."""
     return {"rope_type": "yarn", **{key: getattr(yarn, key) for key in _YARN}}
 
 

@@ -1,4 +1,4 @@
-"""What takes the steps of an RLVR stage: one module here each, or folder, and its name in BACKENDS.
+"""Backends, which take the steps of an RLVR stage: each a module or folder here, named in BACKENDS.
 
 All take the same steps, to the bit (tests/rlvr/test_backends.py), so a stage that one was stopped
 in another one goes on with.
@@ -20,7 +20,7 @@ BACKENDS = ("nemo_aligner", "native")
 
 
 class Backend(Protocol):
-    """What a backend's module has."""
+    """The interface of a backend's module."""
 
     # A module to import in the server that ranks are forked from, as it takes long; or None.
     PRELOAD: str | None
@@ -54,16 +54,16 @@ def backend_of(asked: str | None) -> Backend:
 def missing_backend(asked: str | None) -> str | None:
     """Say what is to be installed for the backend that a recipe asks for, or None.
 
-    Where it asks for none and another than the first takes its place, that is told, once.
+    Where it asks for none and another than the first takes its place, a warning says so, once.
     """
     if asked is not None:
         return _module(asked).missing() if asked in BACKENDS else None  # unknown: a wrong setting
     if missing := _module(BACKENDS[0]).missing():
-        tell_once(f"{missing}; the {backend_name(None)} backend takes RLVR's steps, the same ones")
+        warn_once(f"{missing}; the {backend_name(None)} backend takes RLVR's steps, the same ones")
     return None
 
 
-tell_once = functools.cache(warn)
+warn_once = functools.cache(warn)
 
 
 def _module(name: str) -> Backend:

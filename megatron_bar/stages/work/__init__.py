@@ -1,1 +1,1 @@
-"""What the larger stages do when they run; loads torch, which their classes don't."""
+"""The work of the larger stages; loads torch, which their classes don't."""

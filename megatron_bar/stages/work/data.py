@@ -63,7 +63,7 @@ def part_contexts(context: Context) -> list[Context]:
 def _joined(parts: Sequence[Context], rows: Sequence[Rows]) -> JoinedRows:
     trainings = [part.stage.training for part in parts]
     steps = [planned_steps(t, r.per_epoch) for t, r in zip(trainings, rows)]
-    joined = JoinedRows(rows, steps, [t.batch_size for t in trainings], parts[0].recipe.seed)
+    joined = JoinedRows(rows, steps, [t.global_batch_size for t in trainings], parts[0].recipe.seed)
     say(f"data: {len(joined)} rows of {len(parts)} domains together")
     return joined
 
@@ -159,7 +159,7 @@ def _prepare(
             template = template or named_template(context.recipe.chat_template, tokenizer)
             folder = store_conversations(drawn, tokenizer, template, root / _CHATS, processes)
         folders[drawn.name] = folder
-        for line in StoredDocuments(folder).told():
+        for line in StoredDocuments(folder).report_lines():
             say(line)
     return folders
 
@@ -183,7 +183,7 @@ def _blended(context: Context, folders: Folders) -> tuple[BlendedRows, dict[str,
     per_epoch = math.ceil(natural_size(training.data, tokens) / training.sequence_length)
     rows = BlendedRows(
         stored, shares(training.data, tokens),
-        planned_steps(training, per_epoch) * training.batch_size, per_epoch,
+        planned_steps(training, per_epoch) * training.global_batch_size, per_epoch,
         training.sequence_length, context.recipe.seed, context.run / "data" / _ORDERS,
     )
     facts = {}

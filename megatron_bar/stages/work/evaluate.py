@@ -21,7 +21,7 @@ def evaluate_checkpoint(
     seed: int,
     folder: Path,
 ) -> None:
-    """As a rank of a job of its own: what the stage does, for any checkpoint, into `folder`.
+    """Do the stage's work as a rank of a job of its own, for any checkpoint, into `folder`.
 
     Results call it `name`.
     """

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import export_hf
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data import toy
 from megatron_bar.data.chat import chat_template
 from megatron_bar.data.chat_format import pad_id
@@ -39,12 +39,12 @@ def train_base(context: Context[PretrainStage]) -> dict[str, Any]:
     pretrain, training, seed = stage.pretrain, stage.training, context.recipe.seed
     texts = [text for source in training.data for text in load_texts(source, seed)]
     chats = [c for source in pretrain.chat for c in load_conversations(source, seed)]
-    companions = context.folder / "tokenizer"
+    tokenizer_folder = context.folder / "tokenizer"
     if is_main():
         spoken = [m["content"] for c in chats for m in c.messages if m.get("content")]
-        _write_companions(context, companions, [*texts, *spoken], pretrain.vocab_size)
+        _write_tokenizer_files(context, tokenizer_folder, [*texts, *spoken], pretrain.vocab_size)
     dist.barrier()
-    tokenizer = load_tokenizer(companions)
+    tokenizer = load_tokenizer(tokenizer_folder)
 
     rows = pack_texts(list(encode_texts(tokenizer, texts)), training.sequence_length)
     say(f"texts: {rows.report}")
@@ -60,7 +60,7 @@ def train_base(context: Context[PretrainStage]) -> dict[str, Any]:
     config = dataclasses.replace(PRESETS[pretrain.model], vocab_size=len(tokenizer))
     snapshot_step = max(1, round(training.steps * pretrain.snapshot))
     snapshot = context.folder / "snapshot"
-    model = ModelRun(config, None, context.folder, stage.layout, seed, stage.name, companions)
+    model = ModelRun(config, None, context.folder, stage.layout, seed, stage.name, tokenizer_folder)
     trained = TrainingRun(
         model, training, rows, pad_id(tokenizer), snapshots={snapshot_step: snapshot}
     ).run()
@@ -72,7 +72,7 @@ def train_base(context: Context[PretrainStage]) -> dict[str, Any]:
     }
 
 
-def _write_companions(
+def _write_tokenizer_files(
     context: Context, folder: Path, texts: list[str], vocab_size: int
 ) -> None:
     name = context.recipe.chat_template

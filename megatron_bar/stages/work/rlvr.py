@@ -74,5 +74,5 @@ def load_prompts(
     if not prompts:
         raise BarError("; ".join([
             f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
-            *left_out.told().values()]))
+            *left_out.lines().values()]))
     return prompts

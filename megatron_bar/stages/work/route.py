@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import ROUTER_NAME, slots
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data.chat_format import pad_id
 from megatron_bar.data.packing import PackedDocuments
 from megatron_bar.data.sources import open_source, source_name
@@ -26,8 +26,8 @@ from megatron_bar.stages.context import Context
 from megatron_bar.stages.route import RouteStage
 from megatron_bar.stages.work.data import Folders, stage_rows
 from megatron_bar.stages.work.train import train_on
-from megatron_bar.training.router_start import start_at_centroids, start_at_random
-from megatron_bar.training.setup import Begin
+from megatron_bar.training.router_init import init_at_centroids, init_at_random
+from megatron_bar.training.setup import Initializer
 
 SAMPLE = "sample.jsonl"  # in the stage's folder: the conversations that it drew
 
@@ -42,25 +42,26 @@ def train_router(context: Context[RouteStage]) -> dict[str, Any]:
     tokenizer = load_tokenizer(start)
     rows, facts = stage_rows(context, tokenizer, also=_record_sample)
     facts = train_on(
-        context, tokenizer, rows, facts, config, _begin(context, rows, config, pad_id(tokenizer)),
-        stage.load_balancing,
+        context, tokenizer, rows, facts, config,
+        _initializer(context, rows, config, pad_id(tokenizer)),
+        stage.load_balancing_loss,
     )
     if is_main():
         facts["router_drift"] = router_drift(start, context.folder / "checkpoint")
     return facts
 
 
-def _begin(
+def _initializer(
     context: Context[RouteStage], rows: PackedDocuments, config: ModelConfig, pad: int
-) -> Begin | None:
+) -> Initializer | None:
     """How the rows start; None leaves them as they were stacked."""
     start = context.stage.start
     if start == "random":
-        return functools.partial(start_at_random, seed=context.recipe.seed)
+        return functools.partial(init_at_random, seed=context.recipe.seed)
     if start == "centroids":
         owners = _owners(context, rows.source_names, config)
         return functools.partial(
-            start_at_centroids, rows=rows, owners=owners, experts=config.all_expert_names,
+            init_at_centroids, rows=rows, owners=owners, experts=config.all_expert_names,
             pad_id=pad,
         )
     return None
@@ -89,7 +90,7 @@ def _owners(
 
 
 def router_drift(before: Path, after: Path) -> dict[str, list[list[float]]]:
-    """How far training moved each row from where it was stacked, by layer and expert.
+    """The drift of each router row from where it was stacked, by layer and expert.
 
     `relative`: the length of the move over that of the stacked row; `cosine`: of the angle between
     both.

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data.chat_format import pad_id
 from megatron_bar.data.rows import Rows
 from megatron_bar.models.config import ModelConfig
@@ -18,12 +18,12 @@ from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.rows_stage import RowsStage
-from megatron_bar.stages.work.companions import trained_companions
 from megatron_bar.stages.work.data import stage_rows, validation_rows
+from megatron_bar.stages.work.tokenizer_files import trained_tokenizer_files
 from megatron_bar.training.groups import group_digests, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.model_run import ModelRun
-from megatron_bar.training.setup import Begin
+from megatron_bar.training.setup import Initializer
 
 
 class FrozenChanged(BarError):
@@ -44,18 +44,18 @@ def train_on(
     rows: Rows,
     facts: dict[str, Any],
     config: ModelConfig,
-    begin: Begin | None = None,
-    load_balancing: float = 0.0,
+    initialize: Initializer | None = None,
+    load_balancing_loss: float = 0.0,
 ) -> dict[str, Any]:
     """Train `config`'s model from the input `start` on `rows`; returns `facts` and more.
 
-    `begin` and `load_balancing` are those of `training.setup`.
+    `initialize` and `load_balancing_loss` are those of `training.setup`.
     """
     validation = validation_rows(context, tokenizer)
     stage = context.stage
     trained = TrainingRun(
         model_run(context, config), stage.training, rows, pad_id(tokenizer),
-        validation=validation, begin=begin, load_balancing=load_balancing,
+        validation=validation, initialize=initialize, load_balancing_loss=load_balancing_loss,
     ).run()
     if not is_main():
         return {}
@@ -68,7 +68,7 @@ def model_run(context: Context, config: ModelConfig) -> ModelRun:
     """`config`'s model on its way from the input `start`, in the context's stage."""
     return ModelRun(
         config, context.checkpoint("start"), context.folder, context.stage.layout,
-        context.recipe.seed, context.stage.name, trained_companions(context),
+        context.recipe.seed, context.stage.name, trained_tokenizer_files(context),
     )
 
 
@@ -88,8 +88,8 @@ def proof_of_freezing(
     groups = list(group_sizes(ModelConfig.load(start)))
     open_groups = matching(groups, trainable, context.stage.name)
     frozen = [group for group in groups if group not in open_groups]
-    told = {*frozen, *({ANCHOR_FFN} & set(groups))}
-    before, after = (group_digests(c, told) for c in (start, context.folder / "checkpoint"))
+    digested = {*frozen, *({ANCHOR_FFN} & set(groups))}
+    before, after = (group_digests(c, digested) for c in (start, context.folder / "checkpoint"))
     moved = [group for group in frozen if before[group] != after[group]]
     if moved:
         raise FrozenChanged(
@@ -101,6 +101,6 @@ def proof_of_freezing(
                              "proof_seconds": round(time.monotonic() - started, 2)}
     if frozen:
         facts["summary"] += ", frozen parameters bit-identical"
-    if ANCHOR_FFN in told:
+    if ANCHOR_FFN in digested:
         facts["anchor_digest"] = {"before": before[ANCHOR_FFN], "after": after[ANCHOR_FFN]}
     return facts

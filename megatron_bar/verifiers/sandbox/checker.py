@@ -31,7 +31,7 @@ class Peer:
         self._stand_ins: dict[int, StandIn] = {}
 
     def ask(self, operation: str, *arguments: Any) -> Any:
-        """What the operation gives there. Raises what it raises there, if that is built in."""
+        """The result of the operation there. Raises what it raises there, if that is built in."""
         wire.send(self._channel, wire.encode([operation, *arguments], _handle_of))
         kind, *content = wire.receive(self._channel)
         if kind == "value":

@@ -1,4 +1,4 @@
-"""What the kernel does to hold a process: its own root folder, namespaces, limits, another user.
+"""Means of the kernel to hold a process: its own root folder, namespaces, limits, another user.
 
 Two halves. `enter_cell` binds the zygote, once, to namespaces and a root folder of its own.
 `confine` binds each process that the zygote forks, right after the fork, for good. No torch, no
@@ -63,7 +63,7 @@ def die_with_parent() -> None:
 
 
 class Cell:
-    """What `enter_cell` could get: all namespaces, or (`reason` says why) none."""
+    """The isolation that `enter_cell` could get: all namespaces, or (`reason` says why) none."""
 
     def __init__(self, users: int, reason: str = "") -> None:
         self.privileged = os.getuid() == 0
@@ -79,7 +79,7 @@ class Cell:
             _mount_scratch(SCRATCH)
 
     def fork(self) -> int:
-        """As os.fork, but the child is the first process of a process namespace of its own.
+        """Fork, as os.fork, a child that is the first process of a process namespace of its own.
 
         When it ends, the kernel kills whatever it has started.
         """

@@ -26,7 +26,7 @@ _WHAT = "the sandbox (it needs Linux on x86-64 with seccomp)"
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use."""
+    """Limits of one run."""
 
     wall: float = 15.0  # seconds
     cpu: float = 10.0  # seconds of each process, rounded up
@@ -36,7 +36,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Result:
-    """How a program ended, and what it wrote."""
+    """The end of a program, and what it wrote."""
 
     stdout: str
     finished: bool  # by itself, without an error, in time
@@ -55,7 +55,7 @@ class Sandbox:
         self._pool.close()
 
     def describe(self) -> str:
-        """What this machine lets it contain, in a line. Raises BarError where it can't start."""
+        """A line on what this machine lets it contain. Raises BarError where it can't start."""
         with self._pool.worker() as worker:
             hello = worker.start()
         user = "another user" if hello["privileged"] else "the same user"
@@ -73,7 +73,7 @@ class Sandbox:
         setup: str = "",
         limits: Limits = Limits(),
     ) -> list[bool]:
-        """Which of the tests pass, one process for all of them.
+        """The outcome of each of the tests, in one process for all of them.
 
         `tests` are statements; the names in `remote` are those of the code under test. `before`
         runs ahead of fetching these, `setup` after it, both on the tests' side.
@@ -94,7 +94,7 @@ class Sandbox:
     def run_program(
         self, source: str, stdin: str, limits: Limits = Limits()
     ) -> Result:
-        """What a program writes to standard output for this standard input."""
+        """The standard output of a program for this standard input."""
         with contextlib.ExitStack() as stack:
             code, inputs, outputs = (
                 _file(stack, text.encode("utf-8", "replace")) for text in (source, stdin, ""))

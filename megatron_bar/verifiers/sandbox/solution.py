@@ -14,7 +14,7 @@ from megatron_bar.verifiers.sandbox import wire
 
 
 class Objects:
-    """What the tests hold handles of."""
+    """Objects that the tests hold handles of."""
 
     def __init__(self) -> None:
         self._objects: list[Any] = []
@@ -53,7 +53,7 @@ def main(source: int, channel: int) -> None:
     while True:
         try:
             request = wire.receive(channel)
-        except wire.Closed:
+        except wire.ConnectionClosed:
             return
         try:
             operation, *arguments = wire.decode(request, objects.__getitem__)

@@ -1,4 +1,4 @@
-"""How tested code and its tests exchange values: plain data by value, everything else by handle.
+"""Values that tested code and its tests exchange: plain data by value, all else by handle.
 
 What arrives is decoded to plain built-in types and handles, nothing else, whatever was sent: an
 object with an `__eq__` of its own can't cross. A value of a subclass (Counter, namedtuple, an
@@ -39,12 +39,12 @@ _COLLECTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-class Closed(Exception):
+class ConnectionClosed(Exception):
     """The other side has gone."""
 
 
 def send(descriptor: int, message: Any) -> None:
-    """Write one message. Raises ValueError beyond MAX_FRAME, Closed if no one reads."""
+    """Write one message. Raises ValueError beyond MAX_FRAME, ConnectionClosed if no one reads."""
     data = json.dumps(message, check_circular=False).encode()
     if len(data) > MAX_FRAME:
         raise ValueError(f"{len(data)} bytes are too long to send")
@@ -53,18 +53,18 @@ def send(descriptor: int, message: Any) -> None:
         while view:
             view = view[os.write(descriptor, view):]
     except OSError:
-        raise Closed from None
+        raise ConnectionClosed from None
 
 
 def receive(descriptor: int) -> Any:
-    """Read one message. Raises Closed at the end of the stream, or where it isn't one of ours."""
+    """Read one message. Raises ConnectionClosed at the end of the stream, and for none of ours."""
     (length,) = struct.unpack("<I", _exactly(descriptor, 4))
     if length > MAX_FRAME:
-        raise Closed
+        raise ConnectionClosed
     try:
         return json.loads(_exactly(descriptor, length))
     except (ValueError, RecursionError):
-        raise Closed from None
+        raise ConnectionClosed from None
 
 
 def read_all(descriptor: int) -> bytes:
@@ -82,9 +82,9 @@ def _exactly(descriptor: int, length: int) -> bytes:
         try:
             piece = os.read(descriptor, min(length, 1 << 20))
         except OSError:
-            raise Closed from None
+            raise ConnectionClosed from None
         if not piece:
-            raise Closed
+            raise ConnectionClosed
         pieces.append(piece)
         length -= len(piece)
     return b"".join(pieces)
@@ -120,7 +120,7 @@ def encode(value: Any, handle: Callable[[Any], Any]) -> Any:
 
 
 def decode(data: Any, handle: Callable[[Any], Any]) -> Any:
-    """What `encode` made, as plain data; `handle` turns what it stood in for back.
+    """The value that `encode` was given, as plain data; `handle` turns what it stood in for back.
 
     Raises ValueError for anything that `encode` can't have made.
     """

@@ -98,7 +98,7 @@ _QWEN3 = dataclasses.replace(_DENSE, norm_placement="before", qk_norm="per_head"
 ], ids=["dense", "all experts", "frozen", "two of four", "norms before", "norms before frozen"])
 def test_activations_are_estimated_near_what_autograd_keeps(model, groups, low, high, tmp_path):
     training = Training(
-        dtype="float32", micro_batch_size=2, batch_size=2, sequence_length=64
+        dtype="float32", micro_batch_size=2, global_batch_size=2, sequence_length=64
     )
     processes.start(
         ranks.kept_for_backward, model, training, groups, tmp_path, timeout_seconds=200

@@ -18,10 +18,10 @@ from megatron_bar.costs.compute import (
     stage_seconds,
 )
 from megatron_bar.costs.fitting import (
-    evaluation_cure,
     nearest_evaluation_fit,
     nearest_fit,
-    training_cure,
+    suggest_evaluation,
+    suggest_training,
 )
 from megatron_bar.costs.memory import (
     evaluation_memory,
@@ -117,12 +117,12 @@ def test_evaluations_are_planned_in_their_own_layout(seven_b):
     plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
     found = plans["evaluate/routed"]
     assert found.stage.layout == Layout(8, tensor=2)
-    assert found.too_big and found.cure == {"batch_size": 64}
+    assert found.too_big and found.suggestion == {"batch_size": 64}
 
 
 def test_the_nearest_layout_that_fits_fits_and_changes_least():
     model = PRESETS["olmo2-32b"].with_experts(2)
-    training = Training(dtype="bfloat16", batch_size=512, sequence_length=4096)
+    training = Training(dtype="bfloat16", global_batch_size=512, sequence_length=4096)
     groups = ["expert.1", "router.1"]
     asked = Layout(256)
     assert training_memory(model, asked, training, groups).total > 80 * GIB
@@ -136,24 +136,24 @@ def test_the_nearest_layout_that_fits_fits_and_changes_least():
 def test_one_key_is_changed_before_the_layout_is():
     model, groups = PRESETS["olmo2-7b"].with_experts(2), ["expert.1", "router.1"]
     layout, limit = Layout(64, tensor=2, expert=2), 80 * GIB
-    wide = Training(dtype="float32", batch_size=256, micro_batch_size=4, recompute="full")
-    assert training_cure(model, layout, wide, groups, limit) == {"dtype": "bfloat16"}
-    long = Training(dtype="bfloat16", batch_size=256, sequence_length=16384)
-    assert training_cure(model, layout, long, groups, limit) == {"recompute": "full"}
+    wide = Training(dtype="float32", global_batch_size=256, micro_batch_size=4, recompute="full")
+    assert suggest_training(model, layout, wide, groups, limit) == {"dtype": "bfloat16"}
+    long = Training(dtype="bfloat16", global_batch_size=256, sequence_length=16384)
+    assert suggest_training(model, layout, long, groups, limit) == {"recompute": "full"}
     both = dataclasses.replace(long, micro_batch_size=8)
-    assert training_cure(model, layout, both, groups, limit) == {
+    assert suggest_training(model, layout, both, groups, limit) == {
         "micro_batch_size": 1, "recompute": "full"}
     many = Rlvr(dtype="bfloat16", recompute="full", rollout_batch_size=64, steps=3)
-    cure = training_cure(model, Layout(32, tensor=2, expert=2), many, RLVR_GROUPS, limit)
-    assert cure == {"rollout_batch_size": 32}
+    suggestion = suggest_training(model, Layout(32, tensor=2, expert=2), many, RLVR_GROUPS, limit)
+    assert suggestion == {"rollout_batch_size": 32}
     asked = Evaluate(batch_size=128, dtype="bfloat16", max_new_tokens=2048)
-    assert evaluation_cure(model, layout, asked, limit) == {"batch_size": 64}
-    assert evaluation_cure(model, Layout(), asked, 8 * GIB) is None
+    assert suggest_evaluation(model, layout, asked, limit) == {"batch_size": 64}
+    assert suggest_evaluation(model, Layout(), asked, 8 * GIB) is None
 
 
 def test_traffic_goes_where_the_ranks_are():
     model = PRESETS["olmo2-7b"].with_experts(2)
-    training = Training(dtype="bfloat16", batch_size=128, sequence_length=8192)
+    training = Training(dtype="bfloat16", global_batch_size=128, sequence_length=8192)
     assert step_traffic(model, Layout(), training, ["expert.1"], 8) == Traffic()
     inside = step_traffic(model, Layout(8, tensor=2, expert=2), training, ["expert.1"], 8)
     assert inside.network == 0 < inside.nvlink
@@ -165,8 +165,8 @@ def test_traffic_goes_where_the_ranks_are():
 
 @pytest.fixture
 def seven_b(tmp_path) -> Path:
-    training = "data: [{path: x.jsonl}], steps: 1000, sequence_length: 4096, batch_size: 256, " \
-        "dtype: bfloat16"
+    training = "data: [{path: x.jsonl}], steps: 1000, sequence_length: 4096, " \
+        "global_batch_size: 256, dtype: bfloat16"
     path = tmp_path / "recipe.yaml"
     path.write_text(f"""
 name: b
@@ -177,7 +177,7 @@ domains:
   code: {{midtrain: {{{training}}}, sft: {{{training}}}}}
   tools: {{sft: {{{training}}}}}
 route:
-  training: {{steps: 66, sequence_length: 2048, batch_size: 640, dtype: bfloat16,
+  training: {{steps: 66, sequence_length: 2048, global_batch_size: 640, dtype: bfloat16,
              layout: {{processes: 40, tensor: 2, expert: 4}}}}
 evaluate: {{dtype: bfloat16}}
 """)
@@ -265,8 +265,8 @@ def test_a_part_of_a_source_counts_for_a_part(seven_b, tmp_path):
 def test_a_third_domain_needs_no_layout_for_the_router(seven_b, capsys):
     """Three experts on a layout that shares two ranks' experts: each rank holds all of them."""
     recipe = load_recipe(seven_b, [
-        "route.training.layout=null", "domains={math: {sft: {steps: 1, batch_size: 64, "
-        "dtype: bfloat16, data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, batch_size: 64, "
+        "route.training.layout=null", "domains={math: {sft: {steps: 1, global_batch_size: 64, "
+        "dtype: bfloat16, data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, global_batch_size: 64, "
         "dtype: bfloat16, data: [{path: x.jsonl}]}}}", "domains.tools=null",
     ])
     plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
@@ -278,15 +278,15 @@ def test_a_third_domain_needs_no_layout_for_the_router(seven_b, capsys):
             "such as route.training.layout") in capsys.readouterr().err
 
 
-def test_rows_longer_than_the_model_knows_are_told(seven_b, capsys):
+def test_rows_longer_than_the_model_knows_are_reported(seven_b, capsys):
     assert main(["plan", str(seven_b), "domains.math.midtrain.sequence_length=8192",
                  "domains.math.midtrain.recompute=full"]) == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "positions" in line]
-    assert len(told) == 1 and told[0].startswith(
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "positions" in line]
+    assert len(warnings) == 1 and warnings[0].startswith(
         "math/midtrain: rows of 8192 tokens are longer than the 4096 positions")
 
 
-def test_steps_told_in_tokens_need_no_data(seven_b):
+def test_steps_given_in_tokens_need_no_data(seven_b):
     tokens = ["domains.tools.sft.steps=null", "domains.tools.sft.tokens=50B"]
     recipe = load_recipe(seven_b, tokens)
     plans = plan_stages(recipe, planned_model(recipe, None), Machine())
@@ -298,10 +298,10 @@ def test_steps_told_in_tokens_need_no_data(seven_b):
     (["anchor=my-model"], "OWNER/NAME of the hub; or give --model with one of olmo2-1b, "),
     (["--model", "olmo9"], "olmo9: unknown"),
     (["--gpu", "TPU"], "its peak isn't known"),
-    (["--efficiency", "0"], "is not in (0, 1]"),
+    (["--mfu", "0"], "is not in (0, 1]"),
     (["layout.tensor=3", "layout.processes=96"], "such as route.training.layout"),
 ])
-def test_what_can_not_be_planned_is_told(arguments, message, seven_b, capsys):
+def test_what_can_not_be_planned_is_reported(arguments, message, seven_b, capsys):
     assert main(["plan", str(seven_b), *arguments]) == 1
     shown = capsys.readouterr().err
     assert message in shown and len(shown.strip().splitlines()) == 1

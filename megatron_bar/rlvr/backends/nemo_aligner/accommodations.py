@@ -1,4 +1,4 @@
-"""What NeMo-Aligner 0.7.0 needs to be imported and run here: every change, with its reason.
+"""Changes that NeMo-Aligner 0.7.0 needs to be imported and run here, each with its reason.
 
 Nothing is changed in a file. tests/rlvr asserts the list, so that an entry that is no longer needed
 is noticed. What Megatron-Core itself needs on a CPU is in runtime/cpu.py.

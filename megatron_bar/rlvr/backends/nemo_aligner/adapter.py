@@ -145,6 +145,6 @@ class StepLog:
         """Nothing is left open."""
 
     def of_step(self) -> Numbers:
-        """What the step that has ended has to log."""
+        """The metrics of the step that has ended."""
         numbers, self.numbers = self.numbers, {}
         return numbers

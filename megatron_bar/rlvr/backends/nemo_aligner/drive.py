@@ -33,7 +33,7 @@ def drive(learner: Learner) -> None:
             use_absolute_kl=False,
             num_rollouts_per_prompt=1,  # the loader repeats each prompt instead
             rollout_batch_seq_length=None,
-            model_gbs=settings.batch_size,
+            model_gbs=settings.global_batch_size,
         )),
         model=model,
         optimizer=OptimizerAdapter(model, log),

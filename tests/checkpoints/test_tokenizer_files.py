@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from megatron_bar.checkpoints.companions import load_tokenizer
 from megatron_bar.checkpoints.convert import export_hf, import_hf
+from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.runtime.errors import BarError
 from tests.models_hf import TALKING, random_dense, talking
 
@@ -105,7 +105,7 @@ def test_olmo_2_has_more_rows_than_tokens(tmp_path, said_by_transformers):
     ("tokenizer_config.json", '{"tokenizer_class": "Unheard"}', "make no tokenizer: Tokenizer cla"),
     ("tokenizer.json", "{}", "make no tokenizer"),
 ])
-def test_a_damaged_tokenizer_is_told_in_a_line(name, content, message, tmp_path):
+def test_a_damaged_tokenizer_is_reported_in_a_line(name, content, message, tmp_path):
     folder = talking(random_dense(**TALKING), tmp_path / "hf")
     (folder / name).write_text(content)
     with pytest.raises(BarError) as raised:

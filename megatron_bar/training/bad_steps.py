@@ -13,16 +13,16 @@ from megatron.core import parallel_state
 from megatron_bar.data.batch import Batch
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.distributed import agreed
+from megatron_bar.runtime.distributed import all_reduce_any
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.resume import Progress
 
 WINDOW = 64  # good steps that the median of gradient norms runs over
-SETTLED = 8  # good steps before a spike can be told
+SETTLED = 8  # good steps before a spike can be recognised
 NAMED = 8  # rows of a bad step in its report
 
 
-class Guard:
+class BadStepCheck:
     """Judges each step before the optimizer sees it, by the settings of the stage.
 
     What it remembers is in `progress`, so that a resumed run judges alike.
@@ -34,7 +34,7 @@ class Guard:
         self.what = what
 
     def fault(self, loss: float, gradient_norm: float) -> str | None:
-        """What is wrong with a step, or None."""
+        """The fault of a step, or None."""
         if not math.isfinite(loss):
             return "the loss is not a number"
         if not math.isfinite(gradient_norm):
@@ -59,7 +59,7 @@ class Guard:
         fault = self.fault(loss, gradient_norm)
         progress = self.progress
         # The numbers are the same on every rank; one that saw others must not go its own way.
-        if not agreed(fault is not None):
+        if not all_reduce_any(fault is not None):
             progress.skipped_in_a_row = 0
             progress.gradient_norms = [*progress.gradient_norms, gradient_norm][-WINDOW:]
             return True

@@ -1,4 +1,4 @@
-"""What router rows start from, where it isn't their branches' own.
+"""Initial router rows, where they aren't their branches' own.
 
 Shapes: S sequence, B batch, T tokens, H hidden, E experts.
 """
@@ -25,7 +25,7 @@ _ROWS = 32  # of each expert's data that its centroid is the mean of
 _SEEDS_APART = 7919
 
 
-def start_at_random(model: LanguageModel, seed: int) -> None:
+def init_at_random(model: LanguageModel, seed: int) -> None:
     """Rows as a branch draws them, a function of `seed` and the layer alone."""
     for router in routers(model):
         weight_EH = router.weight
@@ -34,7 +34,7 @@ def start_at_random(model: LanguageModel, seed: int) -> None:
 
 
 @torch.no_grad()
-def start_at_centroids(
+def init_at_centroids(
     model: LanguageModel,
     rows: PackedDocuments,
     owners: Sequence[int],

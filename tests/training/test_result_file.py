@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from megatron_bar.training.once import RESULT_FILE, once
+from megatron_bar.training.result_file import RESULT_FILE, load_or_run
 from megatron_bar.training.step_lines import StepLines, read_lines
 
 
@@ -25,11 +25,11 @@ def test_work_is_done_once_and_its_saved_states_go_after_it(tmp_path):
         return Found(len(calls))
 
     saved.mkdir(parents=True)
-    assert once(tmp_path, Found, work) == Found(1)
+    assert load_or_run(tmp_path, Found, work) == Found(1)
     assert not saved.exists()
     # As after a kill between the result and the end of what it had saved.
     saved.mkdir(parents=True)
-    assert once(tmp_path, Found, work) == Found(1)
+    assert load_or_run(tmp_path, Found, work) == Found(1)
     assert not saved.exists() and calls == [1]
 
 
@@ -40,7 +40,7 @@ def test_work_that_fails_leaves_what_it_would_go_on_from(tmp_path):
         raise KeyError
 
     with pytest.raises(KeyError):
-        once(tmp_path, Found, work)
+        load_or_run(tmp_path, Found, work)
     assert (tmp_path / "resume" / "7").is_dir() and not (tmp_path / RESULT_FILE).exists()
 
 

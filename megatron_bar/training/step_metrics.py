@@ -1,4 +1,4 @@
-"""What a running stage tells about itself: speed, memory, loss by source, what its routers do."""
+"""Metrics of a running stage: speed, memory, loss by source, router load and entropy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.router import RowRouter, routers
 from megatron_bar.recipe.schema import Training
-from megatron_bar.training.peak import Peak
+from megatron_bar.training.mfu import PeakFlops
 from megatron_bar.training.step import StepResult
 
 
-class Watch:
+class StepMetrics:
     """Adds up steps between two logs. Every rank calls its methods alike."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Watch:
     ) -> None:
         self.config, self.trainable = config, trainable
         self.source_names = source_names
-        self.peak = Peak(dtype, training.peak_tflops)
+        self.peak_flops = PeakFlops(dtype, training.peak_tflops)
         self.restart()
 
     def restart(self) -> None:
@@ -45,7 +45,7 @@ class Watch:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What isn't training, such as saving, doesn't count as time."""
+        """Leave out the time of the block, which isn't training, such as saving."""
         started = time.monotonic()
         yield
         self._idle += time.monotonic() - started
@@ -55,10 +55,10 @@ class Watch:
         self._work += result.work
         self._by_source_D2 += result.by_source_D2
 
-    def numbers(self) -> dict[str, Any]:
-        """What there is to tell since the last call, and start anew.
+    def metrics(self) -> dict[str, Any]:
+        """The metrics since the last call; starts anew.
 
-        `tokens_per_second` counts all positions of the rows; `peak_share` is the operations that
+        `tokens_per_second` counts all positions of the rows; `mfu` is the operations that
         models/flops.py counts, over the time and the peak of all devices, if that is known.
         `memory_gib` is the most that any rank has used since its start: resident, or allocated on
         the GPU.
@@ -68,14 +68,14 @@ class Watch:
         memory = torch.tensor([_peak_memory()], dtype=torch.float64,
                               device=torch.cuda.current_device())
         dist.all_reduce(memory, op=dist.ReduceOp.MAX)
-        numbers = {
+        metrics = {
             "tokens_per_second": self._work.positions / seconds,
             "step_seconds": seconds / self._steps,
             "memory_gib": memory.item() / (1 << 30),
         } | losses_by_source("loss", self.source_names, self._by_source_D2)
-        share = self.peak.share(done / seconds, dist.get_world_size())
+        mfu = self.peak_flops.mfu(done / seconds, dist.get_world_size())
         self.restart()
-        return numbers if share is None else numbers | {"peak_share": share}
+        return metrics if mfu is None else metrics | {"mfu": mfu}
 
 
 def losses_by_source(
@@ -95,8 +95,8 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class RouterWatch:
-    """Load and entropy of every layer's router, over the forward passes inside `watching`.
+class RouterMetrics:
+    """Load and entropy of every layer's router, over the forward passes inside `recording`.
 
     Outside of it nothing hangs on the model.
     """
@@ -108,7 +108,7 @@ class RouterWatch:
         self._sums_LX: torch.Tensor | None = None
 
     @contextlib.contextmanager
-    def watching(self, on: bool = True) -> Iterator[None]:
+    def recording(self, on: bool = True) -> Iterator[None]:
         if not on or self.config.num_experts is None:
             yield
             return
@@ -131,8 +131,8 @@ class RouterWatch:
             (probs_TE.sum(0), torch.stack((entropy, tokens)))
         )
 
-    def numbers(self) -> dict[str, Any]:
-        """Of the last block watched; every rank calls this.
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the last `recording` block; every rank calls this.
 
         `router_load`, [L][E]: mean probability of an expert, padding tokens included.
         `router_entropy`, [L]: mean over tokens, in nats; log(E) is an even router.

@@ -1,4 +1,4 @@
-"""What goes along with a model's weights: tokenizer, chat template, generation config.
+"""Tokenizer files, which go along with a model's weights: chat template and generation config too.
 
 A Hugging Face folder has these files beside its weights, a checkpoint in a folder of its own.
 """
@@ -20,11 +20,11 @@ from megatron_bar.runtime.files import read_json, refuse_lfs_pointer, write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-COMPANION_FOLDER = "hf"  # of a checkpoint
+TOKENIZER_FOLDER = "hf"  # of a checkpoint
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _TEMPLATE, _GENERATION = "chat_template.jinja", "generation_config.json"
-COMPANIONS = (_TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.json", "merges.txt",
-              _TEMPLATE, _GENERATION)
+TOKENIZER_FILES = (_TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.json",
+                   "merges.txt", _TEMPLATE, _GENERATION)
 _ANY_CLASS = "PreTrainedTokenizerFast"  # reads all that it needs from tokenizer.json
 # transformers' own mark of what carries loss, which other programs that serve models don't know.
 _MARK = re.compile(r"\{%([-+]?)\s*((?:end)?generation)\s*([-+]?)%\}")
@@ -33,7 +33,7 @@ _HIDDEN_MARK = re.compile(r"\{#([-+]?)\s*((?:end)?generation)\s*([-+]?)#\}")
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a model is talked to."""
+    """A chat format: the template, and the tokens that end a reply or fill up a row."""
 
     tokenizer: PreTrainedTokenizerBase
     template: str  # Jinja source
@@ -53,11 +53,11 @@ class ChatFormat:
             })
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy what `source` has of them, as transformers 4 and 5 both read it."""
+def copy_tokenizer_files(source: Path, target: Path) -> None:
+    """Copy the tokenizer files that `source` has, as transformers 4 and 5 both read them."""
     source, target = Path(source), Path(target)
     target.mkdir(parents=True, exist_ok=True)
-    for name in COMPANIONS:
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             refuse_lfs_pointer(source / name)
             shutil.copyfile(source / name, target / name)
@@ -112,22 +112,22 @@ def check_tokens(folder: Path, vocab_size: int) -> None:
         )
 
 
-def told_stops(folder: Path) -> set[int]:
+def eos_token_ids(folder: Path) -> set[int]:
     """The tokens that end an answer by the generation config of a Hugging Face folder or of a
-    checkpoint; empty if it tells none.
+    checkpoint; empty if it names none.
 
     Raises BarError if they are no token ids.
     """
     path = _within(folder) / _GENERATION
-    told = _object(path).get("eos_token_id")
-    stops = told if isinstance(told, list) else [] if told is None else [told]
+    ids = _object(path).get("eos_token_id")
+    stops = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if not all(isinstance(stop, int) for stop in stops):
-        raise BarError(f"{path}: eos_token_id {told!r} is neither a token's id nor a list of them")
+        raise BarError(f"{path}: eos_token_id {ids!r} is neither a token's id nor a list of them")
     return set(stops)
 
 
 def for_serving(folder: Path, max_positions: int) -> None:
-    """Make the companions in `folder`, those of an export, what programs that serve models read.
+    """Make the tokenizer files of the export in `folder` what programs that serve models read.
 
     The marks of the chat template become comments, which render the same everywhere. A length of
     texts that the model hasn't the positions for goes.
@@ -143,9 +143,9 @@ def for_serving(folder: Path, max_positions: int) -> None:
 
 
 def _within(folder: Path) -> Path:
-    """Where the companions of a Hugging Face folder or of a checkpoint lie."""
-    companions = Path(folder) / COMPANION_FOLDER
-    return companions if companions.is_dir() else Path(folder)
+    """The place of the tokenizer files of a Hugging Face folder or of a checkpoint."""
+    within = Path(folder) / TOKENIZER_FOLDER
+    return within if within.is_dir() else Path(folder)
 
 
 @contextlib.contextmanager
@@ -157,7 +157,7 @@ def _readable_tokenizer(folder: Path) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="megatron-bar-") as copy:
-        copy_companions(folder, Path(copy))
+        copy_tokenizer_files(folder, Path(copy))
         yield Path(copy)
 
 

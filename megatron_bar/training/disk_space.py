@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_bar.checkpoints.model_io import sharded_model_state
 from megatron_bar.checkpoints.number_types import stored_types
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.disk import disk_faults_told, disk_of, free_bytes, lacking, readable
+from megatron_bar.runtime.disk import disk_of, explain_disk_faults, free_bytes, lacking, readable
 from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
 
@@ -35,7 +35,7 @@ class Sizes:
 
 
 def sizes_of(model: torch.nn.Module, start: Path | None) -> Sizes:
-    """Of a model whose parameters are open or frozen as they are to be. All ranks call this.
+    """Sizes of a model whose parameters are open or frozen as they are to be. All ranks call this.
 
     Its checkpoint has the types of `start`, the one that it was loaded from, if any.
     """
@@ -53,7 +53,7 @@ def sizes_of(model: torch.nn.Module, start: Path | None) -> Sizes:
     return Sizes(*sizes.tolist())
 
 
-def check_room(folder: Path, sizes: Sizes, points: int, what: str) -> None:
+def check_disk_space(folder: Path, sizes: Sizes, points: int, what: str) -> None:
     """Compare what a stage will write into `folder`, at most `points` states, with what is free.
 
     Says so where that may be too little. Raises BarError, on every rank, where the checkpoint alone
@@ -70,7 +70,7 @@ def check_room(folder: Path, sizes: Sizes, points: int, what: str) -> None:
 
 
 @contextlib.contextmanager
-def room_for(target: Path, needed: int, stands: Callable[[], str]) -> Iterator[None]:
+def require_disk_space(target: Path, needed: int, stands: Callable[[], str]) -> Iterator[None]:
     """Write `needed` bytes into `target` in the block, as all ranks do together.
 
     Raises BarError if there isn't room for them, before or in the block; `stands` says for the
@@ -79,7 +79,7 @@ def room_for(target: Path, needed: int, stands: Callable[[], str]) -> Iterator[N
     if refusal := on_main(lambda: lacking(target, needed)):
         raise BarError(f"{refusal}; {stands()}; make room and run it again")
     with (
-        disk_faults_told(target, lambda: f", {readable(needed)} are needed; {stands()}"),
+        explain_disk_faults(target, lambda: f", {readable(needed)} are needed; {stands()}"),
         _reason_on_all_ranks(),
     ):
         yield

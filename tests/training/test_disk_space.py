@@ -9,8 +9,8 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.training.disk_space import sizes_of
 from megatron_bar.training.groups import freeze
-from megatron_bar.training.room import sizes_of
 
 
 def test_a_checkpoint_has_the_types_of_its_start(two_experts, tmp_path):

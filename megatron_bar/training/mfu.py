@@ -1,6 +1,7 @@
-"""How many floating-point operations a second the devices could do, and what share of it is done.
+"""Model FLOPs utilisation: the share of the devices' peak that a rate of operations is.
 
-The share is of useful work (models/flops.py), and so a lower bound of what the devices did.
+The operations are those of useful work (models/flops.py), so the share is a lower bound of what the
+devices did.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PEAK_TFLOPS = {
 _GEMM_SIZE, _GEMM_TIMES = 640, 8
 
 
-class Peak:
+class PeakFlops:
     """Operations a second that one device can do in `dtype`.
 
     `tflops` if it is given, else from the table for a known GPU; on a CPU the fastest matrix
@@ -33,8 +34,8 @@ class Peak:
         else:
             self.flops = 1e12 * (tflops or _known(torch.cuda.get_device_name(), dtype))
 
-    def share(self, flops_per_second: float, devices: int) -> float | None:
-        """What share of all devices' peak a rate is; at most 1 where the peak is measured.
+    def mfu(self, flops_per_second: float, devices: int) -> float | None:
+        """The share of all devices' peak that a rate is; at most 1 where the peak is measured.
 
         None for a GPU that the table doesn't know.
         """

@@ -1,4 +1,4 @@
-"""The chat formats that a recipe can name, as Jinja source."""
+"""The chat templates that a recipe can name, as Jinja source."""
 
 # What BAR trains its experts on: ChatML frames, tool results from the environment, no bos. The
 # last reply ends with eos alone, which also ends the document when rows are packed. The layout is

@@ -1,4 +1,4 @@
-"""Work of a stage that is done once, whatever kills the process after it."""
+"""The result of a stage's work, computed one time, whatever kills the process after it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ RESULT_FILE = "trained.json"
 Result = TypeVar("Result")
 
 
-def once(folder: Path, kind: type[Result], work: Callable[[], Result]) -> Result:
-    """What `work` returned, a dataclass of the given kind, now or when it was done before.
+def load_or_run(folder: Path, kind: type[Result], work: Callable[[], Result]) -> Result:
+    """The result of `work`, a dataclass of the given kind: read from `folder`, or computed now.
 
-    Called by every rank. The result is kept in `folder`; only then do the states go that the work
+    Called by every rank. The result is saved in `folder`; only then do the states go that the work
     would go on from, so a kill in between costs nothing.
     """
     path = folder / RESULT_FILE
