@@ -184,7 +184,7 @@ from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.backends import backend_of
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.layout import Layout
-check_settings(Rlvr(backend="profiled"), Layout())
+check_settings(Rlvr(steps=1, backend="profiled"), Layout())
 backend = backend_of("profiled")
 assert backend.missing() is None and backend.prepare() is None and backend.PRELOAD is None
 assert backend.fit.__module__.endswith("profiled")
