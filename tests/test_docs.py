@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-import torch
 
 from megatron_bar.cli.parser import build_parser
-from megatron_bar.costs.compute import Machine
-from megatron_bar.models.presets import PRESETS
-from megatron_bar.stages.made_of import changes, record
+from tests.test_floors import FLOORS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+RESULTS = sorted((DOCS / "results").glob("[a-z]*.md"))
+PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted(DOCS.rglob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+_LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]*))?\)")
 
 
 def _texts(path: Path) -> Iterator[str]:
@@ -34,7 +33,7 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 def _messages() -> list[str]:
-    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    page = (DOCS / "troubleshooting.md").read_text()
     return re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
 
 
@@ -65,33 +64,41 @@ def test_quoted_commands_are_understood(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
-    targets = _LINK.findall(_FENCE.sub("", page.read_text()))
-    assert not [target for target in targets if not (page.parent / target).exists()]
+    for target, anchor in _LINK.findall(_FENCE.sub("", page.read_text())):
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        assert not anchor or anchor in _anchors(path), f"{target}#{anchor}"
 
 
-def _example(of: str) -> dict:
-    """The names that an example in Python defines, by a word that it has."""
-    page = (ROOT / "docs" / "extending.md").read_text()
-    (example,) = [code for language, code in _FENCE.findall(page)
-                  if language == "python" and of in code]
-    names: dict = {}
-    exec(example, names)
-    return names
+def _anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page in links."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_example_of_a_verifier_is_one():
-    score = _example("def score")["score"]
-    reference = "26 U.S.C. 501 and 42 U.S.C. 1983"
-    assert score("", "See 42 U.S.C. 1983.", reference) == 0.5
-    assert score("", "No idea.", reference) == 0
+@pytest.mark.parametrize("folder", [DOCS, DOCS / "results"], ids=["manual", "results"])
+def test_an_index_names_every_page_beside_it(folder):
+    named = {target for target, _ in _LINK.findall((folder / "README.md").read_text())}
+    assert {path.name for path in folder.glob("[a-z]*.md")} <= named
 
 
-def test_the_example_of_a_stage_is_one():
-    stage = _example("QuantizeStage")["QuantizeStage"]("int8", {"model": "hf"})
-    made = record(stage)
-    assert made == {"kind": "quantize", "settings": {"bits": 8}, "outside": {}, "files": {}}
-    assert changes(made, stage) == []
-    fewer = dataclasses.replace(stage, bits=4)
-    assert list(map(str, changes(made, fewer))) == ["bits is 4, was 8"]
-    plan = stage.plan(PRESETS["olmo2-1b"], Machine(), torch.bfloat16)
-    assert plan.seconds > 0 and plan.memory.total < 8 << 30 and not stage.ON_GPU
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
+def test_results_tell_how_they_were_made(page):
+    told = re.findall(r"^\| (command|machine|state) \| .+ \|$", page.read_text(), re.MULTILINE)
+    assert told and told == ["command", "machine", "state"] * (len(told) // 3)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_quoted_benchmarks_exist(page):
+    for name in re.findall(r"python -m benchmarks\.(\w+)", page.read_text()):
+        assert (ROOT / "benchmarks" / f"{name}.py").is_file(), name
+
+
+def test_the_house_is_drawn_as_it_stands():
+    (listed,) = [block for _, block in _FENCE.findall((DOCS / "architecture.md").read_text())
+                 if block.startswith("megatron_bar/\n")]
+    drawn = [text.text for text in ElementTree.parse(DOCS / "figures" / "house.svg").iter(
+        "{http://www.w3.org/2000/svg}text")]
+    top_down = FLOORS[::-1]
+    assert re.findall(r"^  (\w+)/ ", listed, re.MULTILINE) == top_down
+    assert [text for text in drawn if text in FLOORS] == top_down

@@ -24,6 +24,7 @@ def value_faults(recipe: Recipe) -> list[str]:
 
 
 def _faults(recipe: Recipe) -> Iterator[str]:
+    yield from faults(recipe, "")
     yield from _layout(recipe.layout, "")
     if recipe.pretrain is not None:
         yield from faults(recipe.pretrain, "pretrain: ")
