@@ -202,14 +202,15 @@ def _run(
 
     Raises BarError for packages that aren't installed.
     """
-    require(check_installed(short))
+    stages = stage_graph(short)
+    require(check_installed(short, [stage.name for stage in stages]))
     faults: list[str] = []
     run = Path(short.runs) / short.name
     try:
         run_checked(short)
     except StagesFailed as error:
         faults += error.failures
-    for stage in stage_graph(short):
+    for stage in stages:
         done = read_done(run / stage.name)
         if done is None:
             showed[stage.name] = ["not done"]
