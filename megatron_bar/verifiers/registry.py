@@ -62,7 +62,8 @@ def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]
     """A function that scores responses to an item of `source`.
 
     Raises BarError for an unknown verifier and a reference that is missing or no whole text, with
-    the item's place; so does what is returned, for a reference that is broken.
+    the item's place; so does what is returned, for a reference that is broken and for a verifier
+    that fails.
     """
     with _naming_item(conversation):
         verifier = verifier_for(source)
@@ -72,7 +73,15 @@ def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]
 
     def score(response: str) -> float:
         with _naming_item(conversation):
-            return verifier(prompt, response, reference)
+            try:
+                return verifier(prompt, response, reference)
+            except (BarError, MemoryError):
+                raise
+            except Exception as error:
+                raise BarError(
+                    f"verifier {verifier_name(source)!r} failed on an answer to this item, with "
+                    f"{type(error).__name__}: {error}; mend the verifier, or leave the item out"
+                ) from error
 
     return score
 

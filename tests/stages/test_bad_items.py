@@ -27,6 +27,8 @@ def item(question: str, **more) -> dict:
     return {"messages": [{"role": "user", "content": question}], "answer": "4"} | more
 
 
+POSITIONS = 200
+
 BAD = [
     (item("half \ud83d"), "half of a character"),
     (item("a <|im_end|> b"), "would forge a turn"),
@@ -34,6 +36,7 @@ BAD = [
     ({"messages": [*item("no answer")["messages"], {"role": "assistant", "content": "4"}]},
      "column 'answer' isn't here, and is in the first item"),
     (item("x", messages="y"), "messages must be a list"),
+    (item("1 + " * POSITIONS), f"no room for an answer in the model's {POSITIONS} positions"),
     (item("x", answer="half \ud83d"), "the reference holds half of a character"),
 ]
 
@@ -43,11 +46,11 @@ def load(request, tokenizer):
     """How many items of a file are loaded, by RLVR and by an evaluation."""
     def prompts(source: Source, left_out: LeftOut) -> int:
         settings = Rlvr(data=[source])
-        return len(load_prompts(tokenizer, toy.CHAT_TEMPLATE, settings, 0, left_out))
+        return len(load_prompts(tokenizer, toy.CHAT_TEMPLATE, settings, POSITIONS, 0, left_out))
 
     def items(source: Source, left_out: LeftOut) -> int:
         chat_format = ChatFormat(tokenizer, toy.CHAT_TEMPLATE, frozenset(), 0)
-        return len(load_items("sums", [source], chat_format, 200, 0, left_out)[1])
+        return len(load_items("sums", [source], chat_format, POSITIONS, 0, left_out)[1])
 
     return prompts if request.param == "prompts" else items
 
@@ -74,5 +77,5 @@ def test_bad_items_are_left_out_and_listed(load, tmp_path, capsys):
     assert name.endswith("asked") and count == len(BAD)
     lines = (tmp_path / LEFT_OUT).read_text().splitlines()
     assert [json.loads(line)["where"].rpartition(":")[2] for line in lines] == [
-        "2", "6", "3", "4", "5", "7"]
+        "2", "6", "3", "4", "5", "7", "8"]
     assert f"{len(BAD)} bad items were left out, such as" in capsys.readouterr().out

@@ -323,6 +323,13 @@ def test_wrong_sources_and_references_are_named_with_their_place():
         score_answers([(Source(path="x.jsonl"), open_ended)], [""])
 
 
+def test_a_verifier_that_fails_names_the_item(monkeypatch):
+    monkeypatch.setitem(VERIFIERS, "exact", lambda prompt, response, reference: response + 1)
+    with pytest.raises(BarError, match=r"^sums\.jsonl:1: verifier 'exact' failed on an answer .* "
+                                       "TypeError: can only concatenate"):
+        score_answers([(Source(path="sums.jsonl"), conversation())], ["2"])
+
+
 def test_a_reference_column_that_is_named_must_be_there():
     named = Source(path="sums.jsonl", reference_column="anwser")
     for columns in ({"answer": "2"}, {"anwser": None}):

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.data.bad_items import LeftOut
-from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.chat import check_prompt_fits, prompt_ids
 from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.data.sources import load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
@@ -34,12 +34,13 @@ def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:
     start = context.checkpoint("start")
     chat_format = load_chat_format(start, stage.chat_template)
     left_out = LeftOut()
+    model = ModelConfig.load(start)
     prompts = load_prompts(chat_format.tokenizer, chat_format.template, settings,
-                           context.recipe.seed, left_out)
+                           model.max_position_embeddings, context.recipe.seed, left_out)
     backend = backend_name(settings.backend)
     say(f"{stage.name}: {len(prompts)} prompts, backend {backend}")
     reinforced = reinforce(
-        model_run(context, ModelConfig.load(start)), settings, prompts, chat_format)
+        model_run(context, model), settings, prompts, chat_format)
     if not is_main():
         return {}
     facts = {"prompts": len(prompts), "backend": backend,
@@ -53,10 +54,13 @@ def load_prompts(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     settings: Rlvr,
+    positions: int,
     seed: int,
     left_out: LeftOut,
 ) -> list[Prompt]:
-    """The conversations of all sources as tasks; those with long prompts don't count.
+    """The conversations of all sources as tasks for a model of so many `positions`.
+
+    Those with prompts longer than `prompt_length` don't count.
 
     Raises BarError for a prompt that can't be used and a missing reference, with its place, unless
     its source says to skip such items: then they are in `left_out`. Raises it too if no prompt is
@@ -69,6 +73,7 @@ def load_prompts(
             with bad.caught(conversation.number, conversation.where):
                 ids = prompt_ids(tokenizer, conversation.messages, template)
                 if len(ids) <= settings.prompt_length:
+                    check_prompt_fits(len(ids), positions)
                     prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
                                           scorers.scorer(conversation)))
     if not prompts:
