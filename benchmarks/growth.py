@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.timing import machine
 from megatron_bar.costs.compute import stage_flops
 from megatron_bar.launch.local import run_recipe
-from megatron_bar.launch.upgrade import Asked, upgrade
+from megatron_bar.launch.upgrade import UpgradeRequest, upgrade
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.config import ModelConfig
@@ -99,7 +99,7 @@ def main() -> None:
             if number == 1:
                 run = run_recipe(load_recipe(path))
             else:
-                upgrade(run, Asked(add={f"expert_{number}": str(path)}))
+                upgrade(run, UpgradeRequest(add={f"expert_{number}": str(path)}))
             rows.append(cost(run, number))
     console.print(_table(rows))
 

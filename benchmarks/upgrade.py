@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.table import Table
 
 from megatron_bar.analysis.upgrade import Upgrade
-from megatron_bar.launch.upgrade import Asked, upgrade
+from megatron_bar.launch.upgrade import UpgradeRequest, upgrade
 from megatron_bar.methods.load import load_recipe, save_recipe
 from megatron_bar.recipe.schema import Domain, Source
 from megatron_bar.runtime.console import console
@@ -39,7 +39,7 @@ def weakened(
     save_recipe(dataclasses.replace(recipe, domains={domain: weak}), path)
     tasks = [f"domains.{name}.tasks={_items(known.tasks, items)}"
              for name, known in recipe.domains.items()]
-    upgrade(run, Asked(replace={domain: str(path)}, overrides=(
+    upgrade(run, UpgradeRequest(replace={domain: str(path)}, overrides=(
         "export=false", f"evaluate.general={_items(recipe.evaluate.general, items)}", *tasks,
         *overrides,
     )))
@@ -68,7 +68,7 @@ def main() -> None:
             run = weakened(source, Path(folder), options.domain, options.steps, options.items,
                            options.set)
             better = str(source / options.domain)
-            done = upgrade(run, Asked(replace={options.domain: better}))
+            done = upgrade(run, UpgradeRequest(replace={options.domain: better}))
             console.print(done.words())
             _add(table, source.name, done)
     console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -102,3 +103,10 @@ def test_the_house_is_drawn_as_it_stands():
     top_down = FLOORS[::-1]
     assert re.findall(r"^  (\w+)/ ", listed, re.MULTILINE) == top_down
     assert [text for text in drawn if text in FLOORS] == top_down
+
+
+@pytest.mark.parametrize("module", sorted(
+    path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__"))
+def test_a_benchmark_can_be_loaded(module):
+    """No test runs them, and a name that they import may change."""
+    importlib.import_module(f"benchmarks.{module}")
