@@ -157,7 +157,7 @@ def _scale_panel() -> str:
         axes.spines[:].set_visible(False)
         axes.set_yticks([])
         axes.set_xticks(range(0, 11, 2), ["0", "0.2", "0.4", "0.6", "0.8", "1"])
-        axes.set_title("mean probability of the expert", fontsize=9.5, weight="normal")
+        axes.set_title("mean share of the expert", fontsize=9.5, weight="normal")
 
     return svg_panel(draw, 0.75, "Scale: from faint for 0 to full for 1")
 

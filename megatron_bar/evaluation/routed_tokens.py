@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_bar.analysis.routing import RoutingRecord, record_routing
 from megatron_bar.data.batch import to_batch
 from megatron_bar.data.rows import PackedRows, PackReport
 from megatron_bar.evaluation.token_kinds import KINDS, SPEAKERS, LabelledText
 from megatron_bar.models.language_model import LanguageModel
+from megatron_bar.models.routing_record import RoutingRecord, record_routing
 from megatron_bar.training.step import forward_backward
 
 _ROWS_AT_ONCE = 8
