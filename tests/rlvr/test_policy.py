@@ -65,7 +65,7 @@ def reference(tmp_path_factory):
     (found.loss / rows["mask"].sum()).backward()
     for gate in gates:  # the anchor's row is frozen
         gate.grad[0] = 0
-    torch.nn.utils.clip_grad_norm_(opened + gates, SETTINGS.clip)
+    torch.nn.utils.clip_grad_norm_(opened + gates, SETTINGS.max_grad_norm)
     optimizer.step()
     tokens = rows["mask"].sum().item()
     return checkpoint, rows, {
