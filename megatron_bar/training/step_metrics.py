@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
-from megatron_bar.models.routing_record import RoutingRecord, record_routing
+from megatron_bar.models.routing_record import RoutingRecord, layer_means, record_routing
 from megatron_bar.recipe.schema import Training
 from megatron_bar.training.mfu import PeakFlops
 from megatron_bar.training.step import StepResult
@@ -102,7 +102,8 @@ class RouterMetrics:
     """
 
     def __init__(self, model: torch.nn.Module, config: ModelConfig) -> None:
-        self.model, self.config = model, config
+        self.model = model
+        self.config = config
         self._record: RoutingRecord | None = None
 
     @contextlib.contextmanager
@@ -110,7 +111,8 @@ class RouterMetrics:
         if not on or self.config.num_experts is None:
             yield
             return
-        with record_routing(self.model) as self._record:
+        self._record = RoutingRecord(self.config.num_layers, self.config.num_experts)
+        with record_routing(self.model, self._record):
             yield
 
     def metrics(self) -> dict[str, Any]:
@@ -121,13 +123,7 @@ class RouterMetrics:
         """
         if self._record is None:
             return {}
-        sums_LX = torch.zeros(
-            self.config.num_layers, self.config.num_experts + 2, dtype=torch.float64,
-            device=torch.cuda.current_device(),
-        )
-        for layer, sums_CX in self._record.sums.items():
-            sums_LX[layer - 1] = sums_CX[0]
+        sums_LX = self._record.sums_LCX.sum(1)
         dist.all_reduce(sums_LX)
-        means_LX = (sums_LX[:, :-1] / sums_LX[:, -1:]).cpu()
-        return {"router_load": means_LX[:, :-1].tolist(),
-                "router_entropy": means_LX[:, -1].tolist()}
+        load, entropy = layer_means(sums_LX)
+        return {"router_load": load, "router_entropy": entropy}
