@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.bad_items import LeftOut
+from megatron_bar.data.bad_items import BadItems, LeftOut
 from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.chat_format import load_chat_format
-from megatron_bar.data.sources import load_conversations, source_name
+from megatron_bar.data.sources import Conversation, load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.backends import backend_name
@@ -40,6 +41,7 @@ def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:
     say(f"{stage.name}: {len(prompts)} prompts, backend {backend}")
     reinforced = reinforce(
         model_run(context, ModelConfig.load(start)), settings, prompts, chat_format)
+    left_out.gather()  # each rank has scored other answers
     if not is_main():
         return {}
     facts = {"prompts": len(prompts), "backend": backend,
@@ -59,8 +61,9 @@ def load_prompts(
     """The conversations of all sources as tasks; those with long prompts don't count.
 
     Raises BarError for a prompt that can't be used and a missing reference, with its place, unless
-    its source says to skip such items: then they are in `left_out`. Raises it too if no prompt is
-    short enough.
+    its source says to skip such items: then they are in `left_out`. So it is with one that turns
+    out later, when an answer is scored: where it is skipped the answer earns nothing, which teaches
+    nothing if no answer to the item earns more. Raises it too if no prompt is short enough.
     """
     prompts = []
     for source in settings.data:
@@ -70,9 +73,22 @@ def load_prompts(
                 ids = prompt_ids(tokenizer, conversation.messages, template)
                 if len(ids) <= settings.prompt_length:
                     prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
-                                          scorers.scorer(conversation)))
+                                          _reward(scorers.scorer(conversation), conversation,
+                                                  bad)))
     if not prompts:
         raise BarError("; ".join([
             f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
             *left_out.lines().values()]))
     return prompts
+
+
+def _reward(
+    score: Callable[[str], float], conversation: Conversation, bad: BadItems
+) -> Callable[[str], float]:
+    """`score`, but 0 where the item can't be scored and is to be skipped."""
+    def reward(response: str) -> float:
+        with bad.caught(conversation.number, conversation.where):
+            return score(response)
+        return 0.0
+
+    return reward
