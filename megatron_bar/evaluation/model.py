@@ -17,6 +17,7 @@ from megatron_bar.checkpoints.number_types import compute_type, type_name
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data.bad_items import BadItems, LeftOut
 from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.chat_format import check_prompt_length
 from megatron_bar.data.sources import Conversation, load_conversations, source_name
 from megatron_bar.evaluation.routed_tokens import route_texts
 from megatron_bar.evaluation.token_kinds import label_tokens
@@ -144,9 +145,7 @@ def load_items(
             with bad.caught(conversation.number, conversation.where):
                 prompt = prompt_ids(
                     chat_format.tokenizer, conversation.messages, chat_format.template)
-                if len(prompt) >= positions:
-                    raise BarError(f"the prompt has {len(prompt)} tokens, which leaves no room for "
-                                   f"an answer in the model's {positions} positions")
+                check_prompt_length(len(prompt), positions)
                 scorers.scorer(conversation)  # a missing reference is known before it is needed
                 items.append((source, conversation))
                 prompts.append(prompt)

@@ -35,6 +35,7 @@ BAD = [
      "column 'answer' isn't here, and is in the first item"),
     (item("x", messages="y"), "messages must be a list"),
     (item("x", answer="half \ud83d"), "the reference holds half of a character"),
+    (item("word " * 200), "leaves no room for an answer in the model's 200 positions"),
 ]
 
 
@@ -43,7 +44,7 @@ def load(request, tokenizer):
     """How many items of a file are loaded, by RLVR and by an evaluation."""
     def prompts(source: Source, left_out: LeftOut) -> int:
         settings = Rlvr(data=[source])
-        return len(load_prompts(tokenizer, toy.CHAT_TEMPLATE, settings, 0, left_out))
+        return len(load_prompts(tokenizer, toy.CHAT_TEMPLATE, settings, 200, 0, left_out))
 
     def items(source: Source, left_out: LeftOut) -> int:
         chat_format = ChatFormat(tokenizer, toy.CHAT_TEMPLATE, frozenset(), 0)
@@ -74,7 +75,7 @@ def test_bad_items_are_left_out_and_listed(load, tmp_path, capsys):
     assert name.endswith("asked") and count == len(BAD)
     lines = (tmp_path / LEFT_OUT).read_text().splitlines()
     assert [json.loads(line)["where"].rpartition(":")[2] for line in lines] == [
-        "2", "6", "3", "4", "5", "7"]
+        "2", "6", "3", "4", "5", "7", "8"]
     assert f"{len(BAD)} bad items were left out, such as" in capsys.readouterr().out
 
 
@@ -83,7 +84,8 @@ def test_a_prompt_that_cannot_be_scored_earns_nothing_where_it_is_skipped(tokeni
     for on_bad_item in ("stop", "skip"):
         source = Source(path=path, verifier="tool_calls", on_bad_item=on_bad_item)
         left_out = LeftOut()
-        _, broken = load_prompts(tokenizer, toy.CHAT_TEMPLATE, Rlvr(data=[source]), 0, left_out)
+        settings = Rlvr(data=[source])
+        _, broken = load_prompts(tokenizer, toy.CHAT_TEMPLATE, settings, 200, 0, left_out)
         assert not left_out.lines()
         if on_bad_item == "skip":
             assert broken.score("x") == 0

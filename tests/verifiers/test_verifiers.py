@@ -342,7 +342,7 @@ def test_a_verifier_that_fails_names_the_item(monkeypatch):
     with pytest.raises(BarError, match=message):
         scores_of(items, ["2", "2"])
     assert scores_of(items, ["2", "2"], skip=True) == [None, 1]
-    with pytest.raises(MachineError, match="^verifier mine .*OSError: no space left"):
+    with pytest.raises(MachineError, match=r"^verifier mine .*OSError: no space left"):
         scores_of(items, ["disk", "2"], skip=True)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data.bad_items import BadItems, describe_left_out
 from megatron_bar.data.chat import prompt_ids, render
-from megatron_bar.data.chat_format import closing_tokens
+from megatron_bar.data.chat_format import check_prompt_length, closing_tokens
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
 from megatron_bar.launch.check_data import Reading, contents, readings
 from megatron_bar.launch.rehearse.references import ReferenceScores, score_references
@@ -123,15 +123,10 @@ def _check_longest(
                    for message in conversation.messages for value in message.values())
         if size + _FRAME_BYTES < positions:
             continue
-        length = 0
         with bad.caught(conversation.number, conversation.where):
             length = len(_prompt(conversation, chat_format))
-        if positions <= length <= (most or length):
-            fault = BarError(f"{conversation.where}: the prompt has {length} tokens, which leaves "
-                             f"no room for an answer in the model's {positions} positions")
-            if reading.task is None:  # RLVR goes by prompt_length alone, and would ask it
-                raise fault
-            bad.add(conversation.number, conversation.where, fault)
+            if length <= (most or length):
+                check_prompt_length(length, positions)
 
 
 def _scored(

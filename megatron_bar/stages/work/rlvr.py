@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.data.bad_items import BadItems, LeftOut
 from megatron_bar.data.chat import prompt_ids
-from megatron_bar.data.chat_format import load_chat_format
+from megatron_bar.data.chat_format import check_prompt_length, load_chat_format
 from megatron_bar.data.sources import Conversation, load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
@@ -35,12 +35,15 @@ def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:
     start = context.checkpoint("start")
     chat_format = load_chat_format(start, stage.chat_template)
     left_out = LeftOut()
+    model = ModelConfig.load(start)
     prompts = load_prompts(chat_format.tokenizer, chat_format.template, settings,
-                           context.recipe.seed, left_out)
+                           model.max_position_embeddings, context.recipe.seed, left_out)
     backend = backend_name(settings.backend)
     say(f"{stage.name}: {len(prompts)} prompts, backend {backend}")
+    if warning := stage.length_warning(model):
+        say(f"{stage.name}: {warning}")
     reinforced = reinforce(
-        model_run(context, ModelConfig.load(start)), settings, prompts, chat_format)
+        model_run(context, model), settings, prompts, chat_format)
     left_out.gather()  # each rank has scored other answers
     if not is_main():
         return {}
@@ -55,15 +58,17 @@ def load_prompts(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     settings: Rlvr,
+    positions: int,
     seed: int,
     left_out: LeftOut,
 ) -> list[Prompt]:
-    """The conversations of all sources as tasks; those with long prompts don't count.
+    """The conversations of all sources as tasks, for a model of so many `positions`.
 
-    Raises BarError for a prompt that can't be used and a missing reference, with its place, unless
-    its source says to skip such items: then they are in `left_out`. So it is with one that turns
-    out later, when an answer is scored: where it is skipped the answer earns nothing, which teaches
-    nothing if no answer to the item earns more. Raises it too if no prompt is short enough.
+    Prompts longer than `prompt_length` don't count. Raises BarError for one that can't be used or
+    leaves no room to answer, and a missing reference, with its place, unless its source says to
+    skip such items: then they are in `left_out`. An item may turn out to be such a one later, when
+    an answer is scored: where it is skipped the answer earns nothing. Raises BarError too if no
+    prompt is short enough.
     """
     prompts = []
     for source in settings.data:
@@ -72,6 +77,7 @@ def load_prompts(
             with bad.caught(conversation.number, conversation.where):
                 ids = prompt_ids(tokenizer, conversation.messages, template)
                 if len(ids) <= settings.prompt_length:
+                    check_prompt_length(len(ids), positions)
                     prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
                                           _reward(scorers.scorer(conversation), conversation,
                                                   bad)))
