@@ -1,83 +1,19 @@
-"""Choices of a model's routers: recorded while it runs, and said in words.
+"""Choices of a model's routers, said in words.
 
-Shapes: T tokens, C classes of tokens, L layers, E experts.
+Shapes: L layers, E experts.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import torch
-
-from megatron_bar.models.router import RowRouter, routers
 
 ROUTING = "routing.json"  # of an evaluated model: `experts`, and how each of its `tasks` routes
 DEAD = 0.02  # an expert that no layer gives more of any task
 DOMINATING = 0.8  # an expert that gets more of every task
 STANDS_OUT = 0.1  # more than an expert has of all tokens
 EVEN = 1.25  # times 1/E: no expert gets more, so the task leans on none
-
-
-class RoutingRecord:
-    """Shares that routers gave the tokens of each class, by layer, over all forwards so far.
-
-    `labels` says which class the tokens of the next forward belong to, -1 for those that don't
-    count; int, [T], in the routers' order: sequence-major, as `[S, B]` flattens. None puts all into
-    class 0. A token's probabilities are taken relative to their sum, which is 1 unless some experts
-    aren't active.
-    """
-
-    def __init__(self, classes: int = 1) -> None:
-        self.labels: torch.Tensor | None = None
-        self.classes = classes
-        # By layer number, [C, E + 2]: sums of the experts' shares and of entropies, and tokens.
-        self.sums: dict[int, torch.Tensor] = {}
-
-    def add(self, layer: int, probs_TE: torch.Tensor) -> torch.Tensor:
-        """Take in what the router of `layer` gave, 0 for experts that it didn't choose.
-
-        Returns the shares, [T, E].
-        """
-        shares_TE = probs_TE.detach().double().cpu()
-        shares_TE = shares_TE / shares_TE.sum(1, keepdim=True)
-        labels_T = self.labels
-        if labels_T is None:
-            labels_T = torch.zeros(len(shares_TE), dtype=torch.long)
-        assert len(labels_T) == len(shares_TE), (
-            f"labels has {len(labels_T)} tokens, the router of layer {layer} sees "
-            f"{len(shares_TE)}; build the model with sequence_parallel=False"
-        )
-        entropy_T = -torch.special.xlogy(shares_TE, shares_TE).sum(1)
-        recorded_TX = torch.cat(
-            [shares_TE, entropy_T[:, None], torch.ones(len(shares_TE), 1)], dim=1
-        )
-        sums_CX = self.sums.setdefault(
-            layer, torch.zeros(self.classes, recorded_TX.shape[1], dtype=torch.float64)
-        )
-        counted_T = labels_T >= 0
-        sums_CX.index_add_(0, labels_T[counted_T], recorded_TX[counted_T])
-        return shares_TE
-
-
-@contextlib.contextmanager
-def record_routing(
-    model: torch.nn.Module, record: RoutingRecord | None = None
-) -> Iterator[RoutingRecord]:
-    """Record every router of `model` during the block. The model computes what it always does."""
-    record = record or RoutingRecord()
-
-    def hook(router: RowRouter, inputs: tuple, output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        record.add(router.layer_number, output[0])
-
-    handles = [router.register_forward_hook(hook) for router in routers(model)]
-    try:
-        yield record
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def mean_over_layers(probs_LE: Sequence[Sequence[float]]) -> list[float]:

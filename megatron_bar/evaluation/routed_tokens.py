@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_bar.analysis.routing import RoutingRecord, record_routing
 from megatron_bar.data.batch import to_batch
 from megatron_bar.data.rows import PackedRows, PackReport
 from megatron_bar.evaluation.token_kinds import KINDS, SPEAKERS, LabelledText
 from megatron_bar.models.language_model import LanguageModel
+from megatron_bar.models.routing_record import RoutingRecord, layer_means, record_routing
 from megatron_bar.training.step import forward_backward
 
 _ROWS_AT_ONCE = 8
@@ -34,10 +34,10 @@ def route_texts(model: LanguageModel, texts: Sequence[LabelledText], pad_id: int
     `speakers` that occur; and `examples`, the first texts with `shares` [T][L][E].
     """
     limit = model.max_sequence_length
-    record = RoutingRecord(len(KINDS) * len(SPEAKERS))
+    record = RoutingRecord(*_sizes(model), len(KINDS) * len(SPEAKERS))
     for rows, labels_BS in _batches(texts, limit):
         _forward(model, rows, labels_BS, pad_id, record)
-    sums_LCX = _gathered(model, record.sums, (record.classes, model.config.num_moe_experts + 2))
+    sums_LCX = _of_all_layers(record.sums_LCX.contiguous())
     # Data-parallel ranks have routed different texts; tensor-parallel ones the same.
     dist.all_reduce(sums_LCX, group=parallel_state.get_data_parallel_group())
     sums_LKSX = sums_LCX.cpu().unflatten(1, (len(KINDS), len(SPEAKERS)))
@@ -48,15 +48,19 @@ def route_texts(model: LanguageModel, texts: Sequence[LabelledText], pad_id: int
     }
 
 
+def _sizes(model: LanguageModel) -> tuple[int, int]:
+    """The model's layers and experts, on all ranks together."""
+    return model.config.num_layers, model.config.num_moe_experts
+
+
 def _by(names: Sequence[str], sums_LCX: torch.Tensor) -> dict[str, Any]:
     return {name: _means(sums_LX) for name, sums_LX in zip(names, sums_LCX.unbind(1))
             if sums_LX[0, -1] > 0}
 
 
 def _means(sums_LX: torch.Tensor) -> dict[str, Any]:
-    means_LX = sums_LX[:, :-1] / sums_LX[:, -1:]
-    return {"tokens": int(sums_LX[0, -1]), "layers": means_LX[:, :-1].tolist(),
-            "entropy": means_LX[:, -1].tolist()}
+    shares, entropy = layer_means(sums_LX)
+    return {"tokens": int(sums_LX[0, -1]), "layers": shares, "entropy": entropy}
 
 
 def _batches(texts: Sequence[LabelledText], limit: int):
@@ -98,7 +102,7 @@ def _forward(
 ) -> None:
     batch = to_batch(rows, pad_id)
     labels = torch.from_numpy(labels_BS).reshape(batch.tokens_BS.shape)
-    record.labels = labels.t().reshape(-1)
+    record.labels = labels.t().reshape(-1).to(batch.tokens_BS.device)
     with record_routing(model, record):
         forward_backward(model, [batch], train=False)
 
@@ -106,10 +110,10 @@ def _forward(
 def _example(model: LanguageModel, text: LabelledText, pad_id: int) -> dict[str, Any]:
     """Every data-parallel rank routes the text, so that those that share experts keep step."""
     length = min(len(text.ids), _LONGEST_EXAMPLE, model.max_sequence_length)
-    record = _EveryToken()
+    record = _EveryToken(*_sizes(model), length)
     rows, labels_BS = _rows([text], 1, length)
     _forward(model, rows, labels_BS, pad_id, record)
-    shares_LTE = _gathered(model, record.shares, (length, model.config.num_moe_experts)).cpu()
+    shares_LTE = _of_all_layers(record.shares_LTE).cpu()
     return {
         "texts": text.texts[:length],
         "kinds": [KINDS[kind] for kind in text.kinds_T[:length]],
@@ -121,22 +125,16 @@ def _example(model: LanguageModel, text: LabelledText, pad_id: int) -> dict[str,
 class _EveryToken(RoutingRecord):
     """Keeps what each token was given."""
 
-    def __init__(self) -> None:
-        super().__init__(len(KINDS) * len(SPEAKERS))
-        self.shares: dict[int, torch.Tensor] = {}
+    def __init__(self, layers: int, experts: int, tokens: int) -> None:
+        super().__init__(layers, experts, len(KINDS) * len(SPEAKERS))
+        self.shares_LTE = self.sums_LCX.new_zeros(layers, tokens, experts)
 
     def add(self, layer: int, probs_TE: torch.Tensor) -> torch.Tensor:
-        self.shares[layer] = super().add(layer, probs_TE)
-        return self.shares[layer]
+        self.shares_LTE[layer - 1] = super().add(layer, probs_TE)
+        return self.shares_LTE[layer - 1]
 
 
-def _gathered(
-    model: LanguageModel, by_layer: dict[int, torch.Tensor], shape: tuple[int, ...]
-) -> torch.Tensor:
-    """`[L, *shape]` over the layers of all pipeline ranks, on each of them."""
-    device = torch.cuda.current_device()
-    found = torch.zeros(model.config.num_layers, *shape, dtype=torch.float64, device=device)
-    for layer, tensor in by_layer.items():
-        found[layer - 1] = tensor.to(device)
-    dist.all_reduce(found, group=parallel_state.get_pipeline_model_parallel_group())
-    return found
+def _of_all_layers(of_rank_LX: torch.Tensor) -> torch.Tensor:
+    """`of_rank_LX`, which is 0 for layers of other pipeline ranks, with these on every rank."""
+    dist.all_reduce(of_rank_LX, group=parallel_state.get_pipeline_model_parallel_group())
+    return of_rank_LX

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
-from megatron_bar.models.router import RowRouter, routers
+from megatron_bar.models.routing_record import RoutingRecord, layer_means, record_routing
 from megatron_bar.recipe.schema import Training
 from megatron_bar.training.mfu import PeakFlops
 from megatron_bar.training.step import StepResult
@@ -102,44 +102,28 @@ class RouterMetrics:
     """
 
     def __init__(self, model: torch.nn.Module, config: ModelConfig) -> None:
-        self.routers = routers(model)
+        self.model = model
         self.config = config
-        # By global layer: sum of probabilities by expert, sum of entropies, tokens.
-        self._sums_LX: torch.Tensor | None = None
+        self._record: RoutingRecord | None = None
 
     @contextlib.contextmanager
     def recording(self, on: bool = True) -> Iterator[None]:
         if not on or self.config.num_experts is None:
             yield
             return
-        self._sums_LX = torch.zeros(
-            self.config.num_layers, self.config.num_experts + 2, dtype=torch.float64,
-            device=torch.cuda.current_device(),
-        )
-        handles = [router.register_forward_hook(self._add) for router in self.routers]
-        try:
+        self._record = RoutingRecord(self.config.num_layers, self.config.num_experts)
+        with record_routing(self.model, self._record):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _add(self, router: RowRouter, inputs: tuple, output: tuple) -> None:
-        probs_TE = output[0].detach().double()
-        entropy = -torch.special.xlogy(probs_TE, probs_TE).sum()
-        tokens = torch.full_like(entropy, len(probs_TE))
-        self._sums_LX[router.layer_number - 1] += torch.cat(
-            (probs_TE.sum(0), torch.stack((entropy, tokens)))
-        )
 
     def metrics(self) -> dict[str, Any]:
         """The metrics of the last `recording` block; every rank calls this.
 
-        `router_load`, [L][E]: mean probability of an expert, padding tokens included.
+        `router_load`, [L][E]: mean share of an expert, padding tokens included.
         `router_entropy`, [L]: mean over tokens, in nats; log(E) is an even router.
         """
-        if self._sums_LX is None:
+        if self._record is None:
             return {}
-        dist.all_reduce(self._sums_LX)
-        means_LX = (self._sums_LX[:, :-1] / self._sums_LX[:, -1:]).cpu()
-        return {"router_load": means_LX[:, :-1].tolist(),
-                "router_entropy": means_LX[:, -1].tolist()}
+        sums_LX = self._record.sums_LCX.sum(1)
+        dist.all_reduce(sums_LX)
+        load, entropy = layer_means(sums_LX)
+        return {"router_load": load, "router_entropy": entropy}

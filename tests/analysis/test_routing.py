@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
-from megatron_bar.analysis.routing import describe_routing, record_routing
+from megatron_bar.analysis.routing import describe_routing
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
+from megatron_bar.models.routing_record import RoutingRecord, record_routing
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.training.step_metrics import RouterMetrics
 
 CONFIG = ModelConfig(vocab_size=96, hidden_size=32, ffn_hidden_size=48, num_layers=3, num_heads=4,
                      num_kv_heads=2, max_position_embeddings=64).with_experts(3)
@@ -55,13 +60,13 @@ def hidden_into_routers(model, tokens_BS):
 
 def means_of(record):
     """Mean share of each expert over all tokens that count, [L, E]."""
-    sums_LX = torch.stack([record.sums[layer].sum(0) for layer in sorted(record.sums)])
+    sums_LX = record.sums_LCX.sum(1)
     return (sums_LX[:, :-2] / sums_LX[:, -1:]).float()
 
 
 def test_means_are_those_of_the_softmax(model, tokens_BS):
     probs_LSBE = torch.stack(hidden_into_routers(model, tokens_BS))
-    with record_routing(model) as recorded:
+    with record_routing(model, RoutingRecord(3, 3)) as recorded:
         forward(model, tokens_BS)
     mean_LE = means_of(recorded)
     assert mean_LE.shape == (3, 3)
@@ -73,7 +78,7 @@ def test_means_are_those_of_the_softmax(model, tokens_BS):
 def test_mask_and_several_forwards(model, tokens_BS):
     probs_LSBE = torch.stack(hidden_into_routers(model, tokens_BS))
     kept_BS = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
-    with record_routing(model) as recorded:
+    with record_routing(model, RoutingRecord(3, 3)) as recorded:
         recorded.labels = torch.where(kept_BS, 0, -1).T.reshape(-1)
         forward(model, tokens_BS)
         masked = means_of(recorded)
@@ -89,7 +94,7 @@ def test_mask_and_several_forwards(model, tokens_BS):
 
 def test_recording_ends_with_the_block_and_changes_nothing(model, tokens_BS):
     plain = forward(model, tokens_BS)
-    with record_routing(model) as recorded:
+    with record_routing(model, RoutingRecord(3, 3)) as recorded:
         watched = forward(model, tokens_BS)
     assert torch.equal(plain, watched)
     before = means_of(recorded)
@@ -99,10 +104,36 @@ def test_recording_ends_with_the_block_and_changes_nothing(model, tokens_BS):
 
 
 def test_wrong_labels(model, tokens_BS):
-    with record_routing(model) as recorded:
+    with record_routing(model, RoutingRecord(3, 3)) as recorded:
         recorded.labels = torch.zeros(3, dtype=torch.long)
         with pytest.raises(AssertionError, match="labels has 3 tokens"):
             forward(model, tokens_BS)
+
+
+@pytest.mark.parametrize("labels", [None, torch.zeros(4, dtype=torch.long, device="meta")],
+                         ids=["one class", "classes"])
+def test_recording_brings_nothing_to_the_host(labels):
+    """The meta device has nothing to bring, so that whatever waits for a device fails there."""
+    record = RoutingRecord(2, 3, classes=5, device="meta")
+    record.labels = labels
+    record.add(1, torch.rand(4, 3, device="meta"))
+    assert record.sums_LCX.shape == (2, 5, 5) and record.sums_LCX.is_meta
+
+
+@pytest.mark.usefixtures("model")  # for its groups of processes
+def test_training_and_evaluation_count_alike_where_some_experts_are_active(tokens_BS):
+    config = dataclasses.replace(CONFIG, experts_per_token=2)
+    some_active = build_model(config, Layout()).eval()
+    with record_routing(some_active, RoutingRecord(3, 3)) as recorded:
+        forward(some_active, tokens_BS)
+    training = RouterMetrics(some_active, config)
+    with training.recording():
+        forward(some_active, tokens_BS)
+    metrics = training.metrics()
+    load_LE = torch.tensor(metrics["router_load"])
+    torch.testing.assert_close(load_LE, means_of(recorded))
+    torch.testing.assert_close(load_LE.sum(1), torch.ones(3))
+    assert max(metrics["router_entropy"]) <= math.log(2) + 1e-6
 
 
 def test_words():
