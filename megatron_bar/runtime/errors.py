@@ -14,7 +14,7 @@ class BarError(Exception):
 
 
 class MachineError(BarError):
-    """What is wrong is the machine, not the item at hand: no reason to leave the item out."""
+    """An error of the machine, not of the item at hand: no reason to leave the item out."""
 
 
 def raise_all(faults: Sequence[str]) -> None:
