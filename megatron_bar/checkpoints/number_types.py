@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 
 from megatron_bar.checkpoints.dcp import CheckpointReader
+from megatron_bar.checkpoints.hf import architecture
 from megatron_bar.checkpoints.names import DENSE_FFN_NAMES, EXPERT_FFN_NAMES, Slot, slots
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
@@ -116,13 +117,13 @@ def check_one_type(models: Sequence[tuple[ModelConfig, CheckpointReader]]) -> No
             if dtype != first:
                 raise BarError(
                     f"{reader.folder} stores {slot.key} in {type_name(dtype)} and {where} in "
-                    f"{type_name(first)}; models that are merged have one type, so cast "
-                    f"{_cast_to_one_type(models)}"
+                    f"{type_name(first)}; models that are merged have one type, so "
+                    f"{_how_to_have_one_type(models)}"
                 )
 
 
-def _cast_to_one_type(models: Sequence[tuple[ModelConfig, CheckpointReader]]) -> str:
-    """Which models to cast, and how, so that all are of one type throughout.
+def _how_to_have_one_type(models: Sequence[tuple[ModelConfig, CheckpointReader]]) -> str:
+    """Which models to cast, and how, or to make anew, so that all are of one type throughout.
 
     It is the narrowest that one has its FFNs in: cast to it, copies of one anchor that are stored
     in several types are the same again, as a merge wants them.
@@ -135,5 +136,13 @@ def _cast_to_one_type(models: Sequence[tuple[ModelConfig, CheckpointReader]]) ->
     folders = [str(folder) for folder, of_model in types.items()
                if set(of_model.values()) != {target}]
     each, them = ("each of ", "them") if folders[1:] else ("", "it")
-    return (f"{each}{', '.join(folders)}: megatron-bar export CKPT HF_DIR --dtype "
-            f"{type_name(target)}, then import {them}")
+    named = f"{each}{', '.join(folders)}"
+    model, _ = models[0]  # all are alike but for what their experts are called
+    try:
+        architecture(model)
+    except BarError:
+        return (f"make {named} anew from an anchor in {type_name(target)}, which megatron-bar "
+                f"import HF_DIR CKPT --dtype {type_name(target)} makes; there is no Hugging Face "
+                f"class to export {them} in and cast")
+    return (f"cast {named}: megatron-bar export CKPT HF_DIR --dtype {type_name(target)}, then "
+            f"import {them}")

@@ -70,7 +70,7 @@ def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
         model.expert_id(name)
     layout = (settings.layout or Layout()).fitted(model.num_experts)
     model.check(layout)
-    check_tasks(tasks, load_tokenizer(source), template, seed)
+    check_tasks(tasks, load_tokenizer(source), template, model.max_position_embeddings, seed)
     with _folder(args.out) as folder, _imported(args.checkpoint, source, args.out) as checkpoint:
         try:
             processes.start(

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.errors import BarError, MachineError
 from megatron_bar.runtime.files import write_json_lines
 
 STOP, SKIP = "stop", "skip"
@@ -37,9 +39,11 @@ class BadItems:
 
     @contextlib.contextmanager
     def caught(self, item: int, where: str) -> Iterator[None]:
-        """Leave the item out if the block raises BarError."""
+        """Leave the item out if the block raises BarError for what is wrong with it."""
         try:
             yield
+        except MachineError:
+            raise
         except BarError as error:
             self.add(item, where, error)
 
@@ -61,6 +65,14 @@ class LeftOut(dict[str, BadItems]):
         """A line on each source of which items were left out."""
         return {name: describe_left_out(name, list(bad.listed.values()))
                 for name, bad in self.items() if bad.listed}
+
+    def gather(self) -> None:
+        """Take in what was left out on other ranks too. All ranks call this."""
+        everyones: list[LeftOut] = [self] * dist.get_world_size()
+        dist.all_gather_object(everyones, self)
+        for others in everyones:
+            for name, bad in others.items():
+                self.setdefault(name, bad).listed.update(bad.listed)
 
     def record(self, folder: Path) -> dict[str, int]:
         """Say what was left out and list it in a file; returns how many items of which source.

@@ -238,13 +238,6 @@ def prompt_ids(
     return _tokens(tokenizer, text, spans)[0]
 
 
-def check_prompt_fits(prompt_length: int, positions: int) -> None:
-    """Raise BarError for a prompt that leaves a model of so many `positions` none to answer in."""
-    if prompt_length >= positions:
-        raise BarError(f"the prompt has {prompt_length} tokens, which leaves no room for an answer "
-                       f"in the model's {positions} positions")
-
-
 def prompt_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
 ) -> tuple[list[int], str, list[Span]]:

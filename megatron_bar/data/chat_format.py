@@ -63,6 +63,14 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
+def check_prompt_length(length: int, positions: int) -> None:
+    """Raise BarError for a prompt of so many tokens that a model has no position left to answer in.
+    """
+    if length >= positions:
+        raise BarError(f"the prompt has {length} tokens, which leaves no room for an answer in the "
+                       f"model's {positions} positions")
+
+
 def closing_tokens(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], loss_mask: Sequence[bool]
 ) -> set[int]:

@@ -15,8 +15,9 @@ from megatron_bar.analysis.routing import ROUTING
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.checkpoints.number_types import compute_type, type_name
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
-from megatron_bar.data.bad_items import LeftOut
-from megatron_bar.data.chat import check_prompt_fits, prompt_ids
+from megatron_bar.data.bad_items import BadItems, LeftOut
+from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.chat_format import check_prompt_length
 from megatron_bar.data.sources import Conversation, load_conversations, source_name
 from megatron_bar.evaluation.routed_tokens import route_texts
 from megatron_bar.evaluation.token_kinds import label_tokens
@@ -74,7 +75,8 @@ def evaluate(
             task, sources, chat_format, model.max_sequence_length, seed, left_out)
         started = time.time()
         responses = _answer(model, prompts, settings, chat_format, seed, task)
-        scored = on_main(functools.partial(_scored, items, prompts, responses, chat_format, task))
+        scored = on_main(functools.partial(
+            _scored, items, prompts, responses, chat_format, task, left_out))
         results[task] = _result(scored, settings.samples, time.time() - started)
         answers += scored
         if config.num_experts is not None:
@@ -138,19 +140,23 @@ def load_items(
     """
     items, prompts = [], []
     for source in sources:
-        bad, scorers = left_out.of(f"{task}/{source_name(source)}", source), Scorers(source)
+        bad, scorers = _bad(left_out, task, source), Scorers(source)
         for conversation in load_conversations(source, seed, bad):
             with bad.caught(conversation.number, conversation.where):
                 prompt = prompt_ids(
                     chat_format.tokenizer, conversation.messages, chat_format.template)
-                check_prompt_fits(len(prompt), positions)
+                check_prompt_length(len(prompt), positions)
                 scorers.scorer(conversation)  # a missing reference is known before it is needed
                 items.append((source, conversation))
                 prompts.append(prompt)
     if not items:
-        raise BarError("; ".join([f"task {task} has no item left that can be asked",
-                                  *left_out.lines().values()]))
+        raise _nothing_left(task, "asked", left_out)
     return items, prompts
+
+
+def _nothing_left(task: str, done: str, left_out: LeftOut) -> BarError:
+    return BarError("; ".join([f"task {task} has no item left that can be {done}",
+                               *left_out.lines().values()]))
 
 
 def _scored(
@@ -159,21 +165,35 @@ def _scored(
     responses: Sequence[Sequence[Response]],
     chat_format: ChatFormat,
     task: str,
+    left_out: LeftOut,
 ) -> list[dict[str, Any]]:
-    """Every answer with what it is worth, item by item."""
+    """Every answer with what it is worth, item by item; none of an item that can't be scored.
+
+    Raises BarError for such an item, unless its source says to skip it: then it is in `left_out`.
+    """
     decode = chat_format.tokenizer.decode
     asked = [(number, item, sample, response)
              for number, (item, samples) in enumerate(zip(items, responses))
              for sample, response in enumerate(samples)]
     texts = [decode(response.answer) for *_, response in asked]
     with progress(f"score {task}", len(texts)) as advance:
-        scores = score_answers([item for _, item, _, _ in asked], texts, advance)
+        scores = score_answers([item for _, item, _, _ in asked], texts,
+                               [_bad(left_out, task, source) for _, (source, _), _, _ in asked],
+                               advance)
+    unscored = {number for (number, *_), score in zip(asked, scores) if score is None}
+    if len(unscored) == len(items):
+        raise _nothing_left(task, "scored", left_out)
     return [
         {"task": task, "item": number, "sample": sample, "prompt": decode(prompts[number]),
          "response": text, "expected": _expected(*item), "score": score,
          "stopped": response.stopped}
         for (number, item, sample, response), text, score in zip(asked, texts, scores)
+        if number not in unscored
     ]
+
+
+def _bad(left_out: LeftOut, task: str, source: Source) -> BadItems:
+    return left_out.of(f"{task}/{source_name(source)}", source)
 
 
 def _expected(source: Source, conversation: Conversation) -> str:

@@ -75,7 +75,7 @@ def check_recipe(
         _check_models(recipe, model, faults)
     for stage in stage_graph(recipe):
         stage.check_sources(faults)
-    check_data(recipe, stages, faults)
+    check_data(recipe, stages, faults, model and model.max_position_embeddings)
     return list(faults)
 
 

@@ -13,6 +13,10 @@ class BarError(Exception):
     """
 
 
+class MachineError(BarError):
+    """An error of the machine, not of the item at hand: no reason to leave the item out."""
+
+
 def raise_all(faults: Sequence[str]) -> None:
     """Raise BarError with a line for each of `faults`, if there are any."""
     if faults:

@@ -37,6 +37,18 @@ class RlvrStage(TrainingStage):
         for source in self.training.data:
             yield Reading(self.name, source, PROMPTS, self.training.prompt_length)
 
+    def length_warning(self, model: ModelConfig) -> str | None:
+        """A warning about answers that the model's positions cut short, else None.
+
+        The published settings have 6,144 tokens and a model of 4,096 positions, so it is no fault.
+        """
+        positions, training = model.max_position_embeddings, self.training
+        if training.row_length <= positions:
+            return None
+        return (f"answers end at the model's {positions} positions, with their prompts, so that an "
+                f"answer to a prompt of {training.prompt_length} tokens has not all of "
+                f"response_length {training.response_length}")
+
     def check(self, model: ModelConfig, faults: Faults) -> None:
         from megatron_bar.checkpoints.hf import architecture
         from megatron_bar.rlvr.settings import check_settings

@@ -48,6 +48,10 @@ class TrainingStage(Stage):
         """Its own training, or those of domains that it trains on together."""
         yield self.training
 
+    def length_warning(self, model: ModelConfig) -> str | None:
+        """A warning about more tokens in a row than `model` knows positions, else None."""
+        return model.length_warning(self.training.sequence_length)
+
     def check(self, model: ModelConfig, faults: Faults) -> None:
         from megatron_bar.data.batches import check_length, check_shares
         from megatron_bar.training.groups import check_scales, group_sizes, matching

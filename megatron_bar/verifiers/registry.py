@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.chat import check_text
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.errors import BarError, MachineError
 from megatron_bar.runtime.pool import cores
 from megatron_bar.verifiers import (
     code,
@@ -35,24 +36,33 @@ VERIFIERS: dict[str, Verifier] = {
     **toy.VERIFIERS,
 }
 
+# To try a reference by, where no answer is known. An empty one may be judged without a look at it.
+ANY_ANSWER = "1"
+
 
 def score_answers(
     items: Sequence[tuple[Source, Conversation]],
     responses: Sequence[str],
+    bad: Sequence[BadItems],
     advance: Callable[[int], None] = lambda done: None,
-) -> list[float]:
+) -> list[float | None]:
     """The score of each response to an item, by the verifier of the item's source.
 
-    The items are scored side by side: those that take long wait for processes of their own.
-    `advance` is told of each.
+    None where the item can't be scored and `bad`, one for each response, leaves it out. The items
+    are scored side by side: those that take long wait for processes of their own. `advance` is told
+    of each.
 
-    Raises BarError for an unknown verifier, or a reference that is missing or broken, with its
-    place.
+    Raises BarError for an unknown verifier, a reference that is missing or broken, and a verifier
+    that fails, with the item's place, unless such items are left out.
     """
-    scorers = [scorer(source, conversation) for source, conversation in items]
+    def scored(item: tuple[Source, Conversation], response: str, bad: BadItems) -> float | None:
+        with bad.caught(item[1].number, item[1].where):
+            return scorer(*item)(response)
+        return None
+
     with ThreadPoolExecutor(cores()) as threads:
         scores = []
-        for score in threads.map(lambda score, response: score(response), scorers, responses):
+        for score in threads.map(scored, items, responses, bad):
             scores.append(score)
             advance(1)
     return scores
@@ -62,8 +72,8 @@ def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]
     """A function that scores responses to an item of `source`.
 
     Raises BarError for an unknown verifier and a reference that is missing or no whole text, with
-    the item's place; so does what is returned, for a reference that is broken and for a verifier
-    that fails.
+    the item's place; so does what is returned, for a reference that is broken, and for a verifier
+    that fails. It raises MachineError where the machine fails.
     """
     with _naming_item(conversation):
         verifier = verifier_for(source)
@@ -72,16 +82,8 @@ def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]
             check_text(str(reference), "the reference")  # a number of any size is one, too
 
     def score(response: str) -> float:
-        with _naming_item(conversation):
-            try:
-                return verifier(prompt, response, reference)
-            except (BarError, MemoryError):
-                raise
-            except Exception as error:
-                raise BarError(
-                    f"verifier {verifier_name(source)!r} failed on an answer to this item, with "
-                    f"{type(error).__name__}: {error}; mend the verifier, or leave the item out"
-                ) from error
+        with _naming_item(conversation), _naming_failure(source, conversation):
+            return float(verifier(prompt, response, reference))
 
     return score
 
@@ -118,8 +120,24 @@ def _naming_item(conversation: Conversation) -> Iterator[None]:
     """Name the conversation's place in errors of the block."""
     try:
         yield
+    except MachineError:
+        raise
     except BarError as error:
         raise BarError(f"{conversation.where}: {error}") from None
+
+
+@contextlib.contextmanager
+def _naming_failure(source: Source, conversation: Conversation) -> Iterator[None]:
+    """Tell in a line what a verifier raises that it isn't meant to; a traceback names no item."""
+    try:
+        yield
+    except BarError:
+        raise
+    except Exception as error:
+        kind = MachineError if isinstance(error, (OSError, MemoryError)) else BarError
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise kind(f"verifier {verifier_name(source)} can't score an answer to this item of source "
+                   f"{conversation.source}: {reason}") from error
 
 
 def verifier_for(source: Source) -> Verifier:

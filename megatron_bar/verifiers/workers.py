@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.errors import MachineError
 from megatron_bar.runtime.stopping import unheard
 
 MAX_MESSAGE = 1 << 16  # bytes
@@ -33,7 +33,8 @@ class Worker:
         self._hello: dict[str, Any] = {}
 
     def start(self) -> dict[str, Any]:
-        """Start the process unless it runs. Returns its hello. Raises BarError if there's none."""
+        """Start the process unless it runs. Returns its hello. Raises MachineError if there's none.
+        """
         if self._process is not None:
             return self._hello
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -48,8 +49,8 @@ class Worker:
             self._process.kill()
             said = self._process.stderr.read().decode(errors="replace").strip()
             self.stop()
-            raise BarError(f"{self._what} can't start: "
-                           f"{said.splitlines()[-1] if said else 'no answer'}")
+            raise MachineError(f"{self._what} can't start: "
+                               f"{said.splitlines()[-1] if said else 'no answer'}")
         self._hello = hello
         return hello
 

@@ -14,7 +14,7 @@ from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
-from tests.models_hf import imported, random_dense, random_experts
+from tests.models_hf import imported, random_dense, random_experts, random_olmo3
 
 LAYERS, PARTS = 4, ("gate_proj", "up_proj", "down_proj")
 
@@ -302,6 +302,21 @@ def _stored(folder, usual, others=(), other=None):
             other if any(word in name for word in others) else usual)
     branch(imported(model, folder), folder / "branch")
     return folder / "branch"
+
+
+def test_unlike_types_that_no_export_can_cast_are_made_anew_as_the_refusal_says(tmp_path):
+    """OLMo-3 with experts has no class in transformers."""
+    imported(random_olmo3().to(torch.float32), tmp_path)
+    import_hf(tmp_path / "hf", tmp_path / "narrow", torch.bfloat16)
+    wide, narrow = tmp_path / "wide-branch", tmp_path / "narrow-branch"
+    branch(tmp_path / "checkpoint", wide)
+    branch(tmp_path / "narrow", narrow)
+    with pytest.raises(BarError, match=(
+        rf"so make {wide} anew from an anchor in bfloat16, which megatron-bar import HF_DIR CKPT "
+        r"--dtype bfloat16 makes; there is no Hugging Face class")):
+        merge([wide, narrow], tmp_path / "merged", average="branches")
+    branch(tmp_path / "narrow", wide, overwrite=True)
+    merge([wide, narrow], tmp_path / "merged", average="branches")
 
 
 @pytest.mark.parametrize("first, second, cast, dtype", [

@@ -96,6 +96,31 @@ def test_sampled_answers_depend_on_the_seed_alone(checkpoint, alone, tmp_path):
     assert len(set(texts_of)) > 1
 
 
+def test_an_item_that_cannot_be_scored_is_left_out(checkpoint, tmp_path):
+    """It isn't in the sample that is read before."""
+    def reference(words):
+        return {"instruction_id_list": ["length_constraints:number_words"],
+                "kwargs": [{"relation": "at least", "num_words": words}]}
+
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(
+        {"messages": [{"role": "user", "content": "2 + 2"}], "answer": reference(words)}) + "\n"
+        for words in [0] * 101 + ["three"] + [0] * 100))
+    (tmp_path / "recipe.yaml").write_text(json.dumps({
+        "name": "x", "anchor": "elsewhere", "route": {"training": {"epochs": 1}},
+        "domains": {"talk": {"sft": {"data": [{"path": "x"}], "epochs": 1}, "tasks": [
+            {"path": str(path), "verifier": "instructions", "on_bad_item": "skip"}]}}}))
+    out = tmp_path / "out"
+    assert main(["evaluate", str(checkpoint), "--recipe", str(tmp_path / "recipe.yaml"),
+                 "--out", str(out), "max_new_tokens=2"]) == 0
+    assert read_json(out / "results.json")["tasks"]["talk"]["count"] == 201
+    (line,) = (out / "left_out.jsonl").read_text().splitlines()
+    left_out = json.loads(line)
+    assert left_out["where"] == f"{path}:102"
+    assert left_out["reason"].startswith("verifier instructions can't score an answer to this item")
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 201
+
+
 def test_what_does_not_fit_is_reported_in_one_line(checkpoint, alone, tmp_path, capsys):
     items, _ = alone
     long = tmp_path / "long.jsonl"

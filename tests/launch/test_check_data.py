@@ -139,6 +139,14 @@ def test_what_a_sample_of_a_file_shows(brought, name, records, message):
     assert any(message in fault for fault in _faults()), _faults()
 
 
+def test_a_reference_that_fails_once_there_is_an_answer(brought):
+    wrong = {"instruction_id_list": ["length_constraints:number_words"],
+             "kwargs": [{"relation": "at least", "num_words": "three"}]}
+    _write(brought / "questions.jsonl", QUESTION | {"answer": wrong})
+    (fault,) = _faults("domains.law.rlvr.data.0.verifier=instructions", "domains.law.tasks=[]")
+    assert "questions.jsonl:1: verifier instructions can't score an answer to this item of" in fault
+
+
 @pytest.mark.parametrize("form", ["rlvr.data", "tasks"])
 def test_a_file_that_lacks_the_named_column_of_references(brought, form):
     for number in range(10):
@@ -154,11 +162,14 @@ def test_a_file_that_lacks_the_named_column_of_references(brought, form):
     "domains.law.sft.sequence_length=8":
         "law/sft: source chats: of 200 conversations none has a token that carries loss among",
     "domains.law.rlvr.prompt_length=3": "law/rlvr: source questions: all of 10 prompts are longer",
+    "domains.law.rlvr.data.0.path=long.jsonl": "long.jsonl:2: the prompt has ",
     "domains.law.rlvr.data.0.verifier=code": "questions.jsonl:1: ",
     "chat_template=plain.jinja": "the chat template has no {% generation %}",
     "anchor=elsewhere": "elsewhere is not a folder; give a Hugging Face model folder",
 }.items())
 def test_what_a_key_makes_of_good_files(brought, override, message):
+    _write(Path("long.jsonl"), QUESTION, QUESTION | {
+        "messages": [{"role": "user", "content": "1 + 1? " * 200}]})
     Path("plain.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     faults = _faults(override)
     assert any(message in fault for fault in faults), faults

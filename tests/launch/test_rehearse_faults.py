@@ -108,8 +108,8 @@ def _typo_in_reference_column(recipe: dict) -> None:
 
 def _long_prompt(recipe: dict) -> None:
     """One of many, which no small sample holds."""
-    lines = Path("prompts.jsonl").read_text().splitlines()
-    lines[17] = json.dumps(_chat("word " * 700, "2", answer="2"))
+    lines = Path("prompts.jsonl").read_text().splitlines() * 9
+    lines[101] = json.dumps(_chat("word " * 700, "2", answer="2"))
     Path("prompts.jsonl").write_text("\n".join(lines))
 
 
@@ -152,9 +152,9 @@ FAULTS = {
     _wrong_references: "law/rlvr: .*prompts.jsonl:1: verifier math gives the reference answer no "
                        "reward, nor that of .* more items of source prompts",
     _broken_references: "law/rlvr: .*prompts.jsonl:1: a safety reference is refuse or comply",
-    _long_prompt: "evaluate/.*: .*prompts.jsonl:18: the prompt has .* no room .* model's 256 ",
+    _long_prompt: "evaluate/.*: .*prompts.jsonl:102: the prompt has .* no room .* model's 256 ",
     _typo_in_reference_column: "law/rlvr: .*prompts.jsonl:1: column 'anwser', the source's ref",
-    _long_prompts_of_rlvr: "law/rlvr: .*prompts.jsonl:18: the prompt has .* model's 256 positions",
+    _long_prompts_of_rlvr: "law/rlvr: .*prompts.jsonl:102: the prompt has .* model's 256 positions",
     _nothing_supervised: "law/sft: source silent: of 9 conv.* carries loss among its first 128",
     _last_of_ten: "law/sft: .*part9.jsonl:1: column 'messages' is missing",
     _last_line: "law/sft: .*chats.jsonl:31: messages must be a list",

@@ -79,3 +79,20 @@ def test_bad_items_are_left_out_and_listed(load, tmp_path, capsys):
     assert [json.loads(line)["where"].rpartition(":")[2] for line in lines] == [
         "2", "6", "3", "4", "5", "7", "8"]
     assert f"{len(BAD)} bad items were left out, such as" in capsys.readouterr().out
+
+
+def test_a_prompt_that_cannot_be_scored_earns_nothing_where_it_is_skipped(tokenizer, tmp_path):
+    path = write(tmp_path, [item("2 + 2"), item("3 + 3", answer={"functions": [5], "calls": []})])
+    for on_bad_item in ("stop", "skip"):
+        source = Source(path=path, verifier="tool_calls", on_bad_item=on_bad_item)
+        left_out = LeftOut()
+        settings = Rlvr(data=[source])
+        _, broken = load_prompts(tokenizer, toy.CHAT_TEMPLATE, settings, POSITIONS, 0, left_out)
+        assert not left_out.lines()
+        if on_bad_item == "skip":
+            assert broken.score("x") == 0
+            (line,) = left_out.lines().values()
+            assert "asked.jsonl:2: verifier tool_calls can't score" in line
+        else:
+            with pytest.raises(BarError, match=r"asked\.jsonl:2: verifier tool_calls can't score"):
+                broken.score("x")

@@ -10,9 +10,10 @@ import time
 import pytest
 
 from megatron_bar.data import toy
+from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.errors import BarError, MachineError
 from megatron_bar.verifiers.call_formats import Call, NotCalls, parse_calls
 from megatron_bar.verifiers.language import is_language
 from megatron_bar.verifiers.registry import (
@@ -299,16 +300,20 @@ def conversation(**columns):
     return Conversation(messages, "sums", {"messages": messages} | columns, "sums.jsonl:1")
 
 
+def scores_of(items, answers, skip=False):
+    return score_answers(items, answers, [BadItems(skip)] * len(items))
+
+
 def test_items_are_scored_by_their_source():
     exact, maths = Source(path="sums.jsonl"), Source(path="sums.jsonl", verifier="math")
     items = [(exact, conversation()), (exact, conversation()), (maths, conversation(answer="4/2")),
              (exact, conversation(answer="two"))]
-    assert score_answers(items, ["2 ", "#### 2", "It is 2.", "two"]) == [1, 0, 1, 1]
+    assert scores_of(items, ["2 ", "#### 2", "It is 2.", "two"]) == [1, 0, 1, 1]
 
 
 def test_wrong_sources_and_references_are_named_with_their_place():
     with pytest.raises(BarError, match=r"verifier 'maths' is unknown; there are code, exact"):
-        score_answers([(Source(path="x", verifier="maths"), conversation())], [""])
+        scores_of([(Source(path="x", verifier="maths"), conversation())], [""])
     for verifier, reference, message in (
         ("code", 3, "a code reference is"), ("code", "f(x", "must be JSON"),
         ("code", ["assert f("], "isn't Python"), ("tool_calls", {}, "functions and calls"),
@@ -317,17 +322,28 @@ def test_wrong_sources_and_references_are_named_with_their_place():
     ):
         source = Source(path="x", verifier=verifier)
         with pytest.raises(BarError, match=rf"^sums\.jsonl:1: .*{message}"):
-            score_answers([(source, conversation(answer=reference))], ["x"])
+            scores_of([(source, conversation(answer=reference))], ["x"])
     open_ended = Conversation([{"role": "user", "content": "Hi"}], "x", {}, "x.jsonl:2")
     with pytest.raises(BarError, match=r"x\.jsonl:2: .*set reference_column"):
-        score_answers([(Source(path="x.jsonl"), open_ended)], [""])
+        scores_of([(Source(path="x.jsonl"), open_ended)], [""])
 
 
 def test_a_verifier_that_fails_names_the_item(monkeypatch):
-    monkeypatch.setitem(VERIFIERS, "exact", lambda prompt, response, reference: response + 1)
-    with pytest.raises(BarError, match=r"^sums\.jsonl:1: verifier 'exact' failed on an answer .* "
-                                       "TypeError: can only concatenate"):
-        score_answers([(Source(path="sums.jsonl"), conversation())], ["2"])
+    def fails(prompt, response, reference):
+        if response == "disk":
+            raise OSError("no space left")
+        return {}[response] + 1
+
+    monkeypatch.setitem(VERIFIERS, "mine", fails)
+    items = [(Source(path="x", verifier="mine"), conversation()),
+             (Source(path="x"), conversation())]
+    message = (r"^sums\.jsonl:1: verifier mine can't score an answer to this item of source sums: "
+               "KeyError: '2'$")
+    with pytest.raises(BarError, match=message):
+        scores_of(items, ["2", "2"])
+    assert scores_of(items, ["2", "2"], skip=True) == [None, 1]
+    with pytest.raises(MachineError, match=r"^verifier mine .*OSError: no space left"):
+        scores_of(items, ["disk", "2"], skip=True)
 
 
 def test_a_reference_column_that_is_named_must_be_there():
@@ -335,8 +351,8 @@ def test_a_reference_column_that_is_named_must_be_there():
     for columns in ({"answer": "2"}, {"anwser": None}):
         with pytest.raises(BarError, match=r"^sums\.jsonl:1: column 'anwser', the source's "
                                            r"reference_column, .*there are messages, an"):
-            score_answers([(named, conversation(**columns))], ["2"])
-    assert score_answers([(named, conversation(anwser="3"))], ["3"]) == [1]
+            scores_of([(named, conversation(**columns))], ["2"])
+    assert scores_of([(named, conversation(anwser="3"))], ["3"]) == [1]
 
 
 @pytest.mark.parametrize("first, second, message", [

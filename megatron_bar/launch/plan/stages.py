@@ -29,11 +29,11 @@ def planned_model(recipe: Recipe, name: str | None) -> ModelConfig:
 
 
 def length_warnings(plans: Sequence[StagePlan]) -> list[str]:
-    """A line for each stage whose rows are longer than what the model was made for."""
+    """A line for each training stage that has longer rows than what the model was made for."""
     warnings = []
     for plan in plans:
         if isinstance(plan.stage, TrainingStage):
-            warning = plan.model.length_warning(plan.stage.training.row_length)
+            warning = plan.stage.length_warning(plan.model)
             warnings += [f"{plan.stage.name}: {warning}"] if warning else []
     return warnings
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data.bad_items import BadItems, describe_left_out
-from megatron_bar.data.chat import check_prompt_fits, prompt_ids, render
-from megatron_bar.data.chat_format import closing_tokens
+from megatron_bar.data.chat import prompt_ids, render
+from megatron_bar.data.chat_format import check_prompt_length, closing_tokens
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
 from megatron_bar.launch.check_data import Reading, contents, readings
 from megatron_bar.launch.rehearse.references import ReferenceScores, score_references
@@ -126,7 +126,7 @@ def _check_longest(
         with bad.caught(conversation.number, conversation.where):
             length = len(_prompt(conversation, chat_format))
             if length <= (most or length):
-                check_prompt_fits(length, positions)
+                check_prompt_length(length, positions)
 
 
 def _scored(

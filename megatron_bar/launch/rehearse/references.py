@@ -12,7 +12,7 @@ from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.verifiers.reference import structured
-from megatron_bar.verifiers.registry import Scorers, reference_of, verifier_name
+from megatron_bar.verifiers.registry import ANY_ANSWER, Scorers, reference_of, verifier_name
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def score_references(
         with bad.caught(conversation.number, conversation.where):
             score = scorers.scorer(conversation)
             answer = right_answer(source, conversation)
-            worth = score(answer or "")  # of no known answer: that the reference can be read
+            worth = score(ANY_ANSWER if answer is None else answer)
             asked += 1
             if answer is None:
                 continue

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.bad_items import LeftOut
-from megatron_bar.data.chat import check_prompt_fits, prompt_ids
-from megatron_bar.data.chat_format import load_chat_format
-from megatron_bar.data.sources import load_conversations, source_name
+from megatron_bar.data.bad_items import BadItems, LeftOut
+from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.chat_format import check_prompt_length, load_chat_format
+from megatron_bar.data.sources import Conversation, load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.backends import backend_name
@@ -39,8 +40,11 @@ def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:
                            model.max_position_embeddings, context.recipe.seed, left_out)
     backend = backend_name(settings.backend)
     say(f"{stage.name}: {len(prompts)} prompts, backend {backend}")
+    if warning := stage.length_warning(model):
+        say(f"{stage.name}: {warning}")
     reinforced = reinforce(
         model_run(context, model), settings, prompts, chat_format)
+    left_out.gather()  # each rank has scored other answers
     if not is_main():
         return {}
     facts = {"prompts": len(prompts), "backend": backend,
@@ -58,13 +62,13 @@ def load_prompts(
     seed: int,
     left_out: LeftOut,
 ) -> list[Prompt]:
-    """The conversations of all sources as tasks for a model of so many `positions`.
+    """The conversations of all sources as tasks, for a model of so many `positions`.
 
-    Those with prompts longer than `prompt_length` don't count.
-
-    Raises BarError for a prompt that can't be used and a missing reference, with its place, unless
-    its source says to skip such items: then they are in `left_out`. Raises it too if no prompt is
-    short enough.
+    Prompts longer than `prompt_length` don't count. Raises BarError for one that can't be used or
+    leaves no room to answer, and a missing reference, with its place, unless its source says to
+    skip such items: then they are in `left_out`. An item may turn out to be such a one later, when
+    an answer is scored: where it is skipped the answer earns nothing. Raises BarError too if no
+    prompt is short enough.
     """
     prompts = []
     for source in settings.data:
@@ -73,11 +77,24 @@ def load_prompts(
             with bad.caught(conversation.number, conversation.where):
                 ids = prompt_ids(tokenizer, conversation.messages, template)
                 if len(ids) <= settings.prompt_length:
-                    check_prompt_fits(len(ids), positions)
+                    check_prompt_length(len(ids), positions)
                     prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
-                                          scorers.scorer(conversation)))
+                                          _reward(scorers.scorer(conversation), conversation,
+                                                  bad)))
     if not prompts:
         raise BarError("; ".join([
             f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
             *left_out.lines().values()]))
     return prompts
+
+
+def _reward(
+    score: Callable[[str], float], conversation: Conversation, bad: BadItems
+) -> Callable[[str], float]:
+    """`score`, but 0 where the item can't be scored and is to be skipped."""
+    def reward(response: str) -> float:
+        with bad.caught(conversation.number, conversation.where):
+            return score(response)
+        return 0.0
+
+    return reward

@@ -286,6 +286,17 @@ def test_rows_longer_than_the_model_knows_are_reported(seven_b, capsys):
         "math/midtrain: rows of 8192 tokens are longer than the 4096 positions")
 
 
+def test_answers_that_the_positions_cut_short_are_reported(seven_b, capsys):
+    rlvr = "domains.math.rlvr={data: [{path: x.jsonl, verifier: math}], steps: 3, dtype: bfloat16}"
+    command = ["plan", str(seven_b), rlvr,
+               "domains.math.rlvr.layout={processes: 32, tensor: 2, expert: 2}"]
+    assert main(command) in (0, 3)
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "positions" in line]
+    assert warning.startswith("math/rlvr: answers end at the model's 4096 positions")
+    assert main([*command, "domains.math.rlvr.response_length=2048"]) in (0, 3)
+    assert "positions" not in capsys.readouterr().out
+
+
 def test_steps_given_in_tokens_need_no_data(seven_b):
     tokens = ["domains.tools.sft.steps=null", "domains.tools.sft.tokens=50B"]
     recipe = load_recipe(seven_b, tokens)
