@@ -5,16 +5,19 @@ A run may hold the folders of domains that its recipe no longer names; they are 
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from megatron_bar.recipe.names import ALL, ANCHOR, MERGED, ROUTED, WITHOUT
+from megatron_bar.recipe.schema import Domain
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 from megatron_bar.runtime.plain_yaml import read_yaml
 
 _STARTS = ("base", "anchor", "pretrained")
-_OF_DOMAIN = ("branch", "midtrain", "sft", "rlvr")
+# A domain's stages are called as their keys in the recipe, which stand in the order of training.
+_OF_DOMAIN = [key.name for key in fields(Domain)]
 _ENDS = (MERGED, ROUTED, "hf", "evaluate", "report")
 
 
@@ -70,7 +73,7 @@ def _place(name: str, domains: list[str]) -> tuple | None:
         return model and (3, _ENDS.index(head), model)
     if head in _ENDS:
         return 3, _ENDS.index(head)
-    step = _OF_DOMAIN.index(tail) if tail in _OF_DOMAIN else len(_OF_DOMAIN)
+    step = _OF_DOMAIN.index(tail) if tail in _OF_DOMAIN else -1  # its branch, which has no key
     domain = (2,) if head == ALL else _domain(head, domains)
     return domain and (*domain, step, tail)
 
