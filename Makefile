@@ -6,8 +6,9 @@ VENV_NEXT := .venv-next
 VENV_TRANSFORMERS5 := .venv-transformers5
 # One thread a rank; ranks and stages side by side use the cores.
 export OMP_NUM_THREADS ?= 1
-# Two files of tests at a time; those of one file share what they set up.
-SIDE_BY_SIDE := -n 2 --dist loadfile --durations=25
+# Two files of tests at a time, in the order of tests/conftest.py; those of one file share what they
+# set up.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 .PHONY: setup demo test test-fast test-next test-transformers5 docs lint clean
 
