@@ -64,6 +64,7 @@ def _data(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
+    from megatron_bar.cli.simulation import show_simulation
     from megatron_bar.costs.compute import machine_named
     from megatron_bar.launch.check import check_recipe
     from megatron_bar.launch.plan import show
@@ -85,6 +86,8 @@ def _plan(args: argparse.Namespace) -> int:
     print_wide(show.cost_table(plans), show.memory_table(plans, machine), show.disk_table(plans))
     if costs is not None:
         print_wide(show.growth_table(costs))
+    if args.simulate:
+        show_simulation(args, plans, machine)
     print(show.assumptions(machine))
     for line in [*show.advice(plans), *length_warnings(plans)]:
         print(line)

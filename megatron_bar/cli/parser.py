@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import megatron_bar
+from megatron_bar.cli import simulation
 
 _DESCRIPTION = """\
 Branch, Adapt, Route: add a capability to a post-trained model without retraining it.
@@ -73,6 +74,7 @@ Nothing is run. What is assumed stands below the tables.
 
   megatron-bar plan examples/bar-7b.yaml --plot growth.png
   megatron-bar plan recipe.yaml layout.processes=256 --mfu 0.4
+  megatron-bar plan recipe.yaml --simulate --nodes 16 --queue-wait 60 --time-limit 24
 """,
     "rehearse": """\
 Takes the recipe through all of its stages, in real ranks, with a model of two narrow layers that is
@@ -229,6 +231,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("overrides", nargs="*", metavar="key=value")
     _add_machine(plan)
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw how the cost grows")
+    simulation.add_options(plan)
 
     rehearse = command("rehearse", "run a recipe small and short, before the real run")
     rehearse.add_argument("recipe", type=Path)

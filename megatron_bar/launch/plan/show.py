@@ -24,7 +24,7 @@ _UNKNOWN = "?"
 
 def cost_table(plans: Sequence[StagePlan]) -> Table:
     """A table of what each stage trains, computes and costs."""
-    table = _table("stage", "GPUs", "parameters", "active", "trainable", "steps", "EFLOP",
+    table = new_table("stage", "GPUs", "parameters", "active", "trainable", "steps", "EFLOP",
                    "hours", "GPU-hours")
     for plan in plans:
         table.add_row(
@@ -43,7 +43,7 @@ def cost_table(plans: Sequence[StagePlan]) -> Table:
 
 def disk_table(plans: Sequence[StagePlan]) -> Table:
     """Bytes that the busiest GPU sends in a step, and bytes that a stage writes to disk."""
-    table = _table("stage", "layout", "NVLink/step", "network/step", "checkpoint", "saved state")
+    table = new_table("stage", "layout", "NVLink/step", "network/step", "checkpoint", "saved state")
     for plan in plans:
         traffic = plan.traffic
         if plan.checkpoint:
@@ -57,7 +57,7 @@ def disk_table(plans: Sequence[StagePlan]) -> Table:
 
 def memory_table(plans: Sequence[StagePlan], machine: Machine) -> Table:
     """Bytes by kind on the GPU that needs most, and what to do where that is too much."""
-    table = _table("stage", "layout", "weights", "gradients", "optimizer", "activations",
+    table = new_table("stage", "layout", "weights", "gradients", "optimizer", "activations",
                    "KV cache", "buffers", "GiB in all", f"of {machine.memory >> 30} GiB", "host")
     for plan in plans:
         memory = plan.memory
@@ -79,7 +79,7 @@ def memory_table(plans: Sequence[StagePlan], machine: Machine) -> Table:
 
 def growth_table(growth: Growth) -> Table:
     """GPU-hours for the first expert, each further one and an upgrade, either way."""
-    table = _table("GPU-hours", "BAR", "retraining the dense model")
+    table = new_table("GPU-hours", "BAR", "retraining the dense model")
     for number, (domain, bar, monolith) in enumerate(
         zip(growth.domains, growth.bar, growth.monolith), 1
     ):
@@ -89,6 +89,14 @@ def growth_table(growth: Growth) -> Table:
     for domain in growth.domains:
         bar, monolith = growth.upgrade(domain)
         table.add_row(f"a better {domain} expert", f"{bar:,.1f}", f"{monolith:,.1f}")
+    return table
+
+
+def new_table(*columns: str) -> Table:
+    """A table without rows, whose first column holds names and the others numbers."""
+    table = Table(box=None)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table
 
 
@@ -151,13 +159,6 @@ def assumptions(machine: Machine) -> str:
         "times are estimates. A KV cache takes the place of activations. Conversions are reckoned "
         "in fp32."
     )
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
 
 
 def keys_of(suggestion: Mapping[str, Any]) -> str:
