@@ -15,7 +15,7 @@ from megatron_bar.stages.plan import StagePlan
 
 
 def saving_table(plans: Sequence[StagePlan], jobs: Sequence[Job], cluster: Cluster) -> Table:
-    """How often each stage saves, how often it best would, and what failures and saves add.
+    """A table of how often each stage saves, how often it best would, and what that adds.
 
     The best interval is for saves that stop the work.
     """
