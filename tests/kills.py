@@ -19,6 +19,7 @@ def die_at_save() -> None:
 
     def save_and_die(self, progress):
         save(self, progress)
+        self.finish()  # it has a name also where it was written meanwhile
         os.kill(os.getpid(), signal.SIGKILL)
 
     ResumePoints.save = save_and_die

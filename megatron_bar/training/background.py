@@ -13,6 +13,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from megatron_bar.checkpoints.model_io import save_shards
 from megatron_bar.runtime.distributed import all_reduce_any
 from megatron_bar.runtime.stopping import unheard
+from megatron_bar.training.saved_files import digests_of_rank
 
 
 class BackgroundSave:
@@ -26,21 +27,27 @@ class BackgroundSave:
     def __init__(self, state: dict[str, Any], folder: Path) -> None:
         copied = dict_list_map_inplace(_on_host, state)
         self._request = save_shards(copied, folder, in_background=True)
+        self._folder = folder
+        self._digests: dict[str, str] = {}
         self._thread = None
         if self._request.async_fn is not None:  # None where a rank has nothing to write
-            self._thread = threading.Thread(
-                target=self._request.async_fn, args=self._request.async_fn_args,
-                kwargs=self._request.async_fn_kwargs, daemon=True,
-            )
+            self._thread = threading.Thread(target=self._write, daemon=True)
             with unheard():
                 self._thread.start()
+
+    def _write(self) -> None:
+        request = self._request
+        request.async_fn(*request.async_fn_args, **request.async_fn_kwargs)
+        self._digests = digests_of_rank(self._folder)
 
     def is_written(self) -> bool:
         """Whether all ranks have written what is theirs."""
         return not all_reduce_any(self._thread is not None and self._thread.is_alive())
 
-    def finish(self) -> None:
+    def finish(self) -> dict[str, str]:
         """Wait for this rank's part and write what belongs to the whole.
+
+        Returns the digests of this rank's files, by name.
 
         Raises Megatron-Core's CheckpointException if a rank couldn't write.
         """
@@ -48,6 +55,7 @@ class BackgroundSave:
             self._thread.join()
         for finalize in self._request.finalize_fns:
             finalize()
+        return self._digests
 
 
 def _on_host(entry: Any) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
@@ -26,12 +27,14 @@ from megatron_bar.training.optimizer_state import (
     restore,
     sharded_optimizer_state,
 )
-from megatron_bar.training.saved import FOLDER, remove_partial, saved_steps
+from megatron_bar.training.saved import DAMAGED, FOLDER, remove_partial, saved_steps
+from megatron_bar.training.saved_files import digests_of_rank, find_damage, write_digests
 from megatron_bar.training.setup import TrainingSetup
 
 # Marks states whose moments are where they belong. Earlier ones lack it: where gradients lay in
 # several buckets, theirs may be elsewhere.
 _SOUND = "moments_in_place"
+_ADVICE = "remove it to go on from the state before, or the stage's folder to start anew"
 
 
 @dataclass
@@ -105,8 +108,8 @@ class ResumePoints:
         self.training = training
         self._last_save = time.monotonic()
         self._bytes = sizes_of(self.model, None).point
-        # What is being written, and what is to be done when it is.
-        self._on_its_way: tuple[BackgroundSave, contextlib.ExitStack] | None = None
+        # What is being written, where, and what is to be done when it is.
+        self._on_its_way: tuple[BackgroundSave, Path, contextlib.ExitStack] | None = None
 
     def steps(self) -> list[int]:
         """The steps after which a state is saved, in order; all of them are whole."""
@@ -163,15 +166,14 @@ class ResumePoints:
             publishing.enter_context(require_disk_space(target, self._bytes, self._stands))
             publishing.callback(self._remove_old)
             folder = publishing.enter_context(written_together(target))
-            saving = None
-            if self.training.save_async:
-                saving = BackgroundSave(state, folder)
-            else:
-                save_shards(state, folder)
             if is_main():
                 self.run.describe_resume_point(folder)
-            if saving is not None:
-                self._on_its_way = saving, publishing.pop_all()
+            if self.training.save_async:
+                saving = BackgroundSave(state, folder)
+                self._on_its_way = saving, folder, publishing.pop_all()
+            else:
+                save_shards(state, folder)
+                write_digests(folder, digests_of_rank(folder))
         self._last_save = time.monotonic()
 
     def _stands(self) -> str:
@@ -192,31 +194,49 @@ class ResumePoints:
     def finish(self) -> None:
         """Wait until the state that is being written, if one is, has its name."""
         if self._on_its_way is not None:
-            (saving, publishing), self._on_its_way = self._on_its_way, None
+            (saving, folder, publishing), self._on_its_way = self._on_its_way, None
             with publishing:
-                saving.finish()
+                write_digests(folder, saving.finish())
+
+    def _last_sound(self) -> Path | None:
+        """The folder of the last state that is as it was written, None where none was saved."""
+        steps = on_main(self.steps)
+        while steps:
+            path = self.folder / str(steps.pop())
+            damage = find_damage(path)
+            if damage is None:
+                return path
+            if not steps:
+                raise BarError(f"{path} can't be loaded: {damage}; {_ADVICE}")
+            if is_main():
+                aside = path.with_name(f"{DAMAGED}-{path.name}")
+                if aside.exists():
+                    remove_folder(aside)
+                path.rename(aside)
+                say(f"{self.run.label}: the state after step {path.name} is damaged: {damage}; it "
+                    f"is {aside} now, and the stage goes on from the one before")
+        return None
 
     def load(self) -> Progress:
-        """Restore the last state; returns its progress, or that of step 0 where none is saved.
+        """Restore the last sound state; returns its progress, that of step 0 where none is saved.
 
-        Says where the stage goes on. Raises BarError if it can't be read.
+        Says where the stage goes on, and what is wrong with later states, which are set aside.
+        Raises BarError if none can be read.
         """
         # What saves before the optimizer's first step needs them too.
         for part in self.optimizer.chained_optimizers:
             allocate(part)
         if is_main():
             remove_partial(self.run.folder)
-        steps = on_main(self.steps)
-        if not steps:
+        path = self._last_sound()
+        if path is None:
             for part in self.optimizer.chained_optimizers:
                 count_steps(part, 0)
             return self.kind()
-        path = self.folder / str(steps[-1])
         try:
             state = load_shards(self._state(loading=True), path)
         except BarError as error:
-            raise BarError(f"{error}; remove it to go on from the state before, or the stage's "
-                           "folder to start anew") from error
+            raise BarError(f"{error}; {_ADVICE}") from error
         # A rank on which nothing trains gets nothing back, not even empty dictionaries.
         self.model.load_state_dict(state.get("model", {}), strict=False)
         known = {entry.name for entry in dataclasses.fields(self.kind)}

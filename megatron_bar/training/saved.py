@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 FOLDER = "resume"
+DAMAGED = "damaged"  # begins the name of a state that couldn't be gone on from, in there
 
 
 def saved_steps(folder: Path) -> list[int]:
