@@ -34,7 +34,7 @@ def write_digests(folder: Path, own: dict[str, str]) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a state, the same on every rank, or None. All ranks call this.
+    """Return what is wrong with a state, the same on every rank, or None. All ranks call this.
 
     States of earlier versions have no digests, and nothing is found wrong with them.
     """
