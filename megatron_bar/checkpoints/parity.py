@@ -189,7 +189,8 @@ def _outputs(modules: dict[str, torch.nn.Module]) -> Iterator[dict[str, torch.Te
 
     def keep(name: str):
         def hook(module, args, output):
-            outputs[name] = output[0] if isinstance(output, tuple) else output
+            output = output[0] if isinstance(output, tuple) else output
+            outputs[name] = output.clone()  # Megatron may add the residual to it in place
 
         return hook
 
