@@ -11,6 +11,18 @@ from megatron_bar.runtime.errors import BarError
 DOES_NOT_FIT = 3  # exit status of a plan with stages that are too big for their GPUs
 
 
+def _init(args: argparse.Namespace) -> None:
+    from megatron_bar.cli.init import write_start
+
+    write_start(args)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from megatron_bar.cli.doctor import examine_machine
+
+    return examine_machine(args.json)
+
+
 def _run(args: argparse.Namespace) -> None:
     from megatron_bar.analysis.scores import load_results, score_table
     from megatron_bar.comparison.compare import compare_runs
@@ -290,6 +302,7 @@ def _verify_numbers(args: argparse.Namespace, checkpoint: Path, hf_dir: Path) ->
 
 
 COMMANDS = {
+    "init": _init, "doctor": _doctor,
     "run": _run, "compare": _compare, "data": _data, "plan": _plan, "rehearse": _rehearse,
     "upgrade": _upgrade, "submit": _submit, "status": _status, "cancel": _cancel,
     "stage": _stage, "import": _import, "export": _export, "branch": _branch, "merge": _merge,

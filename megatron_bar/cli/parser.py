@@ -22,6 +22,20 @@ router learns to weigh them.
   megatron-bar run recipe.yaml route.fraction=0.1 seed=1      any key can be overridden
 """
 _EXAMPLES = {
+    "init": """\
+Copies an example that this package carries, and a site.yaml that describes a cluster. Without a
+name it tells what there is. Nothing is overwritten.
+
+  megatron-bar init toy                       the whole of it, small
+  megatron-bar init law mine                  a domain of your own; into the folder mine
+""",
+    "doctor": """\
+A line for each part: what is here, what is missing and how to install it, what is known to be bad.
+The status is 1 where something is missing that every run needs.
+
+  megatron-bar doctor
+  megatron-bar doctor --json > machine.json
+""",
     "run": """\
 Runs what is missing or stale, and what lies downstream of that. A second run does nothing. All is
 checked before; a question is asked before hours of finished training are replaced.
@@ -197,6 +211,14 @@ def build_parser() -> argparse.ArgumentParser:
             name.split()[-1], help=summary, description=f"{summary[0].upper()}{summary[1:]}.\n\n"
             + _EXAMPLES[name], formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
+    init = command("init", "write a commented recipe to start from, and a site file")
+    init.add_argument("example", nargs="?", metavar="NAME", help="toy, law, bar-7b ...")
+    init.add_argument("folder", type=Path, nargs="?", default=Path(), metavar="FOLDER",
+                      help="where to (default: here)")
+
+    doctor = command("doctor", "tell what this machine has, and what to install")
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
 
     run = command("run", "run a recipe on this machine")
     run.add_argument("recipe", type=Path)
