@@ -55,7 +55,8 @@ def test_the_wheel_holds_every_file_and_says_what_it_is(wheel):
 def test_an_example_of_the_wheel_is_written_and_planned(wheel, tmp_path):
     place, away = tmp_path / "place", tmp_path / "away"
     away.mkdir()
-    _run([*PIP, "install", "--no-index", "--no-deps", "--no-compile", "--target", str(place), str(wheel)])
+    _run([*PIP, "install", "--no-index", "--no-deps", "--no-compile", "--target", str(place),
+          str(wheel)])
     here = {"cwd": away, "env": os.environ | {"PYTHONPATH": str(place)}}
     assert _run([sys.executable, "-c", "import megatron_bar as m; print(m.__file__)"],
                 **here).startswith(str(place))
