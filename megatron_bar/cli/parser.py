@@ -18,7 +18,8 @@ A recipe (YAML) goes from a dense Hugging Face checkpoint to a mixture of expert
 and vLLM load: each domain expert is trained beside the frozen anchor, all are merged, and a small
 router learns to weigh them.
 
-  megatron-bar run examples/toy.yaml          the whole of it, small, in minutes on a laptop
+  megatron-bar init toy                       writes toy.yaml: the whole of it, small
+  megatron-bar run toy.yaml                   ... in minutes on a laptop
   megatron-bar run recipe.yaml route.fraction=0.1 seed=1      any key can be overridden
 """
 _EXAMPLES = {
