@@ -67,6 +67,7 @@ docs: setup
 
 lint: setup
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 
 clean:
 	rm -rf $(VENV) $(VENV_NEXT) $(VENV_TRANSFORMERS5) build *.egg-info

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_bar.cli import evaluation
 from megatron_bar.runtime.errors import BarError
+
+if TYPE_CHECKING:
+    import torch
 
 DOES_NOT_FIT = 3  # exit status of a plan with stages that are too big for their GPUs
 
@@ -229,7 +233,7 @@ def _export(args: argparse.Namespace) -> None:
     print(f"{args.out} is written")
 
 
-def _dtype(args: argparse.Namespace):
+def _dtype(args: argparse.Namespace) -> torch.dtype | None:
     import torch
 
     return args.dtype and getattr(torch, args.dtype)

@@ -21,9 +21,9 @@ _PLACES = ("examples/", "mycluster/")  # where the examples say that files lie
 
 
 def starts() -> dict[str, str]:
-    """What `init` can write, each with the first line of its recipe.
+    """The names that `init` takes, each with the first line of its recipe.
 
-    Left out are examples that stand on another file.
+    Examples that stand on another file are left out.
     """
     found = {}
     for path in sorted(EXAMPLES.glob("*.yaml")):

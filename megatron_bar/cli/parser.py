@@ -7,7 +7,9 @@ import contextlib
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import megatron_bar
 
@@ -186,10 +188,10 @@ COUNTS = ("jobs", "processes", "memory", "limit")  # options of which each is 1 
 class _Versions(argparse.Action):
     """Ours, and those of what decides what comes out, as a report of a fault should have them."""
 
-    def __init__(self, option_strings, dest, **kwargs) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print versions")
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         names = ("torch", "megatron-core", "transformer-engine", "transformers", "nemo-aligner")
         words = [f"megatron-bar {megatron_bar.__version__}", f"Python {platform.python_version()}"]
         for name in names:
@@ -207,7 +209,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Versions)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, summary: str, among=commands) -> argparse.ArgumentParser:
+    def command(name: str, summary: str, among: Any = commands) -> argparse.ArgumentParser:
         return among.add_parser(
             name.split()[-1], help=summary, description=f"{summary[0].upper()}{summary[1:]}.\n\n"
             + _EXAMPLES[name], formatter_class=argparse.RawDescriptionHelpFormatter,
