@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+import megatron_bar
 from megatron_bar.checkpoints import parity, verify
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.cli import main
@@ -265,7 +266,8 @@ def test_versions_are_reported_whichever_way_it_is_called(capsys):
         main(["--version"])
     assert done.value.code == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("megatron-bar 0.1.0, Python 3.") and "megatron-core" in shown
+    assert shown.startswith(f"megatron-bar {megatron_bar.__version__}, Python 3.")
+    assert "megatron-core" in shown
     for module in ("megatron_bar", "megatron_bar.cli"):
         called = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True,
                                 text=True, timeout=60)

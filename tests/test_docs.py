@@ -18,7 +18,7 @@ from tests.test_floors import FLOORS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 RESULTS = sorted((DOCS / "results").glob("[a-z]*.md"))
-PAGES = [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "slurm" / "README.md", *sorted(DOCS.rglob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]*))?\)")
 

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_bar.cli import evaluation
 from megatron_bar.runtime.errors import BarError
 
+if TYPE_CHECKING:
+    import torch
+
 DOES_NOT_FIT = 3  # exit status of a plan with stages that are too big for their GPUs
+
+
+def _init(args: argparse.Namespace) -> None:
+    from megatron_bar.cli.init import write_start
+
+    write_start(args)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from megatron_bar.cli.doctor import examine_machine
+
+    return examine_machine(args.json)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -220,7 +236,7 @@ def _export(args: argparse.Namespace) -> None:
     print(f"{args.out} is written")
 
 
-def _dtype(args: argparse.Namespace):
+def _dtype(args: argparse.Namespace) -> torch.dtype | None:
     import torch
 
     return args.dtype and getattr(torch, args.dtype)
@@ -293,6 +309,7 @@ def _verify_numbers(args: argparse.Namespace, checkpoint: Path, hf_dir: Path) ->
 
 
 COMMANDS = {
+    "init": _init, "doctor": _doctor,
     "run": _run, "compare": _compare, "data": _data, "plan": _plan, "rehearse": _rehearse,
     "upgrade": _upgrade, "submit": _submit, "status": _status, "cancel": _cancel,
     "stage": _stage, "import": _import, "export": _export, "branch": _branch, "merge": _merge,

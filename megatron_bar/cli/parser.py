@@ -7,7 +7,9 @@ import contextlib
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import megatron_bar
 from megatron_bar.cli import simulation
@@ -19,10 +21,25 @@ A recipe (YAML) goes from a dense Hugging Face checkpoint to a mixture of expert
 and vLLM load: each domain expert is trained beside the frozen anchor, all are merged, and a small
 router learns to weigh them.
 
-  megatron-bar run examples/toy.yaml          the whole of it, small, in minutes on a laptop
+  megatron-bar init toy                       writes toy.yaml: the whole of it, small
+  megatron-bar run toy.yaml                   ... in minutes on a laptop
   megatron-bar run recipe.yaml route.fraction=0.1 seed=1      any key can be overridden
 """
 _EXAMPLES = {
+    "init": """\
+Copies an example that this package carries, and a site.yaml that describes a cluster. Without a
+name it tells what there is. Nothing is overwritten.
+
+  megatron-bar init toy                       the whole of it, small
+  megatron-bar init law mine                  a domain of your own; into the folder mine
+""",
+    "doctor": """\
+A line for each part: what is here, what is missing and how to install it, what is known to be bad.
+The status is 1 where something is missing that every run needs.
+
+  megatron-bar doctor
+  megatron-bar doctor --json > machine.json
+""",
     "run": """\
 Runs what is missing or stale, and what lies downstream of that. A second run does nothing. All is
 checked before; a question is asked before hours of finished training are replaced.
@@ -173,10 +190,10 @@ COUNTS = ("jobs", "processes", "memory", "limit")  # options of which each is 1 
 class _Versions(argparse.Action):
     """Ours, and those of what decides what comes out, as a report of a fault should have them."""
 
-    def __init__(self, option_strings, dest, **kwargs) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print versions")
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         names = ("torch", "megatron-core", "transformer-engine", "transformers", "nemo-aligner")
         words = [f"megatron-bar {megatron_bar.__version__}", f"Python {platform.python_version()}"]
         for name in names:
@@ -194,11 +211,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Versions)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, summary: str, among=commands) -> argparse.ArgumentParser:
+    def command(name: str, summary: str, among: Any = commands) -> argparse.ArgumentParser:
         return among.add_parser(
             name.split()[-1], help=summary, description=f"{summary[0].upper()}{summary[1:]}.\n\n"
             + _EXAMPLES[name], formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
+    init = command("init", "write a commented recipe to start from, and a site file")
+    init.add_argument("example", nargs="?", metavar="NAME", help="toy, law, bar-7b ...")
+    init.add_argument("folder", type=Path, nargs="?", default=Path(), metavar="FOLDER",
+                      help="where to (default: here)")
+
+    doctor = command("doctor", "tell what this machine has, and what to install")
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
 
     run = command("run", "run a recipe on this machine")
     run.add_argument("recipe", type=Path)

@@ -184,7 +184,8 @@ def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Numbers]:
 def _spent(run: _Run) -> list[TrainingCost]:
     by_kind: dict[type[TrainingStage], list[tuple[TrainingStage, dict[str, Any]]]] = {}
     for kind in (*ADAPTING, RouteStage):
-        if found := [(stage, done) for stage, done in run.stages if type(stage) is kind]:
+        if found := [(stage, done) for stage, done in run.stages
+                     if isinstance(stage, TrainingStage) and type(stage) is kind]:
             by_kind[kind] = found
     return [
         TrainingCost(

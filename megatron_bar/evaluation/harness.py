@@ -40,8 +40,8 @@ def runnable(
     """
     versions = _versions(python)
     if "lm-eval" not in versions and "lm_eval" not in versions:
-        raise BarError(f"lm-eval isn't installed for {python}; pip install 'megatron-bar[eval]', "
-                       "or name another environment's Python by --python")
+        raise BarError(f"lm-eval isn't installed for {python}; pip install "
+                       "'megatron-bar[lm-eval]', or name another environment's Python by --python")
     chosen, left_out = [], {}
     for benchmark in suite.benchmarks:
         unmet = [f"{package} {version}".strip() for package, version in benchmark.needs.items()

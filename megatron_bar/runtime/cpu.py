@@ -7,6 +7,8 @@ tests/runtime/test_cpu.py asserts the list, so that a Megatron upgrade that no l
 (or needs a new one) is noticed.
 """
 
+# Stand-ins take the places of methods and types, which no checker can find right.
+# mypy: disable-error-code="method-assign, misc, assignment, return-value"
 from __future__ import annotations
 
 import contextlib

@@ -51,7 +51,7 @@ def unwritable(folder: Path) -> str | None:
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
-        return os.strerror(error.errno)
+        return error.strerror or str(error)
 
 
 def check_output_file(target: Path) -> None:
@@ -79,7 +79,7 @@ def _check_place(target: Path, folder: Path) -> None:
             os.lstat(staging_path(target.absolute()))  # an error where the name is too long
         why = unwritable(folder)
     except OSError as error:
-        why = os.strerror(error.errno)
+        why = error.strerror or str(error)
     if why is not None:
         raise BarError(f"{target} can't be written: {why}")
 

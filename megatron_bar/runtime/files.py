@@ -141,7 +141,8 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
     data = tensor.detach().contiguous().cpu()
     digest = xxhash.xxh3_128(f"{data.dtype}{tuple(data.shape)}".encode())
-    digest.update(data.view(torch.uint8).numpy() if data.dim() else data.numpy().tobytes())
+    whole = data.view(torch.uint8).numpy() if data.dim() else data.numpy().tobytes()
+    digest.update(whole)  # type: ignore[arg-type]  # an array has the buffer protocol
     return digest.hexdigest()
 
 

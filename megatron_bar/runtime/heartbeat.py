@@ -74,7 +74,7 @@ class _Watchdog(threading.Thread):
         self.what = f"{what}: rank {self.rank} on {self.host}"
         self.seconds = seconds
         self.interval = min(_SIGNS_SECONDS, seconds / 10)
-        self.main = threading.main_thread().ident
+        self.main = threading.main_thread().ident or 0  # it has one since it started
         self.stopped = threading.Event()
         self.store: dist.Store | None = None
 

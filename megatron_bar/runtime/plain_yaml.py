@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,7 +34,7 @@ _MARKS = ("*", "&", "!", "%", "@", "`")
 
 
 # The parser written in C is there in most installations, and several times as fast.
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     yaml_implicit_resolvers: ClassVar[dict] = {}
 
 
@@ -155,7 +155,7 @@ def _number(text: str) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-_SCALARS = {
+_SCALARS: dict[str, Callable[[str], Any]] = {
     "null": lambda text: None, "bool": lambda text: text.lower() == "true", "int": _whole,
     "float": _number, "str": str, "merge": str,
 }

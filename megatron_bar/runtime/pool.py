@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import unheard
@@ -47,6 +47,7 @@ def die_with_starter() -> None:
     The starter is the process that started it by multiprocessing.
     """
     starter = multiprocessing.parent_process()
+    assert starter is not None
 
     def wait_and_die() -> None:
         starter.join()
@@ -86,10 +87,10 @@ def spread(
         pool.shutdown(cancel_futures=True)
 
 
-_function: Callable | None = None
+_function: Callable[[Any], Any]  # of this worker
 
 
-def _become_worker(function: Callable) -> None:
+def _become_worker(function: Callable[[Any], Any]) -> None:
     global _function
     die_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
@@ -98,5 +99,5 @@ def _become_worker(function: Callable) -> None:
     _function = function
 
 
-def _work(task: Task) -> Result:
+def _work(task: Any) -> Any:
     return _function(task)

@@ -111,6 +111,7 @@ class RaiseOnStopSignal(StopSignals):
             raise self._asked()
 
     def _asked(self) -> ContinueLater:
+        assert self.received is not None
         return ContinueLater(f"stopped by {signal.Signals(self.received).name}")
 
     def __exit__(

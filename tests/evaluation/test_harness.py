@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.distributed, pytest.mark.timeout(600),
     pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project"),
     pytest.mark.skipif(sys.executable == PYTHON and importlib.util.find_spec("lm_eval") is None,
-                       reason="lm-eval isn't installed: pip install 'megatron-bar[eval]'"),
+                       reason="lm-eval isn't installed: pip install 'megatron-bar[lm-eval]'"),
 ]
 
 

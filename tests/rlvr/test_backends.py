@@ -19,7 +19,7 @@ from tests.rlvr import ranks
 from tests.rlvr.test_reinforce import assert_same_run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.skipif(
-    any(backend_of(name).missing() for name in BACKENDS), reason="needs the extra rlvr")]
+    any(backend_of(name).missing() for name in BACKENDS), reason="needs the extra nemo-aligner")]
 
 
 def _run(

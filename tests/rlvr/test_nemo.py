@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("nemo_aligner", reason="needs the extra rlvr")
+pytest.importorskip("nemo_aligner", reason="needs the extra nemo-aligner")
 pytestmark = pytest.mark.distributed  # in a process of its own: importing it changes torch
 
 from megatron_bar.launch import processes  # noqa: E402

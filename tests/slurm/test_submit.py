@@ -190,8 +190,9 @@ def test_a_dry_run_needs_nothing_that_only_the_jobs_need(
     recipe[1] = rlvr.replace(", backend: nemo_aligner", "")
     assert main([*command[:2], *recipe[:2], "--site", _site(workplace, python=None)]) == 1
     shown = capsys.readouterr().err
-    assert ("NeMo-Aligner is missing; install it with: pip install 'megatron-bar[rlvr]'; the "
-            "native backend takes RLVR's steps, the same ones\n") in shown
+    assert ("NeMo-Aligner is missing; install it with: pip install "
+            "'megatron-bar[nemo-aligner]'; the native backend takes RLVR's steps, the same ones\n"
+            ) in shown
     assert "sbatch isn't here" in shown and "math/rlvr" not in shown
 
 

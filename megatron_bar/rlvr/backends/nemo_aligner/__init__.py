@@ -20,7 +20,7 @@ PRELOAD = f"{__name__}.preload"
 def missing() -> str | None:
     if importlib.util.find_spec("nemo_aligner") is not None:
         return None
-    return "NeMo-Aligner is missing; install it with: pip install 'megatron-bar[rlvr]'"
+    return "NeMo-Aligner is missing; install it with: pip install 'megatron-bar[nemo-aligner]'"
 
 
 def prepare() -> None:

@@ -96,7 +96,8 @@ def install() -> tuple[str, ...]:
         version = importlib.metadata.version("nemo_aligner")
     except importlib.metadata.PackageNotFoundError:
         raise BarError(
-            "the rlvr stage needs NeMo-Aligner; install it with: pip install 'megatron-bar[rlvr]'"
+            "the rlvr stage needs NeMo-Aligner; install it with: pip install "
+            "'megatron-bar[nemo-aligner]'"
         ) from None
     if version != VERSION:
         raise BarError(f"the rlvr stage is made for nemo-aligner {VERSION}, and {version} is "
