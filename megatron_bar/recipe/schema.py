@@ -176,8 +176,15 @@ class Rlvr(Training):
     response_length: int = 4096  # tokens at most
     temperature: float = 1.0  # of sampling
     advantage: str = "centered"  # centered, grpo (over the deviation too) or rloo
+    # dapo (published), cispo (the gradient of a clipped token stays) or gspo (one ratio for a whole
+    # response); docs/rlvr.md has the formulas, and clips that go with each.
+    loss_type: str = key("dapo", one_of("dapo", "cispo", "gspo"))
     clip_low: float = key(0.2, SHARE)  # the ratio to the sampling policy stays above 1 - clip_low
     clip_high: float = key(0.272, AT_LEAST_0)  # and below 1 + clip_high
+    # Weigh each token by its probability in training over that in generation, but by no more than
+    # this; 2 is usual. By default tokens aren't weighed.
+    truncated_importance_sampling: float | None = key(None, ABOVE_0)
+    fp32_lm_head: bool = False  # compute the logits in fp32 where dtype is bfloat16
     # Of the divergence from the stage's start, taken off the reward.
     kl_coefficient: float = key(0.0, AT_LEAST_0)
     reward_scale: float = key(10.0, ABOVE_0)  # a right answer is worth so much

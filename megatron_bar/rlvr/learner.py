@@ -21,7 +21,12 @@ from megatron_bar.generation.openai_engine import ServedModel
 from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.recipe.schema import Rlvr
-from megatron_bar.rlvr.objective import compute_advantages, kl_to_reference, masked_mean
+from megatron_bar.rlvr.objective import (
+    compute_advantages,
+    importance_weights,
+    kl_to_reference,
+    masked_mean,
+)
 from megatron_bar.rlvr.policy import Policy, Rows, Scored, Update
 from megatron_bar.rlvr.prompts import Prompt, PromptOrder
 from megatron_bar.rlvr.rewards import Rewards
@@ -82,6 +87,8 @@ class Learner:
         setup = set_up(run, settings, updates)
         self.optimizer, self.schedule = setup.optimizer, setup.schedule
         self.budget = setup.budget
+        if settings.fp32_lm_head:
+            setup.model.compute_logits_in_fp32()
         self.policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
         if reference_share(settings):
             self.policy.keep_start()
@@ -207,8 +214,14 @@ class Learner:
             [prompt for prompt, solved in zip(asked, found.solved_G.tolist()) if solved])
         numbers |= {"groups_dropped": 1 - len(found.groups) / len(asked),
                     "prompts_resting": len(self.order.resting)}
+        advantages_BT = found.advantages_B[:, None].expand_as(logprobs_BT)
+        if (cap := settings.truncated_importance_sampling) is not None:
+            weights_BT = importance_weights(logprobs_BT, rollout["rollout_logprobs"], cap)
+            advantages_BT = advantages_BT * weights_BT
+            numbers["importance_weight"] = masked_mean(weights_BT, mask_BT).item()
+            numbers["importance_capped"] = masked_mean((weights_BT == cap).float(), mask_BT).item()
         rows = {"tokens": rollout["response_tokens"], "mask": found.mask_BT,
-                "old_logprobs": logprobs_BT, "advantages": found.advantages_B}
+                "old_logprobs": logprobs_BT, "advantages": advantages_BT}
         return optimizer_batches(
             rows, found.groups, settings.samples_per_prompt, settings.global_batch_size), numbers
 
@@ -217,7 +230,7 @@ class Learner:
         self.optimizer.zero_grad()
         self.policy.wrapped.zero_grad_buffer()
         rows = without_empty_ends(rows, self.policy.micro_batch_size)
-        return self.policy.update(rows, self.settings.clip_low, self.settings.clip_high)
+        return self.policy.update(rows, self.settings)
 
     def apply(self, update: Update) -> Numbers:
         """Take the optimizer step whose gradients were computed.

@@ -9,6 +9,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
 TRUNCATED = ("keep", "mask", "zero")
+_LARGEST_SEQUENCE_CLIP = 0.1  # a wider one never clips: the published ones are below 0.001
 
 
 def asks_reference(settings: Rlvr, step: int) -> bool:
@@ -42,6 +43,10 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
     if settings.temperature <= 0:
         raise BarError(f"temperature is {settings.temperature}; greedy samples are all "
                        "the same, so give more than 0")
+    if settings.loss_type == "gspo" and settings.clip_high > _LARGEST_SEQUENCE_CLIP:
+        raise BarError(f"clip_high is {settings.clip_high}, which is for ratios of single tokens; "
+                       "with loss_type gspo the ratio is that of whole responses and stays near "
+                       "1: give clips for it, such as clip_low: 3e-4 and clip_high: 4e-4")
     if layout.context > 1:
         raise BarError(f"layout.context is {layout.context}; rollouts generate token by token, so "
                        "leave it out of this stage's layout")

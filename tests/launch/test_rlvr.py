@@ -96,6 +96,8 @@ def test_a_stage_that_has_nothing_to_learn_from_saves_and_says_so(recipe, tmp_pa
     ("temperature=0", "math/rlvr: temperature is 0"),
     ("global_batch_size=12", "math/rlvr: global_batch_size 12 doesn't fit"),
     ("trainable=[all_shared]", "math/rlvr: trainable: 'all_shared' matches no parameter group"),
+    ("loss_type=ppo", "loss_type 'ppo' is not dapo, cispo or gspo"),
+    ("loss_type=gspo", "math/rlvr: clip_high is 0.272, which is for ratios of single tokens; with"),
     ("backend=nemo", "math/rlvr: backend is 'nemo'; there are nemo_aligner, native"),
     ("data=[{toy: math, count: 9, verifier: maths}]", "math/rlvr: verifier 'maths' is unknown"),
 ])

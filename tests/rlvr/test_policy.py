@@ -11,7 +11,7 @@ from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.checkpoints.hf_weights import HfReader
 from megatron_bar.launch import processes
 from megatron_bar.recipe.schema import Rlvr
-from megatron_bar.rlvr.objective import clipped_loss
+from megatron_bar.rlvr.objective import policy_loss
 from tests.layouts import EXPERTS
 from tests.models_hf import imported, random_experts
 from tests.rlvr import ranks
@@ -35,7 +35,7 @@ def _rows() -> dict[str, torch.Tensor]:
     return {
         "tokens": tokens, "mask": mask,
         "old_logprobs": 0.3 * torch.randn(8, 10, generator=generator),  # off the policy's
-        "advantages": torch.randn(8, generator=generator),
+        "advantages": torch.randn(8, 1, generator=generator).expand(8, 10),
     }
 
 
@@ -60,8 +60,8 @@ def reference(tmp_path_factory):
     gates = [p for n, p in model.named_parameters() if "mlp.gate" in n]
     optimizer = torch.optim.AdamW(opened + gates, lr=SETTINGS.lr, betas=(0.9, 0.95),
                                   eps=SETTINGS.eps, weight_decay=0.0)
-    found = clipped_loss(logprobs(), rows["old_logprobs"], rows["advantages"], rows["mask"],
-                         SETTINGS.clip_low, SETTINGS.clip_high)
+    found = policy_loss(logprobs(), rows["old_logprobs"], rows["advantages"], rows["mask"],
+                        SETTINGS)
     (found.loss / rows["mask"].sum()).backward()
     for gate in gates:  # the anchor's row is frozen
         gate.grad[0] = 0
