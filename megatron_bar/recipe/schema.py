@@ -13,6 +13,7 @@ from typing import Any
 from megatron_bar.recipe.fields import (
     ABOVE_0,
     AT_LEAST_0,
+    AT_MOST_1,
     CHATS,
     COUNT,
     DATA_FILES,
@@ -202,6 +203,9 @@ class Rlvr(Training):
     # [http://node7:8000], and the folder that they serve: each step exports its weights there.
     rollout_servers: list[str] = key(list, runtime=True)
     rollout_folder: str | None = key(None, runtime=True)
+    # 1: servers answer the next step's prompts while this one's answers are learned from, with
+    # weights of a step ago, which truncated_importance_sampling corrects. 0: after it.
+    rollouts_ahead: int = key(0, AT_MOST_1)
     # Answers that a process has scored side by side.
     verifier_workers: int = key(8, COUNT, runtime=True, formerly="verifiers_at_once")
     # What drives the steps: nemo_aligner (its REINFORCE trainer) or native, a loop of our own that

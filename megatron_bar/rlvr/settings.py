@@ -35,6 +35,8 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
             raise BarError(f"{key} is {getattr(settings, key)}; give at least 1")
     if settings.rollout_servers and settings.rollout_folder is None:
         raise BarError("rollout_servers need rollout_folder, the folder that they serve")
+    if settings.rollouts_ahead == 1:
+        _check_ahead(settings)
     if settings.steps is None:
         raise BarError("give steps, the number of rollouts")
     if settings.samples_per_prompt < 2:
@@ -62,3 +64,12 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
         raise BarError(f"micro_batch_size {settings.micro_batch_size} doesn't divide the "
                        f"{settings.global_batch_size // layout.data} responses of a rank and "
                        "update")
+
+
+def _check_ahead(settings: Rlvr) -> None:
+    if not settings.rollout_servers:
+        raise BarError("rollouts_ahead is 1, and the training processes generate themselves, which "
+                       "they can't while they train; give rollout_servers, or leave it out")
+    if settings.truncated_importance_sampling is None:
+        raise BarError("rollouts_ahead is 1, so that answers come from weights of a step ago; give "
+                       "the weights that correct it, such as truncated_importance_sampling: 2")
