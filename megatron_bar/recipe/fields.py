@@ -31,7 +31,7 @@ RUNTIME = "runtime"
 FORMERLY = "formerly"
 # The forms that a source is read in, of those below, by stages that look at the key; all if unsaid.
 FORMS = "forms"
-TEXTS, CHATS, PROMPTS, ITEMS = "texts", "chats", "prompts", "items"
+TEXTS, CHATS, PAIRS, PROMPTS, ITEMS = "texts", "chats", "pairs", "prompts", "items"
 # What a stage reads where the key points, whose contents decide what it makes.
 CONTENTS = "contents"
 DATA_FILES, DATASET, HF_FOLDER, CHECKPOINT = "data files", "dataset", "HF folder", "checkpoint"

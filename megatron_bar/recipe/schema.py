@@ -155,6 +155,30 @@ class Training:
 
 
 @dataclass
+class Dpo(Training):
+    """Direct preference optimization; defaults are those of Ai2's retrained baseline.
+
+    `data` are preference pairs: `prompt`, `chosen` and `rejected`. A batch counts pairs, and
+    `sequence_length` is that of each of the two conversations. What the reference policy, the
+    stage's start, says of them is computed once, before the first step.
+    """
+
+    lr: float = 1e-6
+    warmup_ratio: float = 0.1
+    router_z_loss: float = 0.0
+    global_batch_size: int = 128  # pairs in an optimizer step, over all processes
+    # How strongly the policy is held to the reference; 0.1 is usual without length_normalized.
+    beta: float = key(5.0, ABOVE_0)
+    # Take the mean of an answer's log-probabilities, not their sum.
+    length_normalized: bool = True
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a pair, at most."""
+        return 2 * self.sequence_length
+
+
+@dataclass
 class Rlvr(Training):
     """Reinforcement learning with verifiable rewards; defaults are the published settings.
 
@@ -248,6 +272,7 @@ class Domain:
     routing: list[Source] = field(default_factory=list)  # what route samples; SFT's by default
     midtrain: Training | None = None  # on texts
     sft: Training | None = None  # on conversations
+    dpo: Dpo | None = None  # on preference pairs
     rlvr: Rlvr | None = None  # on prompts with verifiable answers
     tasks: list[Source] = field(default_factory=list)  # held-out items that measure the domain
 

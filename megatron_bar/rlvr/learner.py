@@ -311,6 +311,7 @@ class Learner:
                     StepLines(self.run.folder / SAMPLES_FILE, self.step))
             self._advance = stack.enter_context(progress(self.run.label, self.settings.steps))
             self._advance(self.step)
+            self.seconds.restart()
             yield
 
     def _keep_sample(self, sample: dict[str, Any]) -> None:
@@ -331,4 +332,5 @@ class Learner:
         if self.stopped or self.points.due(self.step):
             self.progress.order = self.order.state()
             self.points.save(self.progress)
+        self.seconds.restart()
         return self.stopped is not None

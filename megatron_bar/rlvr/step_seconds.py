@@ -19,9 +19,10 @@ class StepSeconds:
 
     def __init__(self, waiting: frozenset[str]) -> None:
         self.waiting = waiting
-        self._restart()
+        self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Begin a step; what lies before, such as saving, is part of none."""
         self._taken: Counter[str] = Counter()
         self._since = time.monotonic()
 
@@ -38,13 +39,12 @@ class StepSeconds:
         self._taken[part] += seconds
 
     def of_step(self) -> dict[str, float]:
-        """The metrics since the last call, of the slowest rank in each part; starts anew.
+        """The metrics of the step, of the slowest rank in each part.
 
         Every rank calls this. `seconds_step` is the whole, with what no part has; `waiting_share`
         is the share of it in which the training devices wait.
         """
         parts = {"step": time.monotonic() - self._since, **self._taken}
-        self._restart()
         seconds = torch.tensor(list(parts.values()), device=torch.cuda.current_device())
         dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
         parts = dict(zip(parts, seconds.tolist()))

@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 
 from megatron_bar.checkpoints.convert import export_hf
+from megatron_bar.generation.engine import Request, Response, Sampling
 from megatron_bar.launch import processes
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.backends import BACKENDS, backend_of
+from megatron_bar.rlvr.rollouts_ahead import PendingRollout
+from megatron_bar.runtime.distributed import process_groups
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.metrics import read_metrics
 from tests.generation.openai_server import CompletionServer, serving
 from tests.layouts import EXPERTS
@@ -30,6 +35,24 @@ def _run(checkpoint, backend, folder):
         processes.start(ranks.run_reinforce, checkpoint, EXPERTS["tp2"], settings, folder,
                         processes=2, timeout_seconds=200).wait()
     return folder, server
+
+
+class _Failing:
+    """An engine whose servers fail while the policy learns, and are back then."""
+
+    def ask(self, requests, sampling):
+        raise BarError("http://a doesn't answer")
+
+    def generate(self, requests, sampling):
+        return [Response([7], [-1.0], stopped=True) for _ in requests]
+
+
+def test_what_servers_failed_to_answer_is_asked_for_again(capsys):
+    with process_groups(Layout()):
+        pending = PendingRollout(_Failing(), [Request([1]), Request([2])], Sampling(4, frozenset()))
+        responses, _ = pending.result()
+    assert [response.tokens for response in responses] == [[7], [7]]
+    assert "http://a doesn't answer; the rollout is asked for again" in capsys.readouterr().out
 
 
 def test_answers_come_from_the_weights_of_a_step_ago_and_are_weighed(checkpoint, tmp_path):
