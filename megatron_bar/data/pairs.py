@@ -14,6 +14,8 @@ from megatron_bar.data.rows import PackedRows, PackReport, Rows
 from megatron_bar.data.store import StoredDocuments
 from megatron_bar.runtime.errors import BarError
 
+_LENGTH_UNIT = 64  # trimmed conversations are a multiple, so that tensor ranks can share rows
+
 
 class PairRows:
     """A pair a row; the documents of a source are its pairs' conversations, chosen and rejected.
@@ -87,14 +89,18 @@ class PairRows:
         return rows
 
 
-class WithReference:
-    """Rows of pairs, each with what the reference policy says of it (`Batch.reference_R`)."""
+class PairBatches:
+    """Rows of pairs as they are trained on, each with what the reference policy says of it.
 
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
+    With `trims` the rows that are taken together are only as long as the longest conversation
+    among them asks for, so that they differ from one micro-batch and rank to the next.
+    """
+
+    def __init__(self, rows: Rows, trims: bool) -> None:
+        self.rows, self.trims = rows, trims
         self.source_names, self.ordered = rows.source_names, rows.ordered
         self.per_epoch = rows.per_epoch
-        self.reference_R: np.ndarray | None = None  # once it is known
+        self.reference_R: np.ndarray | None = None  # once it is known; see `Batch.reference_R`
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -102,6 +108,18 @@ class WithReference:
     def take(self, indices: Sequence[int] | np.ndarray) -> PackedRows:
         """See `Rows`."""
         rows = self.rows.take(indices)
+        if self.trims:
+            rows = _trimmed(rows)
         if self.reference_R is None:
             return rows
         return dataclasses.replace(rows, reference_R=self.reference_R[np.asarray(indices)])
+
+
+def _trimmed(rows: PackedRows) -> PackedRows:
+    """Both halves of the rows without the end that is padding in all of them."""
+    count, length = rows.documents_RS.shape
+    used = (rows.documents_RS.reshape(count, 2, -1) > 0).sum(-1).max()
+    half = min(-(-used // _LENGTH_UNIT) * _LENGTH_UNIT, length // 2)
+    return dataclasses.replace(rows, **{
+        name: getattr(rows, name).reshape(count, 2, -1)[:, :, :half].reshape(count, -1)
+        for name in ("tokens_RS", "loss_RS", "documents_RS", "sources_RS")})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_bar.data.forms.preferences import read_pair
-from megatron_bar.data.pairs import PairRows
+from megatron_bar.data.pairs import PairBatches, PairRows
 from megatron_bar.data.sources import open_source
 from megatron_bar.data.store import StoredDocuments, store_preferences
 from megatron_bar.data.tokenizer import train_tokenizer
@@ -77,6 +77,21 @@ def test_a_row_has_a_pair_its_answers_learned_and_nothing_else(stored):
             assert tokenizer.decode(learned, skip_special_tokens=True).strip() == answer
             assert set(rows.documents_RS[row, part]) == {half + 1, 0}
             assert rows.documents_RS[row, 40 * half] == half + 1
+
+
+def test_rows_taken_together_are_as_long_as_the_longest(stored):
+    documents, _ = stored
+    whole = PairRows({"pairs": documents}, [np.arange(3)], 160, "truncate")
+    batches = PairBatches(whole, trims=True)
+    batches.reference_R = np.array([0.5, 1.5, 2.5], np.float32)
+    short, long = batches.take([1, 0]), batches.take([2])
+    assert short.tokens_RS.shape == (2, 128) and short.reference_R.tolist() == [1.5, 0.5]
+    assert 128 < long.tokens_RS.shape[1] <= 320
+    for rows, indices in ((short, [1, 0]), (long, [2])):
+        for name in ("tokens_RS", "loss_RS"):  # all that isn't padding is still there
+            kept, all_ = (getattr(r, name)[r.documents_RS > 0] for r in (rows, whole.take(indices)))
+            assert kept.tolist() == all_.tolist()
+    assert PairBatches(whole, trims=False).take([0]).tokens_RS.shape == (1, 320)
 
 
 def test_long_pairs_lose_their_end_or_are_left_out(stored):

@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data.chat_format import pad_id
-from megatron_bar.data.pairs import WithReference
+from megatron_bar.data.pairs import PairBatches
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.runtime.console import say
@@ -32,16 +32,18 @@ def train_on_preferences(context: Context[DpoStage]) -> dict[str, Any]:
     that goes on compares with the same numbers.
     """
     start, training = context.checkpoint("start"), context.stage.training
-    tokenizer = load_tokenizer(start)
-    plain_rows, facts = stage_rows(context, tokenizer)
-    rows, difference = WithReference(plain_rows), ChosenOverRejected(training.length_normalized)
+    tokenizer, layout = load_tokenizer(start), context.stage.layout
+    whole_rows, facts = stage_rows(context, tokenizer)
+    # Ranks that send each other tokens, of experts or to the next layers, need equally many.
+    rows = PairBatches(whole_rows, trims=layout.pipeline == layout.expert == 1)
+    difference = ChosenOverRejected(training.length_normalized)
 
     def ask_reference(model: LanguageModel) -> None:
         path = context.folder / REFERENCE_FILE
         known = on_main(lambda: read_json(path) if path.is_file() else None)
         if known is None:
             say(f"{context.stage.name}: the reference policy reads {len(rows)} pairs")
-            known = row_losses(model, plain_rows, pad_id(tokenizer), training, difference)
+            known = row_losses(model, rows, pad_id(tokenizer), training, difference)
             if is_main():
                 write_json(path, known)
         rows.reference_R = np.array(known, np.float32)
