@@ -210,11 +210,14 @@ def _ffn_elements(model: ModelConfig, layout: Layout, trainable: Sequence[str]) 
 def _logits(model: ModelConfig, layout: Layout, training: Training, pipeline_rank: int) -> int:
     """On the last pipeline rank: logits as they are, and fp32 log-probabilities or gradients.
 
-    For RLVR logits are divided by the temperature in fp32, and entropies take copies of their own.
+    For RLVR logits are divided by the temperature in fp32, and entropies take copies of their own;
+    an fp32 head has a copy of its weights, too.
     """
     if pipeline_rank < layout.pipeline - 1:
         return 0
     tokens = training.micro_batch_size * training.row_length // layout.context
     copies = 4 if isinstance(training, Rlvr) else 1
     columns = model.padded_vocab_size(layout.tensor) // layout.tensor
+    if isinstance(training, Rlvr) and training.fp32_lm_head:
+        return 4 * columns * (tokens * (1 + copies) + model.hidden_size)
     return tokens * columns * (WIDTH[training.dtype] + 4 * copies)

@@ -36,6 +36,9 @@ class Batch:
     boundaries_D: torch.Tensor | None = None  # int32: where documents and paddings begin, and S
     longest: int = 0  # tokens between two boundaries, at most
     row_length: int = 0  # of each of the rows that lie in the long sequence
+    # float32, of preference pairs, one a row: by how much the reference policy finds the chosen
+    # answer likelier than the rejected one, in log-probability
+    reference_R: torch.Tensor | None = None
 
     @property
     def packed_seq_params(self) -> PackedSeqParams | None:
@@ -99,6 +102,7 @@ def to_batch(rows: PackedRows, pad_id: int, boundaries: bool | None = None) -> B
     learned_BS = torch.zeros_like(continues_BS)
     learned_BS[:, :-1] = torch.from_numpy(np.asarray(rows.loss_RS))[:, 1:]
     sources_BS = torch.from_numpy(rows.sources_RS.astype(np.int64))
+    reference_R = None if rows.reference_R is None else torch.from_numpy(rows.reference_R)
     batch = Batch(
         tokens_BS=tokens_BS,
         labels_BS=labels_BS,
@@ -110,13 +114,14 @@ def to_batch(rows: PackedRows, pad_id: int, boundaries: bool | None = None) -> B
         context = parallel_state.get_context_parallel_world_size() or 1  # 0: no groups, no model
         boundaries = attention_by_boundaries(context)
     if not boundaries:
-        return dataclasses.replace(batch, attention_mask_B1SS=_attention_mask(documents_BS))
+        return dataclasses.replace(batch, attention_mask_B1SS=_attention_mask(documents_BS),
+                                   reference_R=reference_R)
     flat = {k: v.reshape(1, -1) for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
     starts_D = torch.nonzero(_starts(documents_BS).flatten()).flatten()
     ends_D = torch.cat([starts_D, torch.tensor([documents_BS.numel()])])
     return dataclasses.replace(
         batch, **flat, boundaries_D=ends_D.int(), longest=int(ends_D.diff().max()),
-        row_length=documents_BS.shape[1],
+        row_length=documents_BS.shape[1], reference_R=reference_R,
     )
 
 

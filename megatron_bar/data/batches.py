@@ -20,7 +20,7 @@ def planned_steps(training: Training, rows_per_epoch: int) -> int:
     if training.steps is not None:
         return training.steps
     if training.tokens is not None:
-        batch_tokens = training.global_batch_size * training.sequence_length
+        batch_tokens = training.global_batch_size * training.row_length
         return math.ceil(token_count(training.tokens) / batch_tokens)
     # The tolerance keeps 0.1 * 30 rows from becoming a step more than 3.
     return max(1, math.ceil(training.epochs * rows_per_epoch / training.global_batch_size - 1e-6))

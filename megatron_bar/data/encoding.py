@@ -10,9 +10,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.data.bad_items import BadItems
-from megatron_bar.data.chat import rendered
+from megatron_bar.data.chat import Rendered, rendered
 from megatron_bar.data.packing import Example
-from megatron_bar.data.sources import Conversation
+from megatron_bar.data.sources import Conversation, Preference
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest
 
@@ -39,8 +39,32 @@ def encode_conversations(
             made = rendered(tokenizer, conversation.messages, template)
             if notes is not None:
                 notes.update(made.notes)
-            # Arrays: five bytes a token, where lists take forty.
-            yield Example(np.array(made.ids, np.int32), np.array(made.loss_mask, bool))
+            yield _example(made)
+
+
+def encode_preferences(
+    tokenizer: PreTrainedTokenizerBase,
+    preferences: Iterable[Preference],
+    template: str,
+    bad: BadItems,
+    notes: Counter[str],
+) -> Iterator[Example]:
+    """The chosen and the rejected document of each pair, one after the other.
+
+    Notes and faults are as in `encode_conversations`; a fault of one leaves out both.
+    """
+    for pair in preferences:
+        with bad.caught(pair.number, pair.where):
+            both = [rendered(tokenizer, messages, template)
+                    for messages in (pair.chosen, pair.rejected)]
+            for made in both:
+                notes.update(made.notes)
+                yield _example(made)
+
+
+def _example(made: Rendered) -> Example:
+    # Arrays: five bytes a token, where lists take forty.
+    return Example(np.array(made.ids, np.int32), np.array(made.loss_mask, bool))
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[np.ndarray]:

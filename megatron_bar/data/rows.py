@@ -77,6 +77,7 @@ class PackedRows:
     sources_RS: np.ndarray  # int16: index into source_names, -1 in padding
     report: PackReport
     source_names: tuple[str, ...] = ("data",)
+    reference_R: np.ndarray | None = None  # float32, of preference pairs: `Batch.reference_R`
 
     ordered: ClassVar[bool] = False
 
@@ -101,4 +102,6 @@ class PackedRows:
     def take(self, indices: Sequence[int] | np.ndarray) -> PackedRows:
         """The rows at `indices`, in that order. The report stays that of all rows."""
         arrays = (self.tokens_RS, self.loss_RS, self.documents_RS, self.sources_RS)
-        return PackedRows(*(a[indices] for a in arrays), self.report, self.source_names)
+        reference_R = None if self.reference_R is None else self.reference_R[indices]
+        return PackedRows(*(a[indices] for a in arrays), self.report, self.source_names,
+                          reference_R)

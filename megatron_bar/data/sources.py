@@ -17,7 +17,7 @@ from megatron_bar.data import forms, toy
 from megatron_bar.data.bad_items import SKIP, STOP, BadItems, describe_left_out
 from megatron_bar.data.chat import Message, check_text
 from megatron_bar.data.files import read_path
-from megatron_bar.data.forms import Form
+from megatron_bar.data.forms import Form, preferences
 from megatron_bar.data.paths import path_name
 from megatron_bar.data.records import Listed, Record, Records
 from megatron_bar.data.tables import Dataset
@@ -39,6 +39,16 @@ class Conversation:
     item: Record
     where: str = ""
     number: int = field(default=0, compare=False)  # among those drawn from the source
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two conversations that differ in their last reply, and where their record stands."""
+
+    chosen: list[Message]
+    rejected: list[Message]
+    where: str
+    number: int  # among those drawn from the source
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,18 @@ class Drawn:
             with bad.caught(number, where):
                 messages = forms.read(form, record, self._messages_column)
                 yield Conversation(messages, self.name, record, where, number)
+
+    def preferences(
+        self, start: int = 0, stop: int | None = None, bad: BadItems | None = None
+    ) -> Iterator[Preference]:
+        """The preference pairs from `start` to `stop`.
+
+        Raises BarError, with its place, for what isn't one, where that isn't to be skipped.
+        """
+        bad = bad or BadItems.of(self.source)
+        for number, where, record in self._records(start, stop, bad):
+            with bad.caught(number, where):
+                yield Preference(*preferences.read_pair(record), where, number)
 
     @cached_property
     def form(self) -> Form:

@@ -26,7 +26,13 @@ from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, Indexe
 from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.data.bad_items import LEFT_OUT, BadItems, describe_left_out
-from megatron_bar.data.encoding import encode_conversations, encode_texts, tokenizer_digest
+from megatron_bar.data.encoding import (
+    encode_conversations,
+    encode_preferences,
+    encode_texts,
+    tokenizer_digest,
+)
+from megatron_bar.data.forms import preferences
 from megatron_bar.data.packing import Example
 from megatron_bar.data.sources import Drawn
 from megatron_bar.runtime.console import progress
@@ -157,7 +163,7 @@ def store_texts(
         for ids in encode_texts(tokenizer, drawn.texts(start, stop, seen.bad)):
             yield Example(ids, np.ones(len(ids), bool))
 
-    return _store(drawn, tokenizer, None, encode, root, processes)
+    return _store(drawn, tokenizer, None, encode, lambda: None, root, processes)
 
 
 def store_conversations(
@@ -172,7 +178,25 @@ def store_conversations(
         conversations = drawn.conversations(start, stop, seen.bad)
         return encode_conversations(tokenizer, conversations, template, seen.bad, seen.notes)
 
-    return _store(drawn, tokenizer, template, encode, root, processes)
+    return _store(drawn, tokenizer, template, encode, lambda: drawn.form.what, root, processes)
+
+
+def store_preferences(
+    drawn: Drawn,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    root: Path,
+    processes: int | None = None,
+) -> Path:
+    """The folder with the source's preference pairs, two documents each: chosen, rejected.
+
+    See `_store`.
+    """
+    def encode(start: int, stop: int, seen: _Seen) -> Iterator[Example]:
+        pairs = drawn.preferences(start, stop, seen.bad)
+        return encode_preferences(tokenizer, pairs, template, seen.bad, seen.notes)
+
+    return _store(drawn, tokenizer, template, encode, lambda: preferences.WHAT, root, processes)
 
 
 def stored_path(
@@ -189,6 +213,7 @@ def _store(
     tokenizer: PreTrainedTokenizerBase,
     template: str | None,
     encode: Callable[[int, int, _Seen], Iterator[Example]],
+    form: Callable[[], str | None],
     root: Path,
     processes: int | None,
 ) -> Path:
@@ -228,7 +253,7 @@ def _store(
             write_json_lines(staging / LEFT_OUT, left_out)
         write_json(staging / MANIFEST, {
             "source": drawn.name, **counts, "records": len(drawn),
-            "form": drawn.form.what if template is not None else None,
+            "form": form(),
             "left_out": len(left_out), "notes": dict(seen.notes),
             "tokenizer": tokenizer_digest(tokenizer), "eos": tokenizer.eos_token_id,
             "dtype": dtype.__name__, "chat_template": template,

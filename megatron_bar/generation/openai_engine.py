@@ -102,7 +102,7 @@ class OpenAIEngine:
         answers: list[Any] = [None]
         if group.rank() == 0:
             try:
-                answers = [self._ask_all(requests, sampling, advance)]
+                answers = [self.ask(requests, sampling, advance)]
             except BarError as error:
                 answers = [error]
         dist.broadcast_object_list(answers, group=group, group_src=0)
@@ -110,9 +110,13 @@ class OpenAIEngine:
             raise answers[0]
         return answers[0]
 
-    def _ask_all(
-        self, requests: Sequence[Request], sampling: Sampling, advance: Callable[[int], None]
+    def ask(
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        advance: Callable[[int], None] = lambda done: None,
     ) -> list[Response]:
+        """Return what `generate` does, on this rank alone, from any thread. Raises as it does."""
         first = parallel_state.get_data_parallel_rank()  # so that ranks start at other servers
         with _client() as client:
             names = [_reply(client, "GET", f"{server}/v1/models")["data"][0]["id"]

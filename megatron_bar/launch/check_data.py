@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.chat import chat_template, prompt_ids
 from megatron_bar.data.chat_format import check_prompt_length
-from megatron_bar.data.encoding import encode_conversations, encode_texts
+from megatron_bar.data.encoding import encode_conversations, encode_preferences, encode_texts
 from megatron_bar.data.json_text import parse_json
 from megatron_bar.data.paths import files_of
 from megatron_bar.data.records import Listed
@@ -27,7 +28,7 @@ from megatron_bar.data.sources import Drawn, open_source, source_name
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
 from megatron_bar.launch.starts import start_tokenizer
-from megatron_bar.recipe.fields import CHATS, ITEMS, TEXTS
+from megatron_bar.recipe.fields import CHATS, ITEMS, PAIRS, TEXTS
 from megatron_bar.recipe.schema import Recipe, Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import Faults, require
@@ -141,6 +142,8 @@ def _check(
             _check_texts(drawn, language)
         elif reading.form == CHATS:
             _check_chats(drawn, language, length)
+        elif reading.form == PAIRS:
+            _check_pairs(drawn, language, length)
         else:
             _check_prompts(drawn, language, length, positions)
 
@@ -206,6 +209,21 @@ def _check_chats(drawn: Drawn, language: _Language | None, length: int | None) -
         raise BarError(f"source {drawn.name}: of {len(drawn)} conversations none has a token that "
                        f"carries loss among its first {length}; raise sequence_length, or look "
                        "with megatron-bar data show")
+
+
+def _check_pairs(drawn: Drawn, language: _Language | None, length: int | None) -> None:
+    pairs = drawn.preferences()
+    if language is None or language.template is None:
+        for _ in pairs:
+            pass
+        return
+    examples = list(encode_preferences(language.tokenizer, pairs, language.template,
+                                       BadItems.of(drawn.source), Counter()))
+    learned = [example.loss_mask[1:length].any() for example in examples]
+    if not any(chosen and rejected for chosen, rejected in zip(learned[::2], learned[1::2])):
+        raise BarError(f"source {drawn.name}: of {len(drawn)} preference pairs none has something "
+                       f"to learn from in both answers within their first {length} tokens; raise "
+                       "sequence_length, or look with megatron-bar data show")
 
 
 def _check_prompts(

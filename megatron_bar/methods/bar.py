@@ -5,13 +5,15 @@ from __future__ import annotations
 from megatron_bar.methods import checks
 from megatron_bar.methods.graph import Graph, Groups
 from megatron_bar.recipe.schema import Recipe
+from megatron_bar.stages.dpo import DpoStage
 from megatron_bar.stages.merge import MergeStage
 from megatron_bar.stages.rlvr import RLVR_GROUPS, RlvrStage
 from megatron_bar.stages.stage import Stage
 from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS, MidtrainStage, SftStage
 
 GROUPS: Groups = {
-    MidtrainStage: MIDTRAIN_GROUPS, SftStage: SFT_GROUPS, RlvrStage: RLVR_GROUPS,
+    MidtrainStage: MIDTRAIN_GROUPS, SftStage: SFT_GROUPS, DpoStage: SFT_GROUPS,
+    RlvrStage: RLVR_GROUPS,
 }
 MODEL = "routed"
 MADE = ("Its domain experts were trained one at a time beside a frozen anchor, then merged, and a "

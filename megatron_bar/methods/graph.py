@@ -9,6 +9,7 @@ from typing import Any
 from megatron_bar.recipe.names import ALL, WITHOUT
 from megatron_bar.recipe.schema import Domain, Recipe, Rlvr, Source, Training
 from megatron_bar.stages.branch import AdoptStage, BranchStage
+from megatron_bar.stages.dpo import DpoStage
 from megatron_bar.stages.evaluate import EvaluateStage
 from megatron_bar.stages.export_hf import ExportStage
 from megatron_bar.stages.import_hf import ImportStage
@@ -22,7 +23,8 @@ from megatron_bar.stages.training_stage import EVERYTHING, TrainingStage, with_g
 
 ROUTE_EPOCHS = 2.0  # as published, where the recipe says nothing
 # A domain's own stages, in order; their kinds are the keys of `recipe.schema.Domain`.
-ADAPTING: tuple[type[TrainingStage], ...] = (MidtrainStage, SftStage, RlvrStage)
+ADAPTING: tuple[type[TrainingStage], ...] = (
+    MidtrainStage, SftStage, DpoStage, RlvrStage)
 # What each of them trains. A method leaves out the kinds that it doesn't have.
 Groups = Mapping[type[TrainingStage], Sequence[str]]
 DENSE_GROUPS: Groups = dict.fromkeys(ADAPTING, EVERYTHING)

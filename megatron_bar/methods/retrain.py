@@ -9,12 +9,13 @@ from megatron_bar.methods import checks
 from megatron_bar.methods.graph import Graph, Groups
 from megatron_bar.recipe.names import ALL
 from megatron_bar.recipe.schema import Recipe
+from megatron_bar.stages.dpo import DpoStage
 from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.stage import Stage
 from megatron_bar.stages.train import SftStage
 from megatron_bar.stages.training_stage import EVERYTHING
 
-GROUPS: Groups = {SftStage: EVERYTHING, RlvrStage: EVERYTHING}
+GROUPS: Groups = {SftStage: EVERYTHING, DpoStage: EVERYTHING, RlvrStage: EVERYTHING}
 MODEL = ALL
 MADE = ("It is the pretrained base model, post-trained with every parameter on the data of all "
         "domains at once.")

@@ -213,6 +213,14 @@ class LanguageModel(GPTModel):
                 self.config.kv_channels, kwargs["rotary_base"], yarn
             )
 
+    def compute_logits_in_fp32(self) -> None:
+        """Multiply by the head in fp32 from now on, whatever type it is stored in.
+
+        It costs a copy of the head in fp32 in each pass. The rest of the model computes as before.
+        """
+        if self.post_process:
+            self.output_layer.register_forward_pre_hook(_in_fp32, with_kwargs=True)
+
     def compute_language_model_loss(
         self, labels: torch.Tensor, logits: torch.Tensor
     ) -> torch.Tensor:
@@ -220,6 +228,15 @@ class LanguageModel(GPTModel):
         group = parallel_state.get_tensor_model_parallel_group()
         loss_SB = vocabulary_loss(logits, labels.t(), self.unpadded_vocab_size, group)
         return loss_SB.t().contiguous()
+
+
+def _in_fp32(
+    head: torch.nn.Module, inputs: tuple[torch.Tensor], options: dict[str, Any]
+) -> tuple[tuple[torch.Tensor], dict[str, Any]]:
+    """What Megatron's head is called with, in fp32; tied embeddings come in as its `weight`."""
+    weight = options.get("weight")
+    weight = head.weight if weight is None else weight
+    return tuple(x.float() for x in inputs), options | {"weight": weight.float()}
 
 
 def build_model(

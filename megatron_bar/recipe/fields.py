@@ -31,7 +31,7 @@ RUNTIME = "runtime"
 FORMERLY = "formerly"
 # The forms that a source is read in, of those below, by stages that look at the key; all if unsaid.
 FORMS = "forms"
-TEXTS, CHATS, PROMPTS, ITEMS = "texts", "chats", "prompts", "items"
+TEXTS, CHATS, PAIRS, PROMPTS, ITEMS = "texts", "chats", "pairs", "prompts", "items"
 # What a stage reads where the key points, whose contents decide what it makes.
 CONTENTS = "contents"
 DATA_FILES, DATASET, HF_FOLDER, CHECKPOINT = "data files", "dataset", "HF folder", "checkpoint"
@@ -59,6 +59,7 @@ def one_of(*choices: str) -> Rule:
 
 AT_LEAST_0 = Rule("0 or more", lambda value: 0 <= value < math.inf)
 ABOVE_0 = Rule("above 0", lambda value: 0 < value < math.inf)
+AT_MOST_1 = Rule("0 or 1", lambda value: value in (0, 1))
 COUNT = Rule("at least 1", lambda value: value >= 1)
 SHARE = Rule("a share from 0 to 1", lambda value: 0 <= value <= 1)
 PART = Rule("in [0, 1)", lambda value: 0 <= value < 1)

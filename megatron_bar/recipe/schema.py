@@ -13,6 +13,7 @@ from typing import Any
 from megatron_bar.recipe.fields import (
     ABOVE_0,
     AT_LEAST_0,
+    AT_MOST_1,
     CHATS,
     COUNT,
     DATA_FILES,
@@ -154,6 +155,30 @@ class Training:
 
 
 @dataclass
+class Dpo(Training):
+    """Direct preference optimization; defaults are those of Ai2's retrained baseline.
+
+    `data` are preference pairs: `prompt`, `chosen` and `rejected`. A batch counts pairs, and
+    `sequence_length` is that of each of the two conversations. What the reference policy, the
+    stage's start, says of them is computed once, before the first step.
+    """
+
+    lr: float = 1e-6
+    warmup_ratio: float = 0.1
+    router_z_loss: float = 0.0
+    global_batch_size: int = 128  # pairs in an optimizer step, over all processes
+    # How strongly the policy is held to the reference; 0.1 is usual without length_normalized.
+    beta: float = key(5.0, ABOVE_0)
+    # Take the mean of an answer's log-probabilities, not their sum.
+    length_normalized: bool = True
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a pair, at most."""
+        return 2 * self.sequence_length
+
+
+@dataclass
 class Rlvr(Training):
     """Reinforcement learning with verifiable rewards; defaults are the published settings.
 
@@ -176,8 +201,15 @@ class Rlvr(Training):
     response_length: int = 4096  # tokens at most
     temperature: float = 1.0  # of sampling
     advantage: str = "centered"  # centered, grpo (over the deviation too) or rloo
+    # dapo (published), cispo (the gradient of a clipped token stays) or gspo (one ratio for a whole
+    # response); docs/rlvr.md has the formulas, and clips that go with each.
+    loss_type: str = key("dapo", one_of("dapo", "cispo", "gspo"))
     clip_low: float = key(0.2, SHARE)  # the ratio to the sampling policy stays above 1 - clip_low
     clip_high: float = key(0.272, AT_LEAST_0)  # and below 1 + clip_high
+    # Weigh each token by its probability in training over that in generation, but by no more than
+    # this; 2 is usual. By default tokens aren't weighed.
+    truncated_importance_sampling: float | None = key(None, ABOVE_0)
+    fp32_lm_head: bool = False  # compute the logits in fp32 where dtype is bfloat16
     # Of the divergence from the stage's start, taken off the reward.
     kl_coefficient: float = key(0.0, AT_LEAST_0)
     reward_scale: float = key(10.0, ABOVE_0)  # a right answer is worth so much
@@ -195,6 +227,9 @@ class Rlvr(Training):
     # [http://node7:8000], and the folder that they serve: each step exports its weights there.
     rollout_servers: list[str] = key(list, runtime=True)
     rollout_folder: str | None = key(None, runtime=True)
+    # 1: servers answer the next step's prompts while this one's answers are learned from, with
+    # weights of a step ago, which truncated_importance_sampling corrects. 0: after it.
+    rollouts_ahead: int = key(0, AT_MOST_1)
     # Answers that a process has scored side by side.
     verifier_workers: int = key(8, COUNT, runtime=True, formerly="verifiers_at_once")
     # What drives the steps: nemo_aligner (its REINFORCE trainer) or native, a loop of our own that
@@ -237,6 +272,7 @@ class Domain:
     routing: list[Source] = field(default_factory=list)  # what route samples; SFT's by default
     midtrain: Training | None = None  # on texts
     sft: Training | None = None  # on conversations
+    dpo: Dpo | None = None  # on preference pairs
     rlvr: Rlvr | None = None  # on prompts with verifiable answers
     tasks: list[Source] = field(default_factory=list)  # held-out items that measure the domain
 

@@ -16,14 +16,19 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
-from megatron_bar.generation.engine import Request, RolloutEngine, Sampling
+from megatron_bar.generation.engine import Request, Response, RolloutEngine, Sampling
 from megatron_bar.generation.openai_engine import ServedModel
 from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.recipe.schema import Rlvr
-from megatron_bar.rlvr.objective import compute_advantages, kl_to_reference, masked_mean
+from megatron_bar.rlvr.objective import (
+    compute_advantages,
+    importance_weights,
+    kl_to_reference,
+    masked_mean,
+)
 from megatron_bar.rlvr.policy import Policy, Rows, Scored, Update
-from megatron_bar.rlvr.prompts import Prompt, PromptOrder
+from megatron_bar.rlvr.prompts import Asked, Prompt, PromptOrder
 from megatron_bar.rlvr.rewards import Rewards
 from megatron_bar.rlvr.rollout import (
     Rollout,
@@ -32,7 +37,9 @@ from megatron_bar.rlvr.rollout import (
     response_mask,
     without_empty_ends,
 )
+from megatron_bar.rlvr.rollouts_ahead import PendingRollout
 from megatron_bar.rlvr.settings import asks_reference, reference_share
+from megatron_bar.rlvr.step_seconds import StepSeconds
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.stopping import StopAtStep
@@ -77,11 +84,16 @@ class Learner:
         self.decode = chat_format.tokenizer.decode
         self.stop = stop
         self.stopped: str | None = None  # why it ends before its last step
-        self.rewards = Rewards(prompts, self.decode, settings)
+        # While servers generate, and verifiers finish, the devices that train have nothing to do.
+        self.seconds = StepSeconds(waiting=frozenset(
+            ("rollout", "verification") if settings.rollout_servers else ("verification",)))
+        self.rewards = Rewards(prompts, self.decode, settings, self.seconds)
         updates = settings.steps * (settings.rows_per_step // settings.global_batch_size)
         setup = set_up(run, settings, updates)
         self.optimizer, self.schedule = setup.optimizer, setup.schedule
         self.budget = setup.budget
+        if settings.fp32_lm_head:
+            setup.model.compute_logits_in_fp32()
         self.policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
         if reference_share(settings):
             self.policy.keep_start()
@@ -91,6 +103,8 @@ class Learner:
         self.order = PromptOrder(len(prompts), run.seed)
         if self.step:
             self.order.restore(self.progress.order)
+        self._due: Asked | None = None  # by the step under way, where that is known
+        self._ahead: tuple[Asked, PendingRollout] | None = None  # what servers are answering
         self.reward = float("nan")  # mean of the last step
 
     @property
@@ -103,30 +117,69 @@ class Learner:
         """Whether the next step asks what the policy said at the stage's start."""
         return asks_reference(self.settings, self.step + 1)
 
+    @property
+    def due(self) -> Asked:
+        """The prompts of the step under way."""
+        if self._due is None:
+            self._due = self.order.peek(self.settings.prompts_per_step)
+        return self._due
+
     def asked(self) -> list[tuple[int, int]]:
         """The prompts that this data-parallel rank answers next, each with its sample's number.
 
         All ranks have as many; the samples of a prompt may be on two of them.
         """
+        return self._share(self.due)
+
+    def _share(self, asked: Asked) -> list[tuple[int, int]]:
         samples = range(self.settings.samples_per_prompt)
-        chosen, _ = self.order.peek(self.settings.prompts_per_step)
-        pairs = [(prompt, sample) for prompt in chosen for sample in samples]
+        pairs = [(prompt, sample) for prompt in asked.prompts for sample in samples]
         share = len(pairs) // parallel_state.get_data_parallel_world_size()
         first = parallel_state.get_data_parallel_rank() * share
         return pairs[first : first + share]
 
     def generate(self, asked: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """This rank's part of a rollout: sampled by the seed, the step, prompt and sample alone."""
+        with self.seconds.of("rollout"), self.policy.generating() as model:
+            if self.settings.rollouts_ahead:
+                responses = self._answered_ahead(model)
+            else:
+                responses = self._engine(model).generate(
+                    self._requests(asked, self.step), self._sampling)
+        prompts = [prompt for prompt, _ in asked]
+        return as_rollout([self.prompts[prompt].ids for prompt in prompts], prompts, responses,
+                          self.pad_id)
+
+    def _requests(self, asked: Sequence[tuple[int, int]], step: int) -> list[Request]:
+        return [Request(self.prompts[prompt].ids, (step, prompt, sample))
+                for prompt, sample in asked]
+
+    @property
+    def _sampling(self) -> Sampling:
         settings = self.settings
-        requests = [Request(self.prompts[prompt].ids, (self.step, prompt, sample))
-                    for prompt, sample in asked]
-        sampling = Sampling(
-            settings.response_length, self.stop_ids, settings.temperature, self.run.seed
-        )
-        with self.policy.generating() as model:
-            responses = self._engine(model).generate(requests, sampling)
-        return as_rollout([request.prompt for request in requests],
-                          [prompt for prompt, _ in asked], responses, self.pad_id)
+        return Sampling(
+            settings.response_length, self.stop_ids, settings.temperature, self.run.seed)
+
+    def _answered_ahead(self, model: LanguageModel) -> list[Response]:
+        """The answers to the prompts that are due; the next ones are asked, with today's weights.
+
+        After a stop none is under way: those of the step that comes are asked with its own weights.
+        """
+        engine = None
+        if self._ahead is None:
+            engine = self._engine(model)
+            self._ahead = self.due, self._pending(engine, self.due, self.step)
+        responses, seconds = self._ahead[1].result()
+        self.seconds.add("servers", seconds)
+        self._ahead = None
+        if self.step + 1 < self.settings.steps:
+            following = self.order.peek(self.settings.prompts_per_step, after=self.due)
+            self._ahead = following, self._pending(
+                engine or self._engine(model), following, self.step + 1)
+        return responses
+
+    def _pending(self, engine: RolloutEngine, asked: Asked, step: int) -> PendingRollout:
+        return PendingRollout(engine, self._requests(self._share(asked), step), self._sampling)
 
     def _engine(self, model: LanguageModel) -> RolloutEngine:
         """What generates with the weights that `model` has now."""
@@ -141,11 +194,13 @@ class Learner:
             scored = self.policy.score(rows_BS)
             return torch.stack([scored.logprobs_BT, scored.entropy_BT], dim=-1)
 
-        return Scored(*self._shared_out(both, tokens_BS).unbind(-1))
+        with self.seconds.of("logprobs"):
+            return Scored(*self._shared_out(both, tokens_BS).unbind(-1))
 
     def reference_logprobs(self, tokens_BS: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the reference policy, the stage's start, for the same tokens."""
-        return self._shared_out(self.policy.reference_logprobs, tokens_BS)
+        with self.seconds.of("reference"):
+            return self._shared_out(self.policy.reference_logprobs, tokens_BS)
 
     def _shared_out(
         self, compute: Callable[[torch.Tensor], torch.Tensor], tokens_BS: torch.Tensor
@@ -202,22 +257,31 @@ class Learner:
             numbers["kl"] = kl_B.mean().item()
         found = compute_advantages(
             rollout["rewards"], kl_B, mask_BT, rollout["is_end"], settings)
-        asked = self.order.advance(settings.prompts_per_step)
+        asked = self.due
+        self.order.pass_by(asked)
+        self._due = self._ahead[0] if self._ahead else None
         self.order.rest(
-            [prompt for prompt, solved in zip(asked, found.solved_G.tolist()) if solved])
-        numbers |= {"groups_dropped": 1 - len(found.groups) / len(asked),
+            [prompt for prompt, solved in zip(asked.prompts, found.solved_G.tolist()) if solved])
+        numbers |= {"groups_dropped": 1 - len(found.groups) / len(asked.prompts),
                     "prompts_resting": len(self.order.resting)}
+        advantages_BT = found.advantages_B[:, None].expand_as(logprobs_BT)
+        if (cap := settings.truncated_importance_sampling) is not None:
+            weights_BT = importance_weights(logprobs_BT, rollout["rollout_logprobs"], cap)
+            advantages_BT = advantages_BT * weights_BT
+            numbers["importance_weight"] = masked_mean(weights_BT, mask_BT).item()
+            numbers["importance_capped"] = masked_mean((weights_BT == cap).float(), mask_BT).item()
         rows = {"tokens": rollout["response_tokens"], "mask": found.mask_BT,
-                "old_logprobs": logprobs_BT, "advantages": found.advantages_B}
+                "old_logprobs": logprobs_BT, "advantages": advantages_BT}
         return optimizer_batches(
             rows, found.groups, settings.samples_per_prompt, settings.global_batch_size), numbers
 
     def gradients(self, rows: Rows) -> Update:
         """Compute the gradients of one optimizer step, which stay in the parameters' buffers."""
-        self.optimizer.zero_grad()
-        self.policy.wrapped.zero_grad_buffer()
-        rows = without_empty_ends(rows, self.policy.micro_batch_size)
-        return self.policy.update(rows, self.settings.clip_low, self.settings.clip_high)
+        with self.seconds.of("update"):
+            self.optimizer.zero_grad()
+            self.policy.wrapped.zero_grad_buffer()
+            rows = without_empty_ends(rows, self.policy.micro_batch_size)
+            return self.policy.update(rows, self.settings)
 
     def apply(self, update: Update) -> Numbers:
         """Take the optimizer step whose gradients were computed.
@@ -229,7 +293,8 @@ class Learner:
                    # Of the groups that lr_scale doesn't slow down.
                    "lr": max(group["lr"] for group in self.optimizer.param_groups)}
         if update.tokens:
-            _, norm, _ = self.optimizer.step()
+            with self.seconds.of("update"):
+                _, norm, _ = self.optimizer.step()
             numbers["grad_norm"] = float(norm)
             self.progress.applied += 1
         self.schedule.step(1)
@@ -246,6 +311,7 @@ class Learner:
                     StepLines(self.run.folder / SAMPLES_FILE, self.step))
             self._advance = stack.enter_context(progress(self.run.label, self.settings.steps))
             self._advance(self.step)
+            self.seconds.restart()
             yield
 
     def _keep_sample(self, sample: dict[str, Any]) -> None:
@@ -256,8 +322,9 @@ class Learner:
         """Log a step, and save if it is time to; whether to stop now, to go on later."""
         self.progress.step += 1
         self.reward = numbers["reward"]
-        self._metrics.log(self.step, **numbers)
-        self._advance(note=f"reward {self.reward:.3f}")
+        seconds = self.seconds.of_step()
+        self._metrics.log(self.step, **numbers, **seconds)
+        self._advance(note=f"reward {self.reward:.3f}, waits {seconds['waiting_share']:.0%}")
         self.points.check()
         if self.step == self.settings.steps:
             return False
@@ -265,4 +332,5 @@ class Learner:
         if self.stopped or self.points.due(self.step):
             self.progress.order = self.order.state()
             self.points.save(self.progress)
+        self.seconds.restart()
         return self.stopped is not None

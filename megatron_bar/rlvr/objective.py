@@ -2,7 +2,7 @@
 
 The published settings are group-relative advantages that are only centred, a ratio clipped to
 [1 - 0.2, 1 + 0.272], and a mean over all response tokens of the batch (facts of open-instruct's
-`grpo_fast`, whose behaviour is matched).
+`grpo_fast`, whose behaviour is matched). The recipe may choose others, by their published formulas.
 
 Shapes: G groups (one a prompt), N samples of a prompt, B = G * N responses, S sequence. A log
 probability at place t is that of token t + 1, so they are [B, S - 1].
@@ -94,37 +94,68 @@ def masked_mean(values_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     return values_BT[mask_BT.bool()].mean()
 
 
+def importance_weights(
+    logprobs_BT: torch.Tensor, rollout_logprobs_BT: torch.Tensor, cap: float
+) -> torch.Tensor:
+    """Truncated importance sampling: `min(p / q, cap)` of each token; `-> [B, T]`.
+
+    The trainer gives a token probability p before the step's first update, what sampled it gave it
+    q: other rounding, or weights of a step ago. The weighted gradient is that of samples from p, in
+    expectation, but for the cap, which bounds its variance (Yao et al. 2025, "Your efficient RL
+    framework secretly brings you off-policy RL training"; decoupled PPO has the same weight,
+    arXiv 2505.24298).
+    """
+    return (logprobs_BT - rollout_logprobs_BT).exp().clamp_max(cap)
+
+
+def mean_weights(mask_BT: torch.Tensor, loss_type: str) -> torch.Tensor:
+    """`[B, T]`: how much each token counts in the mean that the loss is.
+
+    All response tokens count the same, but with `gspo` all responses do.
+    """
+    if loss_type == "gspo":
+        return mask_BT / mask_BT.sum(-1, keepdim=True).clamp_min(1)
+    return mask_BT
+
+
 @dataclass(frozen=True)
-class ClippedLoss:
-    """Sums over response tokens; the caller divides by the batch's number of them."""
+class PolicyLoss:
+    """Sums, weighted by `mean_weights`; the caller divides by the sum of these of all rows."""
 
     loss: torch.Tensor
     clipped: torch.Tensor  # tokens whose ratio was clipped
-    ratio_error: torch.Tensor  # |log ratio|, summed
+    ratio_error: torch.Tensor  # |log ratio|
 
 
-def clipped_loss(
+def policy_loss(
     logprobs_BT: torch.Tensor,
     old_logprobs_BT: torch.Tensor,
-    advantages_B: torch.Tensor,
+    advantages_BT: torch.Tensor,
     mask_BT: torch.Tensor,
-    clip_low: float,
-    clip_high: float,
-) -> ClippedLoss:
-    """PPO's pessimistic ratio loss, clipped higher than lower (DAPO, arXiv 2503.14476).
+    settings: Rlvr,
+) -> PolicyLoss:
+    """The loss of `loss_type`; r is the ratio of new to old probability, A the advantage.
 
-    `mask_BT` is 1 on response tokens (T = S - 1). `advantages_B` is broadcast over a response's
-    tokens.
+    `dapo`: `-min(r A, clip(r) A)` of each token, PPO's pessimistic loss, clipped higher than lower
+    (arXiv 2503.14476). `cispo`: `-sg(clip(r)) A log p` of each token, where sg stops the gradient,
+    so that a clipped token still teaches (MiniMax-M1, arXiv 2506.13585). `gspo`: that of `dapo`,
+    with the geometric mean of the ratios of a whole response in the place of each of its tokens'
+    (arXiv 2507.18071).
     """
+    weights_BT = mean_weights(mask_BT, settings.loss_type)
     log_ratio_BT = (logprobs_BT - old_logprobs_BT) * mask_BT
+    if settings.loss_type == "gspo":
+        log_ratio_BT = (log_ratio_BT * weights_BT).sum(-1, keepdim=True) * mask_BT
     ratio_BT = log_ratio_BT.exp()
-    clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
-    advantages_BT = advantages_B[:, None]
-    free_BT = -advantages_BT * ratio_BT
-    held_BT = -advantages_BT * clipped_BT
-    loss_BT = torch.maximum(free_BT, held_BT)
-    return ClippedLoss(
-        loss=(loss_BT * mask_BT).sum(),
-        clipped=((held_BT > free_BT) * mask_BT).sum().detach(),
-        ratio_error=(log_ratio_BT.abs() * mask_BT).sum().detach(),
+    held_BT = ratio_BT.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    if settings.loss_type == "cispo":
+        loss_BT = -held_BT.detach() * advantages_BT * logprobs_BT
+        is_clipped_BT = held_BT != ratio_BT
+    else:
+        loss_BT = torch.maximum(-advantages_BT * ratio_BT, -advantages_BT * held_BT)
+        is_clipped_BT = loss_BT > -advantages_BT * ratio_BT
+    return PolicyLoss(
+        loss=(loss_BT * weights_BT).sum(),
+        clipped=(is_clipped_BT * weights_BT).sum().detach(),
+        ratio_error=(log_ratio_BT.abs() * weights_BT).sum().detach(),
     )

@@ -22,7 +22,8 @@ from megatron.core.utils import unwrap_model
 
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.models.loss import vocabulary_loss
-from megatron_bar.rlvr.objective import ClippedLoss, clipped_loss
+from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.rlvr.objective import mean_weights, policy_loss
 
 Rows = dict[str, torch.Tensor]
 
@@ -42,7 +43,7 @@ class Update:
     loss: float
     tokens: int
     clip_fraction: float
-    ratio_error: float  # mean |log ratio| of the tokens
+    ratio_error: float  # mean |log ratio|
 
 
 class Policy:
@@ -108,25 +109,27 @@ class Policy:
         with self._as_reference():
             return self.score(tokens_BS).logprobs_BT
 
-    def update(self, rows: Rows, clip_low: float, clip_high: float) -> Update:
-        """Leave the gradient of the clipped objective in the parameters' buffers.
+    def update(self, rows: Rows, settings: Rlvr) -> Update:
+        """Leave the gradient of the settings' objective in the parameters' buffers.
 
-        `rows`: `tokens` [B, S], `mask` [B, T], `old_logprobs` [B, T], `advantages` [B]. The loss is
-        the mean over all response tokens of all data-parallel ranks' rows.
+        `rows`: `tokens` [B, S] and, all [B, T], `mask`, `old_logprobs`, `advantages`. The loss is
+        the mean over the responses of all data-parallel ranks' rows (`objective.mean_weights`).
         """
         data_group = parallel_state.get_data_parallel_group()
-        tokens = rows["mask"].sum()
-        dist.all_reduce(tokens, group=data_group)
+        mask_BT = rows["mask"]
+        counts = torch.stack([mask_BT.sum(), mean_weights(mask_BT, settings.loss_type).sum()])
+        dist.all_reduce(counts, group=data_group)
+        tokens, total = counts
         micro_batches = len(rows["tokens"]) // self.micro_batch_size
         # Megatron divides by the number of micro-batches, its buffers by the data-parallel ranks.
-        scale = micro_batches * data_group.size() / tokens.clamp_min(1)
-        loss_of = functools.partial(self._loss, scale=scale, clip=(clip_low, clip_high))
+        scale = micro_batches * data_group.size() / total.clamp_min(1)
+        loss_of = functools.partial(self._loss, scale=scale, settings=settings)
         parts = self._run(rows, loss_of, train=True)
-        sums = torch.stack(parts).sum(0) if parts else tokens.new_zeros(3)
+        sums = torch.stack(parts).sum(0) if parts else counts.new_zeros(3)
         dist.all_reduce(sums, group=data_group)
         dist.broadcast(sums, parallel_state.get_pipeline_model_parallel_last_rank(),
                        group=parallel_state.get_pipeline_model_parallel_group())
-        loss, clipped, error = (sums / tokens.clamp_min(1)).tolist()
+        loss, clipped, error = (sums / total.clamp_min(1)).tolist()
         return Update(loss, int(tokens), clipped, error)
 
     def _run(self, rows: Rows, output_of: Callable, train: bool) -> list[torch.Tensor]:
@@ -168,11 +171,11 @@ class Policy:
         return torch.stack([self._logprobs(logits_BTV, rows), entropy_BT])
 
     def _loss(
-        self, logits_BTV: torch.Tensor, rows: Rows, scale: torch.Tensor, clip: tuple[float, float]
+        self, logits_BTV: torch.Tensor, rows: Rows, scale: torch.Tensor, settings: Rlvr
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        found: ClippedLoss = clipped_loss(
-            self._logprobs(logits_BTV, rows), rows["old_logprobs"],
-            rows["advantages"], rows["mask"], *clip,
+        found = policy_loss(
+            self._logprobs(logits_BTV, rows), rows["old_logprobs"], rows["advantages"],
+            rows["mask"], settings,
         )
         sums = torch.stack([found.loss.detach(), found.clipped, found.ratio_error])
         return found.loss * scale, sums

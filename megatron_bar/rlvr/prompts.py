@@ -18,6 +18,14 @@ class Prompt:
     score: Callable[[str], float]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The prompts that one step asks, by number, and the order's place after them."""
+
+    prompts: list[int]
+    place: int
+
+
 @dataclass
 class PromptOrder:
     """Order of the prompts: each epoch a permutation by the seed, less those that rest.
@@ -34,24 +42,24 @@ class PromptOrder:
     def __post_init__(self) -> None:
         self._order = Batches(self.prompts, 1, self.seed)
 
-    def peek(self, count: int) -> tuple[list[int], int]:
-        """The next `count` prompts, and the place after them; nothing moves.
+    def peek(self, count: int, after: Asked | None = None) -> Asked:
+        """The next `count` prompts, or those `after` others; nothing moves.
 
         No prompt twice. Where fewer than `count` are awake, all are asked.
         """
         asleep = self.resting if self.prompts - len(self.resting) >= count else set()
         chosen: list[int] = []
-        place = self.place
+        place = self.place if after is None else after.place
         while len(chosen) < count:
             index = int(self._order.indices(place)[0])
             place += 1
             if index not in asleep and index not in chosen:
                 chosen.append(index)
-        return chosen, place
+        return Asked(chosen, place)
 
-    def advance(self, count: int) -> list[int]:
-        chosen, self.place = self.peek(count)
-        return chosen
+    def pass_by(self, asked: Asked) -> None:
+        """Go on after prompts that were learned from."""
+        self.place = asked.place
 
     def rest(self, indices: Sequence[int]) -> None:
         self.resting.update(indices)

@@ -13,16 +13,22 @@ from megatron.core import parallel_state
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.rollout import Rollout
+from megatron_bar.rlvr.step_seconds import StepSeconds
 
 
 class Rewards:
     """Scores responses on threads, each from 0 to 1."""
 
     def __init__(
-        self, prompts: Sequence[Prompt], decode: Callable[[list[int]], str], settings: Rlvr
+        self,
+        prompts: Sequence[Prompt],
+        decode: Callable[[list[int]], str],
+        settings: Rlvr,
+        seconds: StepSeconds,
     ) -> None:
         self.prompts = prompts
         self.decode = decode
+        self.seconds = seconds
         self.cut_earn_nothing = settings.truncated == "zero"
         self.threads = ThreadPoolExecutor(settings.verifier_workers)
 
@@ -36,7 +42,7 @@ class Rewards:
             "prompt_ids", "response_tokens", "prompt_lengths", "response_lengths", "is_end"))))
         tasks = [self.threads.submit(self._score, *row)
                  for row in rows[group.rank()::group.size()]]
-        return PendingRewards(tasks, len(rows), group)
+        return PendingRewards(tasks, len(rows), group, self.seconds)
 
     def _score(self, prompt: int, tokens: list[int], start: int, end: int, stopped: bool) -> float:
         if not stopped and self.cut_earn_nothing:
@@ -51,11 +57,14 @@ class PendingRewards:
     tasks: list[Future[float]]  # of this rank's part
     count: int  # of all ranks' parts
     group: dist.ProcessGroup
+    seconds: StepSeconds
 
     def result(self) -> torch.Tensor:
         """Wait for all of them: `[B]`, the same on every rank of the model-parallel group."""
         rewards_B = torch.zeros(self.count, device=torch.cuda.current_device())
-        mine = torch.tensor([task.result() for task in self.tasks], device=rewards_B.device)
+        with self.seconds.of("verification"):
+            found = [task.result() for task in self.tasks]
+        mine = torch.tensor(found, device=rewards_B.device)
         rewards_B[self.group.rank()::self.group.size()] = mine
         dist.all_reduce(rewards_B, group=self.group)
         return rewards_B

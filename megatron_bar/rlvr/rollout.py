@@ -107,7 +107,7 @@ def without_empty_ends(rows: Rows, micro_batch_size: int) -> Rows:
         "tokens": rows["tokens"][:count, : columns + 1],
         "mask": rows["mask"][:count, :columns],
         "old_logprobs": rows["old_logprobs"][:count, :columns],
-        "advantages": rows["advantages"][:count],
+        "advantages": rows["advantages"][:count, :columns],
     }
 
 

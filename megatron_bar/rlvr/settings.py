@@ -9,6 +9,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
 TRUNCATED = ("keep", "mask", "zero")
+_LARGEST_SEQUENCE_CLIP = 0.1  # a wider one never clips: the published ones are below 0.001
 
 
 def asks_reference(settings: Rlvr, step: int) -> bool:
@@ -34,6 +35,8 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
             raise BarError(f"{key} is {getattr(settings, key)}; give at least 1")
     if settings.rollout_servers and settings.rollout_folder is None:
         raise BarError("rollout_servers need rollout_folder, the folder that they serve")
+    if settings.rollouts_ahead == 1:
+        _check_ahead(settings)
     if settings.steps is None:
         raise BarError("give steps, the number of rollouts")
     if settings.samples_per_prompt < 2:
@@ -42,6 +45,10 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
     if settings.temperature <= 0:
         raise BarError(f"temperature is {settings.temperature}; greedy samples are all "
                        "the same, so give more than 0")
+    if settings.loss_type == "gspo" and settings.clip_high > _LARGEST_SEQUENCE_CLIP:
+        raise BarError(f"clip_high is {settings.clip_high}, which is for ratios of single tokens; "
+                       "with loss_type gspo the ratio is that of whole responses and stays near "
+                       "1: give clips for it, such as clip_low: 3e-4 and clip_high: 4e-4")
     if layout.context > 1:
         raise BarError(f"layout.context is {layout.context}; rollouts generate token by token, so "
                        "leave it out of this stage's layout")
@@ -57,3 +64,12 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
         raise BarError(f"micro_batch_size {settings.micro_batch_size} doesn't divide the "
                        f"{settings.global_batch_size // layout.data} responses of a rank and "
                        "update")
+
+
+def _check_ahead(settings: Rlvr) -> None:
+    if not settings.rollout_servers:
+        raise BarError("rollouts_ahead is 1, and the training processes generate themselves, which "
+                       "they can't while they train; give rollout_servers, or leave it out")
+    if settings.truncated_importance_sampling is None:
+        raise BarError("rollouts_ahead is 1, so that answers come from weights of a step ago; give "
+                       "the weights that correct it, such as truncated_importance_sampling: 2")

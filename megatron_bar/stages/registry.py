@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_bar.stages.branch import AdoptStage, BranchStage
+from megatron_bar.stages.dpo import DpoStage
 from megatron_bar.stages.evaluate import EvaluateStage
 from megatron_bar.stages.export_hf import ExportStage
 from megatron_bar.stages.import_hf import ImportStage
@@ -21,6 +22,7 @@ KINDS: tuple[type[Stage], ...] = (
     AdoptStage,
     MidtrainStage,
     SftStage,
+    DpoStage,
     RlvrStage,
     MergeStage,
     AverageStage,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron_bar.recipe.fields import CHATS
+from megatron_bar.recipe.fields import CHATS, TEXTS
 from megatron_bar.stages.stage import Reading
 from megatron_bar.stages.training_stage import TrainingStage
 
@@ -30,7 +30,7 @@ class RowsStage(TrainingStage):
         return [self]
 
     def readings(self) -> Iterator[Reading]:
-        length = self.training.sequence_length if self.FORM == CHATS else None
+        length = None if self.FORM == TEXTS else self.training.sequence_length
         for source in [*self.sources(), *self.training.validation]:
             yield Reading(self.name, source, self.FORM, length)
 
@@ -52,10 +52,13 @@ class RowsStage(TrainingStage):
         training = self.training
         if training.epochs is None:
             return planned_steps(training, rows_per_epoch=0)
+        rows = self.file_rows()
+        return None if rows is None else planned_steps(training, rows)
+
+    def file_rows(self) -> int | None:
+        """Rows of an epoch, from the bytes of its sources' files; None if one isn't here."""
         tokens = self.file_tokens()
-        if tokens is None:
-            return None
-        return planned_steps(training, math.ceil(tokens / training.sequence_length))
+        return None if tokens is None else math.ceil(tokens / self.training.sequence_length)
 
     def file_tokens(self) -> float | None:
         """Tokens of an epoch, from the bytes of its sources' files; None if one isn't here."""

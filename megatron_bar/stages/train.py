@@ -17,7 +17,7 @@ SFT_GROUPS = (*MIDTRAIN_GROUPS, "embeddings", "head", "final_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AdaptStage(RowsStage):
+class AdaptStage(RowsStage):
     """One domain's stage, or that of all domains together."""
 
     # By domain, the trainings whose rows it trains on together.
@@ -42,7 +42,7 @@ class _AdaptStage(RowsStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MidtrainStage(_AdaptStage):
+class MidtrainStage(AdaptStage):
     """Learns from texts, which have no chat template."""
 
     KIND = "midtrain"
@@ -53,7 +53,7 @@ class MidtrainStage(_AdaptStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftStage(_AdaptStage):
+class SftStage(AdaptStage):
     """Learns from conversations."""
 
     KIND = "sft"

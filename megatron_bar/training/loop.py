@@ -18,6 +18,7 @@ from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
 from megatron_bar.training.bad_steps import BadStepCheck, describe_items
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
+from megatron_bar.training.objective import TOKENS, Objective
 from megatron_bar.training.optimizer import gradient_norm
 from megatron_bar.training.result_file import load_or_run
 from megatron_bar.training.resume import ResumePoints
@@ -58,6 +59,7 @@ class TrainingRun:
     validation: Rows | None = None  # the loss on these is measured at intervals
     initialize: Initializer | None = None  # both are those of `set_up`
     load_balancing_loss: float = 0.0
+    objective: Objective = TOKENS
 
     def run(self) -> TrainingResult:
         """Called by every rank inside `process_groups(layout)`.
@@ -141,7 +143,8 @@ class _Stage:
         )
         batches = [to_batch(task.rows.take(chosen), task.pad_id) for chosen in indices]
         with self.router_metrics.recording(logs):
-            result = forward_backward(self.wrapped, batches, len(task.rows.source_names))
+            result = forward_backward(self.wrapped, batches, len(task.rows.source_names),
+                                      objective=task.objective)
         norm = gradient_norm(self.optimizer)
         if self.bad_step_check.passes(step, result.loss, norm, lambda: describe_items(
             indices.reshape(-1), batches, result.row_losses, task.rows.source_names
@@ -155,7 +158,7 @@ class _Stage:
             return {}
         numbers = {
             "loss": result.loss, "lr": self.schedule.get_lr({}), "grad_norm": norm,
-            "tokens": self.progress.tokens, "skipped": self.progress.skipped,
+            "tokens": self.progress.tokens, "skipped": self.progress.skipped, **result.metrics,
             **self.step_metrics.metrics(), **self.router_metrics.metrics(),
         }
         if validates:

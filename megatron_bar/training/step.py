@@ -13,42 +13,50 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_bar.data.batch import Batch
 from megatron_bar.models.flops import Work
+from megatron_bar.training.objective import TOKENS, Objective
 
 
 @dataclass(frozen=True)
 class StepResult:
     """The result of a step, over all ranks; the same on each of them, but for `row_losses`."""
 
-    loss: float  # mean over the supervised tokens
+    loss: float  # the objective's mean
     tokens: int  # supervised ones
     work: Work
-    by_source_D2: torch.Tensor  # float64, on the CPU: sum of losses and tokens of each data source
+    # float64, on the CPU: sum of losses of each data source, and what the mean of them is over
+    by_source_D2: torch.Tensor
     row_losses: list[float]  # this data-parallel rank's: sum of losses of each row
+    metrics: dict[str, float]  # of the objective
 
 
 def forward_backward(
-    model: torch.nn.Module, batches: Sequence[Batch], sources: int = 1, train: bool = True
+    model: torch.nn.Module,
+    batches: Sequence[Batch],
+    sources: int = 1,
+    train: bool = True,
+    objective: Objective = TOKENS,
 ) -> StepResult:
     """Run this rank's micro-batches; gradients are left reduced in the parameters' buffers.
 
-    The loss is the mean over all supervised tokens of the global batch, so every token counts the
-    same however the batch is cut into micro-batches and ranks. `sources` is the number of data
-    sources that `Batch.sources_BS` tells apart.
+    The loss is the objective's mean over the global batch, by default over all its supervised
+    tokens, so each counts the same however the batch is cut into micro-batches and ranks. `sources`
+    is the number of data sources that `Batch.sources_BS` tells apart.
     """
     device = torch.cuda.current_device()
     ranks = parallel_state.get_data_parallel_world_size()
     rows, length = len(batches[0].by_row(batches[0].tokens_BS)), batches[0].tokens_BS.shape[1]
     batches = [batch.context_part() for batch in batches]
     tokens_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    counts_4 = torch.tensor(
-        [_counts(batch, model.config.window_size) for batch in batches], dtype=torch.float64
+    counts_5 = torch.tensor(
+        [[objective.count(batch), *_counts(batch, model.config.window_size)] for batch in batches],
+        dtype=torch.float64,
     ).sum(0).to(device)
-    dist.all_reduce(counts_4, group=tokens_group)
-    num_tokens = counts_4[0].clamp_min(1.0)
+    dist.all_reduce(counts_5, group=tokens_group)
     # Megatron divides by the number of micro-batches, its buffers by the data-parallel ranks.
-    scale = (len(batches) * ranks / num_tokens).float()
+    scale = (len(batches) * ranks / counts_5[0].clamp_min(1.0)).float()
     outputs = get_forward_backward_func()(
-        forward_step_func=functools.partial(_forward_step, scale=scale, sources=sources),
+        forward_step_func=functools.partial(
+            _forward_step, objective=objective, scale=scale, sources=sources),
         data_iterator=iter(batches),
         model=[model],
         num_microbatches=len(batches),
@@ -58,19 +66,24 @@ def forward_backward(
     )
     sums_D2 = torch.zeros(sources, 2, dtype=torch.float64, device=device)
     rows_MR = torch.zeros(len(batches), rows, device=device)
-    for rows_R, (micro_sums_D2, micro_rows_R) in zip(rows_MR, outputs):
+    told = torch.zeros(len(objective.metrics), device=device)
+    for rows_R, (micro_sums_D2, micro_rows_R, micro_told) in zip(rows_MR, outputs):
         sums_D2 += micro_sums_D2
         rows_R.copy_(micro_rows_R)
+        told += micro_told
     # Only the last pipeline stage has them; tensor-parallel ranks hold the same numbers.
-    dist.all_reduce(sums_D2, group=tokens_group)
+    for numbers in (sums_D2, told):
+        dist.all_reduce(numbers, group=tokens_group)
     dist.all_reduce(rows_MR, group=parallel_state.get_context_parallel_group())
-    for numbers in (sums_D2, rows_MR):
+    for numbers in (sums_D2, rows_MR, told):
         dist.broadcast(numbers, parallel_state.get_pipeline_model_parallel_last_rank(),
                        group=parallel_state.get_pipeline_model_parallel_group())
     sums_D2 = sums_D2.cpu()
-    tokens, *work = (int(number) for number in counts_4.tolist())
-    loss = sums_D2[:, 0].sum().item() / max(tokens, 1)
-    return StepResult(loss, tokens, Work(*work), sums_D2, rows_MR.flatten().tolist())
+    counted, tokens, *work = (int(number) for number in counts_5.tolist())
+    loss = sums_D2[:, 0].sum().item() / max(counted, 1)
+    metrics = zip(objective.metrics, (told / max(counted, 1)).tolist())
+    return StepResult(loss, tokens, Work(*work), sums_D2, rows_MR.flatten().tolist(),
+                      dict(metrics))
 
 
 def _counts(batch: Batch, window: tuple[int, int] | None) -> list[float]:
@@ -82,24 +95,30 @@ def _counts(batch: Batch, window: tuple[int, int] | None) -> list[float]:
 
 
 def _forward_step(
-    batches: Iterator[Batch], model: torch.nn.Module, scale: torch.Tensor, sources: int
+    batches: Iterator[Batch],
+    model: torch.nn.Module,
+    objective: Objective,
+    scale: torch.Tensor,
+    sources: int,
 ) -> tuple[torch.Tensor, functools.partial]:
     batch = next(batches).to(torch.cuda.current_device())
     loss_BS = model(
         batch.tokens_BS, batch.positions_BS, batch.attention_mask_B1SS, labels=batch.labels_BS,
         packed_seq_params=batch.packed_seq_params,
     )
-    return loss_BS, functools.partial(_masked_loss, batch, scale, sources)
+    return loss_BS, functools.partial(_loss, batch, objective, scale, sources)
 
 
-def _masked_loss(
-    batch: Batch, scale: torch.Tensor, sources: int, loss_BS: torch.Tensor
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-    """The loss to differentiate; beside it sums by source and by row."""
-    losses_BS = loss_BS.float() * batch.loss_mask_BS
-    losses_and_mask_BS2 = torch.stack((losses_BS.detach(), batch.loss_mask_BS), -1).double()
-    # Padding has no source; its loss and its mask are zero.
+def _loss(
+    batch: Batch, objective: Objective, scale: torch.Tensor, sources: int, loss_BS: torch.Tensor
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The loss to differentiate; beside it sums by source and by row, and of the metrics."""
+    found = objective.losses(batch, loss_BS.float())
+    losses_BS = found.losses_BS
+    losses_and_mask_BS2 = torch.stack((losses_BS.detach(), found.counted_BS), -1).double()
+    # Padding has no source; its loss and its count are zero.
     source_T = batch.sources_BS.clamp_min(0).reshape(-1)
     sums_D2 = torch.zeros(sources, 2, dtype=torch.float64, device=loss_BS.device)
     sums_D2.index_add_(0, source_T, losses_and_mask_BS2.reshape(-1, 2))
-    return losses_BS.sum() * scale, (sums_D2, batch.by_row(losses_BS.detach()).sum(1))
+    return losses_BS.sum() * scale, (
+        sums_D2, batch.by_row(losses_BS.detach()).sum(1), found.sums.detach())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -15,14 +17,14 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_bar.checkpoints.model_io import load_model, save_model
 from megatron_bar.checkpoints.number_types import compute_type
-from megatron_bar.data.batch import Batch
+from megatron_bar.data.batch import Batch, to_batch
 from megatron_bar.data.packing import PackedDocuments
 from megatron_bar.data.rows import PackedRows
 from megatron_bar.evaluation.routed_tokens import route_texts
 from megatron_bar.evaluation.token_kinds import LabelledText
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.schema import Dpo, Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training import resume
@@ -31,12 +33,14 @@ from megatron_bar.training.budget import PADDING, rank_budget
 from megatron_bar.training.groups import freeze, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.model_run import ModelRun
+from megatron_bar.training.objective import ChosenOverRejected, PreferenceLoss
 from megatron_bar.training.optimizer import (
     build_optimizer,
     gradient_norm,
     wrap,
 )
 from megatron_bar.training.router_init import init_at_centroids
+from megatron_bar.training.row_losses import row_losses
 from megatron_bar.training.step import forward_backward
 from tests import kills
 from tests.models_hf import packed_batch
@@ -104,6 +108,43 @@ def logits_and_gradients(checkpoint: Path, layout: Layout, batch: Batch, out: Pa
             (out / "loss.json").write_text(json.dumps(
                 {"loss": result.loss, "tokens": result.tokens}
             ))
+
+
+def preference_gradients(
+    layout: Layout,
+    rows: PackedRows,
+    beta: float,
+    cases: Sequence[tuple[Path, str, bool, Path]],
+) -> None:
+    """Write what a model says of pairs, DPO's loss and its gradients.
+
+    Each case: a checkpoint, the type that it computes in, whether it's by length, and the folder.
+    """
+    with process_groups(layout):
+        for checkpoint, dtype, normalized, out in cases:
+            config = ModelConfig.load(checkpoint)
+            model = build_model(config, layout, getattr(torch, dtype))
+            load_model(model, checkpoint)
+            training = Dpo(global_batch_size=len(rows), micro_batch_size=2,
+                           distributed_optimizer=False, dtype=dtype)
+            difference = ChosenOverRejected(normalized)
+            reference = row_losses(model, rows, 0, training, difference)
+            wrapped = wrap(model, training)
+            wrapped.train()
+            mine = np.arange(len(rows)).reshape(layout.data, -1, 2)[
+                parallel_state.get_data_parallel_rank()]
+            result = forward_backward(wrapped, [to_batch(rows.take(some), 0) for some in mine],
+                                      objective=PreferenceLoss(beta, difference))
+            for parameter in model.parameters():
+                parameter.data = parameter.main_grad.clone()
+            if dist.get_rank() == 0:
+                (out / "gradients").mkdir(parents=True)
+            dist.barrier()
+            save_model(model, out / "gradients")
+            if dist.get_rank() == 0:
+                config.save(out / "gradients")
+                (out / "told.json").write_text(json.dumps(
+                    {"reference": reference, "loss": result.loss, **result.metrics}))
 
 
 def train_steps(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +66,16 @@ def run_reinforce(
         reinforce(run, settings, prompts(), CHAT_FORMAT)
 
 
+def run_all(checkpoint: Path, settings: Mapping[str, Rlvr], backend: str, out: Path) -> None:
+    """A stage by each of the settings, one after the other, in the folder of its name."""
+    backend_of(backend).prepare()
+    with process_groups(Layout()):
+        for name, each in settings.items():
+            (out / name).mkdir(parents=True)
+            run = ModelRun(ModelConfig.load(checkpoint), checkpoint, out / name, Layout(), 1, name)
+            reinforce(run, dataclasses.replace(each, backend=backend), prompts(), CHAT_FORMAT)
+
+
 def one_update(
     checkpoint: Path, layout: Layout, settings: Rlvr, rows: Rows, folder: Path
 ) -> None:
@@ -79,7 +90,7 @@ def one_update(
                 for name, value in rows.items()}
         scored = policy.score(mine["tokens"])
         setup.wrapped.zero_grad_buffer()
-        update = policy.update(mine, settings.clip_low, settings.clip_high)
+        update = policy.update(mine, settings)
         setup.optimizer.step()
         reference_BT = policy.reference_logprobs(mine["tokens"])
         torch.save(

@@ -47,6 +47,32 @@ def test_all_take_the_same_steps(layout, checkpoint, tmp_path):
         assert [line.keys() for line in read_metrics(other)] == [line.keys() for line in metrics]
 
 
+# Each with truncated importance weights or an fp32 head, which go with every loss.
+OBJECTIVES: dict[str, dict] = {
+    "cispo": dict(loss_type="cispo", truncated_importance_sampling=2.0),
+    "gspo": dict(loss_type="gspo", clip_low=3e-4, clip_high=4e-4, fp32_lm_head=True),
+    "dapo": dict(truncated_importance_sampling=1.0, dtype="bfloat16", fp32_lm_head=True),
+}
+
+
+def test_all_take_the_same_steps_by_every_objective(checkpoint, tmp_path):
+    settings = {name: Rlvr(**ranks.SETTINGS | dict(steps=1) | more)
+                for name, more in OBJECTIVES.items()}
+    for backend in BACKENDS:
+        processes.start(ranks.run_all, checkpoint, settings, backend, tmp_path / backend,
+                        timeout_seconds=200).wait()
+    first, *others = (tmp_path / backend for backend in BACKENDS)
+    digests = {name: tuple(group_digests(first / name / "checkpoint").items()) for name in settings}
+    assert len(set(digests.values())) == len(OBJECTIVES)
+    for name in settings:
+        line = read_metrics(first / name)[-1]
+        assert line["grad_norm"] and ("importance_weight" in line) == (name != "gspo")
+        if name == "cispo":  # the training model itself has generated
+            assert line["importance_weight"] == pytest.approx(1, abs=1e-4)
+        for other in others:
+            assert_same_run(other / name, first / name)
+
+
 def test_where_there_is_nothing_to_learn_nothing_moves(checkpoint, tmp_path):
     nothing = dict(truncated="zero", response_length=1, kl_coefficient=0.0, kl_every=2)
     first, *others = (_run(checkpoint, EXPERTS["dp2"], name, tmp_path / name, **nothing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 
 import pytest
@@ -11,7 +13,7 @@ from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.checkpoints.hf_weights import HfReader
 from megatron_bar.launch import processes
 from megatron_bar.recipe.schema import Rlvr
-from megatron_bar.rlvr.objective import clipped_loss
+from megatron_bar.rlvr.objective import mean_weights, policy_loss
 from tests.layouts import EXPERTS
 from tests.models_hf import imported, random_experts
 from tests.rlvr import ranks
@@ -23,6 +25,9 @@ SETTINGS = Rlvr(**ranks.SETTINGS | dict(
     # Adam divides by the size of a gradient; a large eps keeps rounding of tiny ones small.
     lr=1e-2, eps=1e-4, temperature=TEMPERATURE, max_grad_norm=0.5,
 ))
+# Of gspo the ratio is that of a response, which strays less.
+OBJECTIVES = {"dapo": SETTINGS, "gspo": dataclasses.replace(
+    SETTINGS, loss_type="gspo", clip_low=0.08, clip_high=0.08)}
 FROZEN = "mlp.experts.0."
 
 
@@ -35,16 +40,19 @@ def _rows() -> dict[str, torch.Tensor]:
     return {
         "tokens": tokens, "mask": mask,
         "old_logprobs": 0.3 * torch.randn(8, 10, generator=generator),  # off the policy's
-        "advantages": torch.randn(8, generator=generator),
+        "advantages": torch.randn(8, 1, generator=generator).expand(8, 10),
     }
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """The checkpoint, and what transformers and AdamW make of the rows."""
-    model = random_experts(2)
-    checkpoint = imported(model, tmp_path_factory.mktemp("experts"))
-    rows = _rows()
+def experts(tmp_path_factory):
+    return imported(random_experts(2), tmp_path_factory.mktemp("experts"))
+
+
+@functools.cache
+def _reference(loss_type):
+    """The rows, and what transformers and AdamW make of them."""
+    model, rows = random_experts(2), _rows()
 
     def distribution() -> torch.Tensor:
         logits = model(rows["tokens"][:, :-1]).logits / TEMPERATURE
@@ -60,33 +68,33 @@ def reference(tmp_path_factory):
     gates = [p for n, p in model.named_parameters() if "mlp.gate" in n]
     optimizer = torch.optim.AdamW(opened + gates, lr=SETTINGS.lr, betas=(0.9, 0.95),
                                   eps=SETTINGS.eps, weight_decay=0.0)
-    found = clipped_loss(logprobs(), rows["old_logprobs"], rows["advantages"], rows["mask"],
-                         SETTINGS.clip_low, SETTINGS.clip_high)
-    (found.loss / rows["mask"].sum()).backward()
+    found = policy_loss(logprobs(), rows["old_logprobs"], rows["advantages"], rows["mask"],
+                        OBJECTIVES[loss_type])
+    total = mean_weights(rows["mask"], loss_type).sum().item()
+    (found.loss / total).backward()
     for gate in gates:  # the anchor's row is frozen
         gate.grad[0] = 0
     torch.nn.utils.clip_grad_norm_(opened + gates, SETTINGS.max_grad_norm)
     optimizer.step()
-    tokens = rows["mask"].sum().item()
-    return checkpoint, rows, {
+    return rows, {
         "weights": {n: p.detach() for n, p in model.state_dict().items()},
         "logprobs": before.gather(-1, rows["tokens"][:, 1:, None])[..., 0],
         "entropy": -(before.exp() * before).sum(-1), "after": logprobs().detach(),
-        "loss": found.loss.item() / tokens, "clip_fraction": found.clipped.item() / tokens,
+        "loss": found.loss.item() / total, "clip_fraction": found.clipped.item() / total,
     }
 
 
-@pytest.mark.parametrize("name, micro_batch_size", [
-    ("tp1", 1), ("tp1", 8), ("tp2", 2), ("pp2", 2), ("dp2", 2), ("ep2", 2), ("tp2pp2ep2", 2),
+@pytest.mark.parametrize("name, micro_batch_size, loss_type", [
+    ("tp1", 1, "dapo"), ("tp1", 8, "dapo"), ("tp2", 2, "dapo"), ("pp2", 2, "dapo"),
+    ("dp2", 2, "dapo"), ("ep2", 2, "dapo"), ("tp2pp2ep2", 2, "dapo"), ("dp2", 1, "gspo"),
 ])
-def test_an_update_is_that_of_plain_pytorch(name, micro_batch_size, reference, tmp_path):
-    checkpoint, rows, expected = reference
+def test_an_update_is_that_of_plain_pytorch(name, micro_batch_size, loss_type, experts, tmp_path):
+    rows, expected = _reference(loss_type)
     layout = EXPERTS[name]
-    settings = Rlvr(**vars(SETTINGS) | dict(
-        weight_decay=0.0, micro_batch_size=micro_batch_size,
-    ))
+    settings = dataclasses.replace(
+        OBJECTIVES[loss_type], weight_decay=0.0, micro_batch_size=micro_batch_size)
     processes.start(
-        ranks.one_update, checkpoint, layout, settings, rows, tmp_path,
+        ranks.one_update, experts, layout, settings, rows, tmp_path,
         processes=layout.processes, timeout_seconds=120,
     ).wait()
     parts = [torch.load(tmp_path / f"scored-{i}.pt") for i in range(layout.data)]

@@ -88,7 +88,7 @@ def _check_preference(
 def _refuse_pair(record: Record) -> None:
     if all(record.get(name) is not None for name in _PAIR):
         raise BarError(
-            "this is a preference pair (chosen and rejected), which no stage here learns from; "
+            "this is a preference pair (chosen and rejected), which dpo alone learns from; "
             "messages_column: chosen takes the chosen answers, where they are whole conversations"
         )
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data.bad_items import BadItems, describe_left_out
-from megatron_bar.data.chat import prompt_ids, render
+from megatron_bar.data.chat import Message, prompt_ids, render
 from megatron_bar.data.chat_format import check_prompt_length, closing_tokens
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
 from megatron_bar.launch.check_data import Reading, contents, readings
 from megatron_bar.launch.rehearse.references import ReferenceScores, score_references
 from megatron_bar.launch.rehearse.rewrite import few
 from megatron_bar.methods import stage_graph
-from megatron_bar.recipe.fields import CHATS, TEXTS
+from megatron_bar.recipe.fields import CHATS, PAIRS, TEXTS
 from megatron_bar.recipe.schema import Recipe, Source
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
@@ -73,6 +73,9 @@ def _examine(
             for _ in texts:  # that it can be read is what counts
                 pass
         return
+    if form == PAIRS:
+        _examine_pairs(source, drawn, sample, at_ends, chat_format, examined)
+        return
     bad = BadItems.of(source)
     own = list(sample.conversations(bad=bad))
     read = [c for part in at_ends for c in drawn.conversations(*part, bad=bad)] + own
@@ -87,15 +90,38 @@ def _examine(
     measure, sizes = _taught if form == CHATS else _prompt, {}
     for conversation in conversations:
         with bad.caught(conversation.number, conversation.where):
-            sizes[conversation.where] = len(measure(conversation, chat_format))
+            sizes[conversation.where] = len(measure(conversation.messages, chat_format))
     if lengths := sorted(sizes[c.where] for c in own if c.where in sizes):
         examined.quartiles[contents(source), form] = lengths[len(lengths) // 4]
 
 
-def _taught(conversation: Conversation, chat_format: ChatFormat) -> list[int]:
+def _examine_pairs(
+    source: Source,
+    drawn: Drawn,
+    sample: Drawn,
+    at_ends: Sequence[tuple[int, int]],
+    chat_format: ChatFormat | None,
+    examined: Examined,
+) -> None:
+    """As `_examine` does, of preference pairs."""
+    bad = BadItems.of(source)
+    own = list(sample.preferences(bad=bad))
+    read = [pair for part in at_ends for pair in drawn.preferences(*part, bad=bad)] + own
+    if chat_format is None:
+        return
+    sizes = {}
+    for pair in {pair.where: pair for pair in read}.values():
+        with bad.caught(pair.number, pair.where):
+            sizes[pair.where] = max(len(_taught(messages, chat_format))
+                                    for messages in (pair.chosen, pair.rejected))
+    if lengths := sorted(sizes[pair.where] for pair in own if pair.where in sizes):
+        examined.quartiles[contents(source), PAIRS] = lengths[len(lengths) // 4]
+
+
+def _taught(messages: Sequence[Message], chat_format: ChatFormat) -> list[int]:
     """The tokens of a conversation. Raises BarError for one that doesn't teach to stop."""
     tokenizer, stop_ids = chat_format.tokenizer, chat_format.stop_ids
-    ids, loss_mask = render(tokenizer, conversation.messages, chat_format.template)
+    ids, loss_mask = render(tokenizer, messages, chat_format.template)
     if not closing_tokens(tokenizer, ids, loss_mask) & stop_ids:
         spelt = " or ".join(tokenizer.convert_ids_to_tokens(sorted(stop_ids)))
         raise BarError(f"no reply ends with a token at which an answer stops ({spelt}), so that a "
@@ -103,8 +129,8 @@ def _taught(conversation: Conversation, chat_format: ChatFormat) -> list[int]:
     return ids
 
 
-def _prompt(conversation: Conversation, chat_format: ChatFormat) -> list[int]:
-    return prompt_ids(chat_format.tokenizer, conversation.messages, chat_format.template)
+def _prompt(messages: Sequence[Message], chat_format: ChatFormat) -> list[int]:
+    return prompt_ids(chat_format.tokenizer, messages, chat_format.template)
 
 
 def _check_longest(
@@ -124,7 +150,7 @@ def _check_longest(
         if size + _FRAME_BYTES < positions:
             continue
         with bad.caught(conversation.number, conversation.where):
-            length = len(_prompt(conversation, chat_format))
+            length = len(_prompt(conversation.messages, chat_format))
             if length <= (most or length):
                 check_prompt_length(length, positions)
 

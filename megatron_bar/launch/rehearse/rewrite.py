@@ -12,7 +12,7 @@ import torch
 from megatron_bar.data.sources import open_source
 from megatron_bar.launch.rehearse.fold import folded
 from megatron_bar.methods.graph import ADAPTING, route_training, routing_data, training_of
-from megatron_bar.recipe.fields import CHATS, ITEMS, PROMPTS, TEXTS
+from megatron_bar.recipe.fields import CHATS, ITEMS, PAIRS, PROMPTS, TEXTS
 from megatron_bar.recipe.schema import (
     Domain,
     Evaluate,
@@ -28,7 +28,7 @@ _STEPS = 2
 _MICRO_BATCHES = 2  # of a rank in a step
 # Examples of a source, by what they are read as; few, and enough for some to be short.
 _WORDS = "words"  # what a tokenizer is trained on
-_COUNTS = {TEXTS: 4, CHATS: 24, PROMPTS: 16, ITEMS: 2, _WORDS: 200}
+_COUNTS = {TEXTS: 4, CHATS: 24, PAIRS: 24, PROMPTS: 16, ITEMS: 2, _WORDS: 200}
 _SAMPLES = 2  # answers to a prompt, the fewest that can be compared
 _ANSWER_TOKENS = 8
 _SHARE_DRAWN = 0.5  # of the few conversations that are left for route
@@ -139,7 +139,7 @@ def _training(
         global_batch_size=fold.data * _SAMPLES, response_length=answer,
         prompt_length=_length(short.prompt_length, small.longest - answer, least),
         rollout_batch_size=min(short.rollout_batch_size, 4), rollout_servers=[],
-        rollout_folder=None, kl_every=min(short.kl_every, 1),
+        rollout_folder=None, rollouts_ahead=0, kl_every=min(short.kl_every, 1),
         # A model that knows nothing earns the same for all its answers.
         filter_zero_std=False,
     )

@@ -7,10 +7,6 @@ installed.
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
-
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -37,36 +33,28 @@ def fit(learner: Learner) -> None:
 
 def _step(learner: Learner) -> Numbers:
     """One rollout and the updates from it; returns what there is to log."""
-    seconds = _Seconds()
-
     # 1. Sample answers with the policy as it is: each data-parallel rank to its own prompts.
-    with seconds.of("rollout"):
-        mine = learner.generate(learner.asked())
-        scoring = learner.rewards.score(mine)  # goes on, on threads, during what follows
+    mine = learner.generate(learner.asked())
+    scoring = learner.rewards.score(mine)  # goes on, on threads, during what follows
     rollout = gathered(mine, learner.pad_id)
 
     # 2. Their log-probabilities: those that the ratio is to, and the reference's for the KL.
-    with seconds.of("logprobs"):
-        scored = learner.score(rollout["response_tokens"])
-        rollout |= {"logprobs": scored.logprobs_BT, "entropy": scored.entropy_BT}
+    scored = learner.score(rollout["response_tokens"])
+    rollout |= {"logprobs": scored.logprobs_BT, "entropy": scored.entropy_BT}
     if learner.asks_reference:
-        with seconds.of("reference"):
-            rollout["init_logprobs"] = learner.reference_logprobs(rollout["response_tokens"])
+        rollout["init_logprobs"] = learner.reference_logprobs(rollout["response_tokens"])
 
     # 3. Rewards, from 0 to 1.
-    with seconds.of("verification"):
-        rewards = scoring.result()
-    rollout |= gathered({"rewards": rewards}, learner.pad_id)
+    rollout |= gathered({"rewards": scoring.result()}, learner.pad_id)
     numbers = learner.describe(rollout)
 
     # 4. Advantages within each group; the groups that teach something, as optimizer steps.
     batches, of_tokens = learner.prepare_updates(rollout)
 
     # 5. Updates: the clipped ratio's loss, its mean over all tokens of the optimizer step.
-    with seconds.of("update"):
-        for rows in batches:
-            numbers |= learner.apply(learner.gradients(rows))
-    return numbers | of_tokens | seconds.of_the_slowest_rank()
+    for rows in batches:
+        numbers |= learner.apply(learner.gradients(rows))
+    return numbers | of_tokens
 
 
 def gathered(mine: dict[str, torch.Tensor], pad_id: int) -> dict[str, torch.Tensor]:
@@ -87,24 +75,3 @@ def gathered(mine: dict[str, torch.Tensor], pad_id: int) -> dict[str, torch.Tens
         dist.all_gather(parts, rows, group=group)
         whole[name] = torch.cat(parts)
     return whole
-
-
-class _Seconds:
-    """How long the parts of a step take."""
-
-    def __init__(self) -> None:
-        self.taken: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def of(self, part: str) -> Iterator[None]:
-        torch.cuda.synchronize()
-        started = time.monotonic()
-        yield
-        torch.cuda.synchronize()
-        self.taken[f"seconds_{part}"] = time.monotonic() - started
-
-    def of_the_slowest_rank(self) -> dict[str, float]:
-        """All ranks call this, with the same parts."""
-        seconds = torch.tensor(list(self.taken.values()), device=torch.cuda.current_device())
-        dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
-        return dict(zip(self.taken, seconds.tolist()))

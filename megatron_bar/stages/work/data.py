@@ -17,19 +17,27 @@ from megatron_bar.data.batches import planned_steps
 from megatron_bar.data.blend import BlendedRows
 from megatron_bar.data.chat_format import named_template
 from megatron_bar.data.joined import JoinedRows
-from megatron_bar.data.mixture import check_mixture, natural_size, shares
+from megatron_bar.data.mixture import check_mixture, natural_size, picks, shares
 from megatron_bar.data.packing import PackedDocuments, pack
+from megatron_bar.data.pairs import PairRows
 from megatron_bar.data.rows import Rows
 from megatron_bar.data.sources import open_source
-from megatron_bar.data.store import StoredDocuments, store_conversations, store_texts
-from megatron_bar.recipe.fields import TEXTS
+from megatron_bar.data.store import (
+    StoredDocuments,
+    store_conversations,
+    store_preferences,
+    store_texts,
+)
+from megatron_bar.recipe.fields import CHATS, PAIRS, TEXTS
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import from_main, is_main
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.rows_stage import RowsStage
 
-STORES = _TEXTS, _CHATS = "texts", "chats"  # folders of runs/NAME/data with tokenized sources
+# Folders of runs/NAME/data with tokenized sources, by the form that these are read in.
+_FOLDER_OF = {TEXTS: "texts", CHATS: "chats", PAIRS: "pairs"}
+STORES = tuple(_FOLDER_OF.values())
 _ORDERS = "orders"
 _PACKED, _VALIDATION, _FOLDERS = "packed", "validation", "data.json"
 
@@ -78,7 +86,7 @@ def _own_rows(
 
     def make() -> dict[str, str]:
         folders = prepare(context, tokenizer)
-        if context.stage.FORM != TEXTS:
+        if context.stage.FORM == CHATS:
             _packed(context, folders).save(context.folder / _PACKED)
         also(context, folders)
         return {name: str(folder) for name, folder in folders.items()}
@@ -87,7 +95,8 @@ def _own_rows(
     folders = {name: Path(folder) for name, folder in made.items()}
     if context.stage.FORM == TEXTS:
         return _blended(context, folders)
-    rows = PackedDocuments.load(context.folder / _PACKED, _stored(folders))
+    rows = (_pairs(context, folders) if context.stage.FORM == PAIRS
+            else PackedDocuments.load(context.folder / _PACKED, _stored(folders)))
     report = rows.report
     say(f"data: {report}")
     return rows, {"conversations": report.documents_by_source, "sources": _how_read(folders),
@@ -125,7 +134,7 @@ def preview_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> Rows:
     folders = prepare(context, tokenizer)
     if context.stage.FORM == TEXTS:
         return _blended(context, folders)[0]
-    rows = _packed(context, folders)
+    rows = (_pairs if context.stage.FORM == PAIRS else _packed)(context, folders)
     say(f"data: {rows.report}")
     return rows
 
@@ -148,16 +157,17 @@ def _prepare(
     chosen: Sequence[Source],
     processes: int | None = None,
 ) -> dict[str, Path]:
-    seed, root = context.recipe.seed, context.run / "data"
+    seed, form = context.recipe.seed, context.stage.FORM
+    root = context.run / "data" / _FOLDER_OF[form]
     folders, template = {}, None
     for source in chosen:
-        if context.stage.FORM == TEXTS:
-            drawn = open_source(source, seed, texts=True)
-            folder = store_texts(drawn, tokenizer, root / _TEXTS, processes)
+        drawn = open_source(source, seed, texts=form == TEXTS)
+        if form == TEXTS:
+            folder = store_texts(drawn, tokenizer, root, processes)
         else:
-            drawn = open_source(source, seed, texts=False)
             template = template or named_template(context.recipe.chat_template, tokenizer)
-            folder = store_conversations(drawn, tokenizer, template, root / _CHATS, processes)
+            store = store_preferences if form == PAIRS else store_conversations
+            folder = store(drawn, tokenizer, template, root, processes)
         folders[drawn.name] = folder
         for line in StoredDocuments(folder).report_lines():
             say(line)
@@ -173,6 +183,14 @@ def _packed(context: Context[RowsStage], folders: Folders) -> PackedDocuments:
     stored, training = _stored(folders), context.stage.training
     taken = context.stage.taken(stored, context.recipe.seed)
     return pack(stored, training.sequence_length, training.overlong, list(taken.values()))
+
+
+def _pairs(context: Context[RowsStage], folders: Folders) -> PairRows:
+    """The preference pairs that the stage takes from each source, one a row."""
+    stored, training = _stored(folders), context.stage.training
+    sizes = [len(documents) // 2 for documents in stored.values()]
+    taken = picks(training.data, sizes, context.recipe.seed)
+    return PairRows(stored, taken, training.sequence_length, training.overlong)
 
 
 def _blended(context: Context, folders: Folders) -> tuple[BlendedRows, dict[str, Any]]:

@@ -23,6 +23,7 @@ from megatron_bar.stages.work.tokenizer_files import trained_tokenizer_files
 from megatron_bar.training.groups import group_digests, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.model_run import ModelRun
+from megatron_bar.training.objective import TOKENS, Objective
 from megatron_bar.training.setup import Initializer
 
 
@@ -46,6 +47,7 @@ def train_on(
     config: ModelConfig,
     initialize: Initializer | None = None,
     load_balancing_loss: float = 0.0,
+    objective: Objective = TOKENS,
 ) -> dict[str, Any]:
     """Train `config`'s model from the input `start` on `rows`; returns `facts` and more.
 
@@ -56,6 +58,7 @@ def train_on(
     trained = TrainingRun(
         model_run(context, config), stage.training, rows, pad_id(tokenizer),
         validation=validation, initialize=initialize, load_balancing_loss=load_balancing_loss,
+        objective=objective,
     ).run()
     if not is_main():
         return {}

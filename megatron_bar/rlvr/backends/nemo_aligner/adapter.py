@@ -114,18 +114,8 @@ class _Column:
         return self.pending.result()[:, None]
 
 
-# Our names for the trainer's timers.
-_SECONDS = {
-    "generate": "seconds_rollout",
-    "logprobs": "seconds_logprobs",
-    "init_logprobs": "seconds_reference",
-    "critic_wait": "seconds_verification",
-    "train_time": "seconds_update",
-}
-
-
 class StepLog:
-    """The trainer's `logger`. Of its own numbers only the timers, which come last, are kept.
+    """The trainer's `logger`, which keeps none of its own numbers.
 
     `numbers` is what a step has to log so far: the learner's, which `trainer` puts there.
     """
@@ -134,9 +124,7 @@ class StepLog:
         self.numbers: Numbers = {}
 
     def log_metrics(self, metrics: dict[str, Any], step: int, prefix: str) -> None:
-        if prefix == "timers/":
-            self.numbers |= {ours: metrics[theirs] for theirs, ours in _SECONDS.items()
-                             if theirs in metrics}
+        """Nothing: the learner says all that is logged."""
 
     def log_table(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: upstream's table of samples grows without end; the learner keeps them."""
