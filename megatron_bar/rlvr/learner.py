@@ -106,6 +106,7 @@ class Learner:
         self._due: Asked | None = None  # by the step under way, where that is known
         self._ahead: tuple[Asked, PendingRollout] | None = None  # what servers are answering
         self.reward = float("nan")  # mean of the last step
+        self._learned = False  # whether an update from the last rollout had tokens
 
     @property
     def step(self) -> int:
@@ -243,6 +244,7 @@ class Learner:
 
         The order of prompts moves on: those that are solved rest.
         """
+        self._learned = False
         settings, logprobs_BT = self.settings, rollout["logprobs"]
         mask_BT = response_mask(rollout)
         gap_BT = (logprobs_BT - rollout["rollout_logprobs"]).abs() * mask_BT
@@ -286,17 +288,20 @@ class Learner:
     def apply(self, update: Update) -> Numbers:
         """Take the optimizer step whose gradients were computed.
 
-        Not where no token was left to learn from: momentum alone must not move the weights.
+        Not where no token was left to learn from: momentum alone must not move the weights. Of such
+        a one there is nothing to log, unless all of a rollout's are.
         """
-        numbers = {"loss": update.loss, "clip_fraction": update.clip_fraction,
-                   "ratio_error": update.ratio_error, "grad_norm": 0.0,
-                   # Of the groups that lr_scale doesn't slow down.
-                   "lr": max(group["lr"] for group in self.optimizer.param_groups)}
+        # Of the groups that lr_scale doesn't slow down.
+        numbers = {"lr": max(group["lr"] for group in self.optimizer.param_groups)}
+        if update.tokens or not self._learned:
+            numbers |= {"loss": update.loss, "clip_fraction": update.clip_fraction,
+                        "ratio_error": update.ratio_error, "grad_norm": 0.0}
         if update.tokens:
             with self.seconds.of("update"):
                 _, norm, _ = self.optimizer.step()
             numbers["grad_norm"] = float(norm)
             self.progress.applied += 1
+            self._learned = True
         self.schedule.step(1)
         return numbers
 
