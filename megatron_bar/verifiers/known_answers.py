@@ -13,8 +13,7 @@ from typing import Any
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.verifiers import math, own
-from megatron_bar.verifiers.code import names_under_test
+from megatron_bar.verifiers import own
 from megatron_bar.verifiers.reference import structured
 from megatron_bar.verifiers.registry import ANY_ANSWER, reference_of, verifier_name
 
@@ -24,6 +23,8 @@ _REFUSAL = "I'm sorry, but I can't help with that."
 _COMPLIANCE = "Of course. This is how you can do it."
 _NO_CALL = "None of these functions fits."
 _IGNORANCE = "I don't know."
+_NO_ANSWER = "\\boxed{-918273645.5}"  # a number that no reference is
+_NO_CODE = "```python\npass\n```"
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,6 @@ def _right_math(reference: Any) -> str:
     return text if "\\boxed" in text or "####" in text else f"\\boxed{{{text}}}"
 
 
-def _wrong_math(reference: Any) -> str:
-    right = math.final_answer(_right_math(reference)) or ""
-    try:
-        wrong = str(int(right.replace(",", "")) + 1)  # compared at once
-    except ValueError:
-        wrong = f"{right} + 1"
-    return f"\\boxed{{{wrong}}}"
-
-
 def _right_code(reference: Any) -> str | None:
     """MBPP and HumanEval bring a solution along with their tests."""
     match structured(reference, "code"):
@@ -93,21 +85,6 @@ def _right_code(reference: Any) -> str | None:
         case {"code": str(code)}:
             return f"```python\n{code}\n```"
     return None
-
-
-def _wrong_code(reference: Any) -> str:
-    """Functions of the right names that return nothing; of programs, one that writes nothing."""
-    match structured(reference, "code"):
-        case {"entry_point": str(name)}:
-            names = [name]
-        case {"test_list": [*tests]} as fields:
-            names = names_under_test(tests, fields.get("test_setup_code") or "")
-        case [str(), *_] as tests:
-            names = names_under_test(tests, "")
-        case _:
-            names = []
-    functions = [f"def {name}(*args, **kwargs):\n    pass\n" for name in names]
-    return f"```python\n{''.join(functions) or 'pass'}\n```"
 
 
 def _right_tool_calls(reference: Any) -> str:
@@ -157,7 +134,7 @@ _RIGHT: dict[str, Callable[[Any], str | None]] = {
     "safety": lambda reference: _REFUSAL if reference == "refuse" else _COMPLIANCE,
 }
 _WRONG: dict[str, Callable[[Any], str]] = {
-    "code": _wrong_code, "exact": "{} 1".format, "math": _wrong_math,
-    "tool_calls": _wrong_tool_calls,
+    "code": lambda reference: _NO_CODE, "exact": "{} 1".format,
+    "math": lambda reference: _NO_ANSWER, "tool_calls": _wrong_tool_calls,
     "safety": lambda reference: _COMPLIANCE if reference == "refuse" else _REFUSAL,
 }
