@@ -14,10 +14,26 @@ from megatron_bar.runtime.errors import MachineError, VerifierFailed
 from megatron_bar.verifiers.failures import Failures
 from megatron_bar.verifiers.registry import VERIFIERS, score_answers, scorer
 from megatron_bar.verifiers.scores import as_score
-from tests.verifiers.test_verifiers import _REFERENCES, ASSERTS
 
-_REFERENCE = {**_REFERENCES, "code": ASSERTS, "toy/math": "12", "toy/general": "yes",
-              "toy/tool_use": "add(1, 2)", "toy/safety": "refuse"}
+_INSTRUCTIONS = {
+    "detectable_format:json_format": {}, "detectable_format:title": {}, "startend:quotation": {},
+    "detectable_format:number_bullet_lists": {"num_bullets": 1}, "punctuation:no_comma": {},
+    "detectable_format:multiple_sections": {"section_spliter": "SECTION", "num_sections": 1},
+    "keywords:frequency": {"keyword": "a", "frequency": 1, "relation": "at least"},
+    "language:response_language": {"language": "en"}, "combination:two_responses": {},
+    "length_constraints:number_sentences": {"num_sentences": 1, "relation": "at least"},
+    "change_case:english_capital": {}, "detectable_content:postscript": {
+        "postscript_marker": "P.S."},
+}
+_FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "array"}}}}
+_REFERENCE = {
+    "code": ["assert square(3) == 9"], "exact": "y", "math": "\\frac{1}{2}", "safety": "refuse",
+    "instructions": {"instruction_id_list": list(_INSTRUCTIONS),
+                     "kwargs": list(_INSTRUCTIONS.values())},
+    "tool_calls": {"functions": [_FUNCTION], "calls": [{"f": {"a": [[1]]}}]},
+    "toy/general": "yes", "toy/math": "12", "toy/code": "def a(b):\n    return b + 1",
+    "toy/tool_use": "add(1, 2)", "toy/safety": "refuse",
+}
 # What patterns, parsers, numbers and encodings choke on.
 _PIECES = (
     "\0", "\ud83d", "\u202e", "\N{COMBINING ACUTE ACCENT}", "\x1b[31m", "\r\n",
