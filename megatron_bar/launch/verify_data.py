@@ -55,7 +55,7 @@ class Misjudged:
 
 @dataclass
 class Trial:
-    """What the known answers to the items of a source earned, counted by their kind."""
+    """The earnings of the known answers to the items of a source, counted by their kind."""
 
     items: int = 0
     tried: Counter[str] = field(default_factory=Counter)

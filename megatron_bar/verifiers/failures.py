@@ -19,7 +19,7 @@ class Failures:
         self._lock = threading.Lock()
 
     def score(self, verify: Callable[[str], float], response: str) -> float:
-        """What `verify` says of the response, or 0 where the verifier fails on it."""
+        """The score by `verify` of the response, or 0 where that fails on it."""
         try:
             return verify(response)
         except VerifierFailed as error:
