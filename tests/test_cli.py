@@ -234,6 +234,7 @@ def talking_dir(tmp_path_factory):
     (["--task", "talk=bad.jsonl:exact"], "tasks of talk: bad.jsonl:2: "),
     (["--task", "talk=items.jsonl:exact", "--chat-template", "chatml"], "'chatml' is unknown"),
     (["--task", "talk=items.jsonl:exact", "opt_out=[law]"], "there is no expert 'law'"),
+    (["--task", "talk=items.jsonl:mine.py:score"], "/mine.py is not a file"),
 ])
 def test_evaluate_finds_what_is_wrong_before_ranks_start(
     words, message, talking_dir, tmp_path, monkeypatch, capsys

@@ -100,7 +100,7 @@ def _names(path: str) -> dict:
 
 
 def test_a_verifier(extended):
-    score = _names("megatron_bar/verifiers/citations.py")["score"]
+    score = _names("examples/citations.py")["score"]
     reference = "26 U.S.C. 501 and 42 U.S.C. 1983"
     assert score("", "See 42 U.S.C. 1983.", reference) == 0.5
     assert score("", "No idea.", reference) == 0
@@ -109,7 +109,8 @@ def test_a_verifier(extended):
     _says(extended, """
 from megatron_bar.recipe.schema import Source
 from megatron_bar.verifiers.registry import verifier_for
-assert verifier_for(Source(path="x.jsonl", verifier="citations"))("", "1 U.S.C. 2", "1 U.S.C. 2")
+mine = Source(path="x.jsonl", verifier="examples/citations.py:score")
+assert verifier_for(mine)("", "See 1 U.S.C. 2.", "1 U.S.C. 2 and 3 U.S.C. 4") == 0.5
 """)
 
 

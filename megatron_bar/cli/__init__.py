@@ -16,7 +16,7 @@ from megatron_bar.runtime.stopping import CONTINUE_LATER, ContinueLater
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell says of a program that the signal has ended
 # Commands that may fetch a model, data or lm-eval's tasks, before any rank or job starts.
-_DOWNLOADING = ("data", "run", "rehearse", "submit", "import", "evaluate", "verify")
+_DOWNLOADING = ("data", "run", "rehearse", "verify-data", "submit", "import", "evaluate", "verify")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

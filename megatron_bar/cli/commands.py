@@ -141,6 +141,22 @@ def _rehearse(args: argparse.Namespace) -> None:
     say("no faults; the recipe is ready to run")
 
 
+def _verify_data(args: argparse.Namespace) -> None:
+    from megatron_bar.launch.check import check_writable
+    from megatron_bar.launch.stale import run_folder
+    from megatron_bar.launch.verify_data import verify_data
+    from megatron_bar.methods.load import load_recipe
+    from megatron_bar.runtime.disk import check_output_file
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    run = run_folder(recipe)
+    if args.out is None:
+        check_writable(run)
+    else:
+        check_output_file(args.out)
+    verify_data(recipe, args.out or run / "verify-data.jsonl")
+
+
 def _upgrade(args: argparse.Namespace) -> None:
     from megatron_bar.analysis.upgrade import upgrade_table
     from megatron_bar.launch.upgrade import UpgradeRequest, undo, upgrade
@@ -311,7 +327,8 @@ def _verify_numbers(args: argparse.Namespace, checkpoint: Path, hf_dir: Path) ->
 COMMANDS = {
     "init": _init, "doctor": _doctor,
     "run": _run, "compare": _compare, "data": _data, "plan": _plan, "rehearse": _rehearse,
-    "upgrade": _upgrade, "submit": _submit, "status": _status, "cancel": _cancel,
-    "stage": _stage, "import": _import, "export": _export, "branch": _branch, "merge": _merge,
-    "verify": _verify, "evaluate": evaluation.evaluate, "report": evaluation.report,
+    "verify-data": _verify_data, "upgrade": _upgrade, "submit": _submit, "status": _status,
+    "cancel": _cancel, "stage": _stage, "import": _import, "export": _export, "branch": _branch,
+    "merge": _merge, "verify": _verify, "evaluate": evaluation.evaluate,
+    "report": evaluation.report,
 }

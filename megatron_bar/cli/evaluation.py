@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_bar.recipe.fields import FUNCTION
+from megatron_bar.recipe.paths import located
 from megatron_bar.recipe.schema import Evaluate, Source
 from megatron_bar.runtime.errors import BarError, raise_all
+
+# NAME=FILE:VERIFIER, of which the last may be FILE.py:FUNCTION.
+_TASK = re.compile(r"([^=]+)=(.+?):([^:]+\.py:[^:]+|[^:]+)")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -98,11 +104,10 @@ def _asked(args: argparse.Namespace) -> tuple[dict[str, list[Source]], str | Non
         template = template or recipe.chat_template
         seed = recipe.seed if seed is None else seed
     for task in args.task:
-        name, _, rest = task.partition("=")
-        path, _, verifier = rest.rpartition(":")
-        if not (name and path and verifier):
+        if (given := _TASK.fullmatch(task)) is None:
             raise BarError(f"--task {task}: give NAME=FILE:VERIFIER")
-        tasks[name] = [Source(path=path, verifier=verifier)]
+        name, path, verifier = given.groups()
+        tasks[name] = [Source(path=path, verifier=located(verifier, Path(), FUNCTION))]
         verifier_for(tasks[name][0])
     if not tasks:
         raise BarError("there is nothing to ask; give --task, --recipe with tasks, or --suite")

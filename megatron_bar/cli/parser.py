@@ -103,6 +103,13 @@ are used; of its layouts as much as there are processes for. Nothing of the real
   megatron-bar rehearse recipe.yaml layout.tensor=4 --keep rehearsed
   megatron-bar rehearse examples/bar-7b.yaml --tokenizer OLMo-2-1124-7B     models that aren't here
 """,
+    "verify-data": """\
+Scores the reference answer of every prompt of RLVR and every held-out item, which has to earn 1, an
+empty answer and a wrong one, which have to earn 0. What doesn't is listed. No model is asked.
+
+  megatron-bar verify-data recipe.yaml
+  megatron-bar verify-data recipe.yaml domains.law.rlvr.data.0.verifier=law.py:score
+""",
     "submit": """\
 Queues a job for each stage that isn't done, with dependencies; branches run side by side. A second
 submit goes on from what stands, and leaves alone what is queued.
@@ -226,8 +233,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print it as JSON")
 
     run = command("run", "run a recipe on this machine")
-    run.add_argument("recipe", type=Path)
-    run.add_argument("overrides", nargs="*", metavar="key=value")
+    _add_recipe(run)
     run.add_argument("--jobs", type=int, help="processes at once (default: the cores)")
     _add_yes(run)
 
@@ -252,15 +258,13 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--items", type=int, default=3, help="default: 3")
 
     plan = command("plan", "work out what a recipe needs and costs, before it is run")
-    plan.add_argument("recipe", type=Path)
-    plan.add_argument("overrides", nargs="*", metavar="key=value")
+    _add_recipe(plan)
     _add_machine(plan)
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw how the cost grows")
     simulation.add_options(plan)
 
     rehearse = command("rehearse", "run a recipe small and short, before the real run")
-    rehearse.add_argument("recipe", type=Path)
-    rehearse.add_argument("overrides", nargs="*", metavar="key=value")
+    _add_recipe(rehearse)
     rehearse.add_argument("--processes", type=int, metavar="N",
                           help="ranks of a stage at most (default: the GPUs, or 4 of a CPU)")
     rehearse.add_argument("--tokenizer", type=Path, metavar="PATH",
@@ -268,6 +272,12 @@ def build_parser() -> argparse.ArgumentParser:
     rehearse.add_argument("--keep", type=Path, metavar="FOLDER",
                           help="leave the small models and their run there")
     _add_machine(rehearse)
+
+    verify_data = command("verify-data", "try references on their verifiers, item by item")
+    _add_recipe(verify_data)
+    verify_data.add_argument("--out", type=Path, metavar="FILE",
+                             help="the list of what is wrong (default: verify-data.jsonl in the "
+                             "run's folder)")
 
     upgrade = command("upgrade", "change experts of a finished run")
     upgrade.add_argument("run", type=Path, help="the run's folder")
@@ -284,8 +294,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_yes(upgrade)
 
     submit = command("submit", "run a recipe as SLURM jobs")
-    submit.add_argument("recipe", type=Path)
-    submit.add_argument("overrides", nargs="*", metavar="key=value")
+    _add_recipe(submit)
     submit.add_argument("--site", type=Path, metavar="YAML",
                         help="the cluster (default: the project's slurm/site.yaml)")
     submit.add_argument("--only", action="append", default=[], metavar="NAME",
@@ -364,7 +373,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("overrides", nargs="*", metavar="key=value",
                           help="keys of a recipe's evaluate")
     evaluate.add_argument("--task", action="append", default=[], metavar="NAME=FILE:VERIFIER",
-                          help="items of a file, and how answers are scored; may be repeated")
+                          help="items of a file, and how answers are scored: a verifier's name or "
+                          "FILE.py:FUNCTION; may be repeated")
     evaluate.add_argument("--recipe", type=Path, help="whose tasks and settings to use")
     evaluate.add_argument("--chat-template", metavar="NAME",
                           help="olmo, tulu or a .jinja file (default: the recipe's, what the "
@@ -400,6 +410,11 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--tolerance", type=float, default=1e-5,
                         help="largest relative difference of a module's output (default: 1e-5)")
     return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
 
 
 def _add_yes(parser: argparse.ArgumentParser) -> None:

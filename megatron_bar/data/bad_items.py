@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.errors import BarError, MachineError
+from megatron_bar.runtime.errors import BarError, MachineError, VerifierFailed
 from megatron_bar.runtime.files import write_json_lines
 
 STOP, SKIP = "stop", "skip"
@@ -42,7 +42,7 @@ class BadItems:
         """Leave the item out if the block raises BarError for what is wrong with it."""
         try:
             yield
-        except MachineError:
+        except (MachineError, VerifierFailed):
             raise
         except BarError as error:
             self.add(item, where, error)

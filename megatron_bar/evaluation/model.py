@@ -33,6 +33,7 @@ from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json, write_json_lines
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.verifiers.failures import Failures
 from megatron_bar.verifiers.registry import Scorers, reference_of, score_answers
 
 RESULTS = "results.json"
@@ -75,9 +76,11 @@ def evaluate(
             task, sources, chat_format, model.max_sequence_length, seed, left_out)
         started = time.time()
         responses = _answer(model, prompts, settings, chat_format, seed, task)
+        failures = Failures()
         scored = on_main(functools.partial(
-            _scored, items, prompts, responses, chat_format, task, left_out))
-        results[task] = _result(scored, settings.samples, time.time() - started)
+            _scored, items, prompts, responses, chat_format, task, left_out, failures))
+        results[task] = _result(scored, settings.samples, time.time() - started) | {
+            "verifier_failures": failures.count}
         answers += scored
         if config.num_experts is not None:
             texts = [
@@ -166,10 +169,12 @@ def _scored(
     chat_format: ChatFormat,
     task: str,
     left_out: LeftOut,
+    failures: Failures,
 ) -> list[dict[str, Any]]:
     """Every answer with what it is worth, item by item; none of an item that can't be scored.
 
     Raises BarError for such an item, unless its source says to skip it: then it is in `left_out`.
+    Answers on which a verifier fails are counted in `failures`.
     """
     decode = chat_format.tokenizer.decode
     asked = [(number, item, sample, response)
@@ -179,7 +184,7 @@ def _scored(
     with progress(f"score {task}", len(texts)) as advance:
         scores = score_answers([item for _, item, _, _ in asked], texts,
                                [_bad(left_out, task, source) for _, (source, _), _, _ in asked],
-                               advance)
+                               failures, advance)
     unscored = {number for (number, *_), score in zip(asked, scores) if score is None}
     if len(unscored) == len(items):
         raise _nothing_left(task, "scored", left_out)

@@ -11,7 +11,7 @@ import dataclasses
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +24,13 @@ from megatron_bar.data.encoding import encode_conversations, encode_preferences,
 from megatron_bar.data.json_text import parse_json
 from megatron_bar.data.paths import files_of
 from megatron_bar.data.records import Listed
-from megatron_bar.data.sources import Drawn, open_source, source_name
+from megatron_bar.data.sources import Conversation, Drawn, open_source, source_name
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
 from megatron_bar.launch.starts import start_tokenizer
 from megatron_bar.recipe.fields import CHATS, ITEMS, PAIRS, TEXTS
 from megatron_bar.recipe.schema import Recipe, Source
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.errors import BarError, VerifierFailed
 from megatron_bar.runtime.faults import Faults, require
 from megatron_bar.stages.stage import Reading, Stage
 from megatron_bar.verifiers.registry import ANY_ANSWER, Scorers, verifier_for
@@ -251,4 +251,12 @@ def _check_prompts(
         with bad.caught(item.number, item.where):
             score = scorers.scorer(item)
             if time.monotonic() < end:
-                score(ANY_ANSWER)
+                _try(score, item, bad)
+
+
+def _try(score: Callable[[str], float], item: Conversation, bad: BadItems) -> None:
+    """Score any answer. Before a run, an item whose verifier fails on that is a bad one."""
+    try:
+        score(ANY_ANSWER)
+    except VerifierFailed as error:
+        bad.add(item.number, item.where, error)

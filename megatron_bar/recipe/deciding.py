@@ -17,7 +17,7 @@ from typing import Any
 
 from megatron_bar.recipe.fields import FORMS, RUNTIME, about
 from megatron_bar.recipe.renamed import with_present_names
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.schema import REFERENCES, Source
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,11 @@ def _value(
 
 
 def _source(values: dict[str, Any], looks: Looks) -> tuple[dict[str, Any], frozenset[str]]:
-    """A source's name is for logs, unless a draw depends on it."""
+    """A source's name is for logs, unless a draw depends on it.
+
+    The usual column of references, written out or not, leads to the same result if to any.
+    """
+    values = values | {"reference_column": values["reference_column"] or REFERENCES}
     if looks.at_names or values["weight"] is not None:
         return values | {"name": values["name"] or _usual_name(values)}, looks.not_at
     return values, looks.not_at | {"name"}

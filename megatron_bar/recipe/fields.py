@@ -19,6 +19,7 @@ PATH = "path"
 PATH_OR_NAME = "path or name"  # where no such path is, a name on the Hugging Face hub
 RUN = "run"  # the folder of a run; where there is none, it is one of the working directory
 TEMPLATE = ".jinja"  # a path if it ends so, else a name
+FUNCTION = "FILE.py:FUNCTION"  # a file and what is in it, else a name
 # The key's value has the keys of a recipe.
 KEYS_OF_RECIPE = "keys_of_recipe"
 # What a value has to be, a `Rule`.

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.recipe.fields import FILE, PATH_OR_NAME, RUN, TEMPLATE
+from megatron_bar.recipe.fields import FILE, FUNCTION, PATH, PATH_OR_NAME, RUN, TEMPLATE
 
 # ${NAME} of the environment; recipe keys, which ${...} refers to as well, have no capitals.
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{([A-Z_][A-Z0-9_]*)\})")
@@ -20,11 +20,16 @@ def located(text: str, folder: Path, kind: str | None) -> str:
     """The absolute path that `text` names from `folder`, that of the file which says it.
 
     Where nothing is there, but from the working directory is, it is that. ~ and $NAME are expanded.
-    A text that is no path of this `kind` (a name of the hub or of a template, or one that another
-    key begins) is returned as it is.
+    A text that is no path of this `kind` (a name of the hub, of a template or of a verifier, or one
+    that another key begins) is returned as it is.
     """
     if kind is None or not text:
         return text
+    if kind == FUNCTION:
+        if (found := function_in(text)) is None:
+            return text
+        path, function = found
+        return ":".join(filter(None, (located(path, folder, PATH), function)))
     named = os.path.expanduser(_VARIABLE.sub(_from_environment, text))
     if named.startswith("${") or (kind == TEMPLATE and not named.endswith(TEMPLATE)):
         return named
@@ -36,6 +41,14 @@ def located(text: str, folder: Path, kind: str | None) -> str:
     if kind == PATH_OR_NAME and not named.startswith((".", "/")):
         return named
     return there if kind == RUN else here
+
+
+def function_in(named: str) -> tuple[str, str] | None:
+    """The file and the function of FILE.py:FUNCTION, which may be missing; None for other names."""
+    path, _, function = named.rpartition(":")
+    if path.endswith(".py"):
+        return path, function
+    return (named, "") if named.endswith(".py") else None
 
 
 def all_located(settings: Any) -> Any:

@@ -19,6 +19,7 @@ from megatron_bar.recipe.fields import (
     DATA_FILES,
     DATASET,
     FACTOR,
+    FUNCTION,
     ITEMS,
     PART,
     PATH,
@@ -36,6 +37,7 @@ from megatron_bar.recipe.fields import (
 from megatron_bar.runtime.layout import Layout
 
 _DTYPE = one_of("float32", "bfloat16")
+REFERENCES = "answer"  # the column of references where a source names none
 
 
 @dataclass
@@ -70,12 +72,13 @@ class Source:
     weight: float | None = None
     text_column: str = key("text", forms=(TEXTS,))  # of texts
     messages_column: str = key("messages", forms=(CHATS, PROMPTS, ITEMS))  # of conversations
-    # How answers to it are scored: math, code, tool_calls, instructions, safety or exact; a toy
-    # domain's own rule, else exact, by default. What a reference is, each verifier's file says.
-    verifier: str | None = key(None, forms=(PROMPTS, ITEMS))
-    # The column of the references. One that is named must be in every record; the usual one may be
-    # missing in all, and then the reply that a conversation ends with is its reference.
-    reference_column: str = key("answer", forms=(PROMPTS, ITEMS))
+    # How answers to it are scored: math, code, tool_calls, instructions, safety or exact, or a
+    # function in a file of yours, such as verifiers/law.py:score; a toy domain's own rule, else
+    # exact, by default. What a reference is, each verifier's file says.
+    verifier: str | None = key(None, file=FUNCTION, contents=FUNCTION, forms=(PROMPTS, ITEMS))
+    # The column of the references, which must then be in every record. By default it is answer, or,
+    # where no record has that, the reply that a conversation ends with.
+    reference_column: str | None = key(None, forms=(PROMPTS, ITEMS))
 
 
 @dataclass

@@ -223,6 +223,7 @@ class Learner:
             "reward": rewards_B.mean().item(),
             "response_length": (lengths - rollout["prompt_lengths"]).float().mean().item(),
             "truncated": 1 - rollout["is_end"].float().mean().item(),
+            "verifier_failures": self.rewards.failed(),
             "prompts": (self.step + 1) * self.settings.prompts_per_step,
         }
         prompts = [self.prompts[number] for number in rollout["prompt_ids"].tolist()]

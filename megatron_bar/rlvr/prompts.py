@@ -10,7 +10,11 @@ from megatron_bar.data.batches import Batches
 
 @dataclass(frozen=True)
 class Prompt:
-    """A task: the tokens to answer, and what a response is worth, from 0 to 1."""
+    """A task: the tokens to answer, and what a response is worth, from 0 to 1.
+
+    `score` raises BarError for a reference that is broken, VerifierFailed for a response that the
+    verifier fails on.
+    """
 
     ids: list[int]
     text: str

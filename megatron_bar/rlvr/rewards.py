@@ -1,4 +1,7 @@
-"""Rewards: what the verifiers say of responses, found while the policy computes."""
+"""Rewards: what the verifiers say of responses, found while the policy computes.
+
+A verifier that fails on a response ends no run: the response earns nothing, and is counted.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.rollout import Rollout
 from megatron_bar.rlvr.step_seconds import StepSeconds
+from megatron_bar.verifiers.failures import Failures
 
 
 class Rewards:
@@ -31,6 +35,8 @@ class Rewards:
         self.seconds = seconds
         self.cut_earn_nothing = settings.truncated == "zero"
         self.threads = ThreadPoolExecutor(settings.verifier_workers)
+        self.failures = Failures()
+        self._failed_before = 0
 
     def score(self, rollout: Rollout) -> PendingRewards:
         """Begin to score a data-parallel rank's responses; every rank calls this.
@@ -47,7 +53,17 @@ class Rewards:
     def _score(self, prompt: int, tokens: list[int], start: int, end: int, stopped: bool) -> float:
         if not stopped and self.cut_earn_nothing:
             return 0.0
-        return self.prompts[prompt].score(self.decode(tokens[start : end - stopped]))
+        return self.failures.score(
+            self.prompts[prompt].score, self.decode(tokens[start : end - stopped]))
+
+    def failed(self) -> int:
+        """The responses that a verifier failed on since the last call, on any rank. All call this.
+        """
+        count = torch.tensor(self.failures.count - self._failed_before,
+                             device=torch.cuda.current_device())
+        self._failed_before = self.failures.count
+        dist.all_reduce(count)
+        return int(count)
 
 
 @dataclass(frozen=True)

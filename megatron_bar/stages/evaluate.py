@@ -50,12 +50,11 @@ class EvaluateStage(Stage):
             check_layout(model, self.layout.fitted(model.num_experts))
 
     def check_sources(self, faults: Faults) -> None:
-        from megatron_bar.verifiers.registry import verifier_for
+        from megatron_bar.verifiers.registry import check_verifier
 
         for task, sources in self.tasks.items():
             for source in sources:
-                with faults.of(f"tasks of {task}"):
-                    verifier_for(source)
+                check_verifier(source, f"tasks of {task}", faults)
 
     def plan(self, model: ModelConfig, machine: Machine, stored: torch.dtype) -> StagePlan:
         from megatron_bar.stages.plan import plan_evaluation

@@ -15,7 +15,15 @@ from typing import Any
 from megatron_bar.checkpoints.tokenizer_files import TOKENIZER_FILES
 from megatron_bar.data.paths import files_of
 from megatron_bar.recipe.deciding import KeyPath, Setting
-from megatron_bar.recipe.fields import CONTENTS, DATA_FILES, DATASET, HF_FOLDER, TEMPLATE
+from megatron_bar.recipe.fields import (
+    CONTENTS,
+    DATA_FILES,
+    DATASET,
+    FUNCTION,
+    HF_FOLDER,
+    TEMPLATE,
+)
+from megatron_bar.recipe.paths import function_in
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.digests import content_digest
 from megatron_bar.runtime.errors import BarError
@@ -118,9 +126,12 @@ def _same(was: Settings, now: Settings, key_path: KeyPath, outside: Mapping[str,
 
 
 def _names_outside(setting: Setting) -> bool:
-    contents = setting.metadata.get(CONTENTS)
-    return contents is not None and isinstance(setting.value, str) and (
-        contents != TEMPLATE or setting.value.endswith(TEMPLATE))
+    contents, value = setting.metadata.get(CONTENTS), setting.value
+    if contents is None or not isinstance(value, str):
+        return False
+    if contents == FUNCTION:
+        return function_in(value) is not None
+    return contents != TEMPLATE or value.endswith(TEMPLATE)
 
 
 def _place(settings: Settings, key_path: KeyPath) -> str:
@@ -150,6 +161,9 @@ def _contents(settings: Settings, key_path: KeyPath) -> str | None:
         if setting.metadata[CONTENTS] == DATA_FILES:
             files = files_of(named)
             return json_digest(list(map(content_digest, files))) if files else None
+        if setting.metadata[CONTENTS] == FUNCTION:
+            file, function = function_in(named)
+            return json_digest([content_digest(Path(file)), function])
         if path.is_dir():
             return json_digest(_folder_digests(setting))
         return content_digest(path)

@@ -61,12 +61,11 @@ class RlvrStage(TrainingStage):
                 architecture(model)
 
     def check_sources(self, faults: Faults) -> None:
-        from megatron_bar.verifiers.registry import verifier_for
+        from megatron_bar.verifiers.registry import check_verifier
 
         super().check_sources(faults)
         for source in self.training.data:
-            with faults.of(self.name):
-                verifier_for(source)
+            check_verifier(source, self.name, faults)
 
     def check_installed(self, faults: Faults) -> None:
         from megatron_bar.rlvr.backends import missing_backend

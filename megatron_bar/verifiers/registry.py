@@ -1,4 +1,9 @@
-"""The verifiers by name, and the one that scores an item of a source."""
+"""The verifiers by name, and the one that scores an item of a source.
+
+Whatever a verifier does, what comes out of here is a number from 0 to 1 or a BarError: of the item,
+whose reference is missing or broken, or VerifierFailed, of one answer. Who trains or evaluates for
+days counts the latter as 0 (failures.py); who looks at data before reports both.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +16,22 @@ from typing import Any
 from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.chat import check_text
 from megatron_bar.data.sources import Conversation
-from megatron_bar.recipe.schema import Source
-from megatron_bar.runtime.errors import BarError, MachineError
+from megatron_bar.recipe.schema import REFERENCES, Source
+from megatron_bar.runtime.errors import BarError, MachineError, VerifierFailed
+from megatron_bar.runtime.faults import Faults
 from megatron_bar.runtime.pool import cores
 from megatron_bar.verifiers import (
     code,
     exact,
     instructions,
     math,
+    own,
     safety,
     tool_calls,
     toy,
 )
+from megatron_bar.verifiers.failures import Failures
+from megatron_bar.verifiers.scores import as_score
 
 Verifier = Callable[[str, str, Any], float]
 
@@ -44,20 +53,21 @@ def score_answers(
     items: Sequence[tuple[Source, Conversation]],
     responses: Sequence[str],
     bad: Sequence[BadItems],
+    failures: Failures,
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[float | None]:
     """The score of each response to an item, by the verifier of the item's source.
 
-    None where the item can't be scored and `bad`, one for each response, leaves it out. The items
-    are scored side by side: those that take long wait for processes of their own. `advance` is told
-    of each.
+    None where the item can't be scored and `bad`, one for each response, leaves it out. A response
+    on which its verifier fails earns 0, and is counted in `failures`. The items are scored side by
+    side: those that take long wait for processes of their own. `advance` is told of each.
 
-    Raises BarError for an unknown verifier, a reference that is missing or broken, and a verifier
-    that fails, with the item's place, unless such items are left out.
+    Raises BarError for an unknown verifier and a reference that is missing or broken, with the
+    item's place, unless such items are left out.
     """
     def scored(item: tuple[Source, Conversation], response: str, bad: BadItems) -> float | None:
         with bad.caught(item[1].number, item[1].where):
-            return scorer(*item)(response)
+            return failures.score(scorer(*item), response)
         return None
 
     with ThreadPoolExecutor(cores()) as threads:
@@ -72,8 +82,8 @@ def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]
     """A function that scores responses to an item of `source`.
 
     Raises BarError for an unknown verifier and a reference that is missing or no whole text, with
-    the item's place; so does what is returned, for a reference that is broken, and for a verifier
-    that fails. It raises MachineError where the machine fails.
+    the item's place. What is returned raises it for a reference that is broken; VerifierFailed
+    where the verifier fails on the response; MachineError where the machine does.
     """
     with _naming_item(conversation):
         verifier = verifier_for(source)
@@ -83,7 +93,7 @@ def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]
 
     def score(response: str) -> float:
         with _naming_item(conversation), _naming_failure(source, conversation):
-            return float(verifier(prompt, response, reference))
+            return as_score(verifier(prompt, response, reference))
 
     return score
 
@@ -102,16 +112,15 @@ class Scorers:
     def scorer(self, conversation: Conversation) -> Callable[[str], float]:
         """The scorer of one item; raises BarError also for an item that differs from the first."""
         score = scorer(self.source, conversation)
-        column = self.source.reference_column
         by_column = _in_column(self.source, conversation) is not None
         if self.by_column is None:
             self.by_column = by_column
         if by_column != self.by_column:
             here, before = ("is", "isn't") if by_column else ("isn't", "is")
             raise BarError(
-                f"{conversation.where}: column {column!r} {here} here, and {before} in the first "
-                f"item of source {conversation.source}, so that some items would be compared with "
-                "their reply; give all of them the column, or make two sources of them")
+                f"{conversation.where}: column {REFERENCES!r} {here} here, and {before} in the "
+                f"first item of source {conversation.source}, so that some items would be compared "
+                "with their reply; give all of them the column, or make two sources of them")
         return score
 
 
@@ -123,33 +132,52 @@ def _naming_item(conversation: Conversation) -> Iterator[None]:
     except MachineError:
         raise
     except BarError as error:
-        raise BarError(f"{conversation.where}: {error}") from None
+        raise type(error)(f"{conversation.where}: {error}") from None
 
 
 @contextlib.contextmanager
 def _naming_failure(source: Source, conversation: Conversation) -> Iterator[None]:
-    """Tell in a line what a verifier raises that it isn't meant to; a traceback names no item."""
+    """Tell in a line what a verifier does that it isn't meant to; a traceback names no item."""
     try:
         yield
+    except VerifierFailed as error:
+        kind, reason = VerifierFailed, str(error)
     except BarError:
         raise
     except Exception as error:
-        kind = MachineError if isinstance(error, (OSError, MemoryError)) else BarError
+        # An answer can exhaust what a parser may take, but not the disk.
+        kind = MachineError if isinstance(error, OSError) else VerifierFailed
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise kind(f"verifier {verifier_name(source)} can't score an answer to this item of source "
-                   f"{conversation.source}: {reason}") from error
+    else:
+        return
+    raise kind(f"verifier {verifier_name(source)} can't score an answer to this item of source "
+               f"{conversation.source}: {reason}")
 
 
 def verifier_for(source: Source) -> Verifier:
-    """The rule that scores answers to a source's items. Raises BarError for an unknown one."""
+    """The rule that scores answers to a source's items.
+
+    Raises BarError for an unknown one, and for a file of the user's that can't be loaded.
+    """
+    if own.short_name(source.verifier or ""):
+        return own.load(source.verifier)
     name = verifier_name(source)
     if name not in VERIFIERS:
-        raise BarError(f"verifier {name!r} is unknown; there are {', '.join(VERIFIERS)}")
+        raise BarError(f"verifier {name!r} is unknown; there are {', '.join(VERIFIERS)}, and "
+                       "functions in files of yours, as FILE.py:FUNCTION")
     return VERIFIERS[name]
 
 
+def check_verifier(source: Source, where: str, faults: Faults) -> None:
+    """Add to `faults` of `where` what is wrong with the verifier of a source."""
+    with faults.of(where, absent=own.is_absent(source.verifier or "")):
+        verifier_for(source)
+
+
 def verifier_name(source: Source) -> str:
-    return source.verifier or (f"toy/{source.toy}" if source.toy else "exact")
+    """The name in logs of the rule that scores answers to a source's items."""
+    return (own.short_name(source.verifier or "") or source.verifier
+            or (f"toy/{source.toy}" if source.toy else "exact"))
 
 
 def reference_of(source: Source, conversation: Conversation) -> Any:
@@ -159,14 +187,13 @@ def reference_of(source: Source, conversation: Conversation) -> Any:
     """
     if (reference := _in_column(source, conversation)) is not None:
         return reference
-    column = source.reference_column
-    if column != Source.reference_column:
+    if (column := source.reference_column) is not None:
         raise BarError(f"column {column!r}, the source's reference_column, is missing or null; "
                        f"there are {', '.join(conversation.item)}; correct reference_column, or "
                        "leave the item out")
     last = conversation.messages[-1]
     if last["role"] != "assistant":
-        raise BarError(f"there is no column {column!r} and no reply to compare "
+        raise BarError(f"there is no column {REFERENCES!r} and no reply to compare "
                        "answers with; set reference_column")
     calls = last.get("function_calls")
     return (last.get("content") or "") + (
@@ -174,7 +201,7 @@ def reference_of(source: Source, conversation: Conversation) -> Any:
 
 
 def _in_column(source: Source, conversation: Conversation) -> Any:
-    return conversation.item.get(source.reference_column)
+    return conversation.item.get(source.reference_column or REFERENCES)
 
 
 def prompt_text(conversation: Conversation) -> str:

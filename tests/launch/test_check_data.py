@@ -114,11 +114,13 @@ def test_every_command_says_all_faults_a_line_each_and_touches_nothing(command, 
 
 
 def test_a_plan_says_what_isnt_here_and_is_made(brought, capsys):
-    words = ["plan", "recipe.yaml", "anchor=OLMo-2-0425-1B", "domains.law.sft.data.0.path=x.jsonl"]
+    words = ["plan", "recipe.yaml", "anchor=OLMo-2-0425-1B", "domains.law.sft.data.0.path=x.jsonl",
+             "domains.law.rlvr.data.0.verifier=mine.py:score"]
     assert main(words) == 0
     shown = capsys.readouterr()
     assert "/x.jsonl is not a file" in shown.err and "math" not in shown.err
     assert "not here: anchor: OLMo-2-0425-1B is not a folder" in shown.err
+    assert f"not here: law/rlvr: verifier {brought}/mine.py:score: " in shown.err
     assert "law/sft" in shown.out
 
 
@@ -145,6 +147,19 @@ def test_a_reference_that_fails_once_there_is_an_answer(brought):
     _write(brought / "questions.jsonl", QUESTION | {"answer": wrong})
     (fault,) = _faults("domains.law.rlvr.data.0.verifier=instructions", "domains.law.tasks=[]")
     assert "questions.jsonl:1: verifier instructions can't score an answer to this item of" in fault
+
+
+@pytest.mark.parametrize("text, message", [
+    ("def score(prompt, response, reference): return 1", None),
+    ("def score(prompt, response, reference): return 'right'",
+     "questions.jsonl:1: verifier mine.py:score can't score an answer to this item of source "
+     "questions: it returned 'right' (str), and a score is a number from 0 to 1"),
+    ("def score(answer): return 1", "score(answer) can't be called as a verifier is"),
+])
+def test_a_verifier_of_ones_own_is_tried(brought, text, message):
+    Path("mine.py").write_text(text)
+    faults = _faults("domains.law.rlvr.data.0.verifier=mine.py:score", "domains.law.tasks=[]")
+    assert [message in fault for fault in faults] == [True] * (message is not None)
 
 
 @pytest.mark.parametrize("form", ["rlvr.data", "tasks"])

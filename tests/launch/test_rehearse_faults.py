@@ -15,20 +15,15 @@ from transformers import AutoTokenizer
 
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.cli import main
-from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.chat_format import load_chat_format
-from megatron_bar.data.sources import Conversation
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE, texts
 from megatron_bar.launch.rehearse.examine import examine
 from megatron_bar.launch.rehearse.proof import prove_export
-from megatron_bar.launch.rehearse.references import score_references
 from megatron_bar.methods.load import load_recipe
-from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
-from tests.launch.sample_data import SHARED, write_lines
+from tests.launch.sample_data import write_lines
 from tests.models_hf import imported, random_dense, random_experts
-from tests.verifiers.real_data import cases
 
 _TRAINING = dict(steps=20, sequence_length=128, global_batch_size=4, lr=1e-3)
 NO_END = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}" \
@@ -97,6 +92,11 @@ def _wrong_references(recipe: dict) -> None:
     write_lines(Path("prompts.jsonl"), [_chat("1 + 1?", "2", answer="3")] * 30)
 
 
+def _a_verifier_that_likes_anything(recipe: dict) -> None:
+    Path("mine.py").write_text("def score(prompt, response, reference):\n    return 1\n")
+    recipe["domains"]["law"]["rlvr"]["data"][0]["verifier"] = "mine.py:score"
+
+
 def _broken_references(recipe: dict) -> None:
     recipe["domains"]["law"]["rlvr"]["data"][0]["verifier"] = "safety"
 
@@ -151,6 +151,8 @@ FAULTS = {
                           r"answer stops \(<\|endoftext\|>",
     _wrong_references: "law/rlvr: .*prompts.jsonl:1: verifier math gives the reference answer no "
                        "reward, nor that of .* more items of source prompts",
+    _a_verifier_that_likes_anything: "law/rlvr: .*prompts.jsonl:1: verifier mine.py:score rewards "
+                                     "a wrong answer, and so it does for .* more items of source",
     _broken_references: "law/rlvr: .*prompts.jsonl:1: a safety reference is refuse or comply",
     _long_prompt: "evaluate/.*: .*prompts.jsonl:102: the prompt has .* no room .* model's 256 ",
     _typo_in_reference_column: "law/rlvr: .*prompts.jsonl:1: column 'anwser', the source's ref",
@@ -266,15 +268,3 @@ def test_an_export_without_the_template_it_was_trained_with(template, message, e
     tokenizer.save_pretrained(other)
     with pytest.raises(BarError, match=message):
         prove_export(checkpoint, other, CHAT_TEMPLATE)
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
-@pytest.mark.timeout(120)
-def test_real_references_tell_answers_that_their_verifiers_reward():
-    rights = [case for case in cases(SHARED, every=40) if case.kind == "right"]
-    for case in {(case.data, case.where): case for case in rights}.values():
-        conversation = Conversation([{"role": "user", "content": "?"}], case.data,
-                                    {"answer": case.reference}, case.where)
-        source = Source(path="x", verifier=case.verifier)
-        worth = score_references(source, [conversation], BadItems.of(source))
-        assert worth.asked == worth.known == worth.earned == 1, case.where

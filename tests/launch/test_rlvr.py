@@ -73,13 +73,34 @@ def test_a_recipe_goes_through_rlvr_and_keeps_the_anchor(recipe, tmp_path):
     assert (tmp_path / "runs" / "mini" / "merged" / "stage.json").is_file()
 
 
-def test_a_dense_model_is_reinforced_with_every_parameter(recipe, tmp_path):
+_MINE = """
+def score(prompt, response, reference):
+    if response == "1":
+        return 1
+    raise ValueError("who knows")
+"""
+
+
+def test_a_dense_model_is_reinforced_with_every_parameter_by_a_verifier_of_ones_own(
+    recipe, tmp_path, monkeypatch
+):
+    """It fails on nearly all answers, and ends nothing by that."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(_MINE)
+    source = "toy: math, count: 4, verifier: mine.py:score"
     assert main(["run", str(recipe), "method=continued", "domains.math.rlvr.steps=1",
-                 "domains.math.rlvr.layout.expert=1"]) == 0
-    done = read_done(tmp_path / "runs" / "mini" / "all" / "rlvr")
+                 "domains.math.rlvr.layout.expert=1", f"domains.math.rlvr.data=[{{{source}}}]",
+                 f"domains.math.tasks=[{{{source}, split: heldout}}]"]) == 0
+    run = tmp_path / "runs" / "mini"
+    done = read_done(run / "all" / "rlvr")
     assert done["steps"] == 1 and done["frozen"] == 0
     assert {"ffn", "attention", "embeddings"} < set(done["open_groups"])
-    assert read_done(tmp_path / "runs" / "mini" / "hf") is not None
+    assert read_done(run / "hf") is not None
+    (metrics,) = read_metrics(run / "all" / "rlvr")
+    failed = metrics["verifier_failures"]
+    assert failed == 16 * (1 - metrics["reward/mine.py:score"]) and failed > 8
+    tasks = json.loads((run / "evaluate" / "all" / "results.json").read_text())["tasks"]
+    assert tasks["math"]["verifier_failures"] == 4 * (1 - tasks["math"]["score"])
 
 
 def test_a_stage_that_has_nothing_to_learn_from_saves_and_says_so(recipe, tmp_path, capsys):

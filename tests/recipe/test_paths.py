@@ -17,7 +17,7 @@ reuse: [runs/before]
 domains:
   law:
     sft: {epochs: 1, data: [{path: data/a.jsonl}, {path: "data/*.jsonl"}, {hub: org/chats}]}
-    tasks: [{path: held.jsonl}]
+    tasks: [{path: held.jsonl, verifier: own.py:score}, {path: held.jsonl, verifier: math}]
   math: {checkpoint: branches/math}
 """
 
@@ -46,6 +46,8 @@ def test_relative_paths_are_those_of_the_recipes_folder(recipe):
         str(folder / "data/a.jsonl"), str(folder / "data/*.jsonl"), "org/chats"]
     # where it was expected, though nothing is there
     assert found.domains["law"].tasks[0].path == str(folder / "held.jsonl")
+    assert [source.verifier for source in found.domains["law"].tasks] == [
+        f"{folder}/own.py:score", "math"]
     assert found.domains["math"].checkpoint == str(folder / "branches/math")
     assert found.runs == "runs"  # runs are made where the command is given
 

@@ -115,6 +115,32 @@ def test_of_a_models_folder_the_file_that_is_another_one_is_named(brought):
     assert _changed(made) == {"anchor": [f"{folder} has other contents (anchor)"]}
 
 
+def test_a_verifier_of_ones_own_counts_by_what_its_file_holds(brought):
+    (brought / "law").mkdir()
+    for name in ("law/mine.py", "copy.py"):
+        Path(name).write_text("def score(prompt, response, reference): return 1\n")
+    named = "domains.law.rlvr.data.0.verifier={}".format
+    made = _records(named("law/mine.py:score"))
+    (source,) = made["law/rlvr"]["settings"]["training"]["data"]
+    assert source["verifier"] == f"{brought / 'law' / 'mine.py'}:score"
+    Path("law/mine.py").touch()
+    assert _changed(made, named("law/mine.py:score")) == {}
+    assert _changed(made, named(f"{brought}/copy.py:score")) == {}
+    assert [*_changed(made, named("law/mine.py:strict"))] == ["law/rlvr"]
+    assert [*_changed(made, named("math"))] == ["law/rlvr"]
+    Path("law/mine.py").write_text("def score(prompt, response, reference): return 0\n")
+    assert _changed(made, named("law/mine.py:score")) == {"law/rlvr": [
+        f"{source['verifier']} has other contents (domains.law.rlvr.data.0.verifier)"]}
+    Path("law/mine.py").unlink()
+    assert _changed(made, named("law/mine.py:score")) == {}
+
+
+def test_the_usual_column_of_references_is_the_same_written_out_or_not(brought):
+    written = "domains.law.rlvr.data.0.reference_column=answer"
+    assert _changed(_records(), written) == _changed(_records(written)) == {}
+    assert [*_changed(_records(), written.replace("=answer", "=solution"))] == ["law/rlvr"]
+
+
 @pytest.mark.parametrize("path", ["law/*.jsonl", "law"])
 def test_every_file_behind_a_path_counts(brought, path):
     (brought / "law").mkdir()
@@ -227,12 +253,15 @@ def test_a_file_is_read_once(brought, monkeypatch):
 def test_records_of_the_version_before_stages_were_classes_still_count():
     """They are of tests/stages/earlier/recipe.yaml, with three methods."""
     lines = map(json.loads, (_EARLIER / "records.jsonl").read_text().splitlines())
-    reported = {}
+    reported, stages = {}, {}
     for line in lines:
-        recipe = load_recipe(_EARLIER / "recipe.yaml", line["overrides"])
-        stage = next(stage for stage in stage_graph(recipe) if stage.name == line["stage"])
+        overrides = tuple(line["overrides"])
+        if overrides not in stages:
+            recipe = load_recipe(_EARLIER / "recipe.yaml", overrides)
+            stages[overrides] = {stage.name: stage for stage in stage_graph(recipe)}
+        stage = stages[overrides][line["stage"]]
         if found := changes(line["record"], stage):
-            reported[recipe.method, stage.name] = list(map(str, found))
+            reported[overrides, stage.name] = list(map(str, found))
         changed = dataclasses.replace(stage, **_OTHERWISE.get(stage.KIND, {"inputs": {}}))
         assert bool(changes(line["record"], changed)) == (stage.KIND in _OTHERWISE)
     assert reported == {}

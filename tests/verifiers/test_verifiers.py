@@ -13,8 +13,9 @@ from megatron_bar.data import toy
 from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
-from megatron_bar.runtime.errors import BarError, MachineError
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.verifiers.call_formats import Call, NotCalls, parse_calls
+from megatron_bar.verifiers.failures import Failures
 from megatron_bar.verifiers.language import is_language
 from megatron_bar.verifiers.registry import (
     VERIFIERS,
@@ -301,7 +302,7 @@ def conversation(**columns):
 
 
 def scores_of(items, answers, skip=False):
-    return score_answers(items, answers, [BadItems(skip)] * len(items))
+    return score_answers(items, answers, [BadItems(skip)] * len(items), Failures())
 
 
 def test_items_are_scored_by_their_source():
@@ -328,31 +329,14 @@ def test_wrong_sources_and_references_are_named_with_their_place():
         scores_of([(Source(path="x.jsonl"), open_ended)], [""])
 
 
-def test_a_verifier_that_fails_names_the_item(monkeypatch):
-    def fails(prompt, response, reference):
-        if response == "disk":
-            raise OSError("no space left")
-        return {}[response] + 1
-
-    monkeypatch.setitem(VERIFIERS, "mine", fails)
-    items = [(Source(path="x", verifier="mine"), conversation()),
-             (Source(path="x"), conversation())]
-    message = (r"^sums\.jsonl:1: verifier mine can't score an answer to this item of source sums: "
-               "KeyError: '2'$")
-    with pytest.raises(BarError, match=message):
-        scores_of(items, ["2", "2"])
-    assert scores_of(items, ["2", "2"], skip=True) == [None, 1]
-    with pytest.raises(MachineError, match=r"^verifier mine .*OSError: no space left"):
-        scores_of(items, ["disk", "2"], skip=True)
-
-
 def test_a_reference_column_that_is_named_must_be_there():
-    named = Source(path="sums.jsonl", reference_column="anwser")
-    for columns in ({"answer": "2"}, {"anwser": None}):
-        with pytest.raises(BarError, match=r"^sums\.jsonl:1: column 'anwser', the source's "
-                                           r"reference_column, .*there are messages, an"):
-            scores_of([(named, conversation(**columns))], ["2"])
-    assert scores_of([(named, conversation(anwser="3"))], ["3"]) == [1]
+    for column, other in (("anwser", "answer"), ("answer", "anwser")):  # the usual one, too
+        named = Source(path="sums.jsonl", reference_column=column)
+        for columns in ({other: "2"}, {column: None}):
+            with pytest.raises(BarError, match=rf"^sums\.jsonl:1: column '{column}', the source's "
+                                               r"reference_column, .*there are messages, an"):
+                scores_of([(named, conversation(**columns))], ["2"])
+        assert scores_of([(named, conversation(**{column: "3"}))], ["3"]) == [1]
 
 
 @pytest.mark.parametrize("first, second, message", [

@@ -16,14 +16,15 @@ from megatron_bar.data.chat import Message, prompt_ids, render
 from megatron_bar.data.chat_format import check_prompt_length, closing_tokens
 from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
 from megatron_bar.launch.check_data import Reading, contents, readings
-from megatron_bar.launch.rehearse.references import ReferenceScores, score_references
 from megatron_bar.launch.rehearse.rewrite import few
+from megatron_bar.launch.verify_data import try_known_answers
 from megatron_bar.methods import stage_graph
 from megatron_bar.recipe.fields import CHATS, PAIRS, TEXTS
-from megatron_bar.recipe.schema import Recipe, Source
+from megatron_bar.recipe.schema import REFERENCES, Recipe, Source
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import Faults
+from megatron_bar.verifiers.known_answers import RIGHT, WRONG
 from megatron_bar.verifiers.registry import verifier_name
 
 _AT_THE_ENDS = 3  # examples at the beginning and the end of a source
@@ -158,17 +159,26 @@ def _check_longest(
 def _scored(
     source: Source, name: str, conversations: Sequence[Conversation], bad: BadItems
 ) -> str:
-    scores: ReferenceScores = score_references(source, conversations, bad)
-    if not scores.asked:
+    trial = try_known_answers(source, conversations, bad)
+    if not trial.items:
         raise BarError(describe_left_out(name, list(bad.listed.values())))
-    if scores.known and not scores.earned:
+    verifier = verifier_name(source)
+    if trial.tried[RIGHT] and not trial.rewarded[RIGHT]:
         raise BarError(
-            f"{scores.first_without}: verifier {verifier_name(source)} gives the reference "
-            f"answer no reward, nor that of {scores.known - 1} more items of source {name}; "
-            "correct verifier or reference_column"
-        )
-    if not scores.known:
-        return f"{name}: references can be read, and tell no answer to score"
-    what = ("reference answers" if scores.by_column
-            else f"replies, which are the references without a column {source.reference_column!r},")
-    return f"{name}: {scores.earned} of {scores.known} {what} are rewarded"
+            f"{trial.first(RIGHT)}: verifier {verifier} gives the reference answer no reward, nor "
+            f"that of {trial.tried[RIGHT] - 1} more items of source {name}; correct verifier or "
+            "reference_column")
+    if trial.tried[WRONG] and trial.rewarded[WRONG] == trial.tried[WRONG]:
+        raise BarError(
+            f"{trial.first(WRONG)}: verifier {verifier} rewards a wrong answer, and so it does for "
+            f"{trial.tried[WRONG] - 1} more items of source {name}; correct verifier or "
+            "reference_column")
+    misjudged = ""
+    if trial.faults:
+        misjudged = (f"; {trial.faults[0]}, and {len(trial.faults) - 1} more such answers: see "
+                     "megatron-bar verify-data")
+    if not trial.tried[RIGHT]:
+        return f"{name}: references can be read, and tell no answer to score{misjudged}"
+    what = ("reference answers" if trial.by_column
+            else f"replies, which are the references without a column {REFERENCES!r},")
+    return f"{name}: {trial.rewarded[RIGHT]} of {trial.tried[RIGHT]} {what} are rewarded{misjudged}"

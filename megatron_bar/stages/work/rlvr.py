@@ -91,7 +91,7 @@ def load_prompts(
 def _reward(
     score: Callable[[str], float], conversation: Conversation, bad: BadItems
 ) -> Callable[[str], float]:
-    """`score`, but 0 where the item can't be scored and is to be skipped."""
+    """`score`, but 0 where the item's reference is broken and such items are to be skipped."""
     def reward(response: str) -> float:
         with bad.caught(conversation.number, conversation.where):
             return score(response)
