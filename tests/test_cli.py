@@ -310,6 +310,14 @@ sys.exit(cli.main(["status", "x"]))
         assert ended.stderr == "" and ended.returncode == 128 + signal.SIGPIPE
 
 
+def test_a_dry_run_tells_what_would_run_and_writes_nothing(tmp_path, capsys):
+    assert main(["run", str(TOY), f"runs={tmp_path}", "domains.math=null", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "stages to run: base, anchor, pretrained, code/branch" in said and "math" not in said
+    assert main(["run", str(TOY), f"runs={tmp_path}", "layout.tensor=3", "--dry-run"]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_faults_that_were_found_together_are_a_line_each(tmp_path, capsys):
     (tmp_path / "r.yaml").write_text("nmae: x\nseed: many\n")
     assert main(["plan", str(tmp_path / "r.yaml")]) == 1

@@ -32,12 +32,15 @@ def _run(args: argparse.Namespace) -> None:
     from megatron_bar.comparison.compare import compare_runs
     from megatron_bar.comparison.page import write_comparison
     from megatron_bar.comparison.tables import comparison_tables
-    from megatron_bar.launch.local import final_model, run_recipes
+    from megatron_bar.launch.local import final_model, run_recipes, show_work
     from megatron_bar.methods import last_model
     from megatron_bar.methods.load import load_recipes
     from megatron_bar.runtime.console import console, print_wide, say
 
     recipes = load_recipes(args.recipe, args.overrides, values=False)
+    if args.dry_run:
+        show_work(recipes)
+        return
     runs = run_recipes(recipes, args.jobs, args.yes)
     if len(runs) > 1:
         systems = compare_runs(runs)

@@ -235,6 +235,8 @@ def build_parser() -> argparse.ArgumentParser:
     run = command("run", "run a recipe on this machine")
     _add_recipe(run)
     run.add_argument("--jobs", type=int, help="processes at once (default: the cores)")
+    run.add_argument("--dry-run", action="store_true",
+                     help="check all and tell what would run; write nothing")
     _add_yes(run)
 
     compare = command("compare", "put finished runs side by side: scores, forgetting, cost")

@@ -75,6 +75,27 @@ def run_recipes(
     return [run_checked(recipe, jobs) for recipe in recipes]
 
 
+def show_work(recipes: Sequence[Recipe]) -> None:
+    """Check recipes and tell what `run_recipes` would do; nothing is written.
+
+    Raises BarError for a recipe that can't work.
+    """
+    works = [work_of(recipe) for recipe in recipes]
+    check_works(works)
+    for work in works:
+        _tell(work.run, work.stages, work.todo)
+        for loss in work.lost:
+            say(f"{work.run}: would be trained anew: {loss}")
+
+
+def _tell(run: Path, stages: Sequence[Stage], todo: Sequence[Stage]) -> None:
+    if todo:
+        say(f"{run}: {len(todo)} of {len(stages)} stages to run: "
+            f"{', '.join(stage.name for stage in todo)}")
+    else:
+        say(f"{run}: nothing to do, all {len(stages)} stages are done")
+
+
 def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
     """Run, as `run_recipe` does, a recipe that is checked already and replaces no training.
 
@@ -88,11 +109,9 @@ def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
         stages = stage_graph(recipe)
         take_over(stages, run, [Path(other) for other in recipe.reuse])
         todo = stale_stages(stages, run)
+        _tell(run, stages, todo)
         if not todo:
-            say(f"{run}: nothing to do, all {len(stages)} stages are done")
             return run
-        say(f"{run}: {len(todo)} of {len(stages)} stages to run: "
-            f"{', '.join(stage.name for stage in todo)}")
         for stage in todo:
             if isinstance(stage, RlvrStage) and stage.preload is not None:
                 processes.preload(stage.preload)
