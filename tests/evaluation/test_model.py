@@ -96,20 +96,16 @@ def test_sampled_answers_depend_on_the_seed_alone(checkpoint, alone, tmp_path):
     assert len(set(texts_of)) > 1
 
 
-def test_an_item_that_cannot_be_scored_is_left_out(checkpoint, tmp_path):
+def test_an_item_whose_reference_is_broken_is_left_out(checkpoint, tmp_path):
     """It isn't in the sample that is read before."""
-    def reference(words):
-        return {"instruction_id_list": ["length_constraints:number_words"],
-                "kwargs": [{"relation": "at least", "num_words": words}]}
-
     path = tmp_path / "items.jsonl"
     path.write_text("".join(json.dumps(
-        {"messages": [{"role": "user", "content": "2 + 2"}], "answer": reference(words)}) + "\n"
-        for words in [0] * 101 + ["three"] + [0] * 100))
+        {"messages": [{"role": "user", "content": "2 + 2"}], "answer": answer}) + "\n"
+        for answer in ["refuse"] * 101 + ["neither"] + ["refuse"] * 100))
     (tmp_path / "recipe.yaml").write_text(json.dumps({
         "name": "x", "anchor": "elsewhere", "route": {"training": {"epochs": 1}},
         "domains": {"talk": {"sft": {"data": [{"path": "x"}], "epochs": 1}, "tasks": [
-            {"path": str(path), "verifier": "instructions", "on_bad_item": "skip"}]}}}))
+            {"path": str(path), "verifier": "safety", "on_bad_item": "skip"}]}}}))
     out = tmp_path / "out"
     assert main(["evaluate", str(checkpoint), "--recipe", str(tmp_path / "recipe.yaml"),
                  "--out", str(out), "max_new_tokens=2"]) == 0
@@ -117,7 +113,7 @@ def test_an_item_that_cannot_be_scored_is_left_out(checkpoint, tmp_path):
     (line,) = (out / "left_out.jsonl").read_text().splitlines()
     left_out = json.loads(line)
     assert left_out["where"] == f"{path}:102"
-    assert left_out["reason"].startswith("verifier instructions can't score an answer to this item")
+    assert left_out["reason"].startswith("a safety reference is refuse or comply")
     assert len((out / "answers.jsonl").read_text().splitlines()) == 201
 
 

@@ -66,7 +66,7 @@ def test_all_domains_of_the_toy_are_well(here, capsys):
 @pytest.mark.timeout(60)
 def test_what_is_judged_otherwise_is_listed_with_its_place(here, capsys):
     write_lines(here / "sums.jsonl", [item("4"), item("4", reply="It is 4."),
-                                      item("5", reply="It is 4."), item("")])
+                                      item("5", reply="It is 4."), item("5", reply="6")])
     Path("mine.py").write_text(_MINE)
     write_lines(here / "law.jsonl", [
         item("2", "?", "2"), item("2", "half", "2"), item("2", "fails", "2")])
