@@ -26,7 +26,7 @@ from typing import Any
 from rich.table import Table
 
 from megatron_bar.runtime.console import console
-from megatron_bar.verifiers.code import names_under_test
+from megatron_bar.verifiers.code_tests import names_under_test
 from megatron_bar.verifiers.sandbox import Sandbox, zygote
 
 Problem = dict[str, Any]

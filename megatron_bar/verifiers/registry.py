@@ -13,7 +13,6 @@ from megatron_bar.data.chat import check_text
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError, MachineError
-from megatron_bar.runtime.pool import cores
 from megatron_bar.verifiers import (
     code,
     exact,
@@ -23,6 +22,7 @@ from megatron_bar.verifiers import (
     tool_calls,
     toy,
 )
+from megatron_bar.verifiers.sandbox import runs_at_a_time
 
 Verifier = Callable[[str, str, Any], float]
 
@@ -49,7 +49,7 @@ def score_answers(
     """The score of each response to an item, by the verifier of the item's source.
 
     None where the item can't be scored and `bad`, one for each response, leaves it out. The items
-    are scored side by side: those that take long wait for processes of their own. `advance` is told
+    are scored side by side, so that one that hangs is waited for beside the others. `advance` is told
     of each.
 
     Raises BarError for an unknown verifier, a reference that is missing or broken, and a verifier
@@ -60,7 +60,7 @@ def score_answers(
             return scorer(*item)(response)
         return None
 
-    with ThreadPoolExecutor(cores()) as threads:
+    with ThreadPoolExecutor(runs_at_a_time()) as threads:
         scores = []
         for score in threads.map(scored, items, responses, bad):
             scores.append(score)

@@ -27,6 +27,12 @@ call's arguments are copies, so code that is to change them in place fails its t
 asks too little (`f(x) != 3`) is passed by too much, as anywhere.
 """
 
-from megatron_bar.verifiers.sandbox.pool import Limits, Result, Sandbox, shared_sandbox
+from megatron_bar.verifiers.sandbox.pool import (
+    Limits,
+    Result,
+    Sandbox,
+    runs_at_a_time,
+    shared_sandbox,
+)
 
-__all__ = ["Limits", "Result", "Sandbox", "shared_sandbox"]
+__all__ = ["Limits", "Result", "Sandbox", "runs_at_a_time", "shared_sandbox"]
