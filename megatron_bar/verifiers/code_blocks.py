@@ -18,6 +18,7 @@ _READINGS = 4  # of one block: up to its first closing fence, or a later one
 # Left at the end by servers that don't take it away.
 _END_TOKENS = re.compile(r"(?:<\|[\w ]{1,30}\|>|</s>)\s*\Z")
 _END_LENGTH = 64  # characters, more than such a token has
+_END_TOKENS_AT_MOST = 8
 _OPENING_TAG = re.compile(r"^[ \t]*\[(?:PYTHON|BEGIN)\]", re.MULTILINE)
 _CLOSING_TAG = re.compile(r"\[/PYTHON\]|^[ \t]*\[DONE\]", re.MULTILINE)
 _LIST_MARK = re.compile(r"[ \t]*(?:>[ \t]*)?(?:[-*+][ \t]+|\d{1,9}[.)][ \t]+)?\Z")
@@ -93,8 +94,9 @@ def defined_names(source: str) -> set[str]:
 def _answer(response: str) -> str:
     """The response without what was thought before and tokens after, with fences for other tags."""
     text = response.rpartition("</think>")[2].partition("<think>")[0]
-    while end := _END_TOKENS.search(text, max(0, len(text) - _END_LENGTH)):
-        text = text[:end.start()]
+    for _ in range(_END_TOKENS_AT_MOST):
+        if end := _END_TOKENS.search(text, max(0, len(text) - _END_LENGTH)):
+            text = text[:end.start()]
     fences = ("", "") if "```" in text or "~~~" in text else ("```python\n", "\n```\n")
     for tag, fence in zip((_OPENING_TAG, _CLOSING_TAG), fences):
         text = tag.sub("\n" + fence, text)

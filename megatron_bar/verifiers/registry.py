@@ -49,8 +49,8 @@ def score_answers(
     """The score of each response to an item, by the verifier of the item's source.
 
     None where the item can't be scored and `bad`, one for each response, leaves it out. The items
-    are scored side by side, so that one that hangs is waited for beside the others. `advance` is told
-    of each.
+    are scored side by side, so that one that hangs is waited for beside the others. `advance` is
+    told of each.
 
     Raises BarError for an unknown verifier, a reference that is missing or broken, and a verifier
     that fails, with the item's place, unless such items are left out.

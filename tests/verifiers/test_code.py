@@ -19,7 +19,7 @@ STUB = {"prompt": 'from typing import List\n\n\ndef total(xs: List[int]) -> int:
         "entry_point": "total",
         "test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n"}
 BODY = "    s = 0\n    for x in xs:\n        s += x\n    return s\n"
-FENCED_TEXT = 'def add(a, b):\n    """\n    ```\n    add(1, 2)\n    ```\n    """\n    return a + b\n'
+FENCED_TEXT = ADD.replace("return", '"""\n    ```\n    add(1, 2)\n    ```\n    """\n    return')
 
 
 def indented(text, by="   "):
@@ -153,7 +153,8 @@ FUNCTIONS = {
     "tuples for JSON's lists": ("def f(a): return (a, {1: a})", {
         "fn_name": "f", "inputs": [[2]], "outputs": [[2, {"1": 2}]]}),
     "a method": ("class Solution:\n    def add(self, a, b):\n        return a + b",
-                 {"entry_point": "Solution().add", "test": "def check(f):\n    assert f(1, 2) == 3"}),
+                 {"entry_point": "Solution().add",
+                  "test": "def check(f):\n    assert f(1, 2) == 3"}),
 }
 
 
@@ -231,27 +232,28 @@ def test_answers_that_hang_stand_beside_the_others():
     with ThreadPoolExecutor(len(answers)) as threads:
         scores = list(threads.map(lambda answer: code.score("", answer, TEST), answers))
     assert scores == [0] * 8 + [1] * 20
-    assert time.monotonic() - started < 8 * 0.75 + 5
+    assert time.monotonic() - started < 12  # one after the other: 16
 
 
 def test_an_endless_loop_costs_its_limit_once():
-    cases = [{"input": "1", "output": "1"}] * 30
+    cases = {"inputs": ["1"] * 30, "outputs": ["1"] * 30, "time_limit": 0.25}
     started = time.monotonic()
     assert code.outcomes("import time\nwhile True: time.sleep(1)", cases) == [False] * 30
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
     assert code.outcomes("print(input())", cases) == [True] * 30
     assert code.outcomes("print(2)", cases) == [False] * 30
 
 
 def test_a_reference_may_allow_more_time():
-    slow = "import time\ndef add(a, b):\n    time.sleep(1.0)\n    return a + b"
+    slow = ("import time\ndef add(a, b):\n    while time.process_time() < 0.8: pass\n"
+            "    return a + b")
     assert code.score("", slow, {"test_list": TEST}) == 0
     assert code.score("", slow, {"test_list": TEST, "time_limit": 4}) == 1
 
 
-@pytest.mark.parametrize("thing", ["```", "`", "~~~", "```\n", "```python\n", "~~~\n```\n", "[BEGIN]",
-                                   "[DONE]\n", "<think>", "</think>", "</s>", "\n", " ", "x = 1\n",
-                                   "import a\n", "def f\n", "a:", "1. ", "> "])
+@pytest.mark.parametrize("thing", [
+    "```", "`", "~~~", "```\n", "```python\n", "~~~\n```\n", "[BEGIN]", "[DONE]\n", "<think>",
+    "</think>", "</s>", "\n", " ", "x = 1\n", "import a\n", "def f\n", "a:", "1. ", "> "])
 def test_code_is_found_in_linear_time(thing):
     """It holds the trainer's lock of Python."""
     for end in ("x", "a" * 100_000, " " * 100_000):

@@ -4,8 +4,8 @@ The names that the tests take from the tested code are stand-ins, which ask the 
 comes back is plain data, and every comparison is made here, where the tested code can't reach:
 patching `assert`, `__eq__` or the test runner changes nothing that counts. Of an object that isn't
 plain data a test can ask for attributes, items, length, iteration and calls; whether it equals
-something, is greater or holds something is never its own to say. What it raises ends the test and nothing
-less: no exception of its process is one that Python itself takes for the end of something.
+something, is greater or holds something is never its own to say. What it raises ends the test and
+nothing less: no exception of its process is one that Python itself takes for the end of something.
 """
 
 from __future__ import annotations

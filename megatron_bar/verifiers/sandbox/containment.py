@@ -75,6 +75,7 @@ class Cell:
         self.namespaces = not reason
         self.reason = reason
         self._number = number
+        seccomp.compiled(files=self.namespaces)
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY) if self.namespaces else -1
 
     def own_scratch(self) -> None:
@@ -226,7 +227,8 @@ def _packages(libraries: Iterable[str]) -> Iterator[str]:
     """The folders of installed packages within folders of libraries."""
     for library, version, kind in itertools.product(libraries, ("", "python3*"),
                                                     ("site-packages", "dist-packages")):
-        yield from filter(os.path.isdir, glob.glob(os.path.join(glob.escape(library), version, kind)))
+        pattern = os.path.join(glob.escape(library), version, kind)
+        yield from filter(os.path.isdir, glob.glob(pattern))
 
 
 def _mount_scratch(path: str) -> None:

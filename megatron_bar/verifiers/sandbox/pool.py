@@ -40,7 +40,7 @@ class Limits:
     than half of `cpu`.
     """
 
-    cpu: float = 0.5  # seconds that all its processes compute or sleep
+    cpu: float = 0.5  # seconds that all its processes compute; asleep they may be 4 times as long
     wall: float = 15.0  # seconds on the clock, whatever else the machine does
     memory: int = 1 << 30  # bytes of address space of each process
     output: int = 4 << 20  # bytes of any file, standard output included

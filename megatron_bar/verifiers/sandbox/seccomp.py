@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import struct
+from collections.abc import Iterable
 
 # Names and numbers are those of the kernel's table for x86-64.
 _ALWAYS = {
@@ -86,7 +88,14 @@ def _argument_in(index: int, values: tuple[int, ...]) -> list[_Instruction]:
     return [_argument(index), *checks, _fail(errno.EPERM)]
 
 
-def _program(files: bool) -> list[_Instruction]:
+def _packed(instructions: Iterable[_Instruction]) -> bytes:
+    return b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
+
+
+@functools.cache
+def compiled(files: bool) -> bytes:
+    """The filter but for its end, which differs from process to process; made once, by the zygote.
+    """
     allowed = sorted((_ALWAYS | _FILES if files else _ALWAYS).values())
     program = [
         (_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, _ARCH_X86_64), (_RETURN, 0, 0, _KILL),
@@ -107,9 +116,8 @@ def _program(files: bool) -> list[_Instruction]:
     program += _only(_CLONE, _argument(0), (_ANY_BIT, 0, 1, _CLONE_THREAD), _YES,
                      _fail(errno.EAGAIN))
     program += _only(_CLONE3, _fail(errno.ENOSYS))
-    program += _only(_TGKILL, *_argument_in(0, (os.getpid(),)))
     program += _only(_PRLIMIT64, *_argument_in(0, (0,)))
-    return [*program, _fail(errno.EPERM)]
+    return _packed(program)
 
 
 def install(files: bool) -> None:
@@ -119,10 +127,11 @@ def install(files: bool) -> None:
     """
     if platform.machine() != "x86_64":
         raise OSError(errno.ENOSYS, f"no list of system calls for {platform.machine()}")
-    program = _program(files)
-    code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    code = compiled(files) + _packed(
+        [*_only(_TGKILL, *_argument_in(0, (os.getpid(),))), _fail(errno.EPERM)])
     buffer = ctypes.create_string_buffer(code, len(code))
-    header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    header = struct.pack("HxxxxxxP", len(code) // struct.calcsize("HBBI"),
+                         ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
     for arguments in ((_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
                       (_PR_SET_SECCOMP, _MODE_FILTER, header, 0, 0)):

@@ -44,9 +44,10 @@ _STANDARD = """
     ipaddress colorsys zoneinfo sqlite3 graphlib unittest doctest logging argparse
 """.split()
 _TICK_SECONDS = 0.05
-# A run is asleep if it computed for less than this share of so long a time. Shorter ones can pass
-# while it waits for a core that others have.
-_NAP_SECONDS, _AWAKE = 0.25, 0.01
+# A run is asleep if it didn't compute for so long, but for what is too short to be work: in a
+# shorter time it may have waited for a core that others have.
+_NAP_SECONDS, _NO_WORK_SECONDS = 0.25, 0.0001
+_SLEEP_COUNTS = 0.25  # of a second's computing, for the same reason, and as it takes no core
 
 
 def main(control: int, library: str, packages: str) -> None:
@@ -80,7 +81,7 @@ def preload(packages: str) -> None:
             importlib.import_module(name)
     sys.path.remove(packages)
     for name in _STANDARD:
-        with contextlib.suppress(ImportError):  # an optional part that this Python was built without
+        with contextlib.suppress(ImportError):  # a part that this Python was built without
             importlib.import_module(name)
     site.setquit()  # exit and quit, which every Python that a user starts has
 
@@ -147,9 +148,9 @@ def _watch(
 ) -> tuple[bool, float]:
     """Whether the last process ended by itself in time, and the seconds that the run took.
 
-    Counted are the seconds that its processes computed or were asleep. What they wait for a core
-    isn't theirs, so that a reward doesn't hang on what else the machine does; up to the limit
-    `wall`, which nothing outlasts.
+    Counted are the seconds that its processes computed, and a part of those that they were asleep.
+    What they wait for a core isn't theirs, so that a reward doesn't hang on what else the machine
+    does; up to the limit `wall`, which nothing outlasts.
     """
     started = nap_began = time.monotonic()
     computed = computed_before_nap = asleep = 0.0
@@ -162,8 +163,8 @@ def _watch(
         now = time.monotonic()
         computed = sum(map(_seconds_computed, processes))
         if now - nap_began >= _NAP_SECONDS:
-            if computed - computed_before_nap < _AWAKE * (now - nap_began):
-                asleep += now - nap_began
+            if computed - computed_before_nap < _NO_WORK_SECONDS:
+                asleep += _SLEEP_COUNTS * (now - nap_began)
             nap_began, computed_before_nap = now, computed
         if ready or computed + asleep >= job["cpu"] or now - started >= job["wall"]:
             return any(descriptor == last for descriptor, _ in ready), computed + asleep
