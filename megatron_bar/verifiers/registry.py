@@ -19,7 +19,6 @@ from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import REFERENCES, Source
 from megatron_bar.runtime.errors import BarError, MachineError, VerifierFailed
 from megatron_bar.runtime.faults import Faults
-from megatron_bar.runtime.pool import cores
 from megatron_bar.verifiers import (
     code,
     exact,
@@ -31,6 +30,7 @@ from megatron_bar.verifiers import (
     toy,
 )
 from megatron_bar.verifiers.failures import Failures
+from megatron_bar.verifiers.sandbox import runs_at_a_time
 from megatron_bar.verifiers.scores import as_score
 
 Verifier = Callable[[str, str, Any], float]
@@ -60,7 +60,7 @@ def score_answers(
 
     None where the item can't be scored and `bad`, one for each response, leaves it out. A response
     on which its verifier fails earns 0, and is counted in `failures`. The items are scored side by
-    side: those that take long wait for processes of their own. `advance` is told of each.
+    side, so that one that hangs is waited for beside the others. `advance` is told of each.
 
     Raises BarError for an unknown verifier and a reference that is missing or broken, with the
     item's place, unless such items are left out.
@@ -70,7 +70,7 @@ def score_answers(
             return failures.score(scorer(*item), response)
         return None
 
-    with ThreadPoolExecutor(cores()) as threads:
+    with ThreadPoolExecutor(runs_at_a_time()) as threads:
         scores = []
         for score in threads.map(scored, items, responses, bad):
             scores.append(score)

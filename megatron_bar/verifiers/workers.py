@@ -23,11 +23,17 @@ class Worker:
     """One process and the socket to it. It says hello, then replies to each message with one."""
 
     def __init__(self, what: str, command: Callable[[int], Sequence[str]],
-                 environment: dict[str, str] | None = None) -> None:
-        """`command`: Python's arguments for a given descriptor of the socket's other end."""
+                 environment: dict[str, str] | None = None, python: str = sys.executable,
+                 inherited: Sequence[int] = ()) -> None:
+        """`command`: Python's arguments for a given descriptor of the socket's other end.
+
+        `inherited`: descriptors of ours that the process has under the same numbers.
+        """
         self._what = what
         self._command = command
         self._environment = environment
+        self._python = python
+        self._inherited = list(inherited)
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._hello: dict[str, Any] = {}
@@ -40,9 +46,9 @@ class Worker:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, unheard():
             self._process = subprocess.Popen(
-                [sys.executable, *self._command(theirs.fileno())], env=self._environment,
+                [self._python, *self._command(theirs.fileno())], env=self._environment,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno()], start_new_session=True,
+                pass_fds=[theirs.fileno(), *self._inherited], start_new_session=True,
             )
         hello = self._receive(_START_SECONDS)
         if hello is None:
@@ -58,16 +64,24 @@ class Worker:
         self, message: Any, seconds: float, descriptors: Sequence[int] = ()
     ) -> dict[str, Any] | None:
         """The reply, or None if there is none in time: then the process is stopped."""
-        self.start()
-        try:
-            socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
-        except OSError:
-            self.stop()
+        if not self.send(message, descriptors):
             return None
         reply = self._receive(seconds)
         if reply is None:
             self.stop()
         return reply
+
+    def send(self, message: Any, descriptors: Sequence[int] = ()) -> bool:
+        """Start the process unless it runs, and tell whether the message got there."""
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()
+        self.start()
+        try:
+            socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
+        except OSError:
+            self.stop()
+            return False
+        return True
 
     def stop(self) -> None:
         """Kill the process; the next request starts another."""

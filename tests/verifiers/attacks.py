@@ -3,7 +3,7 @@
 FORGERIES are answers to "write f(n), the square of n" that don't compute it. ESCAPES are programs
 that print ESCAPED if something works that must not; they read what there is to attack, as JSON,
 from standard input: `secret` (a file), `folder` (anyone may write there), `port` (on this machine),
-`abstract` (a socket's name), `victim` (a process).
+`abstract` (a socket's name), `victim` (a process), `host` (its name), `folders` (of ours).
 """
 
 FORGERIES = {
@@ -169,8 +169,67 @@ def f(n):
     "source nested too deep": "(" * 100_000,
 }
 
+# All of them pass if what f raises ends the iteration, or what it returns the comparison.
+_ITERATIONS = [
+    "assert all(map(f, [3, 4]))", "assert not any(map(f, [3, 4]))",
+    "assert all(map(lambda c: f(c[0]) == c[1], [(3, 9), (4, 16)]))",
+    "for got in map(f, [3, 4]): assert got == 1",
+    "for got, wanted in zip(map(f, [3, 4]), [9, 16]): assert got == wanted",
+    "assert set(map(f, [3, 4])) <= {9, 16}", "assert list(map(f, [3])) == []",
+    "assert max(map(f, [3]), default=9) == 9", "assert next(map(f, [3]), 9) == 9",
+    "assert sum(map(f, [3])) == 0", "for got in iter(lambda: f(3), 9): assert got == 9",
+    "assert all(n == f(3) for n in map(f, [3]))", "assert [*filter(f, [3])] == []",
+    "def g():\n    yield f(3)\nassert list(g()) == []",
+    "import itertools\nassert list(itertools.takewhile(f, [3])) == []",
+]
 # Tests other than f(3) == 9, and answers made for them.
 AIMED_FORGERIES = {
+    **{f"raises {name} to end an iteration": (f"def f(n): raise {name}", _ITERATIONS) for name in (
+        "StopIteration", "StopAsyncIteration", "GeneratorExit", "IndexError", "SystemExit")},
+    "a subclass of StopIteration": (
+        "class End(StopIteration): pass\nEnd.__name__ = 'StopIteration'\n"
+        "def f(n): raise End", _ITERATIONS),
+    "a forged reply that raises StopIteration": ("""
+from megatron_bar.verifiers.sandbox import wire
+send = wire.send
+def forged(channel, reply):
+    send(channel, reply if "handle" in str(reply) else ["raised", "StopIteration", ""])
+wire.send = forged
+def f(n): return 0""", _ITERATIONS),
+    "StopAsyncIteration in an asynchronous test": (
+        "def f(n): raise StopAsyncIteration",
+        ["import asyncio\nclass A:\n    def __aiter__(self): return self\n"
+         "    async def __anext__(self): return f(3)\n"
+         "async def g(): return [n async for n in A()]\nassert asyncio.run(g()) == []"]),
+    "skips its test": (
+        "import unittest\ndef f(n): raise unittest.SkipTest",
+        ["import unittest\nclass T(unittest.TestCase):\n"
+         "    def test(self): self.assertEqual(f(3), 9)\nrun_method_of_unittest(T, 'test')"]),
+    "empty arrays, which numpy finds close to all": (
+        "import numpy\ndef f(n): return numpy.array([])",
+        ["import numpy as np\nassert np.allclose(f(3), 9)",
+         "import numpy as np\nnp.testing.assert_allclose(f(3), 9.0)",
+         "from numpy.testing import assert_array_equal\nassert_array_equal(f(3), 9)"]),
+    "empty lists, likewise": (
+        "def f(n): return []", ["import numpy as np\nassert np.allclose(f(3), 9)",
+                               "import numpy as np\nnp.testing.assert_almost_equal(f(3), 9)"]),
+    "an object that is an array": ("""
+class Array:
+    size = 1
+    def __len__(self): return 0
+    def __array__(self, *a, **k):
+        import numpy
+        return numpy.array([])
+def f(n): return Array()""", ["import numpy as np\nassert np.allclose(f(3), 9)",
+                              "import numpy as np\nassert (np.array([9]) == f(3)).all()"]),
+    "an array of a type that agrees": ("""
+from megatron_bar.verifiers.sandbox import wire
+wire.encode = lambda value, rest: {"array": ["O", [1], [9], True]}
+def f(n): return 0""", ["assert f(3) == 9", "assert f(3).any()"]),
+    "methods of a class that the tests know": ("""
+from megatron_bar.verifiers.sandbox import wire
+wire.encode = lambda value, rest: {"object": ["Case", {"dict": [["right", True]]}]}
+def f(n): return 0""", ["assert f(3).right()", "assert f(3).right", "assert f(3) == 9"]),
     "a sorted of its own": (
         "sorted = set = len = abs = lambda *a, **k: [9]\ndef f(n): return [0]",
         ["assert sorted(f(3)) == [9]", "assert len(f(3)) == [9]", "assert abs(f(3)[0] - 9) < 1"]),
@@ -209,7 +268,50 @@ def write(path):
     with open(path, "w") as file: return file.write("taken")
 """
 
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _ESCAPES = {
+    "changes devices": f"""
+for path in {DEVICES}:
+    attempt(os.utime, path); attempt(os.utime, path, (1, 1)); attempt(os.chmod, path, 0o777)
+    attempt(os.setxattr, path, "user.x", b"x"); attempt(os.unlink, path)""",
+    "packages of the host": """
+import sysconfig
+for name in ("stdlib", "purelib", "platlib"):
+    folder = sysconfig.get_paths()[name]
+    for path in (folder, folder + "/site-packages", folder + "/dist-packages",
+                 "/usr/lib/python3/dist-packages"):
+        sys.path.append(path)
+        if path.endswith("packages"): attempt(lambda path: os.listdir(path) or 1 / 0, path)
+for module in ("pip", "setuptools", "torch", "megatron_bar.cli"): attempt(__import__, module)""",
+    "names of the host": """
+import numpy, socket
+told = [sys.orig_argv, sys.argv, sys.path, sys.prefix, sys.exec_prefix, sys.executable,
+        sys.path_importer_cache, os.environ]
+told += [vars(module).get("__file__") for module in list(sys.modules.values())]
+told += [vars(module).get("__path__") for module in list(sys.modules.values())]
+frame = sys._getframe()
+while frame: told.append(frame.f_code.co_filename); frame = frame.f_back
+for name in given["folders"]:
+    if name in str(told): print("ESCAPED", name, flush=True)
+for ask in (socket.gethostname, lambda: os.uname().nodename):
+    attempt(lambda: 1 / (ask() == given["host"]))""",
+    "how full the disks are": """
+import shutil
+for path in ("/", "/lib", "/tmp", os.__file__): attempt(os.statvfs, path)
+attempt(os.fstatvfs, 0); attempt(shutil.disk_usage, "/")
+syscall(137, b"/", ctypes.create_string_buffer(200))
+syscall(138, 0, ctypes.create_string_buffer(200))""",
+    "out-of-band data": """
+import socket
+for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+    one, two = socket.socketpair(socket.AF_UNIX, kind)
+    attempt(one.send, b"x", socket.MSG_OOB)
+    attempt(one.send, b"x", socket.MSG_OOB | socket.MSG_DONTWAIT)
+    one.send(b"x")
+    buffer = ctypes.create_string_buffer(1)
+    for flags in (socket.MSG_OOB, socket.MSG_OOB | socket.MSG_PEEK):
+        if libc.syscall(45, two.fileno(), buffer, 1, flags, 0, 0) >= 0: print("ESCAPED")
+        if ctypes.get_errno() != 1: print("ESCAPED", ctypes.get_errno(), flush=True)""",
     "fork bomb": "while True: attempt(os.fork)",
     "fork bomb by system call": "for n in (56, 57, 58): syscall(n, 17, 0, 0, 0, 0)",
     "clone3": "syscall(435, ctypes.create_string_buffer(88), 88)",

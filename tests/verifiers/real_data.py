@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_bar.verifiers.code import names_under_test
+from megatron_bar.verifiers.code_tests import names_under_test
 
 
 class Case(NamedTuple):

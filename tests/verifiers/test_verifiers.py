@@ -14,6 +14,7 @@ from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.verifiers import code_tests
 from megatron_bar.verifiers.call_formats import Call, NotCalls, parse_calls
 from megatron_bar.verifiers.failures import Failures
 from megatron_bar.verifiers.language import is_language
@@ -126,7 +127,7 @@ def test_programs_read_and_write():
     (["assert [f(x) for x in range(3)] == list(map(lambda y: y, []))"], "", ["f"]),
 ])
 def test_names_under_test(tests, setup, names):
-    assert code.names_under_test(tests, setup) == names
+    assert code_tests.names_under_test(tests, setup) == names
 
 
 def test_objects_of_the_tested_code():

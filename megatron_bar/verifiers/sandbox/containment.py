@@ -11,16 +11,20 @@ within them, and has neither limits nor a list of system calls: docs/own-code.md
 from __future__ import annotations
 
 import ctypes
+import glob
+import itertools
 import math
 import os
 import resource
 import signal
 import sysconfig
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from megatron_bar.verifiers.sandbox import seccomp
 
+_HOST = b"sandbox"
 SCRATCH = "/tmp"  # the temporary folder, within the cell
 _CELL = "/sys"  # any folder that exists everywhere and that no Python lives in
 _SCRATCH_BYTES = 16 << 20
@@ -37,9 +41,10 @@ _DETACH = 2
 _PIVOT_ROOT, _CAPSET = 155, 126  # on x86-64, as all of seccomp.py
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
-# A user of no one else's, below what containers map and above people and most services. One zygote
-# uses two: tested code and what tests it are strangers to each other.
+# Users of no one else's, below what containers map and above people and most services: one for each
+# process, so that tested code and what tests it are strangers to each other.
 _FIRST_USER, _USERS = 61_500, 3_600
+_PLACES = 64  # from one zygote's first user to the next one's
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong,
@@ -65,17 +70,18 @@ def die_with_parent() -> None:
 class Cell:
     """The isolation that `enter_cell` could get: all namespaces, or (`reason` says why) none."""
 
-    def __init__(self, users: int, reason: str = "") -> None:
+    def __init__(self, number: int, reason: str = "") -> None:
         self.privileged = os.getuid() == 0
         self.namespaces = not reason
         self.reason = reason
-        self._first_user = users
+        self._number = number
+        seccomp.compiled(files=self.namespaces)
         self._own_pids = os.open("/proc/self/ns/pid", os.O_RDONLY) if self.namespaces else -1
 
-    def fresh_scratch(self) -> None:
-        """An empty temporary folder, in memory; what the last test left is gone."""
+    def own_scratch(self) -> None:
+        """Give this process and its children an empty temporary folder, which ends with them."""
         if self.namespaces:
-            _call("umount2", SCRATCH.encode(), _DETACH)
+            _call("unshare", _NEWNS)
             _mount_scratch(SCRATCH)
 
     def fork(self) -> int:
@@ -91,7 +97,7 @@ class Cell:
         return os.fork()
 
     def confine(self, place: int, memory: int, cpu: float, output: int) -> None:
-        """Bind this process for good. `place` tells the processes of one test apart.
+        """Bind this process for good. `place` tells apart those that run at the same time.
 
         `memory` (address space) and `output` (any file) in bytes, `cpu` in seconds.
         """
@@ -110,7 +116,7 @@ class Cell:
         for kind, limit in limits.items():
             resource.setrlimit(kind, (limit, limit))
         if self.privileged:
-            user = self._first_user + place
+            user = _FIRST_USER + (self._number * _PLACES + place) % _USERS
             os.setgroups([])
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
@@ -132,7 +138,6 @@ def enter_cell(number: int) -> Cell:
     On return this process may be another one: it forks, and the caller's goes on as a shell that
     ends with it. `number` tells the zygotes of one machine apart.
     """
-    users = _FIRST_USER + 2 * number % _USERS
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -149,7 +154,7 @@ def enter_cell(number: int) -> Cell:
         try:
             die_with_parent()
             _own_root()
-            cell = Cell(users)
+            cell = Cell(number)
             _call("umount2", b"/proc", _DETACH)
             _mount("", "/", flags=_REMOUNT | _BIND | _RDONLY | _NOSUID)
         except OSError as error:
@@ -163,7 +168,7 @@ def enter_cell(number: int) -> Cell:
     if not reason:
         _be_shell_of(child)
     os.waitpid(child, 0)
-    return Cell(users, reason)
+    return Cell(number, reason)
 
 
 def _be_shell_of(child: int) -> NoReturn:
@@ -177,11 +182,13 @@ def _own_namespaces() -> None:
     user, group = os.getuid(), os.getgid()
     if user == 0:
         _call("unshare", kinds)
-        return
-    _call("unshare", kinds | _NEWUSER)
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
-    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    else:
+        _call("unshare", kinds | _NEWUSER)
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    for call in ("sethostname", "setdomainname"):
+        _call(call, _HOST, len(_HOST))
 
 
 def _own_root() -> None:
@@ -196,11 +203,15 @@ def _own_root() -> None:
         os.makedirs(target, mode=0o755, exist_ok=True)
         _mount(path, target, flags=_BIND | _REC)
         _mount("", target, flags=_REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
+    for folder in _packages(_CELL + path for path in shown):  # not offered, wherever they lie
+        _mount("nothing", folder, "tmpfs", _RDONLY | _NOSUID | _NODEV | _NOEXEC, "size=4k")
     for path in _DEVICES:
         target = _CELL + path
         os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
         os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
         _mount(path, target, flags=_BIND)
+        # A device can be written all the same, but the machine's node keeps its times and mode.
+        _mount("", target, flags=_REMOUNT | _BIND | _RDONLY | _NOSUID | _NOEXEC)
     for path in (SCRATCH, "/proc"):
         os.makedirs(_CELL + path, mode=0o755, exist_ok=True)
     _mount_scratch(_CELL + SCRATCH)
@@ -210,6 +221,14 @@ def _own_root() -> None:
         raise OSError(ctypes.get_errno(), "pivot_root")
     _call("umount2", b".", _DETACH)
     os.chdir("/")
+
+
+def _packages(libraries: Iterable[str]) -> Iterator[str]:
+    """The folders of installed packages within folders of libraries."""
+    for library, version, kind in itertools.product(libraries, ("", "python3*"),
+                                                    ("site-packages", "dist-packages")):
+        pattern = os.path.join(glob.escape(library), version, kind)
+        yield from filter(os.path.isdir, glob.glob(pattern))
 
 
 def _mount_scratch(path: str) -> None:

@@ -1,8 +1,9 @@
-"""Values that tested code and its tests exchange: plain data by value, all else by handle.
+"""Values that tested code and its tests exchange: plain data by value, all else as its sides say.
 
-What arrives is decoded to plain built-in types and handles, nothing else, whatever was sent: an
-object with an `__eq__` of its own can't cross. A value of a subclass (Counter, namedtuple, an
-overridden str) arrives as its base type.
+Plain data are those of built-in types and arrays and numbers of numpy. What arrives is decoded to
+these types, whatever was sent: an object with an `__eq__` of its own can't cross. A value of a
+subclass (Counter, namedtuple, an overridden str) arrives as its base type. Each side decides what
+becomes of the rest: of functions, and of objects of classes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import builtins
 import datetime
 import json
 import os
+import re
 import struct
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -37,6 +40,8 @@ _DECODE = {tag: decode for _, tag, _, decode in _TYPES}
 _COLLECTIONS: dict[str, Callable[[Any], Any]] = {
     "tuple": tuple, "set": set, "frozenset": frozenset,
 }
+# Types of elements: truth values, numbers, text.
+_ELEMENTS = re.compile(r"[<>|=][biufcSU]\d{1,4}")
 
 
 class ConnectionClosed(Exception):
@@ -90,13 +95,15 @@ def _exactly(descriptor: int, length: int) -> bytes:
     return b"".join(pieces)
 
 
-def encode(value: Any, handle: Callable[[Any], Any]) -> Any:
-    """`value` as JSON. `handle` stands in for what isn't plain data.
+def encode(value: Any, rest: Callable[[Any], Any]) -> Any:
+    """`value` as JSON. `rest` does the same for what isn't plain data, as an object of one key.
 
     Raises RecursionError for data that contains itself.
     """
     if value is None or isinstance(value, bool):
         return value
+    if (numpy := sys.modules.get("numpy")) and isinstance(value, numpy.ndarray | numpy.generic):
+        return _encode_array(value, rest)
     if isinstance(value, int):
         number = int(value)
         return number if abs(number) < _EXACT_INT else {"int": hex(number)}
@@ -105,29 +112,29 @@ def encode(value: Any, handle: Callable[[Any], Any]) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, list):
-        return [encode(item, handle) for item in list.__iter__(value)]
+        return [encode(item, rest) for item in list.__iter__(value)]
     if isinstance(value, dict):
-        return {"dict": [[encode(k, handle), encode(v, handle)] for k, v in dict.items(value)]}
+        return {"dict": [[encode(k, rest), encode(v, rest)] for k, v in dict.items(value)]}
     for tag in _COLLECTIONS:
         if isinstance(value, getattr(builtins, tag)):
-            return {tag: [encode(item, handle) for item in value]}
+            return {tag: [encode(item, rest) for item in value]}
     for kind, tag, to_json, _ in _TYPES:
         if isinstance(value, kind):
             return {tag: to_json(value)}
     if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
         return {"type": value.__name__}
-    return {"handle": handle(value)}
+    return rest(value)
 
 
-def decode(data: Any, handle: Callable[[Any], Any]) -> Any:
-    """The value that `encode` was given, as plain data; `handle` turns what it stood in for back.
+def decode(data: Any, rest: Callable[[str, Any], Any]) -> Any:
+    """The value that `encode` was given; `rest` is asked for what its own side made, by its key.
 
     Raises ValueError for anything that `encode` can't have made.
     """
     if data is None or isinstance(data, bool | int | float | str):
         return data
     if isinstance(data, list):
-        return [decode(item, handle) for item in data]
+        return [decode(item, rest) for item in data]
     if not isinstance(data, dict) or len(data) != 1:
         raise ValueError("not a value")
     ((tag, content),) = data.items()
@@ -135,13 +142,37 @@ def decode(data: Any, handle: Callable[[Any], Any]) -> Any:
         if tag == "int":
             return int(content, 16)
         if tag == "dict":
-            return {decode(k, handle): decode(v, handle) for k, v in content}
+            return {decode(k, rest): decode(v, rest) for k, v in content}
         if tag in _COLLECTIONS:
-            return _COLLECTIONS[tag](decode(item, handle) for item in content)
+            return _COLLECTIONS[tag](decode(item, rest) for item in content)
         if tag == "type" and isinstance(getattr(builtins, content), type):
             return getattr(builtins, content)
-        if tag == "handle":
-            return handle(content)
-        return _DECODE[tag](content)
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        if tag == "array":
+            return _decode_array(*content, rest)
+        if tag in _DECODE:
+            return _DECODE[tag](content)
+        return rest(tag, content)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"not a value: {error}") from None
+
+
+def _encode_array(value: Any, rest: Callable[[Any], Any]) -> Any:
+    """A number of numpy's is an array without dimensions. One of objects crosses as lists."""
+    numpy = sys.modules["numpy"]
+    if value.dtype.char in "gG":  # the machine's longest numbers, which Python has no like of
+        value = value.astype("f8" if value.dtype.char == "g" else "c16")
+    if _ELEMENTS.fullmatch(value.dtype.str):
+        items = numpy.asarray(value).ravel().tolist()
+        return {"array": [value.dtype.str, list(value.shape), encode(items, rest),
+                          isinstance(value, numpy.generic)]}
+    items = value.tolist()
+    return rest(value) if isinstance(items, numpy.generic | numpy.ndarray) else encode(items, rest)
+
+
+def _decode_array(
+    elements: Any, shape: Any, items: Any, single: Any, rest: Callable[[str, Any], Any]
+) -> Any:
+    if not _ELEMENTS.fullmatch(elements):
+        raise ValueError("no type of elements")
+    array = sys.modules["numpy"].array(decode(items, rest), dtype=elements).reshape(shape)
+    return array[()] if single else array
