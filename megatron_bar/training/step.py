@@ -64,21 +64,20 @@ def forward_backward(
         micro_batch_size=len(batches[0].tokens_BS),
         forward_only=not train,
     )
-    sums_D2 = torch.zeros(sources, 2, dtype=torch.float64, device=device)
+    # By source, then those of the metrics.
+    sums = torch.zeros(2 * sources + len(objective.metrics), dtype=torch.float64, device=device)
     rows_MR = torch.zeros(len(batches), rows, device=device)
-    told = torch.zeros(len(objective.metrics), device=device)
-    for rows_R, (micro_sums_D2, micro_rows_R, micro_told) in zip(rows_MR, outputs):
-        sums_D2 += micro_sums_D2
+    for rows_R, (micro_sums, micro_rows_R) in zip(rows_MR, outputs):
+        sums += micro_sums
         rows_R.copy_(micro_rows_R)
-        told += micro_told
     # Only the last pipeline stage has them; tensor-parallel ranks hold the same numbers.
-    for numbers in (sums_D2, told):
-        dist.all_reduce(numbers, group=tokens_group)
+    dist.all_reduce(sums, group=tokens_group)
     dist.all_reduce(rows_MR, group=parallel_state.get_context_parallel_group())
-    for numbers in (sums_D2, rows_MR, told):
+    for numbers in (sums, rows_MR):
         dist.broadcast(numbers, parallel_state.get_pipeline_model_parallel_last_rank(),
                        group=parallel_state.get_pipeline_model_parallel_group())
-    sums_D2 = sums_D2.cpu()
+    by_source, told = sums.cpu().split([2 * sources, len(objective.metrics)])
+    sums_D2 = by_source.view(sources, 2)
     counted, tokens, *work = (int(number) for number in counts_5.tolist())
     loss = sums_D2[:, 0].sum().item() / max(counted, 1)
     metrics = zip(objective.metrics, (told / max(counted, 1)).tolist())
@@ -111,8 +110,8 @@ def _forward_step(
 
 def _loss(
     batch: Batch, objective: Objective, scale: torch.Tensor, sources: int, loss_BS: torch.Tensor
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """The loss to differentiate; beside it sums by source and by row, and of the metrics."""
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """The loss to differentiate; beside it sums by source and of the metrics, and those by row."""
     found = objective.losses(batch, loss_BS.float())
     losses_BS = found.losses_BS
     losses_and_mask_BS2 = torch.stack((losses_BS.detach(), found.counted_BS), -1).double()
@@ -120,5 +119,5 @@ def _loss(
     source_T = batch.sources_BS.clamp_min(0).reshape(-1)
     sums_D2 = torch.zeros(sources, 2, dtype=torch.float64, device=loss_BS.device)
     sums_D2.index_add_(0, source_T, losses_and_mask_BS2.reshape(-1, 2))
-    return losses_BS.sum() * scale, (
-        sums_D2, batch.by_row(losses_BS.detach()).sum(1), found.sums.detach())
+    sums = torch.cat([sums_D2.flatten(), found.sums.detach().double()])
+    return losses_BS.sum() * scale, (sums, batch.by_row(losses_BS.detach()).sum(1))
