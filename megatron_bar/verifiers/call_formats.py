@@ -5,9 +5,9 @@ Calls are written in Python's manner, or as JSON, as OLMo, OpenAI, Llama, Qwen a
     <function_calls>weather(city="Bergen", days=2)
     play(song="Hey")</function_calls>
 
-    {"name": "weather", "arguments": {"city": "Bergen"}}     with "parameters", in a list, line by line
+    {"name": "weather", "arguments": {"city": "Bergen"}}    or "parameters"; lists, line by line
     {"type": "function", "function": {"name": "weather", "arguments": "{\\"city\\": \\"Bergen\\"}"}}
-    [TOOL_CALLS]weather[ARGS]{"city": "Bergen"}              <function=weather>{...}</function> too
+    [TOOL_CALLS]weather[ARGS]{"city": "Bergen"}             or <function=weather>{...}</function>
 
 What was thought (<think>) is no part of the answer. Between tags (<function_calls>, <tool_call>,
 <|python_tag|>, [TOOL_CALLS] and whatever else names calls of functions or tools) nothing but calls
@@ -16,6 +16,7 @@ hold calls: JSON anywhere, and Python's form of a function that is offered, in a
 sentence of its own could stand. So "f(x=1) is of no use here" only mentions a function.
 """
 
+# ruff: noqa: RUF001, RUF003 (DeepSeek writes its tags with a wide bar)
 from __future__ import annotations
 
 import ast

@@ -2,14 +2,17 @@
 
 What a reference looks like stands in call_references.py, what counts as a call in call_formats.py.
 The order of calls doesn't matter. Text is compared without case, spaces and the marks ,./-_*^ . An
-empty list of expected calls says that no function fits: then none may be called, nor tried to be.
+empty list of expected calls says that no function fits: none may be called then, nor tried to be.
+Arguments without names are wrong, as in BFCL: the order in a schema is no promise.
 
-Arguments without names are wrong, as in BFCL, which drops them: a schema's order is no promise.
-
-Where it differs from BFCL's checker: types are compared at any depth; True isn't 1, nor in lists;
-`any` takes any type, not text alone; a tuple passes for a list; an empty response earns nothing. Values of Java and JavaScript are compared as
-the JSON or Python values that they stand for: BFCL reads their source text (`new ArrayList<>()`),
-this doesn't.
+Where it differs from BFCL's checker:
+- An empty response earns nothing, also where no function fits.
+- Calls are matched so that as many as possible fit; BFCL gives each the first that does.
+- Right values that list nothing stand for an empty list.
+- True isn't 1, in lists neither; a tuple passes for a list, and any type for `any`, which is text
+  alone in BFCL; a variable's name is text, too.
+- Java and JavaScript values are compared as the values that they stand for. BFCL reads their source
+  text (`"true"`, `new ArrayList<>()`), so its sets for these languages can't be scored with this.
 """
 
 from __future__ import annotations
@@ -86,11 +89,12 @@ def _is_allowed(value: Any, allowed: list[Any], kind: Kind, plain: bool) -> bool
     A type that the schema doesn't name may pass if a right value has it: BFCL lists, for example,
     the name of a variable for a parameter that takes an array.
     """
-    if not kind.has(value) and all(type(value) is not type(right) for right in allowed):
-        return False
-    if plain:
-        return any(_equal(value, right) for right in allowed)
-    return any(_same(value, right) for right in allowed if not (right == "" and value != ""))
+    same = _equal if plain else _same
+    rights = [right for right in allowed if plain or right != ""]
+    if value == "" and len(rights) < len(allowed):
+        return kind.has(value)  # as good as left out, where the parameter is text
+    return (kind.has(value) or any(type(value) is type(right) for right in rights)) and any(
+        same(value, right) for right in rights)
 
 
 def _same(value: Any, right: Any) -> bool:

@@ -66,8 +66,8 @@ def _variants(calls: Calls) -> Iterator[tuple[str, Calls]]:
         others = {key: other for key, other in arguments.items() if key != parameter}
         yield "left out", [(name, others), *rest]
         for kind, wrong in (("text", f"{value}x"), ("dress", _dressed(value)), ("null", None),
-                            ("as text", str(value)), ("list", [value]), ("reversed list", _turned(value)),
-                            ("one", 1), ("true", True), ("float", 2.5), ("empty", "")):
+                            ("as text", str(value)), ("list", [value]), ("true", True),
+                            ("reversed list", _turned(value)), ("one", 1), ("empty", "")):
             yield kind, [(name, arguments | {parameter: wrong}), *rest]
 
 
@@ -81,9 +81,13 @@ def _turned(value: Any) -> Any:
     return value[::-1] if isinstance(value, list) else value
 
 
+# By docs of tool_calls.py: calls matched as well as can be, and right values that list nothing.
+_BFCL_DIFFERS = {"parallel_178", "live_simple_106-63-0", "live_simple_112-68-0"}
+
+
 def test_bfcl(bfcl):
     check, data = bfcl
-    judged, differ, items = Counter(), Counter(), Counter()
+    judged, differ = Counter(), Counter()
     for part in _BFCL_SETS:
         questions = _lines(data / f"BFCL_v4_{part}.json")
         answers = _lines(data / "possible_answer" / f"BFCL_v4_{part}.json")
@@ -93,12 +97,12 @@ def test_bfcl(bfcl):
             for kind, calls in _variants(right):
                 response = json.dumps([{"name": name, "arguments": arguments}
                                        for name, arguments in calls])
-                ours = tool_calls.score("", response or "None fits.", reference)
+                ours = tool_calls.score("", response, reference)
                 theirs = check(item["function"], calls, answer["ground_truth"], part)
                 judged[kind] += 1
                 if ours != theirs:
-                    differ[kind, ours] += 1
-                    items[item["id"], kind, ours, json.dumps(calls)[:150], json.dumps(answer["ground_truth"])[:150]] += 1
-    for k in items: print(k)
-    print(judged, differ)
-    assert 0
+                    differ[item["id"], kind] += 1
+    print(f"{judged.total() - differ.total()} of {judged.total()} judgements agree")
+    # A variable's name is compared as it stands by BFCL, and as text by us.
+    assert {item for item, kind in differ if kind != "dress"} <= _BFCL_DIFFERS
+    assert differ.total() < 50 and judged["right"] > 2000
