@@ -16,7 +16,7 @@ hold calls: JSON anywhere, and Python's form of a function that is offered, in a
 sentence of its own could stand. So "f(x=1) is of no use here" only mentions a function.
 """
 
-# ruff: noqa: RUF001, RUF003 (DeepSeek writes its tags with a wide bar)
+# ruff: noqa: RUF001 (DeepSeek writes its tags with a wide bar)
 from __future__ import annotations
 
 import ast
@@ -34,7 +34,7 @@ _THOUGHT = re.compile(r"<(think(?:ing)?)>.*?(?:</\1>|\Z)", re.DOTALL)
 _END_TOKENS = re.compile(r"<\|(?:endoftext|end_of_text|im_end|eot_id|eom_id|pad)\|>|</s>")
 _TAG = re.compile(
     r"<\|python_tag\|>|\[/?TOOL_CALLS\]|(?=<function=|<invoke )|</(?:function|invoke)>"
-    r"|(?i:<[|｜]?/?(?:start_|end_)?(?:function|tool)[_▁]?(?:calls?|use)[a-z_▁]{0,20}[|｜]?>)")
+    r"|(?i:<[|｜]?/?(?:start_|end_)?(?:function|tool)(?:[_▁]?(?:calls?|use|code)[a-z_▁]{0,20})?[|｜]?>)")
 _CLOSING = re.compile(r"[<\[][|｜]?/|<end_|[_▁]end[|｜]?>")
 _FENCED = re.compile(r"(```|~~~)(?:[\w+-]*(?=[\s{\[]))?(.*)\1", re.DOTALL)
 _BETWEEN = re.compile(r"(?:[\s,;\[\]]|#[^\n]*)*")  # of calls in Python's manner
@@ -42,7 +42,8 @@ _BETWEEN_JSON = re.compile(r"[\s,;]*")
 _NAMED = re.compile(r"<function=([^<>\n]{1,200})>\s*|([\w.:/-]{1,200})\[ARGS\]\s*")
 _JSON_CALL = re.compile(r'\{\s*"(?:name|arguments|parameters|id|call_id|index|type|role|content'
                         r'|function|function_call|tool_calls)"\s*:')
-_CALL_KEYS = {"name", "arguments", "parameters", "id", "call_id", "index", "type", "status"}
+_CALL_KEYS = {"name", "function", "arguments", "parameters", "id", "call_id", "index", "type",
+              "status"}
 _HEAD = re.compile(r"([^\W\d][\w.:/-]*)[ \t]*\(")
 # A string that isn't closed reaches to the end: no text is searched twice.
 _TOKEN = re.compile(r"'''.*?(?:'''|\Z)|\"\"\".*?(?:\"\"\"|\Z)|'(?:[^'\\]|\\.)*(?:'|\Z)"
@@ -109,7 +110,9 @@ def _read(text: str) -> list[Call]:
             return list(read(text))
         except NotCalls:
             pass
-    return _json_calls(_value(text))  # JSON with Python's quotes and words
+    if text.startswith(("[", "{")):
+        return _json_calls(_value(text))  # JSON with Python's quotes and words
+    raise NotCalls
 
 
 def _read_json(text: str) -> Iterator[Call]:
@@ -136,9 +139,11 @@ def _json_calls(value: Any) -> list[Call]:
             return [call for entry in entries for call in _json_calls(entry)]
         case {"function": dict(call)} | {"function_call": dict(call)}:
             return _json_calls(call)
-        case ({"name": str(name), "arguments": arguments}
-              | {"name": str(name), "parameters": arguments}) if _CALL_KEYS.issuperset(value):
-            return [Call(name, _json_arguments(arguments))]
+        case dict() if _CALL_KEYS.issuperset(value):
+            name = value.get("name", value.get("function"))
+            given = [value[key] for key in ("arguments", "parameters") if key in value]
+            if isinstance(name, str) and len(given) == 1:
+                return [Call(name, _json_arguments(given[0]))]
     raise NotCalls
 
 

@@ -6,7 +6,7 @@ long, and takes a few words in capitals for any language (docs/own-code.md).
 
 from __future__ import annotations
 
-import unicodedata
+import re
 
 import pycld2
 
@@ -17,11 +17,14 @@ _NAMES = {"he": ("iw",), "jv": ("jw",), "nb": ("no",), "fil": ("tl",), "zh": ("z
           "zh-cn": ("zh",), "zh-hans": ("zh",), "zh-tw": ("zh-Hant",), "zh-hant": ("zh-Hant",)}
 _CODES = {code for name, code in pycld2.LANGUAGES if name in pycld2.DETECTED_LANGUAGES}
 _UNKNOWN = "un"
+# Control characters and halves of characters, which it refuses.
+_NO_TEXT = re.compile(
+    "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010fffd]")
 
 
 def known_language(code: str) -> str:
     """The code itself. Raises BarError for one that no text can be found to be in."""
-    if code.lower() not in _NAMES and code not in _CODES:
+    if code.lower() not in {*_NAMES, *_CODES}:
         raise BarError(f"language {code!r} is unknown; there are "
                        f"{', '.join(sorted({*_CODES, *_NAMES}))}")
     return code
@@ -32,7 +35,7 @@ def is_language(text: str, code: str) -> bool:
 
     False for a text without words. A single word may be taken for another language's.
     """
-    return _detected(text, bestEffort=True) in _NAMES.get(code.lower(), (code,))
+    return _detected(text, bestEffort=True) in _NAMES.get(code.lower(), (code.lower(),))
 
 
 def may_be_english(text: str) -> bool:
@@ -41,9 +44,7 @@ def may_be_english(text: str) -> bool:
 
 
 def _detected(text: str, **how: object) -> str:
-    # It takes no control characters, nor half a character.
-    text = "".join(char if unicodedata.category(char)[0] != "C" else " " for char in text)
     try:
-        return pycld2.detect(text, isPlainText=True, **how)[2][0][1]
+        return pycld2.detect(_NO_TEXT.sub(" ", text), isPlainText=True, **how)[2][0][1]
     except pycld2.error:
         return _UNKNOWN

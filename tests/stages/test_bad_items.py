@@ -92,7 +92,7 @@ def test_a_prompt_that_cannot_be_scored_earns_nothing_where_it_is_skipped(tokeni
         if on_bad_item == "skip":
             assert broken.score("x") == 0
             (line,) = left_out.lines().values()
-            assert "asked.jsonl:2: verifier tool_calls can't score" in line
+            assert "asked.jsonl:2: a function of a tool call reference has no name: 5" in line
         else:
-            with pytest.raises(BarError, match=r"asked\.jsonl:2: verifier tool_calls can't score"):
+            with pytest.raises(BarError, match=r"asked\.jsonl:2: a function of a tool call .* 5"):
                 broken.score("x")

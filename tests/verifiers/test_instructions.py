@@ -230,8 +230,8 @@ def test_hostile_text_is_judged_at_once():
     for number in range(300):
         unit = "".join(chance.choices(_PIECES, k=1 + number % 5))
         response = (unit * (chance.choice((1, 3, 19_999)) // len(unit) + 1))[:20_000]
-        started = time.monotonic()
+        started = time.thread_time()
         assert instructions.score("", response, EVERY_INSTRUCTION) in (0, 1)
         assert len(instructions.followed(response, EVERY_INSTRUCTION)) == len(CONSTRAINTS)
-        slowest = max(slowest, (time.monotonic() - started, unit))
+        slowest = max(slowest, (time.thread_time() - started, unit))
     assert slowest[0] < 1, slowest

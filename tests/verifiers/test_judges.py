@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
-from megatron_bar.verifiers import tool_calls
+from benchmarks.instructions import lm_eval_judge
+from megatron_bar.verifiers import instructions, tool_calls
 from megatron_bar.verifiers.call_references import read_reference
+from tests.data.conftest import SHARED
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -106,3 +108,35 @@ def test_bfcl(bfcl):
     # A variable's name is compared as it stands by BFCL, and as text by us.
     assert {item for item, kind in differ if kind != "dress"} <= _BFCL_DIFFERS
     assert differ.total() < 50 and judged["right"] > 2000
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
+def test_lm_eval_s_ifeval():
+    """Every item of IFEval with every text of self-instruct's seed tasks as the answer to it."""
+    try:
+        judge = lm_eval_judge()
+    except ImportError as error:
+        pytest.skip(f"{error.name} isn't installed")
+    items = _lines(SHARED / "general" / "ifeval" / "ifeval_first400.jsonl")
+    texts = [task["instances"][0]["output"] for task in
+             _lines(SHARED / "general" / "self_instruct_seed_tasks.jsonl")]
+    texts += [item["prompt"] for item in items[::4]]
+    texts += [text.upper() for text in texts[::5]] + [text.lower() for text in texts[::5]]
+    texts = [text for text in texts if text.strip()]
+    judged, differ = Counter(), Counter()
+    for number, item in enumerate(items):
+        for text in texts[number % 7::7]:
+            pairs = zip(item["instruction_id_list"], instructions.followed(text, item),
+                        judge(item, text), strict=True)
+            for name, ours, theirs in pairs:
+                judged[name] += 1
+                if ours != theirs:
+                    differ[name] += 1
+    print(f"{judged.total() - differ.total()} of {judged.total()} judgements agree; {differ}")
+    shares = {name: count / judged[name] for name, count in differ.items()}
+    # langdetect's guesses at a few words; sentences by rules; a `#`, which lm-eval doesn't count.
+    tolerated = {"language:response_language": 0.05, "change_case:english_capital": 0.05,
+                 "change_case:english_lowercase": 0.05, "keywords:letter_frequency": 0.05,
+                 "length_constraints:number_sentences": 0.02,
+                 "change_case:capital_word_frequency": 0.01}
+    assert all(share <= tolerated.get(name, 0) for name, share in shares.items()), shares

@@ -84,7 +84,8 @@ OPENAI = ('{"id": "call_1", "type": "function", "function": {"name": "f", '
 @pytest.mark.parametrize("response", [
     "<function_calls>f(x=1)</function_calls>", "f(x=1)", "[f(x=1)]", JSON, f"[{JSON}]", LLAMA,
     OPENAI, f"[{OPENAI}]", f'{{"role": "assistant", "content": null, "tool_calls": [{OPENAI}]}}',
-    f'{{"function_call": {JSON}}}', "[{'name': 'f', 'arguments': {'x': 1}}]",
+    f'{{"function_call": {JSON}}}', '{"function": "f", "arguments": {"x": 1}}',
+    "[{'name': 'f', 'arguments': {'x': 1}}]",
     '{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{\\"x\\": 1}"}',
     f"```json\n{JSON}\n```", f"```json{JSON}```", "```python\nf(x=1)\n```", "```\nf(x=1)\n```",
     "```f(x=1)```", f"~~~\n{JSON}\n~~~", "<tool_call>\n```python\nf(x=1)\n```\n</tool_call>",
@@ -100,6 +101,7 @@ OPENAI = ('{"id": "call_1", "type": "function", "function": {"name": "f", '
     f"<tool_calls>[{JSON}]</tool_calls>",
     f"<tool_calls><tool_call>{JSON}</tool_call></tool_calls>", f"<TOOLCALL>[{JSON}]</TOOLCALL>",
     f"<|tool_call|>[{JSON}]<|/tool_call|>", f"{JSON}\n</tool_call>",
+    "<tool>f(x=1)</tool>",
     "<|tool_call_start|>[f(x=1)]<|tool_call_end|>",
 ])
 def test_a_call_is_one_in_every_form(response):
@@ -217,7 +219,7 @@ def test_a_reference_that_cant_be_read_is_told_whatever_the_answer(reference, me
 def test_many_calls_take_no_time():
     count = 150
     same = {"functions": [function()], "calls": [{"f": {"x": [1]}}] * count}
-    started = time.monotonic()
+    started = time.thread_time()
     for last, score in ((1, 1), (9, 0)):
         response = "\n".join(["f(x=1)"] * (count - 1) + [f"f(x={last})"])
         assert tool_calls.score("", response, same) == score
@@ -226,7 +228,7 @@ def test_many_calls_take_no_time():
              "calls": [{"f": {"x": [n, n + 1]}} for n in range(1, count)] + [{"f": {"x": [1]}}]}
     assert tool_calls.score("", "\n".join(f"f(x={n})" for n in range(count, 0, -1)), chain) == 1
     assert tool_calls.score("", "\n".join(f"f(x={n})" for n in range(1, count + 1)), chain) == 1
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5
 
 
 _PIECES = ("f(", "x=", "1", ")", "[", "]", "{", "}", '"', "'", "\\", ",", ":", "\n", " ", "(",
@@ -243,7 +245,7 @@ def test_hostile_text_is_judged_at_once():
         unit = "".join(chance.choices(_PIECES, k=1 + number % 5))
         response = unit * (chance.choice((1, 3, 19_000)) // len(unit) + 1)
         for reference in (ONE, NONE_FITS):
-            started = time.monotonic()
+            started = time.thread_time()
             assert tool_calls.score("", response, reference) in (0, 1)
-            slowest = max(slowest, (time.monotonic() - started, unit))
+            slowest = max(slowest, (time.thread_time() - started, unit))
     assert slowest[0] < 2, slowest
