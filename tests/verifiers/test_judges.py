@@ -112,7 +112,7 @@ def test_bfcl(bfcl):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
 def test_lm_eval_s_ifeval():
-    """Every item of IFEval with every text of self-instruct's seed tasks as the answer to it."""
+    """Every item of IFEval, with some texts of self-instruct and other prompts as answers to it."""
     try:
         judge = lm_eval_judge()
     except ImportError as error:
@@ -125,7 +125,7 @@ def test_lm_eval_s_ifeval():
     texts = [text for text in texts if text.strip()]
     judged, differ = Counter(), Counter()
     for number, item in enumerate(items):
-        for text in texts[number % 7::7]:
+        for text in texts[number % 40::40]:
             pairs = zip(item["instruction_id_list"], instructions.followed(text, item),
                         judge(item, text), strict=True)
             for name, ours, theirs in pairs:
@@ -135,8 +135,8 @@ def test_lm_eval_s_ifeval():
     print(f"{judged.total() - differ.total()} of {judged.total()} judgements agree; {differ}")
     shares = {name: count / judged[name] for name, count in differ.items()}
     # langdetect's guesses at a few words; sentences by rules; a `#`, which lm-eval doesn't count.
-    tolerated = {"language:response_language": 0.05, "change_case:english_capital": 0.05,
-                 "change_case:english_lowercase": 0.05, "keywords:letter_frequency": 0.05,
-                 "length_constraints:number_sentences": 0.02,
+    tolerated = {"language:response_language": 0.1, "change_case:english_capital": 0.1,
+                 "change_case:english_lowercase": 0.1, "keywords:letter_frequency": 0.1,
+                 "length_constraints:number_sentences": 0.05,
                  "change_case:capital_word_frequency": 0.01}
     assert all(share <= tolerated.get(name, 0) for name, share in shares.items()), shares
