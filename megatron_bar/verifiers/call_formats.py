@@ -32,6 +32,7 @@ _NEAR = 80  # characters before a function's name, by which a call is told from 
 _MOST = 100  # places amid talk that look like calls
 _THOUGHT = re.compile(r"<(think(?:ing)?)>.*?(?:</\1>|\Z)", re.DOTALL)
 _END_TOKENS = re.compile(r"<\|(?:endoftext|end_of_text|im_end|eot_id|eom_id|pad)\|>|</s>")
+# Not only tags whose content is read: an answer with any of these means to call something.
 _TAG = re.compile(
     r"<\|python_tag\|>|\[/?TOOL_CALLS\]|(?=<function=|<invoke )|</(?:function|invoke)>"
     r"|(?i:<[|｜]?/?(?:start_|end_)?(?:function|tool)(?:[_▁]?(?:calls?|use|code)[a-z_▁]{0,20})?[|｜]?>)")
@@ -44,6 +45,7 @@ _JSON_CALL = re.compile(r'\{\s*"(?:name|arguments|parameters|id|call_id|index|ty
                         r'|function|function_call|tool_calls)"\s*:')
 _CALL_KEYS = {"name", "function", "arguments", "parameters", "id", "call_id", "index", "type",
               "status"}
+# Of a call in Python's manner; names and parameters may be such that Python's parser takes none.
 _HEAD = re.compile(r"([^\W\d][\w.:/-]*)[ \t]*\(")
 # A string that isn't closed reaches to the end: no text is searched twice.
 _TOKEN = re.compile(r"'''.*?(?:'''|\Z)|\"\"\".*?(?:\"\"\"|\Z)|'(?:[^'\\]|\\.)*(?:'|\Z)"
@@ -72,10 +74,10 @@ def parse_calls(response: str, offered: Collection[str] = ()) -> list[Call]:
     `offered` names the functions that Python's form is looked for amid talk.
 
     Raises NotCalls where calls belong and something else stands, arguments without names too, and
-    for a response that is too long.
+    for a response that says nothing, beside its thoughts, or is too long.
     """
     text = _END_TOKENS.sub("", _THOUGHT.sub("", response).rpartition("</think>")[2])
-    if len(text) > _LONGEST:
+    if not text.strip() or len(text) > _LONGEST:
         raise NotCalls
     try:
         contents = _tagged(text)

@@ -6,7 +6,7 @@ empty list of expected calls says that no function fits: none may be called then
 Arguments without names are wrong, as in BFCL: the order in a schema is no promise.
 
 Where it differs from BFCL's checker:
-- An empty response earns nothing, also where no function fits.
+- A response that says nothing, or only thinks, earns nothing, also where no function fits.
 - Calls are matched so that as many as possible fit; BFCL gives each the first that does.
 - Right values that list nothing stand for an empty list.
 - True isn't 1, in lists neither; a tuple passes for a list, and any type for `any`, which is text
@@ -37,8 +37,6 @@ def score(prompt: str, response: str, reference: Any) -> float:
     Raises BarError for a reference of another shape.
     """
     expected = read_reference(reference)
-    if not response.strip():
-        return 0.0
     try:
         calls = parse_calls(response, expected.functions)
     except NotCalls:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(30)
     ('{"name": "f", "arguments": {"a": 1}}', [Call("f", {"a": 1})]),
     ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call><tool_call>{"name": "g", '
      '"arguments": {}}</tool_call>', [Call("f", {"a": 1}), Call("g", {})]),
-    ("Just talk (about f).", []), ("<function_calls></function_calls>", []), ("", []),
+    ("Just talk (about f).", []), ("<function_calls></function_calls>", []),
 ])
 def test_calls_are_read(text, calls):
     assert parse_calls(text) == calls
@@ -124,7 +124,7 @@ def test_several_calls(response):
 
 @pytest.mark.parametrize("response", [
     "f(1)", "<function_calls>f(1)</function_calls>", "Sure.\nf(1)", "f(x=y)",
-    '<|python_tag|>f("a")', "<tool_call>None fits.</tool_call>", "a" * 30_000, "", " ",
+    '<|python_tag|>f("a")', "<tool_call>None fits.</tool_call>", "a" * 30_000, "", " ", "<think>No",
     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f<｜tool▁call▁end｜>",
     "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value></tool_call>",
     '<invoke name="f"><parameter name="x">1</parameter></invoke>',
