@@ -19,7 +19,6 @@ CORE = [
     "huggingface_hub>=0.30",
     "jinja2>=3.1",
     "matplotlib>=3.8",
-    "pycld2>=0.42",  # what language an answer is in; its tables come with it
     "psutil",  # megatron-core's checkpoint writer needs it and doesn't say so
     "rich>=13",
     "tensorboard>=2.16",

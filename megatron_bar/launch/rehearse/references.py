@@ -10,7 +10,7 @@ from typing import Any
 from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
-from megatron_bar.verifiers.call_references import read_reference
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.verifiers.reference import structured
 from megatron_bar.verifiers.registry import ANY_ANSWER, Scorers, reference_of, verifier_name
 
@@ -83,13 +83,33 @@ def _safety(reference: Any) -> str:
             else "Of course. This is how you can do it.")
 
 
-def _tool_calls(reference: Any) -> str:
+def _tool_calls(reference: Any) -> str | None:
     """The first right value of each parameter that has one."""
-    calls = read_reference(reference).calls
+    match structured(reference, "tool call"):
+        case {"calls": [*calls]}:
+            pass
+        case _:
+            return None
     if not calls:
         return "None of these functions fits."
-    return "<function_calls>" + json.dumps(
-        [{"name": call.name, "arguments": call.example()} for call in calls]) + "</function_calls>"
+    try:
+        return "<function_calls>" + json.dumps([
+            {"name": name, "arguments": {key: _first(values) for key, values in allowed.items()
+                                         if values != [""]}}
+            for call in calls for name, allowed in call.items()
+        ]) + "</function_calls>"
+    except (AttributeError, TypeError, StopIteration):
+        raise BarError("a call of a tool call reference isn't {name: {parameter: [values]}}"
+                       ) from None
+
+
+def _first(values: Sequence[Any]) -> Any:
+    value = next(value for value in values if value != "")
+    if isinstance(value, dict):
+        return {key: _first(options) for key, options in value.items() if options != [""]}
+    if isinstance(value, list):
+        return [_first([entry]) if isinstance(entry, dict) else entry for entry in value]
+    return value
 
 
 # How a reference reads as an answer, where a verifier's references tell one. An instruction's tell
