@@ -13,8 +13,9 @@ from megatron_bar.data.bad_items import LEFT_OUT, LeftOut
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.evaluation.model import load_items
 from megatron_bar.recipe.schema import Rlvr, Source
-from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.errors import BarError, VerifierFailed
 from megatron_bar.stages.work.rlvr import load_prompts
+from megatron_bar.verifiers.registry import VERIFIERS
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +82,10 @@ def test_bad_items_are_left_out_and_listed(load, tmp_path, capsys):
     assert f"{len(BAD)} bad items were left out, such as" in capsys.readouterr().out
 
 
-def test_a_prompt_that_cannot_be_scored_earns_nothing_where_it_is_skipped(tokenizer, tmp_path):
-    path = write(tmp_path, [item("2 + 2"), item("3 + 3", answer={"functions": [5], "calls": []})])
+def test_a_prompt_whose_reference_is_broken_earns_nothing_where_it_is_skipped(tokenizer, tmp_path):
+    path = write(tmp_path, [item("2 + 2"), item("3 + 3", answer="neither")])
     for on_bad_item in ("stop", "skip"):
-        source = Source(path=path, verifier="tool_calls", on_bad_item=on_bad_item)
+        source = Source(path=path, verifier="safety", on_bad_item=on_bad_item)
         left_out = LeftOut()
         settings = Rlvr(data=[source])
         _, broken = load_prompts(tokenizer, toy.CHAT_TEMPLATE, settings, POSITIONS, 0, left_out)
@@ -92,7 +93,21 @@ def test_a_prompt_that_cannot_be_scored_earns_nothing_where_it_is_skipped(tokeni
         if on_bad_item == "skip":
             assert broken.score("x") == 0
             (line,) = left_out.lines().values()
-            assert "asked.jsonl:2: a function of a tool call reference has no name: 5" in line
+            assert "asked.jsonl:2: a safety reference is" in line
         else:
-            with pytest.raises(BarError, match=r"asked\.jsonl:2: a function of a tool call .* 5"):
+            with pytest.raises(BarError, match=r"asked\.jsonl:2: a safety reference is"):
                 broken.score("x")
+
+
+@pytest.mark.parametrize("on_bad_item", ["stop", "skip"])
+def test_an_answer_that_a_verifier_fails_on_is_no_bad_item(
+    tokenizer, tmp_path, monkeypatch, on_bad_item
+):
+    monkeypatch.setitem(VERIFIERS, "mine", lambda prompt, response, reference: {}[response])
+    source = Source(path=write(tmp_path, [item("2 + 2")]), verifier="mine", on_bad_item=on_bad_item)
+    left_out = LeftOut()
+    (prompt,) = load_prompts(
+        tokenizer, toy.CHAT_TEMPLATE, Rlvr(data=[source]), POSITIONS, 0, left_out)
+    with pytest.raises(VerifierFailed, match=r"asked\.jsonl:1: verifier mine can't score"):
+        prompt.score("x")
+    assert not left_out.lines()
