@@ -89,10 +89,10 @@ def _is_allowed(value: Any, allowed: list[Any], kind: Kind, plain: bool) -> bool
     """
     same = _equal if plain else _same
     rights = [right for right in allowed if plain or right != ""]
-    if value == "" and len(rights) < len(allowed):
-        return kind.has(value)  # as good as left out, where the parameter is text
-    return (kind.has(value) or any(type(value) is type(right) for right in rights)) and any(
-        same(value, right) for right in rights)
+    if not kind.has(value) and all(type(value) is not type(right) for right in rights):
+        return False
+    # An empty text is as good as none where the parameter may be left out.
+    return (value == "" and "" in allowed) or any(same(value, right) for right in rights)
 
 
 def _same(value: Any, right: Any) -> bool:
