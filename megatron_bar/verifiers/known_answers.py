@@ -6,14 +6,14 @@ A verifier and its references fit together if these earn what they should.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
-from megatron_bar.runtime.errors import BarError
-from megatron_bar.verifiers import own
+from megatron_bar.verifiers import math, own
+from megatron_bar.verifiers.call_references import read_reference
 from megatron_bar.verifiers.reference import structured
 from megatron_bar.verifiers.registry import ANY_ANSWER, reference_of, verifier_name
 
@@ -44,8 +44,7 @@ def known_answers(source: Source, conversation: Conversation) -> list[KnownAnswe
     right, wrong = right_answer(source, conversation), _wrong_answer(source, conversation)
     found = [KnownAnswer("an answer", ANY_ANSWER, None) if right is None
              else KnownAnswer(RIGHT, right, 1.0)]
-    if right != _NO_CALL:  # where no function fits, silence calls none
-        found.append(KnownAnswer(EMPTY, "", 0.0))
+    found.append(KnownAnswer(EMPTY, "", 0.0))
     if wrong is not None:
         found.append(KnownAnswer(WRONG, wrong, 0.0))
     return found
@@ -72,9 +71,9 @@ def _wrong_answer(source: Source, conversation: Conversation) -> str | None:
 
 
 def _right_math(reference: Any) -> str:
-    """A worked solution as it is; an answer alone in the box that it is looked for in."""
-    text = str(reference)
-    return text if "\\boxed" in text or "####" in text else f"\\boxed{{{text}}}"
+    """A worked solution as it is; the first accepted answer in the box that it is looked for in."""
+    worked = isinstance(reference, str) and ("\\boxed" in reference or "####" in reference)
+    return reference if worked else f"\\boxed{{{math.accepted_answers(reference)[0]}}}"
 
 
 def _right_code(reference: Any) -> str | None:
@@ -89,42 +88,18 @@ def _right_code(reference: Any) -> str | None:
 
 def _right_tool_calls(reference: Any) -> str:
     """The first right value of each parameter that has one."""
-    calls = _expected_calls(reference)
-    if not calls:
-        return _NO_CALL
-    try:
-        return _called([
-            {"name": name, "arguments": {key: _first(values) for key, values in allowed.items()
-                                         if values != [""]}}
-            for call in calls for name, allowed in call.items()
-        ])
-    except (AttributeError, TypeError, StopIteration):
-        raise BarError("a call of a tool call reference isn't {name: {parameter: [values]}}"
-                       ) from None
+    calls = read_reference(reference).calls
+    return _called(*((call.name, call.example()) for call in calls)) if calls else _NO_CALL
 
 
 def _wrong_tool_calls(reference: Any) -> str:
-    return _NO_CALL if _expected_calls(reference) else _called([{"name": "help", "arguments": {}}])
+    expected = read_reference(reference)
+    return _NO_CALL if expected.calls else _called((next(iter(expected.functions), "help"), {}))
 
 
-def _expected_calls(reference: Any) -> Sequence[Any]:
-    match structured(reference, "tool call"):
-        case {"calls": [*calls]}:
-            return calls
-    raise BarError("a tool call reference is an object with functions and calls")
-
-
-def _called(calls: Sequence[Any]) -> str:
-    return f"<function_calls>{json.dumps(calls)}</function_calls>"
-
-
-def _first(values: Sequence[Any]) -> Any:
-    value = next(value for value in values if value != "")
-    if isinstance(value, dict):
-        return {key: _first(options) for key, options in value.items() if options != [""]}
-    if isinstance(value, list):
-        return [_first([entry]) if isinstance(entry, dict) else entry for entry in value]
-    return value
+def _called(*calls: tuple[str, dict[str, Any]]) -> str:
+    named = [{"name": name, "arguments": arguments} for name, arguments in calls]
+    return f"<function_calls>{json.dumps(named)}</function_calls>"
 
 
 # How a reference reads as a right answer and as a wrong one, where a verifier's references tell

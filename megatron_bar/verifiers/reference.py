@@ -14,5 +14,7 @@ def structured(reference: Any, what: str) -> Any:
         return reference
     try:
         return json.loads(reference)
-    except json.JSONDecodeError as error:
-        raise BarError(f"a {what} reference given as text must be JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # also of numbers that are too long
+        reason = getattr(error, "msg", error)
+        raise BarError(f"the reference ({what}) is given as text, which must be JSON: {reason}"
+                       ) from None

@@ -1,11 +1,18 @@
 """Tool calls: the right functions with the right arguments, as BFCL compares them.
 
-The reference has `functions`, what was offered (name and parameters as a JSON schema; BFCL's
-`dict`, `float` and `tuple` too), and `calls`, what is expected: a list of {name: {parameter:
-[values that are right]}}. A value of "" says that the parameter may be left out, unless its schema
-requires it. An empty list of calls says that no function fits, and none may be called.
+What a reference looks like stands in call_references.py, what counts as a call in call_formats.py.
+The order of calls doesn't matter. Text is compared without case, spaces and the marks ,./-_*^ . An
+empty list of expected calls says that no function fits: none may be called then, nor tried to be.
+Arguments without names are wrong, as in BFCL: the order in a schema is no promise.
 
-The order of calls doesn't matter. Text is compared without case, spaces and the marks ,./-_*^ .
+Where it differs from BFCL's checker:
+- A response that says nothing, or only thinks, earns nothing, also where no function fits.
+- Calls are matched so that as many as possible fit; BFCL gives each the first that does.
+- Right values that list nothing stand for an empty list.
+- True isn't 1, in lists neither; a tuple passes for a list, and any type for `any`, which is text
+  alone in BFCL; a variable's name is text, too.
+- Java and JavaScript values are compared as the values that they stand for. BFCL reads their source
+  text (`"true"`, `new ArrayList<>()`), so its sets for these languages can't be scored with this.
 """
 
 from __future__ import annotations
@@ -13,16 +20,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from megatron_bar.runtime.errors import BarError
 from megatron_bar.verifiers.call_formats import Call, NotCalls, parse_calls
-from megatron_bar.verifiers.reference import structured
+from megatron_bar.verifiers.call_references import (
+    Expected,
+    Function,
+    Kind,
+    read_reference,
+)
 
 _IGNORED = re.compile(r"[ ,./\-_*^]")
-# What a parameter's type lets pass. Not isinstance: True is no number here.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,), "integer": (int,), "float": (float, int), "number": (float, int),
-    "boolean": (bool,), "array": (list,), "tuple": (list,), "dict": (dict,), "object": (dict,),
-}
 
 
 def score(prompt: str, response: str, reference: Any) -> float:
@@ -30,86 +36,88 @@ def score(prompt: str, response: str, reference: Any) -> float:
 
     Raises BarError for a reference of another shape.
     """
-    match structured(reference, "tool call"):
-        case {"functions": functions, "calls": [*expected]}:
-            schemas = {function["name"]: function["parameters"]
-                       for function in structured(functions, "functions")}
-        case _:
-            raise BarError("a tool call reference is an object with functions and calls")
+    expected = read_reference(reference)
     try:
-        calls = parse_calls(response)
+        calls = parse_calls(response, expected.functions)
     except NotCalls:
         return 0.0
-    return float(len(calls) == len(expected) and _matched(calls, expected, schemas))
+    return float(len(calls) == len(expected.calls) and _matched([
+        [number for number, wanted in enumerate(expected.calls)
+         if _is_right(call, wanted, expected.functions[wanted.name])] for call in calls]))
 
 
-def _matched(calls: list[Call], expected: list[dict[str, Any]], schemas: dict[str, Any]) -> bool:
-    """Whether each call can be given an expected one of its own."""
-    if not calls:
-        return True
-    first, *rest = calls
-    return any(
-        _is_right(first, wanted, schemas)
-        and _matched(rest, expected[:index] + expected[index + 1:], schemas)
-        for index, wanted in enumerate(expected)
-    )
+def _matched(choices: list[list[int]]) -> bool:
+    """Whether each call can have one of its choices for itself alone.
 
+    One call after the other takes a choice; where all of its are taken, those who have them are
+    asked to move on (augmenting paths).
+    """
+    owners: dict[int, int] = {}
 
-def _is_right(call: Call, wanted: dict[str, Any], schemas: dict[str, Any]) -> bool:
-    ((name, allowed),) = wanted.items()
-    if call.name != name or name not in schemas:
+    def settle(call: int, asked: set[int]) -> bool:
+        free = [choice for choice in choices[call] if choice not in owners]
+        for choice in free[:1] or choices[call]:
+            if choice in asked:
+                continue
+            asked.add(choice)
+            if choice not in owners or settle(owners[choice], asked):
+                owners[choice] = call
+                return True
         return False
-    schema = schemas[name]
-    properties = schema.get("properties", {})
-    missing = (set(schema.get("required", [])) | {
-        parameter for parameter, values in allowed.items() if "" not in values
-    }) - set(call.arguments)
-    return not missing and all(
-        parameter in properties and parameter in allowed
-        and _is_allowed(value, allowed[parameter], properties[parameter])
+
+    return all(settle(call, set()) for call in range(len(choices)))
+
+
+def _is_right(call: Call, wanted: Expected, function: Function) -> bool:
+    if call.name != wanted.name:
+        return False
+    needed = function.required | set(filter(wanted.needs, wanted.allowed))
+    return needed <= set(call.arguments) and all(
+        parameter in wanted.allowed
+        and (function.parameters is None or parameter in function.parameters)
+        and _is_allowed(value, wanted.allowed[parameter],
+                        (function.parameters or {}).get(parameter, Kind()), wanted.plain)
         for parameter, value in call.arguments.items()
     )
 
 
-def _is_allowed(value: Any, allowed: list[Any], schema: dict[str, Any]) -> bool:
+def _is_allowed(value: Any, allowed: list[Any], kind: Kind, plain: bool) -> bool:
     """Whether a value has the parameter's type and is one of the right ones.
 
     A type that the schema doesn't name may pass if a right value has it: BFCL lists, for example,
     the name of a variable for a parameter that takes an array.
     """
-    if not _has_type(value, schema) and all(type(value) is not type(right) for right in allowed):
+    same = _equal if plain else _same
+    rights = [right for right in allowed if plain or right != ""]
+    if not kind.has(value) and all(type(value) is not type(right) for right in rights):
         return False
-    return any(_same(value, right) for right in allowed if not (right == "" and value != ""))
-
-
-def _has_type(value: Any, schema: dict[str, Any]) -> bool:
-    kind = schema.get("type", "any")
-    if kind == "any":
-        return True
-    if type(value) not in _TYPES.get(kind, ()):
-        return False
-    items = schema.get("items")
-    return not (isinstance(value, list) and items) or all(_has_type(v, items) for v in value)
+    # An empty text is as good as none where the parameter may be left out.
+    return (value == "" and "" in allowed) or any(same(value, right) for right in rights)
 
 
 def _same(value: Any, right: Any) -> bool:
-    """Equal, text but for its dress; in an object each field has a list of right values."""
+    """Equal to a right value, in which each field of an object lists what is right."""
+    if isinstance(value, list) and isinstance(right, list):
+        return len(value) == len(right) and all(map(_same, value, right))
+    if isinstance(value, dict) and isinstance(right, dict):
+        needed = {key for key, options in right.items() if "" not in options}
+        return needed <= set(value) <= set(right) and all(
+            any(_equal(content, option) for option in right[key]) for key, content in value.items())
+    return _equal(value, right)
+
+
+def _equal(value: Any, right: Any) -> bool:
+    """Equal, text but for its dress."""
     if isinstance(value, str) and isinstance(right, str):
         return _bare(value) == _bare(right)
     if isinstance(value, bool) or isinstance(right, bool):
         return value is right
     if isinstance(value, list) and isinstance(right, list):
-        return len(value) == len(right) and all(map(_same, value, right))
+        return len(value) == len(right) and all(map(_equal, value, right))
     if isinstance(value, dict) and isinstance(right, dict):
-        return _same_fields(value, right)
+        return set(value) == set(right) and all(
+            _equal(content, right[key]) for key, content in value.items())
     return value == right
-
-
-def _same_fields(value: dict[str, Any], right: dict[str, Any]) -> bool:
-    needed = {key for key, options in right.items() if "" not in options}
-    return needed <= set(value) <= set(right) and all(
-        any(_same(content, option) for option in right[key]) for key, content in value.items()
-    )
 
 
 def _bare(text: str) -> str:

@@ -1,6 +1,5 @@
 """Each verifier on answers of every form it accepts, and on some it must not."""
 
-# ruff: noqa: RUF001 (texts in other scripts)
 from __future__ import annotations
 
 import json
@@ -15,19 +14,17 @@ from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.verifiers import code_tests
-from megatron_bar.verifiers.call_formats import Call, NotCalls, parse_calls
 from megatron_bar.verifiers.failures import Failures
-from megatron_bar.verifiers.language import is_language
 from megatron_bar.verifiers.registry import (
     VERIFIERS,
     Scorers,
     code,
-    instructions,
     math,
     safety,
     score_answers,
-    tool_calls,
 )
+from tests.verifiers.test_instructions import EVERY_INSTRUCTION
+from tests.verifiers.test_tool_calls import GO
 
 
 @pytest.mark.parametrize(("response", "answer"), [
@@ -148,125 +145,6 @@ def fail(n): raise KeyError(n)
     assert code.outcomes(source, {"test_list": tests, "test_setup_code": setup}) == [True] * 8
 
 
-@pytest.mark.parametrize(("text", "calls"), [
-    ('Sure. <function_calls>f(a="x", b=-2)\nlib.g()</function_calls>',
-     [Call("f", {"a": "x", "b": -2}), Call("lib.g", {})]),
-    ('[f(a=[1, (2, 3)], b={"k": true}), g(c=None)]',
-     [Call("f", {"a": [1, [2, 3]], "b": {"k": True}}), Call("g", {"c": None})]),
-    ('{"name": "f", "arguments": {"a": 1}}', [Call("f", {"a": 1})]),
-    ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call><tool_call>{"name": "g", '
-     '"arguments": {}}</tool_call>', [Call("f", {"a": 1}), Call("g", {})]),
-    ("Just talk (about f).", []), ("<function_calls></function_calls>", []), ("", []),
-])
-def test_calls_are_read(text, calls):
-    assert parse_calls(text) == calls
-
-
-@pytest.mark.parametrize("text", [
-    "f(1)", "f(a=__import__('os').system('true'))", "f(a=1, a=2)", "f(**{'a': 1})", "f(a=g())",
-    "f(a=x)", "f", "a = f()", "f(a=1)(b=2)", "{" * 1000, '{"name": "f"}', "import os",
-])
-def test_what_is_no_call(text):
-    with pytest.raises(NotCalls):
-        parse_calls(f"<function_calls>{text}</function_calls>")
-
-
-FUNCTIONS = [{"name": "go", "parameters": {"type": "dict", "required": ["to"], "properties": {
-    "to": {"type": "string"}, "fast": {"type": "boolean"}, "miles": {"type": "float"},
-    "count": {"type": "integer"}, "stops": {"type": "array", "items": {"type": "string"}}}}}]
-GO = {"functions": FUNCTIONS, "calls": [{"go": {
-    "to": ["New York", "NYC"], "fast": [True, ""], "miles": [3.0, ""], "count": [1, ""],
-    "stops": [["A", "B"], ""]}}]}
-
-
-@pytest.mark.parametrize(("call", "score"), [
-    ("go(to='new york')", 1), ("go(to='N.Y.C.')", 1), ("go(to='Boston')", 0), ("go()", 0),
-    ("go(to='NYC', fast=True)", 1), ("go(to='NYC', fast=False)", 0), ("go(to='NYC', fast=1)", 0),
-    ("go(to='NYC', miles=3)", 1), ("go(to='NYC', miles='3')", 0), ("go(to='NYC', count=1.0)", 0),
-    ("go(to='NYC', count=True)", 0), ("go(to='NYC', stops=['a', 'b'])", 1),
-    ("go(to='NYC', stops=['B', 'A'])", 0), ("go(to='NYC', stops=[1])", 0), ("go(to='')", 0),
-    ("go(to='NYC', speed=1)", 0), ("went(to='NYC')", 0), ("go(to='NYC')\ngo(to='NYC')", 0),
-])
-def test_tool_calls(call, score):
-    assert tool_calls.score("", f"<function_calls>{call}</function_calls>", GO) == score
-
-
-def test_parallel_calls_in_any_order_each_for_one():
-    wanted = {"functions": FUNCTIONS,
-              "calls": [{"go": {"to": ["A", "B"]}}, {"go": {"to": ["A"]}}]}
-    assert tool_calls.score("", "[go(to='A'), go(to='B')]", wanted) == 1
-    assert tool_calls.score("", "[go(to='B'), go(to='B')]", wanted) == 0
-
-
-@pytest.mark.parametrize(("name", "settings", "right", "wrong"), [
-    ("change_case:capital_word_frequency", {"capital_relation": "at least",
-                                            "capital_frequency": 2}, "THIS is BIG", "This is BIG"),
-    ("change_case:english_capital", {}, "THIS IS THE END OF IT", "This IS THE END OF IT"),
-    ("change_case:english_lowercase", {}, "this is the end of it", "das ist nicht das ende"),
-    ("combination:repeat_prompt", {"prompt_to_repeat": "Say it."}, "say it. It.", "It. Say it."),
-    ("combination:two_responses", {}, "one\n******\ntwo", "one\n******\none"),
-    ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[a] and [b]", "[a]"),
-    ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Hi.\nP.P.S Bye", "P.S. Bye"),
-    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Hi.\nP. S. Bye", "PS Bye"),
-    ("detectable_format:constrained_response", {}, "My answer is maybe.", "Perhaps."),
-    ("detectable_format:json_format", {}, '```json\n{"a": [1]}\n```', "{a: 1}"),
-    ("detectable_format:multiple_sections", {"section_spliter": "SECTION", "num_sections": 2},
-     "SECTION 1\nx\nSECTION 2\ny", "SECTION 1\nSECTION"),
-    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n- b", "* a\n- b\n- c"),
-    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a* **b**", "*a* **"),
-    ("detectable_format:title", {}, "<<Songs>>\nLa", "<< >>\nLa"),
-    ("keywords:existence", {"keywords": ["sun", "moon"]}, "Sunday, Moon", "the sun"),
-    ("keywords:forbidden_words", {"forbidden_words": ["sun"]}, "Sunday", "the Sun."),
-    ("keywords:frequency", {"keyword": "sun", "frequency": 2, "relation": "less than"},
-     "one sun", "sun sun"),
-    ("keywords:letter_frequency", {"letter": "q", "let_frequency": 2, "let_relation": "at least"},
-     "Quite quick", "quiet"),
-    ("language:response_language", {"language": "pt"}, "O livro que não é para você está em casa.",
-     "The book that is not for you is at home."),
-    ("length_constraints:nth_paragraph_first_word",
-     {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "then"}, "First.\n\nThen, so.",
-     "Then.\n\nFirst."),
-    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "a\n***\nb", "a\n***\n***\nb"),
-    ("length_constraints:number_sentences", {"num_sentences": 3, "relation": "less than"},
-     "Mr. Bean is 3.5 feet. Yes!", "One. Two? Three"),
-    ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "a b c", "a b"),
-    ("punctuation:no_comma", {}, "a b", "a, b"),
-    ("startend:end_checker", {"end_phrase": "The end."}, 'And so "the end."', "The end. Or not"),
-    ("startend:quotation", {}, ' "yes" ', '"yes" no'),
-])
-def test_instructions(name, settings, right, wrong):
-    reference = {"instruction_id_list": [name], "kwargs": [settings | {"unused": None}]}
-    assert instructions.score("", right, reference) == 1
-    assert instructions.score("", wrong, json.dumps(reference)) == 0
-    assert instructions.score("", " ", reference) == 0
-    # One that isn't followed spoils all.
-    both = {"instruction_id_list": [name, "startend:end_checker"],
-            "kwargs": [settings, {"end_phrase": "never said"}]}
-    assert instructions.score("", right, both) == 0
-
-
-TEXTS = {
-    "bg": "Това е книга, която не се чете лесно, но ще я прочета с удоволствие.",
-    "de": "Das Buch ist nicht für mich, aber ich lese es mit dir.",
-    "en": "The book is not for me, but I will read it with you.",
-    "fa": "این کتاب برای من نیست اما آن را با تو می خوانم",
-    "hi": "यह किताब मेरे लिए नहीं है लेकिन मैं इसे पढ़ूँगा",
-    "kn": "ಈ ಪುಸ್ತಕ ನನಗಲ್ಲ ಆದರೆ ನಾನು ಅದನ್ನು ಓದುತ್ತೇನೆ",
-    "ko": "이 책은 나를 위한 것이 아니지만 나는 읽을 것이다",
-    "mr": "हे पुस्तक माझ्यासाठी नाही आणि मी ते वाचणार आहे",
-    "pa": "ਇਹ ਕਿਤਾਬ ਮੇਰੇ ਲਈ ਨਹੀਂ ਹੈ ਪਰ ਮੈਂ ਇਸਨੂੰ ਪੜ੍ਹਾਂਗਾ",
-    "pt": "O livro não é para mim, mas eu leio com você que está na casa.",
-    "ru": "Эта книга не для меня, но я её прочитаю вместе с тобой.",
-    "sw": "Kitabu hiki si cha kwangu lakini ni kizuri na mimi nitakisoma katika nyumba ya rafiki.",
-    "vi": "Cuốn sách này không dành cho tôi nhưng tôi sẽ đọc nó với bạn.",
-}
-
-
-@pytest.mark.parametrize("language", TEXTS)
-def test_languages_are_told_apart(language):
-    assert [other for other in TEXTS if is_language(TEXTS[language], other)] == [language]
-
-
 @pytest.mark.parametrize(("response", "refusal"), [
     ("I'm sorry, but I can't help with that.", True),
     ("I can\u2019t in good conscience assist you.", True),
@@ -352,17 +230,7 @@ def test_references_of_a_source_are_all_in_the_column_or_all_replies(first, seco
         scorers.scorer(conversation(**second))
 
 
-_IFEVAL = {"instruction_id_list": list(instructions._CHECKS), "kwargs": [
-    {"capital_relation": "at least", "capital_frequency": 1}, {}, {}, {"prompt_to_repeat": "x"}, {},
-    {"num_placeholders": 1}, {"postscript_marker": "P.P.S"}, {}, {},
-    {"section_spliter": "SECTION", "num_sections": 1}, {"num_bullets": 1}, {"num_highlights": 1},
-    {}, {"keywords": ["x"]}, {"forbidden_words": ["x"]},
-    {"keyword": "x", "frequency": 1, "relation": "at least"},
-    {"letter": "x", "let_frequency": 1, "let_relation": "at least"}, {"language": "en"},
-    {"num_paragraphs": 1, "nth_paragraph": 1, "first_word": "x"}, {"num_paragraphs": 1},
-    {"num_sentences": 1, "relation": "at least"}, {"num_words": 1, "relation": "at least"}, {},
-    {"end_phrase": "x"}, {}]}
-_REFERENCES = {"math": "\\frac{1}{2}", "tool_calls": GO, "instructions": _IFEVAL,
+_REFERENCES = {"math": "\\frac{1}{2}", "tool_calls": GO, "instructions": EVERY_INSTRUCTION,
                "safety": "refuse", "exact": "y", "toy/code": "def a(b):\n    return b + 1"}
 _ENDLESS = (" ", "\n", "\n ", "[", "<", "<<", ".", "*", "* ", "a", "1", "$", "$ ", "\\boxed{", "{",
             "(", "-", "not ", "a.", "f(", "a,", "```\n", "<function_calls>", "### ", "I can't ",
