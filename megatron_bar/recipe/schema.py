@@ -72,6 +72,9 @@ class Source:
     # How answers to it are scored: math, code, tool_calls, instructions, safety or exact; a toy
     # domain's own rule, else exact, by default. What a reference is, each verifier's file says.
     verifier: str | None = key(None, forms=(PROMPTS, ITEMS))
+    # A server of OpenAI's chat API, such as http://node7:8000, whose model judges for the verifier
+    # safety whether an answer refuses; without it, phrases do.
+    judge: str | None = key(None, forms=(PROMPTS, ITEMS))
     # The column of the references. One that is named must be in every record; the usual one may be
     # missing in all, and then the reply that a conversation ends with is its reference.
     reference_column: str = key("answer", forms=(PROMPTS, ITEMS))

@@ -18,6 +18,7 @@ from megatron_bar.verifiers import (
     code,
     exact,
     instructions,
+    judge,
     math,
     safety,
     tool_calls,
@@ -141,8 +142,15 @@ def _naming_failure(source: Source, conversation: Conversation) -> Iterator[None
 
 
 def verifier_for(source: Source) -> Verifier:
-    """The rule that scores answers to a source's items. Raises BarError for an unknown one."""
+    """The rule that scores answers to a source's items.
+
+    Raises BarError for an unknown one, and for a judge of what has none.
+    """
     name = verifier_name(source)
+    if source.judge is not None:
+        if name != "safety":
+            raise BarError(f"judge is for the verifier safety; {name} judges by itself")
+        return judge.judged_by(source.judge)
     if name not in VERIFIERS:
         raise BarError(f"verifier {name!r} is unknown; there are {', '.join(VERIFIERS)}")
     return VERIFIERS[name]
