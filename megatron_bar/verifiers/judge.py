@@ -92,9 +92,12 @@ def _reply(method: str, url: str, content: Any = None) -> Any:
     """The JSON that a server answers, after some tries."""
     for attempt in range(1, _TRIES + 1):
         try:
-            return _client().request(method, url, json=content).raise_for_status().json()
+            reply = _client().request(method, url, json=content)
+            if reply.is_success:
+                return reply.json()
+            fault = f"{reply.status_code} {reply.reason_phrase}"
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            fault = error
+            fault = str(error) or type(error).__name__
         if attempt < _TRIES:
             time.sleep(_PAUSE_SECONDS * attempt)
     raise MachineError(f"the judge {url} doesn't answer: {fault}; start the server, or leave judge "

@@ -94,7 +94,11 @@ def _formula(latex: str, real: bool) -> sympy.Basic | None:
         )
     except Exception:  # the parser and what it builds raise anything
         return None
-    return formula if isinstance(formula, sympy.Basic) else None
+    if not isinstance(formula, sympy.Basic):
+        return None
+    if real:
+        return formula
+    return formula.subs({symbol: sympy.I for symbol in formula.free_symbols if symbol.name == "i"})
 
 
 def _same(a: sympy.Basic, b: sympy.Basic) -> bool:

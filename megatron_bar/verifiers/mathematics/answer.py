@@ -19,7 +19,8 @@ _LONGEST_WORDS = 60  # characters of an answer in words
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)")
 _LONGEST_JOINT = 30  # characters
-_JOINT = re.compile(r"[\s$]*(?:(?:[,;]|\\text\{)?[\s$]*(?:(?:and|or)\b)?)\}?[\s$]*")
+_JOINT = re.compile(r"[\s$]*(?:(?:[,;]|\\text\{)?[\s$]*(?:(?:and|or)\b)?)\}?[\s$]*"
+                    r"(?:\\?\w{1,8}\s*=\s*)?")  # $, and $, or $ or $x =
 # Behind the word "answer".
 _ANNOUNCES = re.compile(
     r"s?[*_]{0,3}\s{0,3}(?:\([^()\n]{0,40}\)\s{0,3})?(?:to [^.:\n]{0,80}? )?"
@@ -168,7 +169,7 @@ def _of_a_phrase(phrase: str, in_words: bool) -> str | None:
 
 def _whole(response: str, in_words: bool) -> str | None:
     """A response that's nothing but an answer."""
-    if not response or len(response) > 200 or "\n" in response:
+    if not response or len(response) > 200 or "\n" in response or "boxed" in response:
         return None
     words = response.translate(CHARACTERS)
     if not _prose(words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -20,6 +21,8 @@ from megatron_bar.verifiers.mathematics.forms import (
     Words,
 )
 from megatron_bar.verifiers.mathematics.numbers import Number, agree
+
+_SPACE = re.compile(r"(?<!\d) | (?!\d)")  # but not between digits
 
 
 class Algebra(Protocol):
@@ -107,7 +110,7 @@ def _values(a: Value, b: Value, algebra: Algebra) -> bool:
                                                         algebra)
     if a.number and b.number:
         return agree(a.number, b.number)
-    if a.text.replace(" ", "") == b.text.replace(" ", ""):
+    if _SPACE.sub("", a.text) == _SPACE.sub("", b.text):
         return True
     if r"\infty" in (a.text[-6:], b.text[-6:]):
         return a.text.lstrip("+ ") == b.text.lstrip("+ ")

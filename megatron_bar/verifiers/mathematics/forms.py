@@ -18,13 +18,14 @@ _JOINED_TEXT = re.compile(r"\\text\{([^{}]*\w) (and|or) (\w[^{}]*)\}")
 _COMMA = re.compile("[,;]")
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|approx)(?![A-Za-z])|[<>]|(?<![:!])=")
-_RATIO = re.compile(":")
+_RATIO = re.compile(r":|\\text\{\s*to\s*\}|(?<=\d) to (?=\d)")
 _MATRIX = re.compile(r"(?P<factor>.*?)\\begin\{(?P<kind>[pbB]?matrix|array|smallmatrix)\}"
                      r"(?:\{[lcr| ]*\})?(?P<body>.*)\\end\{(?P=kind)\}")
+_ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\hline")
 _SET_OF = re.compile(r"\s*[A-Za-z]\s*(?:\\mid|\||:)\s*(.+)")
 _NAME = re.compile(r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()]*\))?|\\(?:text|angle|overline)"
                    r"\s*(?:\{[^{}]*\}|[A-Za-z ]+)|[A-Za-z ]+")
-_PERCENT = re.compile(r"(.*\S)\s*(?:%|\\?text\{\s*per ?cent\s*\}|per ?cent)", re.IGNORECASE)
+_PERCENT = re.compile(r"(.*\S)\s*(?:%|\\text\{\s*per ?cent\s*\}|per ?cent)", re.IGNORECASE)
 _DEGREES = re.compile(r"(.*\S)\s*\^\s*\{?\s*\\circ\s*\}?\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?")
 _TEXT_BEHIND = re.compile(r"(.*[^\s(=+\-*/^_])\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?\s*(\d)\s*\}?)?")
 _WORDS_BEHIND = re.compile(
@@ -144,7 +145,7 @@ def _matrix(text: str, depth: int) -> Form | None:
         return None
     factor = match["factor"].strip().removesuffix(r"\cdot").strip()
     factor = {"-": "-1", "+": ""}.get(factor, factor)
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match["body"]) if row.strip(" \\hline")]
+    rows = [row for row in _ROW_END.split(match["body"]) if row.strip()]
 
     def entry(cell: str) -> Form:
         if not factor:
@@ -317,8 +318,8 @@ def _are_units(words: str, space: str) -> bool:
 def _words(text: str) -> Words | None:
     if not _QUOTED.fullmatch(text):
         return None
-    quoted = r"\text" in text or text.startswith("(")
-    plain = " ".join(re.sub(r"\\text|[{}()]", " ", text).split()).strip(" .,!?'")
+    quoted = r"\text" in text
+    plain = " ".join(re.sub(r"\\text|[{}]", " ", text).split()).strip(" .,!?'")
     if plain and (quoted or re.search("[A-Za-z]{4}", plain) or " " in plain or plain.lower() in (
             "yes", "no")):
         return Words(plain, quoted)

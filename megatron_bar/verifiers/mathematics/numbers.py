@@ -26,12 +26,14 @@ _FRACTION = re.compile(
     r"(?:(?P<whole>\d+)(?:\s+|\s*(?=\\)|\s*-\s*(?=\d+/)))?"
     r"(?:(?P<top>\d+)\s*/\s*(?P<bottom>\d+)|\\frac\{(?P<over>\s*-?\d+\s*)\}\{(?P<under>\s*\d+\s*)\})",
     re.ASCII)
-_COUNTED = re.compile(r"(.*\S)\s*(?:\\text\{)?\s*(thousand|million|billion|trillion)\s*\}?")
+_COUNTED = re.compile(r"(.*[^\s{])\s*(?:\\text\{)?\s*(thousand|million|billion|trillion)\s*\}?")
 _COUNTS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SIGN = re.compile(r"\s*([-+]?)\s*(?:[$€£¥₹]\s*)?([-+]?)")
 _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)", re.ASCII)
-_BASE = re.compile(r"([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\s*(?:_\s*\{?\s*(?:\\text)?\{?\s*(?:base)?\s*"
-                   r"(\w+)\s*\}*|\\text\{\s*base\s*(\w+)\s*\}|\s*\(?base\s+(\w+)\)?)")
+_BASE = re.compile(
+    r"([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\s*(?:"
+    r"_\s*\{?\s*(?:\\text)?[{(]?\s*(?:base)?\s*(\w+)\s*[)}]*|"
+    r"\\text\{\s*\(?base\s*(\w+)\)?\s*\}|\s*\(?base\s+(\w+)\)?)")
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
           "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16}
 
@@ -102,7 +104,9 @@ def in_base(text: str) -> tuple[str, int] | None:
     name = (match[2] or match[3] or match[4]).lower()
     base = _BASES.get(name) or (int(name) if name.isdecimal() and len(name) < 3 else 0)
     digits = match[1].upper().lstrip("0") or "0"
-    return (digits, base) if 2 <= base <= 36 else None
+    known = all(int(digit, 16) < base for digit in digits if digit != ".")
+    is_name = digits.isalpha() and base != 16  # a_{12}
+    return (digits, base) if base and known and not is_name else None
 
 
 def agree(one: Number, other: Number) -> bool:

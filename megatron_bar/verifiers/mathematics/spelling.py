@@ -32,24 +32,22 @@ _SYMBOLS = str.maketrans({
 _RAISED = re.compile(f"[{_SUPERSCRIPTS}]+")
 _LOWERED = str.maketrans(_SUPERSCRIPTS, "0123456789-+")
 
-# A pair of backslashes ends a row of a matrix; it comes first, so that nothing splits it.
-_COMMANDS = (
-    (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![A-Za-z])\.?", ""),
-    (r"\\!", ""), (r"\{,\}", ","), (r"\\[,;: ]|~|\\q?quad(?![A-Za-z])", " "),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"), (r"\\(?:leq|leqslant|lt)(?![A-Za-z])", None),
-    (r"\\(?:geq|geqslant|gt|neq|varnothing|[cd]?dots|dotsc|lbrace|rbrace)(?![A-Za-z])", None),
-    (r"\\(?:textbf|textit|textrm|textsf|texttt|mbox|mathrm|mathbf|mathit|mathsf|boldsymbol|bm|"
-     r"text)\s*(?=\{)", r"\\text"),
-    (r"\\[df]box(?=\{)", r"\\boxed"), (r"\\([$%#&_])", r"\1"), (r"<=", r"\\le "), (r">=", r"\\ge "),
-    (r"\*\*", "^"), (r"\\(?:mathord|operatorname\*?)\{(sin|cos|tan|ln|log|exp)\}", r"\\\1 "),
-)
-_RENAMED = {
-    r"\leq": r"\le ", r"\leqslant": r"\le ", r"\lt": "<", r"\geq": r"\ge ", r"\geqslant": r"\ge ",
-    r"\gt": ">", r"\neq": r"\ne ", r"\varnothing": r"\emptyset ", r"\dots": r"\ldots ",
-    r"\cdots": r"\ldots ", r"\ddots": r"\ldots ", r"\dotsc": r"\ldots ", r"\lbrace": r"\{",
-    r"\rbrace": r"\}",
+# Commands that mean the same as others, or nothing.
+_ALIKE = {
+    r"\frac": "dfrac tfrac cfrac", r"\boxed": "fbox", r"\ldots ": "dots cdots ddots dotsc",
+    r"\text": "textbf textit textrm textsf texttt mbox mathrm mathbf mathit mathsf boldsymbol bm",
+    r"\le ": "leq leqslant", r"\ge ": "geq geqslant", r"\ne ": "neq", "<": "lt", ">": "gt",
+    r"\emptyset ": "varnothing", r"\{": "lbrace", r"\}": "rbrace", r"^\circ ": "degree",
+    " ": "quad qquad", "": "left right big Big bigg Bigg bigl bigr displaystyle textstyle limits",
 }
-_REWRITTEN = [(re.compile(r"\\\\|" + pattern), instead) for pattern, instead in _COMMANDS]
+_RENAMED = {other: one for one, others in _ALIKE.items() for other in others.split()}
+# A pair of backslashes ends a row of a matrix; it comes first, so that nothing splits it.
+_COMMAND = re.compile(r"\\\\|\\([A-Za-z]+)")
+_REWRITTEN = [(re.compile(r"\\\\|" + pattern), instead) for pattern, instead in (
+    (r"\\!", ""), (r"\{,\}", ","), (r"\\[,;: ]|~", " "), (r"\\([$%#&_])", r"\1"),
+    (r"<=", r"\\le "), (r">=", r"\\ge "), (r"\*\*", "^"), (r"\^\{(\w)\}(?!\w)", r"^\1"),
+    (r"\\operatorname\*?\{(sin|cos|tan|ln|log|exp)\}", r"\\\1 "),
+)]
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _PLAIN_NAMES = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|infinity|inf)(?![A-Za-z])")
 _NAMES = {"sqrt": r"\sqrt", "pi": r"\pi ", "infinity": r"\infty ", "inf": r"\infty "}
@@ -67,8 +65,10 @@ def spelled(text: str) -> str:
     text = text.translate(CHARACTERS)
     text = _RAISED.sub(lambda raised: "^{" + raised.group().translate(_LOWERED) + "}", text)
     text = unframed(text.translate(_SYMBOLS))
+    text = _COMMAND.sub(lambda name: _RENAMED.get(name[1], name[0]), text)
     for pattern, instead in _REWRITTEN:
-        text = pattern.sub(lambda match, to=instead: _instead(match, to), text)
+        text = pattern.sub(lambda sign, to=instead: (
+            sign[0] if sign[0] == r"\\" else sign.expand(to)), text)
     text = _TEXT.sub(_opened, text)
     text = _PLAIN_NAMES.sub(lambda name: _NAMES[name[1]], text)
     text = _BARE_ROOT.sub(lambda root: rf"\sqrt{{{root[1]}}}" if root[1] else r"\sqrt", text)
@@ -93,12 +93,6 @@ def unframed(text: str) -> str:
                     and right not in inner.replace(r"\$", "") and not inner.endswith("\\")):
                 text = inner
     return text
-
-
-def _instead(match: re.Match[str], to: str | None) -> str:
-    if match.group() == r"\\":
-        return match.group()
-    return _RENAMED[match.group()] if to is None else match.expand(to)
 
 
 def _opened(text: re.Match[str]) -> str:
