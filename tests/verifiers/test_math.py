@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from math_verify import parse, verify
 
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.verifiers import math
 from megatron_bar.verifiers.mathematics.answer import final_answer
+from tests.data.conftest import SHARED
 from tests.verifiers.math_cases import CASES
 
 HOSTILE = (
@@ -163,6 +166,36 @@ def test_time_grows_with_the_length_alone(piece):
     with contextlib.suppress(math._NeedsAlgebra):
         math.same(math.read(piece * (1000 // len(piece))), math.read("5"), math._NoAlgebra())
     assert time.process_time() - started < 0.5
+
+
+# (answer, reference): where math-verify says otherwise on the real data, and why it's wrong.
+DIFFERENT: set[tuple[str, str]] = set()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
+@pytest.mark.parametrize("every", [
+    pytest.param(20, id="sample"),
+    pytest.param(1, id="all", marks=[pytest.mark.sandbox, pytest.mark.timeout(600)]),
+])
+def test_judges_real_answers_as_math_verify_does(every):
+    """Each reference as an answer to its own problem, to the next one, and spoilt."""
+    asked = []
+    for name in ("math500_first200.jsonl", "gsm8k_test.jsonl"):
+        lines = (SHARED / "math" / name).read_text(encoding="utf-8").split("\n")
+        golds = [json.loads(line)["answer"].rpartition("####")[2].strip() for line in lines if line]
+        for gold, other in list(zip(golds, golds[1:] + golds[:1]))[::every]:
+            asked += [(gold, gold), (other, gold), (f"{gold} + 1", gold)]
+    with ThreadPoolExecutor(2) as threads:
+        ours = list(threads.map(
+            lambda pair: math.score("", f"\\boxed{{{pair[0]}}}", pair[1]), asked))
+    different = {(answer, gold) for (answer, gold), score in zip(asked, ours)
+                 if score != _by_math_verify(answer, gold)}
+    assert different <= DIFFERENT
+
+
+def _by_math_verify(answer, gold):
+    parsed = [parse(text, parsing_timeout=None) for text in (f"${gold}$", f"$\\boxed{{{answer}}}$")]
+    return float(verify(*parsed, timeout_seconds=None))
 
 
 @pytest.mark.parametrize("hostile", ["9^{9^{9^9}}", "\\sqrt{" * 100])

@@ -63,7 +63,7 @@ def _unsigned(text: str) -> Number | None:
         found = _unsigned(match[1])
         return found and _scaled(found.value, found.places, _COUNTS[match[2]])
     if match := _POWER.fullmatch(text):
-        return _scaled(Fraction(1), 0, int((match[1] or match[2])[:9]))
+        return _scaled(Fraction(1), 0, int(match[1] or match[2]))
     if match := _SCALED.fullmatch(text):
         if match["comma"]:
             whole, _, decimals = match["comma"].partition(",")
@@ -72,7 +72,7 @@ def _unsigned(text: str) -> Number | None:
             whole, _, decimals = match["decimal"].partition(".")
             digits = re.sub("[, ']", "", whole)
         value = Fraction(f"{digits or 0}.{decimals or 0}")
-        return _scaled(value, len(decimals), int((match["e"] or match["ten"] or "0")[:9]))
+        return _scaled(value, len(decimals), int(match["e"] or match["ten"] or 0))
     if match := _FRACTION.fullmatch(text):
         bottom = int(match["bottom"] or match["under"])
         if bottom == 0:
