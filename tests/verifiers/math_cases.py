@@ -261,6 +261,10 @@ CASES = {
         ]),
     "formulas": (
         [
+            (r"\boxed{0.1x}", r"\frac{x}{10}"),
+            (r"\boxed{3\sqrt{2}\text{ cm}}", r"0.03\sqrt2\text{ m}"),
+            (r"\boxed{\text{cos}\,\theta}", r"\cos\theta"), (r"\boxed{e^{i\pi}}", "-1"),
+            (r"\boxed{\frac{e^x-e^{-x}}{2}}", r"\sinh x"), (r"\boxed{x^{1/2}}", r"\sqrt{x}"),
             (r"\boxed{\sqrt{x^2}}", "|x|"), (r"\boxed{(x+1)^2}", "x^2+2x+1"),
             (r"\boxed{\frac{\sqrt{2}}{2}}", r"\frac{1}{\sqrt2}"), (r"\boxed{3+4i}", "4i+3"),
             (r"\boxed{\ln 8}", r"3\ln 2"), (r"\boxed{\sin^2 x + \cos^2 x}", "1"),

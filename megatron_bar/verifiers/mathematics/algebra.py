@@ -21,6 +21,7 @@ from megatron_bar.verifiers.mathematics.numbers import Number, is_rounded
 
 _DIGITS = 30  # of a value
 _NEAR = sympy.Float(10) ** -20  # relative difference of what is the same
+_NEAR_WITH_DECIMALS = sympy.Float(10) ** -12  # 0.1 is read as a binary number
 _SPELLING = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True,
                                 boxed="none", equations=False)
 # What symbols stand for in turn. Some are natural numbers, as n in (-1)^n.
@@ -47,7 +48,7 @@ class SympyAlgebra:
             if exact is None or not exact.is_real:
                 return False
             return is_rounded(decimal, abs(Fraction(str(exact)) - decimal.value)) or _near(
-                exact, _fraction(decimal.value))
+                exact, _fraction(decimal.value), _tolerance(a, b))
         return _same(a, b)
 
     def equations(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
@@ -66,7 +67,8 @@ class SympyAlgebra:
                 continue
             ratios.append(x / y)
         if len(ratios) >= _FEWEST:
-            return all(ratio != 0 and _near(ratio, ratios[0]) for ratio in ratios)
+            near = _tolerance(a, b)
+            return all(ratio != 0 and _near(ratio, ratios[0], near) for ratio in ratios)
         return False
 
     def relations(self, one: str, other: str) -> bool:
@@ -104,17 +106,17 @@ def _formula(latex: str, real: bool) -> sympy.Basic | None:
 def _same(a: sympy.Basic, b: sympy.Basic) -> bool:
     if a == b:
         return True
-    symbols = a.free_symbols | b.free_symbols
+    symbols, near = a.free_symbols | b.free_symbols, _tolerance(a, b)
     if not symbols:
         x, y = _value(a, {}), _value(b, {})
-        return _near(x, y) if x is not None and y is not None else _by_math_verify(a, b)
+        return _near(x, y, near) if x is not None and y is not None else _by_math_verify(a, b)
     real, complexes = [], []
     for point in _points(symbols):
         x, y = _value(a, point), _value(b, point)
         if x is None or y is None:
             continue
         # Where one of them isn't real, it may be the other branch of a root.
-        (real if x.is_real and y.is_real else complexes).append(_near(x, y))
+        (real if x.is_real and y.is_real else complexes).append(_near(x, y, near))
     verdicts = real if len(real) >= _FEWEST else complexes
     return all(verdicts) if len(verdicts) >= _FEWEST else _by_math_verify(a, b)
 
@@ -148,8 +150,12 @@ def _without_noise(number: sympy.Expr) -> sympy.Expr:
     return number if known else sympy.Integer(0)
 
 
-def _near(x: sympy.Expr, y: sympy.Expr) -> bool:
-    return bool(abs(x - y) <= _NEAR * max(abs(x), abs(y)))
+def _tolerance(*formulas: sympy.Basic) -> sympy.Float:
+    return _NEAR_WITH_DECIMALS if any(formula.has(sympy.Float) for formula in formulas) else _NEAR
+
+
+def _near(x: sympy.Expr, y: sympy.Expr, tolerance: sympy.Float) -> bool:
+    return bool(abs(x - y) <= tolerance * max(abs(x), abs(y)))
 
 
 def _fraction(value: Fraction) -> sympy.Rational:

@@ -319,7 +319,7 @@ def _words(text: str) -> Words | None:
     if not _QUOTED.fullmatch(text):
         return None
     quoted = r"\text" in text
-    plain = " ".join(re.sub(r"\\text|[{}]", " ", text).split()).strip(" .,!?'")
+    plain = " ".join(re.sub(r"\\text|[{}()]", " ", text).split()).strip(" .,!?'")
     if plain and (quoted or re.search("[A-Za-z]{4}", plain) or " " in plain or plain.lower() in (
             "yes", "no")):
         return Words(plain, quoted)

@@ -35,7 +35,8 @@ _LOWERED = str.maketrans(_SUPERSCRIPTS, "0123456789-+")
 # Commands that mean the same as others, or nothing.
 _ALIKE = {
     r"\frac": "dfrac tfrac cfrac", r"\boxed": "fbox", r"\ldots ": "dots cdots ddots dotsc",
-    r"\text": "textbf textit textrm textsf texttt mbox mathrm mathbf mathit mathsf boldsymbol bm",
+    r"\text": "textbf textit textrm textsf texttt mbox mathrm mathbf mathit mathsf "
+                "boldsymbol bm",
     r"\le ": "leq leqslant", r"\ge ": "geq geqslant", r"\ne ": "neq", "<": "lt", ">": "gt",
     r"\emptyset ": "varnothing", r"\{": "lbrace", r"\}": "rbrace", r"^\circ ": "degree",
     " ": "quad qquad", "": "left right big Big bigg Bigg bigl bigr displaystyle textstyle limits",
@@ -46,7 +47,6 @@ _COMMAND = re.compile(r"\\\\|\\([A-Za-z]+)")
 _REWRITTEN = [(re.compile(r"\\\\|" + pattern), instead) for pattern, instead in (
     (r"\\!", ""), (r"\{,\}", ","), (r"\\[,;: ]|~", " "), (r"\\([$%#&_])", r"\1"),
     (r"<=", r"\\le "), (r">=", r"\\ge "), (r"\*\*", "^"), (r"\^\{(\w)\}(?!\w)", r"^\1"),
-    (r"\\operatorname\*?\{(sin|cos|tan|ln|log|exp)\}", r"\\\1 "),
 )]
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _PLAIN_NAMES = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|infinity|inf)(?![A-Za-z])")
@@ -98,6 +98,8 @@ def unframed(text: str) -> str:
 def _opened(text: re.Match[str]) -> str:
     """The letter or the number within a text; words stay marked as such."""
     inner = text[1].strip()
+    if inner in ("sin", "cos", "tan", "ln", "log", "exp"):
+        return rf"\{inner} "
     if any(character.isdigit() for character in inner):
         return text[1]
     return inner if len(inner) == 1 and inner in "eidxyzn" else text.group()
