@@ -1,8 +1,9 @@
-"""What the verifier `math` is made of, from a response to a verdict.
+"""The parts of the verifier `math`, from a response to a verdict.
 
     answer.py     finds the final answer in a response
     spelling.py   brings Unicode, LaTeX and Markdown to one spelling
     units.py      knows what units are called, and how they relate
+    numbers.py    reads numbers in all spellings
     forms.py      reads an answer: a value, a list, an interval, an equation, a matrix, words
     compare.py    compares two of these, part by part
     algebra.py    compares two formulas, by sympy; math-verify's parser reads them

@@ -72,7 +72,7 @@ class SympyAlgebra:
         return False
 
     def relations(self, one: str, other: str) -> bool:
-        """What math-verify says of two relations."""
+        """Whether two relations say the same, in the opinion of math-verify."""
         a, b = _parsed(one, other, framed=False)
         return a is not None and b is not None and bool(verify(b, a, timeout_seconds=None))
 

@@ -43,7 +43,7 @@ _NUMBER = re.compile(  # no part of a word, a power, an index or a longer number
 
 
 def final_answer(response: str, in_words: bool = False) -> str | None:
-    r"""What the response gives as its answer, None if nothing.
+    r"""The answer that a response gives; None if it gives none.
 
     It is the last \boxed{}, or the last ones if they are joined by commas, "and" or "or"; else what
     follows the last ####; else what "answer is" or "answer:" announces; else the whole response, if

@@ -26,7 +26,7 @@ _SPACE = re.compile(r"(?<!\d) | (?!\d)")  # but not between digits
 
 
 class Algebra(Protocol):
-    """What can't be told by reading alone; formulas are LaTeX."""
+    """The questions that reading alone doesn't decide; formulas are LaTeX."""
 
     def values(self, one: str, other: str, decimal: Number | None) -> bool:
         """Whether two formulas have the same value; `decimal` is the one that is a decimal."""

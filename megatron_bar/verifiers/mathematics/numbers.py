@@ -47,7 +47,7 @@ class Number:
 
 
 def number(text: str) -> Number | None:
-    """What a spelled text means if it's one number."""
+    """The number that a spelled text is; None if it's none, or more than that."""
     sign = _SIGN.match(text)
     rest = text[sign.end():].strip()
     if sign[1] and sign[2]:

@@ -79,7 +79,7 @@ def spelled(text: str) -> str:
 
 
 def unframed(text: str) -> str:
-    r"""Without $, \(, ** and the like around it, and without a full stop or comma behind it."""
+    r"""The text without $, \(, ** and the like around it, and a full stop or comma behind it."""
     before = None
     while text != before:
         before = text = text.strip()

@@ -49,7 +49,7 @@ def is_unit_name(word: str) -> bool:
 
 
 def unit(text: str) -> Unit | None:
-    """What `cm^2`, `square feet`, `miles per hour` or `m/s` means; None if it's no such thing."""
+    """The unit that `cm^2`, `square feet`, `miles per hour` or `m/s` is; None if unknown."""
     text = re.sub(r"\\text|[{}]|\\cdot|\*", " ", text.strip())
     for short, long in _WORDED.items():
         text = re.sub(rf"(?<![A-Za-z°]){short}(?![A-Za-z])", long, text, flags=re.IGNORECASE)
