@@ -79,7 +79,7 @@ def _one_way(a: Form, b: Form, algebra: Algebra) -> bool | None:
             return _groups(a, b, algebra)
         case Group(kind=",", decimal=Number() as decimal), Value(number=Number()):
             # 3,14 is a decimal where the other answer is one.
-            return b.number.value.denominator != 1 and _numbers(decimal, b)
+            return b.number.value.denominator != 1 and agree(decimal, b.number)
         case Group(kind="{", items=[single]), _:
             return same(single, b, algebra)
         case Matrix(), Matrix():
@@ -91,10 +91,6 @@ def _one_way(a: Form, b: Form, algebra: Algebra) -> bool | None:
         case InBase(), InBase():
             return a == b
     return None
-
-
-def _numbers(number: Number, value: Value) -> bool:
-    return value.number is not None and agree(number, value.number)
 
 
 def _values(a: Value, b: Value, algebra: Algebra) -> bool:
