@@ -22,7 +22,6 @@ from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.errors import BarError, VerifierFailed
 from megatron_bar.runtime.faults import Faults
 from megatron_bar.runtime.files import write_json_lines
-from megatron_bar.runtime.pool import cores
 from megatron_bar.stages.stage import Reading
 from megatron_bar.verifiers.known_answers import (
     EMPTY,
@@ -32,6 +31,7 @@ from megatron_bar.verifiers.known_answers import (
     known_answers,
 )
 from megatron_bar.verifiers.registry import Scorers, verifier_for, verifier_name
+from megatron_bar.verifiers.sandbox import runs_at_a_time
 
 _AT_ONCE = 1000  # items in memory
 _ON_SCREEN = 10  # misjudged answers of a source
@@ -92,7 +92,7 @@ def try_known_answers(
     """
     scorers, trial = Scorers(source), Trial()
     prepared = _prepared(scorers, conversations, bad)
-    with ThreadPoolExecutor(cores()) as threads:
+    with ThreadPoolExecutor(runs_at_a_time()) as threads:
         while some := list(islice(prepared, _AT_ONCE)):
             for (conversation, _, answers), scores in zip(some, threads.map(_scores, some)):
                 with bad.caught(conversation.number, conversation.where):

@@ -76,6 +76,9 @@ class Source:
     # function in a file of yours, such as verifiers/law.py:score; a toy domain's own rule, else
     # exact, by default. What a reference is, each verifier's file says.
     verifier: str | None = key(None, file=FUNCTION, contents=FUNCTION, forms=(PROMPTS, ITEMS))
+    # A server of OpenAI's chat API, such as http://node7:8000, whose model judges for the verifier
+    # safety whether an answer refuses; without it, phrases do.
+    judge: str | None = key(None, forms=(PROMPTS, ITEMS))
     # The column of the references, which must then be in every record. By default it is answer, or,
     # where no record has that, the reply that a conversation ends with.
     reference_column: str | None = key(None, forms=(PROMPTS, ITEMS))

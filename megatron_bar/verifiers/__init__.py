@@ -4,5 +4,5 @@ A verifier is `score(prompt, response, reference) -> float in [0, 1]`: the user'
 model's answer, and what the verifier's file says a reference is. Verifiers may be called from any
 thread, and return in bounded time whatever the response holds.
 
-Nothing is imported here: the processes of `sandbox` and `math_worker` start without what we use.
+Nothing is imported here: the processes of `sandbox` and `mathematics` start without what we use.
 """

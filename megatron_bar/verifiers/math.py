@@ -1,119 +1,107 @@
-"""Mathematics: the final answer of a response, compared symbolically by math-verify.
+"""Mathematics: the final answer of a response, compared with the reference's as mathematics.
 
-Plain numbers are compared here, exactly. Everything else goes to a process that forks for each
-comparison (math_worker.py): sympy can be made to run, or to grow, without end, inside C code where
-no signal or thread stops it, but a process can be killed.
+What needs no algebra (numbers in all spellings, units, lists and intervals of numbers, words) is
+compared here, in milliseconds. The rest goes to a process that forks for each comparison, with
+math-verify's parser and sympy: beyond a limit, answers count as different.
+
+Rules where one could decide otherwise:
+- 25% is a quarter, and 25, too: a problem may ask for either. It isn't 0.25%.
+- A ratio, 2:3, is another answer than the fraction, and the same as 4:6.
+- A bare list has no order, brackets give it one, braces make it a set: `2, 1` is `1, 2` and
+  `{1, 2}`, but not `(1, 2)`.
+- A number in another base is that number in no other spelling: 21_7 is neither 21 nor 15, which
+  would reward a repeated question.
+- A unit that one of two answers leaves out is ignored, a known one that differs is not; 5 km is
+  5000 m.
+- Capitals matter for letters, not for words.
+- A decimal is an exact number if it is that number rounded or cut to six places or more.
+- A comma before three digits parts thousands, before others decimals where the other answer has
+  some.
+
+It can't see how an answer came about, nor that it is in the form that was asked for: 2/4 for 1/2.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
-import re
-from fractions import Fraction
 from typing import Any
 
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import cores
+from megatron_bar.verifiers.mathematics.answer import LONGEST, final_answer, marked_answer
+from megatron_bar.verifiers.mathematics.compare import same
+from megatron_bar.verifiers.mathematics.forms import Words, read
+from megatron_bar.verifiers.mathematics.numbers import Number
+from megatron_bar.verifiers.reference import structured
 from megatron_bar.verifiers.workers import Worker, WorkerPool
 
-SECONDS = 5.0  # for one comparison; beyond it, the answers count as different
+PROCESSOR_SECONDS = 2  # for one comparison; beyond it, the answers count as different
+_SECONDS = 10.0  # the same on a busy machine, where others have the processor
 _GRACE_SECONDS = 5.0  # beyond that, before the process that forks is given up
-_LONGEST = 1000  # characters; no final answer is longer
-_TAIL = 3000  # characters in which it is looked for: patterns can take the square of this
-
-_BOXED = re.compile(r"\\f?boxed\s*\{")
-_AFTER_HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_ANNOUNCED = re.compile(r"final answer is:?\s*(.+?)(?:\.?\s*I hope it is correct|\.?\s*(?:\n|$))",
-                        re.IGNORECASE)
-_LATEX = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:\s*/\s*\d+)?%?")
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")  # within a pair of $, a sign that it's money
-_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mbox|begin|end)\s*\{[^}]*\}")
-_PLAIN = re.compile(r"([-+]?)\$?(\d{1,3}(?:,\d{3})+|\d+)?(\.\d+)?")
 
 
 def score(prompt: str, response: str, reference: Any) -> float:
     """1 if the response's final answer equals the reference's, else 0.
 
-    The reference is the answer alone, or a worked solution that ends with it.
+    The reference is the answer alone, a worked solution that ends with it, or a list of answers
+    any of which is right. Raises BarError for anything else.
     """
-    given = final_answer(response)
-    text = str(reference).strip()
-    expected = _marked_answer(text) or text
-    return float(given is not None and equal(given, expected))
+    for expected in accepted_answers(reference):
+        form = read(expected) if len(expected) <= LONGEST else None
+        given = final_answer(response, in_words=isinstance(form, Words))
+        if given is not None and equal(given, expected):
+            return 1.0
+    return 0.0
 
 
-def final_answer(response: str) -> str | None:
-    r"""The last \boxed{}, else what follows the last ####, else "final answer is", else the last
-    LaTeX or number, whichever ends later. None if there's none near the response's end."""
-    tail = response[-_TAIL:]
-    return _marked_answer(tail) or _last_expression(tail)
+def accepted_answers(reference: Any) -> list[str]:
+    """The answers that a reference allows. Raises BarError if it names none."""
+    if isinstance(reference, str) and reference.lstrip().startswith('["'):
+        reference = structured(reference, "math")
+    answers = reference if isinstance(reference, (list, tuple)) else [reference]
+    texts = [str(answer).strip() for answer in answers if isinstance(answer, (str, int, float))]
+    if not texts or len(texts) < len(answers) or not all(texts):
+        raise BarError("a math reference is a text, a number, or a list of accepted ones, not "
+                       f"{str(reference)[:80]!r}")
+    return [marked_answer(text) or text for text in texts]
 
 
 def equal(given: str, expected: str) -> bool:
-    """Whether two answers mean the same. False if that can't be decided within SECONDS."""
-    if max(len(given), len(expected)) > _LONGEST:
+    """Whether two answers mean the same. False if that can't be decided in time."""
+    if max(len(given), len(expected)) > LONGEST:
         return False
-    numbers = _plain_number(given), _plain_number(expected)
-    if None not in numbers:
-        return numbers[0] == numbers[1]
+    try:
+        return same(read(given), read(expected), _NoAlgebra())
+    except _NeedsAlgebra:
+        pass
     with _pool().worker() as worker:
-        reply = worker.ask([given, expected, SECONDS], SECONDS + _GRACE_SECONDS)
+        reply = worker.ask([given, expected, PROCESSOR_SECONDS, _SECONDS],
+                           _SECONDS + _GRACE_SECONDS)
     return reply is not None and reply["equal"]
 
 
-def _marked_answer(text: str) -> str | None:
-    if boxed := _last_boxed(text):
-        return boxed
-    for marker in (_AFTER_HASHES, _ANNOUNCED):
-        if found := marker.findall(text):
-            return _unframed(found[-1])
-    return None
+class _NeedsAlgebra(Exception):
+    """The answers' spelling and structure don't decide."""
 
 
-def _last_boxed(text: str) -> str | None:
-    for match in reversed(list(_BOXED.finditer(text))):
-        depth = 1
-        for place in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0) if text[place - 1] != "\\" else 0
-            if depth == 0:
-                return text[match.end():place].strip() or None
-    return None
+class _NoAlgebra:
+    """See Algebra; gives up where that is asked."""
 
+    def values(self, one: str, other: str, decimal: Number | None) -> bool:
+        raise _NeedsAlgebra
 
-def _unframed(text: str) -> str:
-    """Without $ around it and a full stop behind it; of words with one number in them, the number.
-    """
-    text = text.strip().rstrip(".").strip()
-    if match := _LATEX.fullmatch(text):
-        return next(group for group in match.groups() if group).strip()
-    numbers = [match.group() for match in _NUMBER.finditer(text) if match.group().strip("+-%/ ")]
-    return numbers[0] if len(numbers) == 1 and _WORD.search(text) and "\\" not in text else text
+    def equations(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
+        raise _NeedsAlgebra
 
-
-def _last_expression(text: str) -> str | None:
-    latex = [match for match in _LATEX.finditer(text)
-             if not _WORD.search(_TEXT.sub("", match.group()))]
-    numbers = [match for match in _NUMBER.finditer(text) if match.group().strip("+-%/ ")]
-    if not latex and not numbers:
-        return None
-    last = max(latex[-1:] + numbers[-1:], key=lambda match: match.end())
-    return _unframed(last.group())
-
-
-def _plain_number(text: str) -> Fraction | None:
-    """The value of a decimal number, perhaps with a $ and thousands' commas."""
-    text = text.strip().replace("\\$", "$").replace("\\!", "").replace("{,}", ",")
-    match = _PLAIN.fullmatch(text)
-    if match is None or not (match[2] or match[3]):
-        return None
-    return Fraction(match[1] + (match[2] or "0").replace(",", "") + (match[3] or ""))
+    def relations(self, one: str, other: str) -> bool:
+        raise _NeedsAlgebra
 
 
 @functools.cache
 def _pool() -> WorkerPool:
     def command(control: int) -> list[str]:
-        return ["-m", "megatron_bar.verifiers.math_worker", str(control)]
+        return ["-m", "megatron_bar.verifiers.mathematics.worker", str(control)]
 
     pool = WorkerPool(lambda: Worker("the math verifier", command), cores())
     atexit.register(pool.close)

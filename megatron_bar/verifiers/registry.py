@@ -23,6 +23,7 @@ from megatron_bar.verifiers import (
     code,
     exact,
     instructions,
+    judge,
     math,
     own,
     safety,
@@ -157,11 +158,16 @@ def _naming_failure(source: Source, conversation: Conversation) -> Iterator[None
 def verifier_for(source: Source) -> Verifier:
     """The rule that scores answers to a source's items.
 
-    Raises BarError for an unknown one, and for a file of the user's that can't be loaded.
+    Raises BarError for an unknown one, for a file of the user's that can't be loaded, and for a
+    judge of what has none.
     """
-    if own.short_name(source.verifier or ""):
+    if own.short_name(source.verifier or "") and source.judge is None:
         return own.load(source.verifier)
     name = verifier_name(source)
+    if source.judge is not None:
+        if name != "safety":
+            raise BarError(f"judge is for the verifier safety; {name} judges by itself")
+        return judge.judged_by(source.judge)
     if name not in VERIFIERS:
         raise BarError(f"verifier {name!r} is unknown; there are {', '.join(VERIFIERS)}, and "
                        "functions in files of yours, as FILE.py:FUNCTION")
