@@ -141,12 +141,13 @@ def test_what_a_sample_of_a_file_shows(brought, name, records, message):
     assert any(message in fault for fault in _faults()), _faults()
 
 
-def test_a_reference_that_fails_once_there_is_an_answer(brought):
+def test_a_reference_whose_settings_are_no_settings(brought):
     wrong = {"instruction_id_list": ["length_constraints:number_words"],
              "kwargs": [{"relation": "at least", "num_words": "three"}]}
     _write(brought / "questions.jsonl", QUESTION | {"answer": wrong})
     (fault,) = _faults("domains.law.rlvr.data.0.verifier=instructions", "domains.law.tasks=[]")
-    assert "questions.jsonl:1: verifier instructions can't score an answer to this item of" in fault
+    assert ("questions.jsonl:1: instruction length_constraints:number_words: num_words is a whole "
+            "number, not 'three'" in fault)
 
 
 @pytest.mark.parametrize("text, message", [

@@ -20,7 +20,7 @@ from megatron_bar.verifiers.sandbox import objects, wire
 
 
 class Objects:
-    """What the tests know by number, and how it crosses."""
+    """Objects that the tests know by number, and how they cross."""
 
     def __init__(self, shared: dict[str, type]) -> None:
         self._shared = shared
