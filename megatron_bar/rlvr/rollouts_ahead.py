@@ -18,6 +18,7 @@ from megatron.core import parallel_state
 from megatron_bar.generation.engine import Request, Response, Sampling
 from megatron_bar.generation.openai_engine import OpenAIEngine
 from megatron_bar.runtime.console import say
+from megatron_bar.runtime.distributed import first_of_ranks
 from megatron_bar.runtime.errors import BarError
 
 
@@ -56,10 +57,8 @@ class PendingRollout:
                 answers: list[Any] = [self._asked.result()]
             except BarError as error:
                 fault = str(error)
-        faults: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(faults, fault)
-        if any(faults):
-            say(f"{next(filter(None, faults))}; the rollout is asked for again")
+        if fault := first_of_ranks(fault):
+            say(f"{fault}; the rollout is asked for again")
             started = time.monotonic()
             responses = self.engine.generate(self.requests, self.sampling)
             return responses, time.monotonic() - started

@@ -110,6 +110,13 @@ def all_reduce_any(mine: bool) -> bool:
     return bool(flag.item())
 
 
+def first_of_ranks(mine: str | None) -> str | None:
+    """The first text that a rank gives, on all of them; None if none gives one. All call this."""
+    everyones: list[str | None] = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    return next(filter(None, everyones), None)
+
+
 @contextlib.contextmanager
 def written_together(target: Path) -> Iterator[Path]:
     """A folder beside `target` for all ranks to write into, which starts empty.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.distributed import first_of_ranks, is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import file_digest, read_json, write_json
 
@@ -42,9 +42,7 @@ def find_damage(folder: Path) -> str | None:
         fault = _damage_of_share(folder)
     except (OSError, BarError) as error:
         fault = " ".join(str(error).split())
-    faults: list[str | None] = [fault] * dist.get_world_size()
-    dist.all_gather_object(faults, fault)
-    return next(filter(None, faults), None)
+    return first_of_ranks(fault)
 
 
 def _damage_of_share(folder: Path) -> str | None:

@@ -15,7 +15,7 @@ from megatron_bar.recipe.schema import Source
 from megatron_bar.verifiers import math, own
 from megatron_bar.verifiers.call_references import read_reference
 from megatron_bar.verifiers.reference import structured
-from megatron_bar.verifiers.registry import ANY_ANSWER, reference_of, verifier_name
+from megatron_bar.verifiers.registry import ANY_ANSWER, reference_of, reply_text, verifier_name
 
 RIGHT, EMPTY, WRONG = "the reference answer", "an empty answer", "a wrong answer"
 
@@ -54,9 +54,7 @@ def right_answer(source: Source, conversation: Conversation) -> str | None:
     """The reply that the conversation ends with, else what its reference tells; None if neither."""
     last = conversation.messages[-1]
     if last["role"] == "assistant":
-        calls = last.get("function_calls")
-        return (last.get("content") or "") + (
-            f"<function_calls>{calls}</function_calls>" if calls else "")
+        return reply_text(last)
     tell = _RIGHT.get(verifier_name(source))
     return tell and tell(reference_of(source, conversation))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_bar.data.bad_items import BadItems
-from megatron_bar.data.chat import check_text
+from megatron_bar.data.chat import Message, check_text
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.schema import REFERENCES, Source
 from megatron_bar.runtime.errors import BarError, MachineError, VerifierFailed
@@ -201,8 +201,13 @@ def reference_of(source: Source, conversation: Conversation) -> Any:
     if last["role"] != "assistant":
         raise BarError(f"there is no column {REFERENCES!r} and no reply to compare "
                        "answers with; set reference_column")
-    calls = last.get("function_calls")
-    return (last.get("content") or "") + (
+    return reply_text(last)
+
+
+def reply_text(reply: Message) -> str:
+    """The text of an assistant's message, with the calls that it makes."""
+    calls = reply.get("function_calls")
+    return (reply.get("content") or "") + (
         f"<function_calls>{calls}</function_calls>" if calls else "")
 
 

@@ -70,8 +70,9 @@ def attempt(
         return Attempt(start, kept, running - kept)
     cycle = work.interval + work.pause
     saves = max(int((running - work.delay) // cycle), 0)
-    kept = saves * work.interval if saves else 0.0
-    return Attempt(start, kept, saves * work.pause, running - saves * cycle if saves else running,
+    if not saves:
+        return Attempt(start, redone=running, failed=failed)
+    return Attempt(start, saves * work.interval, saves * work.pause, running - saves * cycle,
                    failed=failed)
 
 
@@ -85,7 +86,7 @@ def expected_seconds(work: Work, start: float, mtbf: float) -> float:
         return work.to_finish(work.seconds)
     whole = int(work.seconds // work.interval)
     rest = work.seconds - whole * work.interval if whole else work.seconds
-    tries = whole and whole * math.expm1((work.interval + work.pause) / mtbf)
+    tries = whole * math.expm1((work.interval + work.pause) / mtbf) if whole else 0.0
     if rest:
         tries += math.expm1((rest + work.pause) / mtbf)
     return mtbf * math.exp(start / mtbf) * tries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from statistics import fmean
@@ -29,7 +30,7 @@ def saving_table(plans: Sequence[StagePlan], jobs: Sequence[Job], cluster: Clust
         writing = work.pause or work.delay
         best = best_interval(writing, mtbf)
         steps = max(min(round(best / step), plan.steps), 1)
-        at_best = type(work)(work.seconds, steps * step, work.pause, work.delay)
+        at_best = dataclasses.replace(work, interval=steps * step)
         table.add_row(
             job.name, str(job.nodes), _time(mtbf), _time(writing),
             _interval(work.interval, step, plan.steps), _interval(steps * step, step, plan.steps),

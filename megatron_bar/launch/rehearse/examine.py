@@ -14,12 +14,19 @@ from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data.bad_items import BadItems, describe_left_out
 from megatron_bar.data.chat import Message, prompt_ids, render
 from megatron_bar.data.chat_format import check_prompt_length, closing_tokens
-from megatron_bar.data.sources import Conversation, Drawn, choose, open_source, source_name
+from megatron_bar.data.sources import (
+    Conversation,
+    Drawn,
+    Preference,
+    choose,
+    open_source,
+    source_name,
+)
 from megatron_bar.launch.check_data import Reading, contents, readings
 from megatron_bar.launch.rehearse.rewrite import few
 from megatron_bar.launch.verify_data import try_known_answers
 from megatron_bar.methods import stage_graph
-from megatron_bar.recipe.fields import CHATS, PAIRS, TEXTS
+from megatron_bar.recipe.fields import CHATS, ITEMS, PAIRS, PROMPTS, TEXTS
 from megatron_bar.recipe.schema import REFERENCES, Recipe, Source
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
@@ -74,49 +81,32 @@ def _examine(
             for _ in texts:  # that it can be read is what counts
                 pass
         return
-    if form == PAIRS:
-        _examine_pairs(source, drawn, sample, at_ends, chat_format, examined)
-        return
-    bad = BadItems.of(source)
-    own = list(sample.conversations(bad=bad))
-    read = [c for part in at_ends for c in drawn.conversations(*part, bad=bad)] + own
-    conversations = list({conversation.where: conversation for conversation in read}.values())
-    if form != CHATS:
-        scored = _scored(source, drawn.name, conversations, bad)
+    bad, items = BadItems.of(source), Drawn.preferences if form == PAIRS else Drawn.conversations
+    own = list(items(sample, bad=bad))
+    read = [item for part in at_ends for item in items(drawn, *part, bad=bad)] + own
+    examples = list({example.where: example for example in read}.values())
+    if form in (PROMPTS, ITEMS):
+        scored = _scored(source, drawn.name, examples, bad)
         examined.found.setdefault(reading.stage, []).append(scored)
     if chat_format is None:
         return
-    if form != CHATS:
+    if form in (PROMPTS, ITEMS):
         _check_longest(reading, drawn, chat_format, positions)
-    measure, sizes = _taught if form == CHATS else _prompt, {}
-    for conversation in conversations:
-        with bad.caught(conversation.number, conversation.where):
-            sizes[conversation.where] = len(measure(conversation.messages, chat_format))
-    if lengths := sorted(sizes[c.where] for c in own if c.where in sizes):
+    sizes = {}
+    for example in examples:
+        with bad.caught(example.number, example.where):
+            sizes[example.where] = _size(example, form, chat_format)
+    if lengths := sorted(sizes[example.where] for example in own if example.where in sizes):
         examined.quartiles[contents(source), form] = lengths[len(lengths) // 4]
 
 
-def _examine_pairs(
-    source: Source,
-    drawn: Drawn,
-    sample: Drawn,
-    at_ends: Sequence[tuple[int, int]],
-    chat_format: ChatFormat | None,
-    examined: Examined,
-) -> None:
-    """As `_examine` does, of preference pairs."""
-    bad = BadItems.of(source)
-    own = list(sample.preferences(bad=bad))
-    read = [pair for part in at_ends for pair in drawn.preferences(*part, bad=bad)] + own
-    if chat_format is None:
-        return
-    sizes = {}
-    for pair in {pair.where: pair for pair in read}.values():
-        with bad.caught(pair.number, pair.where):
-            sizes[pair.where] = max(len(_taught(messages, chat_format))
-                                    for messages in (pair.chosen, pair.rejected))
-    if lengths := sorted(sizes[pair.where] for pair in own if pair.where in sizes):
-        examined.quartiles[contents(source), PAIRS] = lengths[len(lengths) // 4]
+def _size(example: Conversation | Preference, form: str, chat_format: ChatFormat) -> int:
+    """Tokens of what is read of an example: of a pair, its longer conversation."""
+    match example:
+        case Preference(chosen=chosen, rejected=rejected):
+            return max(len(_taught(messages, chat_format)) for messages in (chosen, rejected))
+    measure = _taught if form == CHATS else _prompt
+    return len(measure(example.messages, chat_format))
 
 
 def _taught(messages: Sequence[Message], chat_format: ChatFormat) -> list[int]:
