@@ -191,10 +191,22 @@ class Rlvr(Training):
     kl_every: int = key(10, AT_LEAST_0, runtime=True)
     # Responses a process generates (or asks a server for) at once.
     rollout_batch_size: int = key(64, runtime=True)
-    # OpenAI-compatible servers that generate in place of the training processes, such as
+    # vLLM servers that others started and that generate in place of the training processes, such as
     # [http://node7:8000], and the folder that they serve: each step exports its weights there.
     rollout_servers: list[str] = key(list, runtime=True)
     rollout_folder: str | None = key(None, runtime=True)
+    # Or the Python of an environment with vLLM, whose server the stage starts, watches and stops on
+    # its first machine; and more options of that server, such as ['--tensor-parallel-size', '8'].
+    rollout_python: str | None = key(None, runtime=True, file=PATH)
+    rollout_options: list[str] = key(list, runtime=True)
+    # Whether requests to servers bring seeds; by default yes, but to a vLLM of ours on a CPU, which
+    # dies of them.
+    rollout_seeds: bool | None = key(None, runtime=True)
+    # A server that takes longer for an answer, which may have to wait for its turn, is given up.
+    rollout_answer_seconds: float = key(3600.0, ABOVE_0, runtime=True)
+    # How far log-probabilities of generation may be from the trainer's, in the mean over tokens.
+    # Kernels round some 0.01 to 0.03 apart in bfloat16; weights of another model are above 1.
+    max_rollout_logprob_gap: float = key(0.1, ABOVE_0, runtime=True)
     # Answers that a process has scored side by side.
     verifier_workers: int = key(8, COUNT, runtime=True, formerly="verifiers_at_once")
     # What drives the steps: nemo_aligner (its REINFORCE trainer) or native, a loop of our own that

@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_bar.checkpoints.number_types import type_name
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
-from megatron_bar.generation.engine import Request, RolloutEngine, Sampling
-from megatron_bar.generation.openai_engine import ServedModel
+from megatron_bar.generation.engine import Request, Response, Sampling
+from megatron_bar.generation.probe import Probe
 from megatron_bar.generation.rollouts import MegatronEngine
-from megatron_bar.models.language_model import LanguageModel
+from megatron_bar.generation.served_policy import ServedPolicy
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.objective import compute_advantages, kl_to_reference, masked_mean
 from megatron_bar.rlvr.policy import Policy, Rows, Scored, Update
@@ -29,12 +30,14 @@ from megatron_bar.rlvr.rollout import (
     Rollout,
     as_rollout,
     optimizer_batches,
+    pad_right,
     response_mask,
     without_empty_ends,
 )
 from megatron_bar.rlvr.settings import asks_reference, reference_share
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import StopAtStep
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
@@ -43,6 +46,8 @@ from megatron_bar.training.setup import set_up
 from megatron_bar.training.step_lines import StepLines
 
 SAMPLES_FILE = "samples.jsonl"
+# What servers are asked to prove that they have the trainer's weights.
+_PROBE_ROWS, _PROBE_TOKENS = 8, 256
 Numbers = dict[str, Any]  # what is logged of a step, by name
 
 
@@ -83,6 +88,9 @@ class Learner:
         self.optimizer, self.schedule = setup.optimizer, setup.schedule
         self.budget = setup.budget
         self.policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
+        self.served: ServedPolicy | None = None
+        if settings.rollout_servers or settings.rollout_python is not None:
+            self.served = ServedPolicy(run, settings, type_name(setup.dtype))
         if reference_share(settings):
             self.policy.keep_start()
         self.points = ResumePoints(run, setup, settings, RlvrProgress)
@@ -123,17 +131,29 @@ class Learner:
         sampling = Sampling(
             settings.response_length, self.stop_ids, settings.temperature, self.run.seed
         )
-        with self.policy.generating() as model:
-            responses = self._engine(model).generate(requests, sampling)
         return as_rollout([request.prompt for request in requests],
-                          [prompt for prompt, _ in asked], responses, self.pad_id)
+                          [prompt for prompt, _ in asked], self._respond(requests, sampling),
+                          self.pad_id)
 
-    def _engine(self, model: LanguageModel) -> RolloutEngine:
-        """What generates with the weights that `model` has now."""
-        settings = self.settings
-        if not settings.rollout_servers:
-            return MegatronEngine(model, settings.rollout_batch_size)
-        return ServedModel(self.run.config, self.run.tokenizer_folder, settings).engine(model)
+    def _respond(self, requests: Sequence[Request], sampling: Sampling) -> list[Response]:
+        """Responses by the weights of now, of the model itself or of servers that have them."""
+        if self.served is not None:
+            engine = self.served.engine(self.policy.model, self._probe())
+            return engine.generate(requests, sampling)
+        with self.policy.generating() as model:
+            return MegatronEngine(model, self.settings.rollout_batch_size).generate(
+                requests, sampling)
+
+    def _probe(self) -> Probe:
+        """What the policy says now of the beginnings of the first prompts."""
+        rows = [prompt.ids[:_PROBE_TOKENS] for prompt in self.prompts[:_PROBE_ROWS]]
+        tokens_BS = pad_right(rows, self.pad_id, torch.int64)
+
+        def logprobs(rows_BS: torch.Tensor) -> torch.Tensor:
+            return self.policy.score(rows_BS, temperature=1.0).logprobs_BT
+
+        said = self._shared_out(logprobs, tokens_BS).tolist()
+        return Probe(rows, [of_row[: len(row) - 1] for row, of_row in zip(rows, said)])
 
     def score(self, tokens_BS: torch.Tensor) -> Scored:
         """Log-probabilities of the policy for a whole rollout's tokens."""
@@ -196,6 +216,9 @@ class Learner:
             "rollout_logprob_gap": masked_mean(gap_BT, mask_BT).item(),
             "rollout_logprob_gap_max": gap_BT.max().item(),
         }
+        self._check_gap(numbers["rollout_logprob_gap"])
+        if self.served is not None:
+            numbers |= self.served.numbers
         kl_B = None
         if "init_logprobs" in rollout:
             kl_B = kl_to_reference(logprobs_BT, rollout["init_logprobs"], mask_BT)
@@ -211,6 +234,15 @@ class Learner:
                 "old_logprobs": logprobs_BT, "advantages": found.advantages_B}
         return optimizer_batches(
             rows, found.groups, settings.samples_per_prompt, settings.global_batch_size), numbers
+
+    def _check_gap(self, gap: float) -> None:
+        limit = self.settings.max_rollout_logprob_gap
+        if not gap <= limit:
+            raise BarError(
+                f"{self.run.label}: in step {self.step + 1} log-probabilities of rollout and "
+                f"trainer are {gap:.2g} apart in the mean, more than max_rollout_logprob_gap "
+                f"{limit:g}: the answers came from other weights, or are computed otherwise, and "
+                "nothing was learned from them")
 
     def gradients(self, rows: Rows) -> Update:
         """Compute the gradients of one optimizer step, which stay in the parameters' buffers."""
@@ -239,6 +271,8 @@ class Learner:
     def recorded(self) -> Iterator[None]:
         """Keep metrics and samples in the stage's folder, and show progress, in the block."""
         with contextlib.ExitStack() as stack:
+            if self.served is not None:
+                stack.callback(self.served.close)
             self._metrics = stack.enter_context(
                 Metrics(self.run.folder, self.step, self.settings.wandb))
             if is_main():

@@ -34,6 +34,9 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
             raise BarError(f"{key} is {getattr(settings, key)}; give at least 1")
     if settings.rollout_servers and settings.rollout_folder is None:
         raise BarError("rollout_servers need rollout_folder, the folder that they serve")
+    if settings.rollout_servers and settings.rollout_python is not None:
+        raise BarError("rollout_servers are servers that others start, rollout_python starts one; "
+                       "give one of the two")
     if settings.steps is None:
         raise BarError("give steps, the number of rollouts")
     if settings.samples_per_prompt < 2:

@@ -1,0 +1,1 @@
+"""What vLLM's Python imports, from this folder alone: nothing here may need our packages."""
