@@ -191,16 +191,19 @@ class Rlvr(Training):
     kl_every: int = key(10, AT_LEAST_0, runtime=True)
     # Responses a process generates (or asks a server for) at once.
     rollout_batch_size: int = key(64, runtime=True)
-    # vLLM servers that others started and that generate in place of the training processes, such as
-    # [http://node7:8000], and the folder that they serve: each step exports its weights there.
+    # vLLM servers that others started, which generate in place of the training processes, such as
+    # [http://node7:8000].
     rollout_servers: list[str] = key(list, runtime=True)
+    # What these serve: each step exports its weights there. By default, for rollout_python, a
+    # folder in the stage's own that is removed in the end.
     rollout_folder: str | None = key(None, runtime=True)
     # Or the Python of an environment with vLLM, whose server the stage starts, watches and stops on
-    # its first machine; and more options of that server, such as ['--tensor-parallel-size', '8'].
+    # its first machine.
     rollout_python: str | None = key(None, runtime=True, file=PATH)
+    # More options of that server, such as ['--tensor-parallel-size', '8'].
     rollout_options: list[str] = key(list, runtime=True)
-    # Whether requests to servers bring seeds; by default yes, but to a vLLM of ours on a CPU, which
-    # dies of them.
+    # Whether requests bring seeds; by default they do, but to a vLLM of ours on a CPU, which dies
+    # of them.
     rollout_seeds: bool | None = key(None, runtime=True)
     # A server that takes longer for an answer, which may have to wait for its turn, is given up.
     rollout_answer_seconds: float = key(3600.0, ABOVE_0, runtime=True)
