@@ -23,6 +23,7 @@ from megatron_bar.generation.engine import Request, Response, Sampling
 from megatron_bar.runtime.errors import BarError
 
 _CONNECT_SECONDS = 30.0  # a server that is there takes a connection at once
+_REFRESH_SECONDS = 600.0  # to read weights, or a few tokens, with nothing else to do
 # Less than the 5 seconds after which vLLM closes a connection that nothing was asked on, so that no
 # question meets one that is just being closed.
 _KEPT_SECONDS = 2.0
@@ -37,9 +38,8 @@ class OpenAIApi:
     """One server. Its methods may be called by several threads; all raise ServerFault."""
 
     def __init__(self, address: str, answer_seconds: float) -> None:
-        self.address = address
+        self.address, self._answer_seconds = address, answer_seconds
         self._client = httpx.Client(
-            timeout=httpx.Timeout(answer_seconds, connect=_CONNECT_SECONDS),
             limits=httpx.Limits(max_connections=None, keepalive_expiry=_KEPT_SECONDS),
             follow_redirects=True,
         )
@@ -87,7 +87,7 @@ class OpenAIApi:
         reply = self._reply("POST", url, {
             "model": self._model["id"], "prompt": list(tokens), "add_special_tokens": False,
             "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0,
-        })
+        }, _REFRESH_SECONDS)
         with _as_asked(url):
             said = reply["choices"][0]["prompt_logprobs"][1:]
             found = [float(of_place[str(token)]["logprob"])
@@ -98,13 +98,21 @@ class OpenAIApi:
     def call_workers(self, method: str, *arguments: str) -> None:
         """Have vLLM's workers do `method`, and forget what they know of prompts."""
         self._reply("POST", f"{self.address}/collective_rpc",
-                    {"method": method, "args": list(arguments)})
-        self._reply("POST", f"{self.address}/reset_prefix_cache", {})
+                    {"method": method, "args": list(arguments)}, _REFRESH_SECONDS)
+        self._reply("POST", f"{self.address}/reset_prefix_cache", {}, _REFRESH_SECONDS)
 
-    def _reply(self, method: str, url: str, content: Any = None) -> Any:
-        """The JSON that it answers, or None where it has nothing to say."""
+    def _reply(
+        self, method: str, url: str, content: Any = None, seconds: float | None = None
+    ) -> Any:
+        """The JSON that it answers, or None where it has nothing to say.
+
+        It has `seconds` for it, by default as long as for an answer.
+        """
+        timeout = httpx.Timeout(min(seconds or math.inf, self._answer_seconds),
+                                connect=_CONNECT_SECONDS)
         try:
-            reply = self._client.request(method, url, json=content).raise_for_status()
+            reply = self._client.request(method, url, json=content, timeout=timeout)
+            reply.raise_for_status()
             return reply.json() if reply.content else None
         except httpx.HTTPStatusError as error:
             reply = error.response

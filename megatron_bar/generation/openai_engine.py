@@ -17,6 +17,7 @@ from megatron.core import parallel_state
 
 from megatron_bar.generation.engine import Request, Response, Sampling
 from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
+from megatron_bar.generation.waiting import wait_for
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 
@@ -74,7 +75,8 @@ class OpenAIEngine:
 
     def _ask(self, round_: _Round, group: dist.ProcessGroup) -> str | None:
         """Ask for all that is missing; on every rank what is wrong on one, if something is."""
-        fault = round_.ask(self.addresses) if group.rank() == 0 else None
+        ask = functools.partial(round_.ask, self.addresses) if group.rank() == 0 else None
+        fault = wait_for(ask)
         faults: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(faults, fault)
         return next(filter(None, faults), None)

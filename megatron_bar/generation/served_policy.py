@@ -6,6 +6,7 @@ a server has said of fixed tokens what the trainer says of them.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import time
@@ -19,6 +20,7 @@ from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
 from megatron_bar.generation.openai_engine import Asking, OpenAIEngine
 from megatron_bar.generation.probe import Probe, distance
 from megatron_bar.generation.vllm_process import START_SECONDS, VllmProcess, find_vllm
+from megatron_bar.generation.waiting import wait_for
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.runtime.beats import beat
@@ -101,7 +103,7 @@ class ServedPolicy:
         self.positions = run.config.max_position_embeddings
         self.folder = Path(settings.rollout_folder or run.folder / "served")
         self.servers: list[Server] = list(self._servers(dtype)) if is_main() else []
-        seeds = self._seeds()
+        seeds = self._on_main(self._seeds)
         if not seeds:
             say(f"{run.label}: requests bring no seeds, so what is sampled can't be repeated")
         self.asking = Asking(settings.rollout_batch_size, self.positions, seeds,
@@ -125,7 +127,7 @@ class ServedPolicy:
         for address in settings.rollout_servers:
             yield OthersServer(address, settings.rollout_answer_seconds)
         if settings.rollout_python is not None:
-            alone = self.run.layout.processes == 1
+            alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
             yield OwnServer(VllmProcess(
                 settings.rollout_python,
                 ["--dtype", dtype, "--max-model-len", str(self._row), *settings.rollout_options],
@@ -173,24 +175,31 @@ class ServedPolicy:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _bring(self, anew: bool = False) -> Sequence[str]:
-        """Have all servers use the folder's weights, and prove it; their addresses."""
+        """Have servers use the folder's weights, and prove it; the addresses of those that do.
+
+        One that fails is left out until the next weights, where others don't. Where all fail they
+        are given the weights `anew`.
+        """
         def bring() -> list[str]:
-            gaps = [self._bring_to(server, anew) for server in self.servers]
-            self.numbers["refresh_logprob_gap"] = max(gaps)
-            return [server.api.address for server in self.servers]
+            for surely in (True,) if anew else (False, True):
+                gaps: dict[str, float] = {}
+                faults = []
+                for server in self.servers:
+                    try:
+                        server.take_weights_anew() if surely else server.take_weights()
+                        gaps[server.api.address] = self._proven(server)
+                    except ServerFault as fault:
+                        faults.append(fault)
+                for fault in faults if gaps else ():
+                    say(f"{self.run.label}: {fault}; other servers answer for it in this step")
+                if gaps:
+                    self.numbers["refresh_logprob_gap"] = max(gaps.values())
+                    return list(gaps)
+                if not surely:
+                    say(f"{self.run.label}: {faults[0]}; the weights are brought once more")
+            raise faults[0]
 
         return self._on_main(bring)
-
-    def _bring_to(self, server: Server, anew: bool) -> float:
-        if not anew:
-            try:
-                server.take_weights()
-                return self._proven(server)
-            except ServerFault as fault:
-                say(f"{self.run.label}: {fault}; it is given the weights once more, "
-                    f"{'by a fresh server' if isinstance(server, OwnServer) else 'once it serves'}")
-        server.take_weights_anew()
-        return self._proven(server)
 
     def _proven(self, server: Server) -> float:
         """The distance of what it says from what the trainer says, which is small enough."""
@@ -212,7 +221,8 @@ class ServedPolicy:
             except BarError as error:
                 return str(error), None
 
-        fault, result = on_main(caught)
+        done = wait_for(caught if is_main() else None)
+        fault, result = on_main(lambda: done)
         if fault:
             raise BarError(fault)
         return result

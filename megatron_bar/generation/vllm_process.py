@@ -18,8 +18,8 @@ from megatron_bar.runtime.beats import beat
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import unheard
 
-# A 7B model on a GPU takes one or two minutes. Less than the ten for which other ranks wait.
-START_SECONDS = 480.0
+# A 7B model on a GPU takes one or two minutes, a big one on a cold file system more.
+START_SECONDS = 1200.0
 _POLL_SECONDS = 0.5
 # Runs a command, and kills it with all that it started as soon as nobody holds the other end of
 # stdin any more: vLLM's engine would outlive a trainer that is killed, and keep its memory.
