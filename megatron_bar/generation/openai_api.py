@@ -1,4 +1,4 @@
-"""What is asked of a server that speaks OpenAI's completions API, and its answers, checked.
+"""Requests to a server that speaks OpenAI's completions API, and its answers, checked.
 
     GET  /health, /v1/models     whether it serves, how the model is called, how long rows may be
     POST /v1/completions         token ids in and out (`return_token_ids`), log-probabilities
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -55,7 +55,7 @@ class OpenAIApi:
 
     @property
     def longest_row(self) -> int | None:
-        """How many tokens a prompt and its answer may have together, if it says so."""
+        """The number of tokens that a prompt and its answer may have together, if it says so."""
         return self._model.get("max_model_len")
 
     @functools.cached_property
@@ -82,7 +82,7 @@ class OpenAIApi:
             return _response(url, reply["choices"][0], sampling, most)
 
     def logprobs(self, tokens: Sequence[int]) -> list[float]:
-        """What it says of each of `tokens` but the first, at temperature 1."""
+        """Log-probabilities of each of `tokens` but the first, at temperature 1."""
         url = f"{self.address}/v1/completions"
         reply = self._reply("POST", url, {
             "model": self._model["id"], "prompt": list(tokens), "add_special_tokens": False,
@@ -123,7 +123,7 @@ class OpenAIApi:
 
 
 @contextlib.contextmanager
-def _as_asked(url: str):
+def _as_asked(url: str) -> Iterator[None]:
     """A reply of another form is the server's fault."""
     try:
         yield

@@ -24,7 +24,7 @@ from megatron_bar.runtime.errors import BarError
 
 @dataclass(frozen=True)
 class Asking:
-    """How servers are asked."""
+    """The way in which servers are asked."""
 
     at_once: int  # requests under way at each server for each data-parallel rank
     max_sequence_length: int  # the model's

@@ -68,11 +68,13 @@ def test_a_server_gives_what_the_model_itself_gives(model, temperature, tmp_path
         assert [r["tokens"] for r in answers[0]] == [r["tokens"] for r in own]
 
 
-def _stage(model: Path, served: CompletionServer, folder: Path, layout: Layout, **settings) -> Path:
-    """A stage whose rollouts come from a server of the folder `served`."""
+def _stage(
+    model: Path, served: CompletionServer, folder: Path, layout: Layout, *others: str, lr=1e-2
+) -> Path:
+    """A stage whose rollouts come from a server of the folder `served`, and from `others`."""
     with serving(served) as server:
         settings = Rlvr(**ranks.SETTINGS | dict(
-            rollout_servers=[server], rollout_folder=str(served.folder), lr=1e-2) | settings)
+            rollout_servers=[*others, server], rollout_folder=str(served.folder), lr=lr))
         folder.mkdir()
         processes.start(
             ranks.run_reinforce, model / "checkpoint", layout, settings, folder,
@@ -83,10 +85,14 @@ def _stage(model: Path, served: CompletionServer, folder: Path, layout: Layout, 
 
 @pytest.mark.distributed
 def test_a_stage_whose_rollouts_are_served_trains_on_its_own_weights(model, tmp_path):
-    """Were the weights not refreshed, log-probabilities of rollout and training would part."""
+    """Were the weights not refreshed, log-probabilities of rollout and training would part.
+
+    A second server isn't there, which costs no step.
+    """
     export_hf(model / "checkpoint", tmp_path / "served")
     served = CompletionServer(tmp_path / "served")
-    metrics = read_metrics(_stage(model, served, tmp_path / "run", EXPERTS["dp2"]))
+    metrics = read_metrics(
+        _stage(model, served, tmp_path / "run", EXPERTS["dp2"], "http://127.0.0.1:9"))
     assert served.reloads == len(metrics) == ranks.SETTINGS["steps"]
     for line in metrics:
         assert line["rollout_logprob_gap_max"] < 1e-4 and line["refresh_logprob_gap"] < 1e-4

@@ -1,1 +1,1 @@
-"""What vLLM's Python imports, from this folder alone: nothing here may need our packages."""
+"""Modules that vLLM's Python imports, from this folder alone: none may need our packages."""
