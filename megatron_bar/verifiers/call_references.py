@@ -35,7 +35,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What a parameter takes; `types` None: anything. `items` is what a list holds."""
+    """The values that a parameter takes; `types` None: anything. `items` is what a list holds."""
 
     types: frozenset[type] | None = None
     items: Kind | None = None

@@ -18,7 +18,7 @@ Language = NewType("Language", str)  # the code of a known one
 
 
 class Relation(enum.Enum):
-    """How a count compares with a bound. IFEval has the first two, RLVR-IFeval all."""
+    """A comparison of a count with a bound. IFEval has the first two, RLVR-IFeval all."""
 
     AT_LEAST = "at least"
     LESS_THAN = "less than"

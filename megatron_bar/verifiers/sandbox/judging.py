@@ -1,4 +1,4 @@
-"""What tests are made of where a reference doesn't spell them out as statements."""
+"""The parts of tests where a reference doesn't spell them out as statements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How objects of classes that both sides know cross, and functions of the tests.
+"""The crossing of objects of classes that both sides know, and of functions of the tests.
 
 Both sides run the reference's `shared` part, so that an object crosses as its class's name and its
 attributes, and is one of the receiver's own class there: its methods are the receiver's. A test may

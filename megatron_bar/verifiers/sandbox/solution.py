@@ -20,7 +20,7 @@ from megatron_bar.verifiers.sandbox import objects, wire
 
 
 class Objects:
-    """What the tests know by number, and how it crosses."""
+    """The objects that the tests know by number, and their crossing."""
 
     def __init__(self, shared: dict[str, type]) -> None:
         self._shared = shared
