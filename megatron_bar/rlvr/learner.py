@@ -15,11 +15,13 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_bar.checkpoints.number_types import type_name
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
-from megatron_bar.generation.engine import Request, Response, RolloutEngine, Sampling
-from megatron_bar.generation.openai_engine import ServedModel
+from megatron_bar.generation.engine import Request, Response, Sampling
+from megatron_bar.generation.openai_engine import OpenAIEngine
+from megatron_bar.generation.probe import Probe
 from megatron_bar.generation.rollouts import MegatronEngine
-from megatron_bar.models.language_model import LanguageModel
+from megatron_bar.generation.served_policy import ServedPolicy
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.objective import (
     compute_advantages,
@@ -34,6 +36,7 @@ from megatron_bar.rlvr.rollout import (
     Rollout,
     as_rollout,
     optimizer_batches,
+    pad_right,
     response_mask,
     without_empty_ends,
 )
@@ -42,6 +45,7 @@ from megatron_bar.rlvr.settings import asks_reference, reference_share
 from megatron_bar.rlvr.step_seconds import StepSeconds
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.distributed import is_main
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import StopAtStep
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
@@ -50,6 +54,8 @@ from megatron_bar.training.setup import set_up
 from megatron_bar.training.step_lines import StepLines
 
 SAMPLES_FILE = "samples.jsonl"
+# What servers are asked to prove that they have the trainer's weights.
+_PROBE_ROWS, _PROBE_TOKENS = 8, 256
 Numbers = dict[str, Any]  # what is logged of a step, by name
 
 
@@ -86,7 +92,7 @@ class Learner:
         self.stopped: str | None = None  # why it ends before its last step
         # While servers generate, and verifiers finish, the devices that train have nothing to do.
         self.seconds = StepSeconds(waiting=frozenset(
-            ("rollout", "verification") if settings.rollout_servers else ("verification",)))
+            ("rollout", "verification") if settings.served else ("verification",)))
         self.rewards = Rewards(prompts, self.decode, settings, self.seconds)
         updates = settings.steps * (settings.rows_per_step // settings.global_batch_size)
         setup = set_up(run, settings, updates)
@@ -95,6 +101,9 @@ class Learner:
         if settings.fp32_lm_head:
             setup.model.compute_logits_in_fp32()
         self.policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
+        self.served: ServedPolicy | None = None
+        if settings.served:
+            self.served = ServedPolicy(run, settings, type_name(setup.dtype))
         if reference_share(settings):
             self.policy.keep_start()
         self.points = ResumePoints(run, setup, settings, RlvrProgress)
@@ -141,12 +150,11 @@ class Learner:
 
     def generate(self, asked: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """This rank's part of a rollout: sampled by the seed, the step, prompt and sample alone."""
-        with self.seconds.of("rollout"), self.policy.generating() as model:
+        with self.seconds.of("rollout"):
             if self.settings.rollouts_ahead:
-                responses = self._answered_ahead(model)
+                responses = self._answered_ahead()
             else:
-                responses = self._engine(model).generate(
-                    self._requests(asked, self.step), self._sampling)
+                responses = self._respond(self._requests(asked, self.step))
         prompts = [prompt for prompt, _ in asked]
         return as_rollout([self.prompts[prompt].ids for prompt in prompts], prompts, responses,
                           self.pad_id)
@@ -161,14 +169,14 @@ class Learner:
         return Sampling(
             settings.response_length, self.stop_ids, settings.temperature, self.run.seed)
 
-    def _answered_ahead(self, model: LanguageModel) -> list[Response]:
+    def _answered_ahead(self) -> list[Response]:
         """The answers to the prompts that are due; the next ones are asked, with today's weights.
 
         After a stop none is under way: those of the step that comes are asked with its own weights.
         """
         engine = None
         if self._ahead is None:
-            engine = self._engine(model)
+            engine = self._served_engine()
             self._ahead = self.due, self._pending(engine, self.due, self.step)
         responses, seconds = self._ahead[1].result()
         self.seconds.add("servers", seconds)
@@ -176,18 +184,35 @@ class Learner:
         if self.step + 1 < self.settings.steps:
             following = self.order.peek(self.settings.prompts_per_step, after=self.due)
             self._ahead = following, self._pending(
-                engine or self._engine(model), following, self.step + 1)
+                engine or self._served_engine(), following, self.step + 1)
         return responses
 
-    def _pending(self, engine: RolloutEngine, asked: Asked, step: int) -> PendingRollout:
+    def _pending(self, engine: OpenAIEngine, asked: Asked, step: int) -> PendingRollout:
         return PendingRollout(engine, self._requests(self._share(asked), step), self._sampling)
 
-    def _engine(self, model: LanguageModel) -> RolloutEngine:
-        """What generates with the weights that `model` has now."""
-        settings = self.settings
-        if not settings.rollout_servers:
-            return MegatronEngine(model, settings.rollout_batch_size)
-        return ServedModel(self.run.config, self.run.tokenizer_folder, settings).engine(model)
+    def _respond(self, requests: Sequence[Request]) -> list[Response]:
+        """Responses by the weights of now, of the model itself or of servers that have them."""
+        if self.served is not None:
+            return self._served_engine().generate(requests, self._sampling)
+        with self.policy.generating() as model:
+            return MegatronEngine(model, self.settings.rollout_batch_size).generate(
+                requests, self._sampling)
+
+    def _served_engine(self) -> OpenAIEngine:
+        """What asks the servers, which have the weights of now."""
+        assert self.served is not None, "only where servers generate"
+        return self.served.engine(self.policy.model, self._probe())
+
+    def _probe(self) -> Probe:
+        """What the policy says now of the beginnings of the first prompts."""
+        rows = [prompt.ids[:_PROBE_TOKENS] for prompt in self.prompts[:_PROBE_ROWS]]
+        tokens_BS = pad_right(rows, self.pad_id, torch.int64)
+
+        def logprobs(rows_BS: torch.Tensor) -> torch.Tensor:
+            return self.policy.score(rows_BS, temperature=1.0).logprobs_BT
+
+        said = self._shared_out(logprobs, tokens_BS).tolist()
+        return Probe(rows, [of_row[: len(row) - 1] for row, of_row in zip(rows, said)])
 
     def score(self, tokens_BS: torch.Tensor) -> Scored:
         """Log-probabilities of the policy for a whole rollout's tokens."""
@@ -254,6 +279,10 @@ class Learner:
             "rollout_logprob_gap": masked_mean(gap_BT, mask_BT).item(),
             "rollout_logprob_gap_max": gap_BT.max().item(),
         }
+        if not settings.rollouts_ahead:  # whose gap has the update of a step in it
+            self._check_gap(numbers["rollout_logprob_gap"])
+        if self.served is not None:
+            numbers |= self.served.numbers
         kl_B = None
         if "init_logprobs" in rollout:
             kl_B = kl_to_reference(logprobs_BT, rollout["init_logprobs"], mask_BT)
@@ -277,6 +306,15 @@ class Learner:
                 "old_logprobs": logprobs_BT, "advantages": advantages_BT}
         return optimizer_batches(
             rows, found.groups, settings.samples_per_prompt, settings.global_batch_size), numbers
+
+    def _check_gap(self, gap: float) -> None:
+        limit = self.settings.max_rollout_logprob_gap
+        if not gap <= limit:
+            raise BarError(
+                f"{self.run.label}: in step {self.step + 1} log-probabilities of rollout and "
+                f"trainer are {gap:.2g} apart in the mean, more than max_rollout_logprob_gap "
+                f"{limit:g}: the answers came from other weights, or are computed otherwise, and "
+                "nothing was learned from them")
 
     def gradients(self, rows: Rows) -> Update:
         """Compute the gradients of one optimizer step, which stay in the parameters' buffers."""
@@ -310,6 +348,8 @@ class Learner:
     def recorded(self) -> Iterator[None]:
         """Keep metrics and samples in the stage's folder, and show progress, in the block."""
         with contextlib.ExitStack() as stack:
+            if self.served is not None:
+                stack.callback(self.served.close)
             self._metrics = stack.enter_context(
                 Metrics(self.run.folder, self.step, self.settings.wandb))
             if is_main():

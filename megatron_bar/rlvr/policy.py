@@ -92,10 +92,12 @@ class Policy:
                 parameter.data.copy_(value)
 
     @torch.no_grad()
-    def score(self, tokens_BS: torch.Tensor) -> Scored:
-        """Log-probabilities and entropies of rows of tokens."""
+    def score(self, tokens_BS: torch.Tensor, temperature: float | None = None) -> Scored:
+        """Log-probabilities and entropies of rows of tokens, by default at the temperature of
+        sampling.
+        """
         self.wrapped.eval()
-        parts = self._run({"tokens": tokens_BS}, self._scored, train=False)
+        parts = self._run({"tokens": tokens_BS}, self._scored, train=False, temperature=temperature)
         self.wrapped.train()
         shape = (2, *tokens_BS[:, 1:].shape)
         both = torch.cat(parts, dim=1) if parts else torch.empty(shape, device=tokens_BS.device)
@@ -132,9 +134,11 @@ class Policy:
         loss, clipped, error = (sums / total.clamp_min(1)).tolist()
         return Update(loss, int(tokens), clipped, error)
 
-    def _run(self, rows: Rows, output_of: Callable, train: bool) -> list[torch.Tensor]:
+    def _run(
+        self, rows: Rows, output_of: Callable, train: bool, temperature: float | None = None
+    ) -> list[torch.Tensor]:
         """Megatron's schedule over micro-batches; what `output_of(logits, rows)` kept of each."""
-        size = self.micro_batch_size
+        size, temperature = self.micro_batch_size, temperature or self.temperature
         count, length = rows["tokens"].shape
         assert count % size == 0, (count, size)
         tensor = parallel_state.get_tensor_model_parallel_world_size()
@@ -152,7 +156,7 @@ class Policy:
             logits = model(tokens_BP, positions_BP, None)
 
             def finish(logits_BPV: torch.Tensor, non_loss_data: bool = False):
-                logits_BTV = logits_BPV[:, : length - 1].float() / self.temperature
+                logits_BTV = logits_BPV[:, : length - 1].float() / temperature
                 return output_of(logits_BTV, micro_batch)
 
             return logits, finish

@@ -41,16 +41,16 @@ def as_rollout(
     whole = [[*prompt, *response.tokens] for prompt, response in zip(prompts, responses)]
     sampled_at = [[0.0] * (len(p) - 1) + r.logprobs for p, r in zip(prompts, responses)]
     return {
-        "response_tokens": _pad_right(whole, pad_id, torch.int64),
+        "response_tokens": pad_right(whole, pad_id, torch.int64),
         "prompt_lengths": torch.tensor([len(prompt) for prompt in prompts], device=device),
         "response_lengths": torch.tensor([len(row) for row in whole], device=device),
         "is_end": torch.tensor([response.stopped for response in responses], device=device),
         "prompt_ids": torch.tensor(numbers, device=device),
-        "rollout_logprobs": _pad_right(sampled_at, 0.0, torch.float32),
+        "rollout_logprobs": pad_right(sampled_at, 0.0, torch.float32),
     }
 
 
-def _pad_right(
+def pad_right(
     rows: Sequence[Sequence[float]], pad: float, dtype: torch.dtype
 ) -> torch.Tensor:
     """Rows of unlike length as one tensor, on the device that computes."""

@@ -17,6 +17,7 @@ from megatron.core import parallel_state
 
 from megatron_bar.generation.engine import Request, Response, Sampling
 from megatron_bar.generation.openai_engine import OpenAIEngine
+from megatron_bar.generation.waiting import wait_for
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import first_of_ranks
 from megatron_bar.runtime.errors import BarError
@@ -51,12 +52,12 @@ class PendingRollout:
         Every rank calls this. Where a server failed one of them, all ask again, as the engine does
         when nothing is ahead. Raises BarError if that fails too.
         """
-        fault, answers = None, [None]
-        if self._asked is not None:
-            try:
-                answers: list[Any] = [self._asked.result()]
-            except BarError as error:
-                fault = str(error)
+        fault = None
+        answers: list[Any] = [None]
+        try:
+            answers = [wait_for(self._asked and self._asked.result)]
+        except BarError as error:
+            fault = str(error)
         if fault := first_of_ranks(fault):
             say(f"{fault}; the rollout is asked for again")
             started = time.monotonic()

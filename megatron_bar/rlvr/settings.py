@@ -35,6 +35,9 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
             raise BarError(f"{key} is {getattr(settings, key)}; give at least 1")
     if settings.rollout_servers and settings.rollout_folder is None:
         raise BarError("rollout_servers need rollout_folder, the folder that they serve")
+    if settings.rollout_servers and settings.rollout_python is not None:
+        raise BarError("rollout_servers are servers that others start, rollout_python starts one; "
+                       "give one of the two")
     if settings.rollouts_ahead == 1:
         _check_ahead(settings)
     if settings.steps is None:
@@ -67,9 +70,10 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
 
 
 def _check_ahead(settings: Rlvr) -> None:
-    if not settings.rollout_servers:
+    if not settings.served:
         raise BarError("rollouts_ahead is 1, and the training processes generate themselves, which "
-                       "they can't while they train; give rollout_servers, or leave it out")
+                       "they can't while they train; give rollout_servers or rollout_python, or "
+                       "leave it out")
     if settings.truncated_importance_sampling is None:
         raise BarError("rollouts_ahead is 1, so that answers come from weights of a step ago; give "
                        "the weights that correct it, such as truncated_importance_sampling: 2")

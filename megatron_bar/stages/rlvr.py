@@ -56,7 +56,7 @@ class RlvrStage(TrainingStage):
         super().check(model, faults)
         with faults.of(self.name):
             check_settings(self.training, self.layout)
-        if self.training.rollout_servers:  # which read exports
+        if self.training.served:  # which read exports
             with faults.of(self.name):
                 architecture(model)
 
@@ -68,10 +68,14 @@ class RlvrStage(TrainingStage):
             check_verifier(source, self.name, faults)
 
     def check_installed(self, faults: Faults) -> None:
+        from megatron_bar.generation.vllm_process import find_vllm
         from megatron_bar.rlvr.backends import missing_backend
 
         if missing := missing_backend(self.training.backend):
             faults.add(missing, self.name)
+        if self.training.rollout_python is not None:
+            with faults.of(self.name):
+                find_vllm(self.training.rollout_python)
         super().check_installed(faults)
 
     def prepare(self) -> None:

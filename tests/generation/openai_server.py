@@ -1,7 +1,7 @@
 """A server of completions with transformers, which answers as vLLM's documentation has it.
 
-Token ids in and out, log-probabilities at the sampling temperature, `collective_rpc` with
-`reload_weights`, `reset_prefix_cache`. One request at a time.
+Token ids in and out, log-probabilities at the sampling temperature and of the prompt,
+`collective_rpc` with `reload_weights`, `reset_prefix_cache`. One request at a time.
 """
 
 from __future__ import annotations
@@ -32,21 +32,33 @@ class CompletionServer:
         self.model = AutoModelForCausalLM.from_pretrained(self.folder).eval()
 
     def get(self, path: str) -> Any:
+        if path == "/health":
+            return None
         assert path == "/v1/models", path
         return {"object": "list", "data": [{"id": "policy", "object": "model"}]}
 
     def post(self, path: str, content: dict[str, Any]) -> Any:
         with self._one_at_a_time:
             if path == "/collective_rpc":
-                assert content == {"method": "reload_weights"}
+                assert content == {"method": "reload_weights", "args": []}
                 self._load()
                 self.reloads += 1
                 return {"results": [None]}
             if path == "/reset_prefix_cache":
                 return None
             assert path == "/v1/completions", path
+            if "prompt_logprobs" in content:
+                return self._of_prompt(content)
             self.requests.append(content)
             return self._complete(content)
+
+    @torch.no_grad()
+    def _of_prompt(self, asked: dict[str, Any]) -> Any:
+        tokens = asked["prompt"]
+        logprobs_SV = self.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+        said = [{str(token): {"logprob": float(logprobs_V[token])}}
+                for token, logprobs_V in zip(tokens[1:], logprobs_SV)]
+        return {"choices": [{"prompt_logprobs": [None, *said]}]}
 
     @torch.no_grad()
     def _complete(self, asked: dict[str, Any]) -> Any:
@@ -75,8 +87,8 @@ class CompletionServer:
 def serving(answers: Any) -> Iterator[str]:
     """The address of a server that answers with `answers.get(path)` and `.post(path, content)`.
 
-    Those may return bytes too, which are sent as an error. `answers.connections`, where there is
-    such a thing, is told of each connection.
+    Those may return bytes too, which are sent as an error, or text, as it is. What they raise cuts
+    the connection. `answers.connections`, where there is such a thing, is told of each connection.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -95,7 +107,9 @@ def serving(answers: Any) -> Iterator[str]:
 
         def _send(self, answer: Any) -> None:
             failed = isinstance(answer, bytes)
-            body = answer if failed else b"" if answer is None else json.dumps(answer).encode()
+            if isinstance(answer, dict | list):
+                answer = json.dumps(answer)
+            body = answer if failed else (answer or "").encode()
             self.send_response(500 if failed else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -104,7 +118,11 @@ def serving(answers: Any) -> Iterator[str]:
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *request: Any) -> None:
+            pass
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

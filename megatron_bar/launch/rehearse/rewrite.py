@@ -139,7 +139,8 @@ def _training(
         global_batch_size=fold.data * _SAMPLES, response_length=answer,
         prompt_length=_length(short.prompt_length, small.longest - answer, least),
         rollout_batch_size=min(short.rollout_batch_size, 4), rollout_servers=[],
-        rollout_folder=None, rollouts_ahead=0, kl_every=min(short.kl_every, 1),
+        rollout_folder=None, rollout_python=None, rollouts_ahead=0,
+        kl_every=min(short.kl_every, 1),
         # A model that knows nothing earns the same for all its answers.
         filter_zero_std=False,
     )

@@ -87,7 +87,7 @@ def _trainings(real: Training, short: Training, model: ModelConfig) -> Iterator[
     if isinstance(real, Rlvr):
         if real.prompt_length + real.response_length > positions:
             yield f"answers end at position {positions:,}, the model's last"
-        if real.rollout_servers:
+        if real.served:
             yield "the rollout servers"
     elif real.sequence_length > positions:
         yield f"which is more than the model's {positions:,} positions"

@@ -1,0 +1,1 @@
+"""Modules that vLLM's Python imports, from this folder alone: none may need our packages."""

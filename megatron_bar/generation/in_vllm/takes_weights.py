@@ -1,0 +1,20 @@
+"""vLLM's worker, taught to take new weights from a folder (`--worker-extension-cls`).
+
+Its own `reload_weights` ruins a mixture of experts on a CPU (0.32): experts are packed for the CPU
+when they are first loaded, and on a reload unpacked ones are written where packed ones are read.
+"""
+
+from __future__ import annotations
+
+
+class TakesWeights:
+    """Methods that `POST /collective_rpc` can call."""
+
+    def take_weights(self, folder: str) -> None:
+        """Load the weights in `folder`, a model of the same shapes."""
+        if self.device.type == "cpu":
+            for module in self.model_runner.get_model().modules():
+                method = getattr(module, "quant_method", None)
+                if getattr(method, "moe_kernel", None) is not None:
+                    method.moe_kernel = None  # the reload sets it up anew, which packs
+        self.reload_weights(weights_path=folder)
