@@ -95,7 +95,7 @@ def reference(
         batch.tokens_BS, attention_mask=_masks(model, batch), position_ids=batch.positions_BS
     ).logits
     losses = torch.nn.functional.cross_entropy(
-        logits_BSV.flatten(0, 1), batch.labels_BS.flatten(), reduction="none"
+        logits_BSV.flatten(0, 1).float(), batch.labels_BS.flatten(), reduction="none"
     )
     mask = batch.loss_mask_BS.flatten()
     loss = (losses * mask).sum() / mask.sum()
