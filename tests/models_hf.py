@@ -113,7 +113,7 @@ def _masks(model: PreTrainedModel, batch: Batch) -> torch.Tensor | dict[str, tor
     window = getattr(model.config, "sliding_window", None)
     if window is None:
         return full_B1SS
-    place_S = torch.arange(hidden_B1SS.shape[-1])
+    place_S = torch.arange(hidden_B1SS.shape[-1], device=hidden_B1SS.device)
     too_far_SS = place_S[:, None] - place_S >= window
     return {"full_attention": full_B1SS,
             "sliding_attention": (hidden_B1SS | too_far_SS).float() * minus_inf}
