@@ -52,6 +52,16 @@ def random_model(name: str, seed: int = 0, **sizes) -> PreTrainedModel:
     return model.eval()
 
 
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its weights in `dtype`, and RoPE's frequencies in fp32, as a loaded one has.
+
+    `model.bfloat16()` would round these too, and every angle with them.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def random_dense(seed: int = 0, **sizes) -> PreTrainedModel:
     return random_model("OLMo-2", seed, **sizes)
 

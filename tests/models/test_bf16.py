@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from tests.gradients import distances, of_ours, of_transformers
-from tests.models_hf import imported, packed_batch, random_model
+from tests.models_hf import cast, imported, packed_batch, random_model
 
 AT_MOST = 1.2  # times the error of transformers
 # Where RoPE shows: rotated in bf16, as Megatron-Core does it, this is above 1 for FlexOlmo.
@@ -19,9 +20,9 @@ OF_ATTENTION = 1.0
 
 @pytest.mark.parametrize("name", ["OLMo-2", "FlexOlmo", "OLMo-3"])
 def test_gradients_are_as_near_to_fp32_as_those_of_transformers(name, tmp_path):
-    model, exact_model = (random_model(name, max_position_embeddings=256) for _ in range(2))
-    checkpoint = imported(model.bfloat16(), tmp_path)
-    exact_model.load_state_dict(model.state_dict())
+    model = cast(random_model(name, max_position_embeddings=256), torch.bfloat16)
+    checkpoint = imported(model, tmp_path)
+    exact_model = cast(copy.deepcopy(model), torch.float32)
     our_errors, their_errors = Counter(), Counter()
     with process_groups(Layout()):
         for seed in range(4):
