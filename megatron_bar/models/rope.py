@@ -24,7 +24,7 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def places_in_documents(starts_D: torch.Tensor, length: int) -> torch.Tensor:
-    """How far each of `length` tokens lies from the start of its document; starts are ascending."""
+    """The distance of each of `length` tokens from its document's start; starts are ascending."""
     place_S = torch.arange(length, device=starts_D.device)
     return place_S - starts_D[torch.searchsorted(starts_D, place_S, right=True) - 1]
 

@@ -65,5 +65,5 @@ def install() -> None:
 
 
 def fault() -> str | None:
-    """Why it couldn't be loaded; None if it was, or if nobody has tried."""
+    """The reason why it couldn't be loaded; None if it was, or if nobody has tried."""
     return _finder.fault

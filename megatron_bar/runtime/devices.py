@@ -49,8 +49,8 @@ def transformer_engine_runs() -> bool:
 
 
 def why_no_transformer_engine(dtype: torch.dtype) -> str | None:
-    """Why Transformer Engine multiplies nothing in a model that computes in `dtype`, as the end of
-    a sentence; None where it does.
+    """The reason, as the end of a sentence, why Transformer Engine multiplies nothing in a model that
+    computes in `dtype`; None where it does.
     """
     if not torch.cuda.is_available():
         return "there is no GPU"

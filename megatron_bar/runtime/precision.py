@@ -1,4 +1,4 @@
-"""What fp32 means: IEEE arithmetic, on any device and in any image.
+"""The meaning of fp32: IEEE arithmetic, on any device and in any image.
 
 NVIDIA's tensor cores multiply fp32 as TF32, with 10 bits of mantissa, wherever that is allowed, and
 NVIDIA's own images allow it by an environment variable. Routers compute in fp32, since they tell

@@ -1,4 +1,4 @@
-"""What computes a stage, in a line for its log: nobody should have to guess why it is slow."""
+"""The parts that compute a stage, in a line for its log: nobody should guess why it is slow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ATTENTION = {
 
 
 def parts_in_use(model: LanguageModel, optimizer: MegatronOptimizer) -> str:
-    """What computes attention, products and AdamW on this rank; why not Transformer Engine."""
+    """A line on what computes attention, products and AdamW, and why not Transformer Engine."""
     layer = model.decoder.layers[0].self_attention
     attention = type(layer.core_attention).__name__
     parts = [f"attention {_ATTENTION.get(attention, attention)}",
