@@ -23,4 +23,4 @@ def compute_deterministically() -> None:
     os.environ.setdefault("NCCL_ALGO", "^NVLS")
     torch.use_deterministic_algorithms(True)
     # Else every tensor is filled before it is written, which costs time and no promise needs.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -49,8 +49,8 @@ def transformer_engine_runs() -> bool:
 
 
 def why_no_transformer_engine(dtype: torch.dtype) -> str | None:
-    """The reason, as the end of a sentence, why Transformer Engine multiplies nothing in a model that
-    computes in `dtype`; None where it does.
+    """The reason, as the end of a sentence, why a model that computes in `dtype` does without
+    Transformer Engine; None where it doesn't.
     """
     if not torch.cuda.is_available():
         return "there is no GPU"
