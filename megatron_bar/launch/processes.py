@@ -160,7 +160,7 @@ def start(
         process = context.Process(
             target=_rank_main, args=(call, environment, log, errors), daemon=False
         )
-        with _environment(environment), unheard():
+        with unheard(), _environment(environment):
             process.start()
         ranks.append(process)
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
