@@ -16,7 +16,7 @@ import torch
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from rich.table import Table
 
-from benchmarks.timing import clock_named, machine, medians
+from benchmarks.timing import clock_named, device, machine, medians
 from megatron_bar.models.loss import vocabulary_loss
 from megatron_bar.runtime.console import console
 from megatron_bar.runtime.distributed import process_groups
@@ -24,7 +24,7 @@ from megatron_bar.runtime.layout import Layout
 
 
 def _megatron(logits_SBV: torch.Tensor, labels_SB: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    columns_V = torch.arange(logits_SBV.shape[-1])
+    columns_V = torch.arange(logits_SBV.shape[-1], device=logits_SBV.device)
     masked_SBV = logits_SBV.masked_fill(columns_V >= vocabulary, -1e30)
     return vocab_parallel_cross_entropy(masked_SBV, labels_SB)
 
@@ -47,6 +47,7 @@ def main() -> None:
     logits_SBV = torch.randn(args.tokens, 1, padded, generator=generator).bfloat16()
     labels_SB = torch.randint(args.vocabulary, (args.tokens, 1), generator=generator)
     with process_groups(Layout()):
+        logits_SBV, labels_SB = logits_SBV.to(device()), labels_SB.to(device())
         group = torch.distributed.group.WORLD
         losses = {
             "ours": lambda logits: vocabulary_loss(logits, labels_SB, args.vocabulary, group),

@@ -11,6 +11,7 @@ import copy
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
@@ -20,6 +21,7 @@ from megatron.core.transformer.utils import is_layer_window_attention
 
 from megatron_bar.models.cache import RowCache
 from megatron_bar.models.norms import FullWidthRMSNorm
+from megatron_bar.models.rope import places_in_documents, rotated
 
 
 def _window(config: TransformerConfig, layer_number: int) -> int | None:
@@ -58,6 +60,7 @@ class DecoderSelfAttention(SelfAttention):
         # Of one column of angles this is that one, whatever the layer.
         self.angles = slice(-1, None) if window is None else slice(0, 1)
         self.full_width_norms = full_width_norms
+        self._angles_S11D: torch.Tensor | None = None  # of the pass that is under way
         if full_width_norms:
             tp_group = self.pg_collection.tp
             self.q_norm = FullWidthRMSNorm(self.config, self.query_projection_size, tp_group)
@@ -66,12 +69,15 @@ class DecoderSelfAttention(SelfAttention):
     def get_query_key_value_tensors(
         self, hidden_states: torch.Tensor, key_value_states=None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`x_SBH -> q_SBND, k_SBKD, v_SBKD`, this rank's heads."""
+        """`x_SBH -> q_SBND, k_SBKD, v_SBKD`, this rank's heads; rotated, but in generation."""
         q_SBND, k_SBKD, v_SBKD = super().get_query_key_value_tensors(
             hidden_states, key_value_states, **kwargs
         )
         if self.full_width_norms:
             q_SBND, k_SBKD = self.q_norm(q_SBND), self.k_norm(k_SBKD)
+        if self._angles_S11D is not None:
+            cos_S11D, sin_S11D = self._angles_S11D.cos(), self._angles_S11D.sin()
+            q_SBND, k_SBKD = (rotated(x, cos_S11D, sin_S11D) for x in (q_SBND, k_SBKD))
         return q_SBND, k_SBKD, v_SBKD
 
     def forward(
@@ -80,13 +86,24 @@ class DecoderSelfAttention(SelfAttention):
         *args,
         rotary_pos_emb: torch.Tensor,
         inference_context: RowCache | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`x_SBH -> x_SBH`; `rotary_pos_emb` is [S, C, 1, D], C columns of angles."""
-        angles = rotary_pos_emb[:, self.angles]
+        angles_S11D = rotary_pos_emb[:, self.angles]
         if inference_context is not None:
-            return self._generate(hidden_states, angles, inference_context)
-        return super().forward(hidden_states, *args, rotary_pos_emb=angles, **kwargs)
+            return self._generate(hidden_states, angles_S11D, inference_context)
+        if packed_seq_params is not None:
+            length = len(hidden_states) * (
+                self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1)
+            angles_S11D = angles_S11D[places_in_documents(packed_seq_params.cu_seqlens_q, length)]
+        self._angles_S11D = angles_S11D
+        try:
+            # Without angles Megatron leaves the rotation to us.
+            return super().forward(hidden_states, *args, rotary_pos_emb=None,
+                                   packed_seq_params=packed_seq_params, **kwargs)
+        finally:
+            self._angles_S11D = None
 
     def _generate(
         self, x_SBH: torch.Tensor, angles_L11D: torch.Tensor, cache: RowCache

@@ -36,7 +36,7 @@ from megatron_bar.models.loss import vocabulary_loss
 from megatron_bar.models.norms import NormThenAdd, RMSNorm
 from megatron_bar.models.rope import RotaryByLayerType
 from megatron_bar.models.router import RowRouter
-from megatron_bar.runtime.devices import attention_by_boundaries, transformer_engine_runs
+from megatron_bar.runtime.devices import attention_by_boundaries, why_no_transformer_engine
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
@@ -119,9 +119,7 @@ def transformer_config(
 
 def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
     """One layer: attention and FFN, with norms where the model has them."""
-    # Transformer Engine's parts need a GPU. That path follows its documented interface; it has not
-    # been run.
-    if transformer_engine_runs():
+    if why_no_transformer_engine(config.params_dtype) is None:
         from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
         backend = TESpecProvider()

@@ -1,4 +1,8 @@
-"""Rotary embeddings of models whose layers don't all rotate by the same angles."""
+"""Rotary embeddings: the rotation, and angles that differ between layers.
+
+Queries and keys are rotated in fp32 and rounded once, as transformers does it for OLMo.
+Megatron-Core rounds cosines, sines and every product to the type of the activations.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,22 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 
 from megatron_bar.models.config import Yarn
+
+
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """`x[..., D]` with its two halves rotated into each other, in the type of `x`.
+
+    `cos` and `sin` are fp32 and repeat themselves after half of D.
+    """
+    x_fp32 = x.float()
+    first, second = x_fp32.chunk(2, dim=-1)
+    return (x_fp32 * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+def places_in_documents(starts_D: torch.Tensor, length: int) -> torch.Tensor:
+    """The distance of each of `length` tokens from its document's start; starts are ascending."""
+    place_S = torch.arange(length, device=starts_D.device)
+    return place_S - starts_D[torch.searchsorted(starts_D, place_S, right=True) - 1]
 
 
 class RotaryByLayerType(RotaryEmbedding):

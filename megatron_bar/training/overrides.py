@@ -20,7 +20,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Training
 from megatron_bar.recipe.typed import as_type, did_you_mean
-from megatron_bar.runtime.devices import transformer_engine_runs
 from megatron_bar.runtime.errors import raise_all
 
 # What a recipe's own keys, the model or the layout decide.
@@ -64,7 +63,6 @@ class _Free:
     type: type
     needs: Callable[[Training, ModelConfig], str | None] = lambda training, model: None
     words: tuple[str, ...] = ()
-    transformer_engine: bool = False  # nothing where that isn't at hand, so it is left out there
 
 
 def _overlap(training: Training, model: ModelConfig) -> str | None:
@@ -87,19 +85,26 @@ def _megatrons_ffn(training: Training, model: ModelConfig) -> str | None:
     return "has no effect where every token goes to all experts, whose FFN is fused already"
 
 
-def _one_angle(training: Training, model: ModelConfig) -> str | None:
-    return None if model.rotates_alike else (
-        "doesn't work with a model whose layers rotate by different angles")
-
-
 _FREE = {
     "overlap_grad_reduce": _Free(bool),
     "bucket_size": _Free(int, _overlap),
-    "apply_rope_fusion": _Free(bool, _one_angle, transformer_engine=True),
     "bias_activation_fusion": _Free(bool, _megatrons_ffn),
     "recompute_method": _Free(str, _full, ("uniform", "block")),
     "recompute_num_layers": _Free(int, _full),
     "recompute_modules": _Free(list, _selective, ("moe", "mlp", "core_attn")),
+}
+# What somebody might well set, and why it isn't among them.
+_NOT_HERE = {
+    "apply_rope_fusion": "queries and keys are rotated in fp32 by code of the project's own",
+    "cuda_graph_impl": "documents differ in length from step to step, and a graph's shapes can't",
+    "deterministic_mode": "it is one of several switches; the stage's key deterministic sets all",
+    "fused_single_qkv_rope": "it would leave out the norms of queries and keys",
+    "gradient_accumulation_fusion": "the head would need apex, and the experts, which add up their "
+                                    "gradients themselves, would lose them",
+    "overlap_param_gather": "the experts' weights are read past what waits for them",
+    "tp_comm_overlap": "the buffers that it needs are made by Megatron-LM's own training script",
+    "use_precision_aware_optimizer": "states to go on from, and the memory table, have no place "
+                                     "for its fp32 weights",
 }
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
@@ -135,6 +140,8 @@ def _faults(name: str, training: Training, model: ModelConfig) -> Iterator[str]:
         why = _FREE[name].needs(training, model)
         if why is not None:
             yield why
+    elif name in _NOT_HERE:
+        yield f"isn't supported here: {_NOT_HERE[name]}"
     elif name not in known:
         yield ("is no field of Megatron-Core's TransformerConfig, DistributedDataParallelConfig or "
                f"OptimizerConfig{did_you_mean(name, [*_FREE, *known])}")
@@ -161,12 +168,13 @@ def _value(name: str, written: Any) -> Any:
 def _for(config: type, training: Training) -> dict[str, Any]:
     fields = _fields(config)
     return {name: _value(name, written) for name, written in training.megatron.items()
-            if name in fields and (transformer_engine_runs() or not _FREE[name].transformer_engine)}
+            if name in fields}
 
 
 def transformer_overrides(training: Training) -> dict[str, Any]:
-    """Settings of `training` for TransformerConfig, activation recomputation included."""
-    return _RECOMPUTE[training.recompute] | _for(TransformerConfig, training)
+    """Settings of `training` for TransformerConfig, those of its own keys included."""
+    deterministic = {"deterministic_mode": True} if training.deterministic else {}
+    return _RECOMPUTE[training.recompute] | deterministic | _for(TransformerConfig, training)
 
 
 def data_parallel_overrides(training: Training) -> dict[str, Any]:
