@@ -11,6 +11,7 @@ attention over packed documents gave gradients that were no numbers in most step
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass
 
@@ -100,6 +101,7 @@ def _no_transformer_engine(
     return None
 
 
+@functools.cache
 def varlen_parameters() -> tuple[str, ...]:
     """The parameters of torch's varlen_attn, which differ from version to version; () without."""
     try:

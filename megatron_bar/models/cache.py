@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import torch
 from megatron.core.inference.contexts import BaseInferenceContext
 
+from megatron_bar.models.rope import rotated
+
 
 @dataclass(frozen=True)
 class _Pass:
     """What all layers of one kind share in a forward pass over S tokens of R rows."""
 
-    cos_SR1D: torch.Tensor  # R may be 1, where all rows are at the same positions
-    sin_SR1D: torch.Tensor
+    cos_SR1h: torch.Tensor  # fp32; R may be 1, where all rows are at the same positions
+    sin_SR1h: torch.Tensor
     visible_R1SL: torch.Tensor | None  # None: each position sees itself and all before it
 
 
@@ -87,9 +89,9 @@ class RowCache(BaseInferenceContext):
         with the same one have the same `angles_L11D`. Returns [S, R, N * D].
         """
         if window not in self._passes:
-            self._passes[window] = self._new_pass(angles_L11D, window, q_SRND.dtype)
+            self._passes[window] = self._new_pass(angles_L11D, window)
         now = self._passes[window]
-        q_SRND, k_SRKD = _rotated(q_SRND, now), _rotated(k_SRKD, now)
+        q_SRND, k_SRKD = (rotated(x, now.cos_SR1h, now.sin_SR1h) for x in (q_SRND, k_SRKD))
         k_RLKD = self._remember(self._keys_RLKD, layer, k_SRKD)
         v_RLKD = self._remember(self._values_RLKD, layer, v_SRKD)
         if self._decoding:
@@ -105,10 +107,9 @@ class RowCache(BaseInferenceContext):
             return x_RKXD.reshape(1, len(x_RKXD), -1)
         return x_RKXD.permute(2, 0, 1, 3).flatten(2)
 
-    def _new_pass(
-        self, angles_L11D: torch.Tensor, window: int | None, dtype: torch.dtype
-    ) -> _Pass:
+    def _new_pass(self, angles_L11D: torch.Tensor, window: int | None) -> _Pass:
         angles_SR1D = angles_L11D[self._positions_SR, 0]
+        angles_SR1h = angles_SR1D[..., : angles_SR1D.shape[-1] // 2].float()
         visible_R1SL = None
         if self._decoding or (window is not None and window < self._seen):
             places_L = torch.arange(self._seen, device=angles_L11D.device)
@@ -116,7 +117,7 @@ class RowCache(BaseInferenceContext):
             visible_R1SL = distance_R1SL >= 0
             if window is not None:
                 visible_R1SL &= distance_R1SL < window
-        return _Pass(angles_SR1D.cos().to(dtype), angles_SR1D.sin().to(dtype), visible_R1SL)
+        return _Pass(angles_SR1h.cos(), angles_SR1h.sin(), visible_R1SL)
 
     def _remember(
         self, tensors_RLKD: dict[int, torch.Tensor], layer: int, new_SRKD: torch.Tensor
@@ -133,7 +134,3 @@ class RowCache(BaseInferenceContext):
         tensor_RLKD[self._targets, : self._seen] = new_RSKD[self._sources]
         return new_RSKD
 
-
-def _rotated(x_SRND: torch.Tensor, now: _Pass) -> torch.Tensor:
-    first, second = x_SRND.chunk(2, dim=-1)
-    return x_SRND * now.cos_SR1D + torch.cat((-second, first), dim=-1) * now.sin_SR1D

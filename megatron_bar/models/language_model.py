@@ -30,13 +30,19 @@ from megatron.core.transformer.transformer_layer import (
 
 from megatron_bar.models.all_experts import AllExperts, AllExpertsLayer, AllExpertsRouter
 from megatron_bar.models.attention import DecoderSelfAttention, FusedAttention
+from megatron_bar.models.attention_choice import (
+    AUTO,
+    TRANSFORMER_ENGINE,
+    AttentionChoice,
+    choose_attention,
+)
 from megatron_bar.models.config import ModelConfig, Yarn
 from megatron_bar.models.linear import LocalParts
 from megatron_bar.models.loss import vocabulary_loss
 from megatron_bar.models.norms import NormThenAdd, RMSNorm
-from megatron_bar.models.rope import RotaryByLayerType
+from megatron_bar.models.rope import RotaryByLayerType, frequencies, rotation_at
 from megatron_bar.models.router import RowRouter
-from megatron_bar.runtime.devices import attention_by_boundaries, transformer_engine_runs
+from megatron_bar.runtime.devices import transformer_engine_runs
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
@@ -117,10 +123,10 @@ def transformer_config(
     return TransformerConfig(**settings | dict(overrides or {}))
 
 
-def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
+def _layer_spec(
+    model: ModelConfig, config: TransformerConfig, attention: AttentionChoice
+) -> ModuleSpec:
     """One layer: attention and FFN, with norms where the model has them."""
-    # Transformer Engine's parts need a GPU. That path follows its documented interface; it has not
-    # been run.
     if transformer_engine_runs():
         from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
@@ -128,7 +134,7 @@ def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
     else:
         backend = LocalParts()
     core_attention = FusedAttention
-    if attention_by_boundaries(config.context_parallel_size):
+    if attention.kind == TRANSFORMER_ENGINE:
         core_attention = backend.core_attention()
     linears = MLPSubmodules(
         linear_fc1=backend.column_parallel_linear(), linear_fc2=backend.row_parallel_linear()
@@ -200,18 +206,41 @@ class DecoderLayer(TransformerLayer):
 class LanguageModel(GPTModel):
     """Megatron's GPTModel, whose loss doesn't see the rows that pad the vocabulary.
 
-    With `yarn`, RoPE differs between layer types. This is the one place that names GPTModel.
+    Tokens are rotated by their places in their own documents. With `yarn`, RoPE differs between
+    layer types. This is the one place that names GPTModel.
     """
 
     def __init__(
-        self, *args, unpadded_vocab_size: int, yarn: Yarn | None = None, **kwargs
+        self,
+        *args,
+        unpadded_vocab_size: int,
+        attention: AttentionChoice,
+        yarn: Yarn | None = None,
+        **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.unpadded_vocab_size = unpadded_vocab_size
+        self.attention = attention
         if yarn is not None:
             self.rotary_pos_emb = RotaryByLayerType(
                 self.config.kv_channels, kwargs["rotary_base"], yarn
             )
+
+    def _preprocess(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, inference_context=None, **kwargs
+    ) -> tuple:
+        """What Megatron prepares for the layers, with rotations by `position_ids`."""
+        prepared = super()._preprocess(
+            input_ids=input_ids, position_ids=position_ids, inference_context=inference_context,
+            **kwargs)
+        if inference_context is not None:  # rows whose positions the cache knows
+            return prepared
+        decoder_input, _, *others = prepared
+        return decoder_input, rotation_at(position_ids.t(), self._frequencies_Ch), *others
+
+    @functools.cached_property
+    def _frequencies_Ch(self) -> torch.Tensor:
+        return frequencies(self.rotary_pos_emb)
 
     def compute_logits_in_fp32(self) -> None:
         """Multiply by the head in fp32 from now on, whatever type it is stored in.
@@ -247,6 +276,7 @@ def build_model(
     sequence_parallel: bool = True,
     overrides: Mapping[str, Any] | None = None,
     load_balancing_loss: float = 0.0,
+    attention: str = AUTO,
 ) -> LanguageModel:
     """This rank's part of `model`, freshly initialized (normal, std 0.02; norms 1).
 
@@ -255,18 +285,22 @@ def build_model(
     with f_e the share of the tokens that go to expert e and p_e its mean probability; both are
     taken in each layer and micro-batch, while training. Sequence parallelism, on where tensor
     parallelism is, is turned off to generate, one token at a time. `overrides` go to Megatron's
-    configuration.
+    configuration. `attention` is one of the words of models/attention_choice.py.
 
-    Raises BarError if `layout` can't hold the model.
+    Raises BarError if `layout` can't hold the model, or `attention` can't be had.
     """
     model.check(layout)
     _check_gathers(model, layout)
     config = transformer_config(
         model, layout, dtype, router_z_loss, sequence_parallel, overrides, load_balancing_loss
     )
-    layers = [_layer_spec(model, config)] * get_num_layers_to_build(config)
+    choice = choose_attention(
+        "cuda" if torch.cuda.is_available() else "cpu", dtype, model.head_dim, layout.context,
+        attention)
+    layers = [_layer_spec(model, config, choice)] * get_num_layers_to_build(config)
     return LanguageModel(
         unpadded_vocab_size=model.vocab_size,
+        attention=choice,
         yarn=model.yarn,
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),

@@ -1,12 +1,18 @@
-"""Rotary embeddings of models whose layers don't all rotate by the same angles."""
+"""Rotary embeddings: the rotation of each token by its place in its own document.
+
+Angles are fp32 and so is the rotation, as in transformers, whatever the model computes in.
+Shapes: C kinds of angles, h = D / 2 pairs of numbers of a head, T tokens.
+"""
 
 from __future__ import annotations
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
+from torch.autograd.function import once_differentiable
 
 from megatron_bar.models.config import Yarn
+from megatron_bar.runtime.fusing import fused
 
 
 class RotaryByLayerType(RotaryEmbedding):
@@ -33,3 +39,55 @@ class RotaryByLayerType(RotaryEmbedding):
         # YaRN's factor on queries and keys is part of the layer's softmax scale.
         scaled_S11D, _ = self.scaled.get_emb(max_seq_len, offset)
         return torch.cat((plain_S11D, scaled_S11D), dim=1)
+
+
+def frequencies(table: RotaryEmbedding) -> torch.Tensor:
+    """`[C, h]`: the angles that one position turns, in each of the table's columns."""
+    at_one_1C1D = table.get_emb(1, offset=1)
+    return at_one_1C1D[0, :, 0, : at_one_1C1D.shape[-1] // 2].float()
+
+
+def rotation_at(positions_SB: torch.Tensor, frequencies_Ch: torch.Tensor) -> torch.Tensor:
+    """`[2, C, S, B, 1, h]`, fp32: cosines and sines of the positions' angles."""
+    angles_CSB1h = positions_SB[..., None, None] * frequencies_Ch[:, None, None, None]
+    return torch.stack((angles_CSB1h.cos(), angles_CSB1h.sin()))
+
+
+def rotate(
+    x_TND: torch.Tensor, cos_T1h: torch.Tensor, sin_T1h: torch.Tensor, inverse: bool = False
+) -> torch.Tensor:
+    """`[..., N, D] -> [..., N, D]`, in the type of the cosines; `inverse` turns back."""
+    first, second = x_TND.to(cos_T1h.dtype).chunk(2, dim=-1)
+    if inverse:
+        sin_T1h = -sin_T1h
+    return torch.cat((first * cos_T1h - second * sin_T1h, second * cos_T1h + first * sin_T1h), -1)
+
+
+@fused
+def _rotated(
+    x_TND: torch.Tensor, cos_T1h: torch.Tensor, sin_T1h: torch.Tensor, inverse: bool
+) -> torch.Tensor:
+    return rotate(x_TND, cos_T1h, sin_T1h, inverse).to(x_TND.dtype)
+
+
+class _Rotated(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, x_TND: torch.Tensor, cos_T1h: torch.Tensor, sin_T1h: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(cos_T1h, sin_T1h)
+        return _rotated(x_TND, cos_T1h, sin_T1h, False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_TND: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _rotated(grad_TND, *ctx.saved_tensors, True), None, None
+
+
+def rotated(
+    x_SBND: torch.Tensor, cos_SB1h: torch.Tensor, sin_SB1h: torch.Tensor
+) -> torch.Tensor:
+    """`x_SBND -> x_SBND`, rotated in fp32 and rounded once."""
+    if torch.is_grad_enabled():
+        return _Rotated.apply(x_SBND, cos_SB1h, sin_SB1h)
+    return _rotated(x_SBND, cos_SB1h, sin_SB1h, False)
