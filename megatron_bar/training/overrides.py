@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -20,7 +21,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Training
 from megatron_bar.recipe.typed import as_type, did_you_mean
-from megatron_bar.runtime.devices import transformer_engine_runs
 from megatron_bar.runtime.errors import raise_all
 
 # What a recipe's own keys, the model or the layout decide.
@@ -64,13 +64,17 @@ class _Free:
     type: type
     needs: Callable[[Training, ModelConfig], str | None] = lambda training, model: None
     words: tuple[str, ...] = ()
-    transformer_engine: bool = False  # nothing where that isn't at hand, so it is left out there
 
 
 def _overlap(training: Training, model: ModelConfig) -> str | None:
-    overlap = training.megatron.get("overlap_grad_reduce", False)
+    overlap = training.megatron.get("overlap_grad_reduce", _overlaps_by_default())
     return None if str(overlap).lower() in ("true", "yes", "on", "1") else (
         "has an effect only with overlap_grad_reduce: true")
+
+
+def _overlaps_by_default() -> bool:
+    """Gradients are reduced while others are computed where that happens side by side."""
+    return torch.cuda.is_available()
 
 
 def _full(training: Training, model: ModelConfig) -> str | None:
@@ -87,15 +91,9 @@ def _megatrons_ffn(training: Training, model: ModelConfig) -> str | None:
     return "has no effect where every token goes to all experts, whose FFN is fused already"
 
 
-def _one_angle(training: Training, model: ModelConfig) -> str | None:
-    return None if model.rotates_alike else (
-        "doesn't work with a model whose layers rotate by different angles")
-
-
 _FREE = {
     "overlap_grad_reduce": _Free(bool),
     "bucket_size": _Free(int, _overlap),
-    "apply_rope_fusion": _Free(bool, _one_angle, transformer_engine=True),
     "bias_activation_fusion": _Free(bool, _megatrons_ffn),
     "recompute_method": _Free(str, _full, ("uniform", "block")),
     "recompute_num_layers": _Free(int, _full),
@@ -161,7 +159,7 @@ def _value(name: str, written: Any) -> Any:
 def _for(config: type, training: Training) -> dict[str, Any]:
     fields = _fields(config)
     return {name: _value(name, written) for name, written in training.megatron.items()
-            if name in fields and (transformer_engine_runs() or not _FREE[name].transformer_engine)}
+            if name in fields}
 
 
 def transformer_overrides(training: Training) -> dict[str, Any]:
@@ -170,4 +168,6 @@ def transformer_overrides(training: Training) -> dict[str, Any]:
 
 
 def data_parallel_overrides(training: Training) -> dict[str, Any]:
-    return _for(DistributedDataParallelConfig, training)
+    """Settings of `training` for DistributedDataParallelConfig."""
+    default = {"overlap_grad_reduce": _overlaps_by_default()}
+    return default | _for(DistributedDataParallelConfig, training)

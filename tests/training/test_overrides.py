@@ -8,10 +8,9 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_bar.models.config import ModelConfig, SlidingWindow, Yarn
+from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import transformer_config
 from megatron_bar.recipe.schema import Training
-from megatron_bar.runtime.devices import transformer_engine_runs
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.overrides import (
@@ -22,8 +21,6 @@ from megatron_bar.training.overrides import (
 
 DENSE = ModelConfig(128, 48, 80, 4, 6, 2)
 ALL, SOME = DENSE.with_experts(3), DENSE.with_experts(3, 2)
-TWO_ANGLES = ModelConfig(128, 48, 80, 4, 6, 2, window=SlidingWindow(8, (3,)),
-                         yarn=Yarn(8.0, 8, 1.2))
 
 
 def _training(recompute: str = "none", **fields) -> Training:
@@ -32,7 +29,6 @@ def _training(recompute: str = "none", **fields) -> Training:
 
 @pytest.mark.parametrize("model, training", [
     (ALL, _training(overlap_grad_reduce="on", bucket_size="1_000_000")),
-    (ALL, _training(apply_rope_fusion=True)),
     (SOME, _training(bias_activation_fusion=True)),
     (DENSE, _training(bias_activation_fusion=False)),
     (ALL, _training("full", recompute_method="block", recompute_num_layers=2)),
@@ -44,12 +40,18 @@ def test_what_makes_a_stage_faster_or_smaller_gets_through(model, training):
                                 overrides=transformer_overrides(training))
     parallel = DistributedDataParallelConfig(**data_parallel_overrides(training))
     for name, value in training.megatron.items():
-        if name == "apply_rope_fusion":  # waits for Transformer Engine
-            assert config.apply_rope_fusion is transformer_engine_runs()
-        else:
-            found = getattr(config if hasattr(config, name) else parallel, name)
-            expected = {"on": True, "1_000_000": 1_000_000}.get(str(value), value)
-            assert found == expected
+        found = getattr(config if hasattr(config, name) else parallel, name)
+        assert found == {"on": True, "1_000_000": 1_000_000}.get(str(value), value)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_gradients_are_reduced_beside_others_on_a_gpu_unless_the_recipe_says_no(
+    on_gpu, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
+    assert data_parallel_overrides(_training())["overlap_grad_reduce"] is on_gpu
+    said_no = data_parallel_overrides(_training(overlap_grad_reduce=False))
+    assert said_no["overlap_grad_reduce"] is False
 
 
 @pytest.mark.parametrize("name, value, message", [
@@ -72,6 +74,7 @@ def test_what_makes_a_stage_faster_or_smaller_gets_through(model, training):
     ("tp_comm_overlap", True, "isn't supported here"),
     ("use_precision_aware_optimizer", True, "isn't supported here"),
     ("fused_single_qkv_rope", True, "isn't supported here"),
+    ("apply_rope_fusion", True, "isn't supported here"),
     ("cuda_graph_impl", "local", "isn't supported here"),
     ("deterministic_mode", True, "isn't supported here"),
     ("overlap_param_gather", True, "isn't supported here"),
@@ -93,11 +96,6 @@ def test_the_rest_is_refused_with_the_reason(name, value, message):
         check_overrides(_training(**{name: value}), ALL, "math/sft")
 
 
-def test_rope_that_differs_between_layers_is_not_fused():
-    with pytest.raises(BarError, match="layers rotate by different angles"):
-        check_overrides(_training(apply_rope_fusion=True), TWO_ANGLES, "x")
-
-
 def test_every_field_there_is_gets_an_answer():
     """New versions bring new fields; none of them passes unseen."""
     names = {name for config in (TransformerConfig, DistributedDataParallelConfig, OptimizerConfig)
@@ -105,5 +103,5 @@ def test_every_field_there_is_gets_an_answer():
     with pytest.raises(BarError) as raised:
         check_overrides(_training(**dict.fromkeys(names, True)), SOME, "x")
     refused = {line.split()[1].removeprefix("megatron.") for line in str(raised.value).splitlines()}
-    assert names - refused == {"overlap_grad_reduce", "apply_rope_fusion",
+    assert names - refused == {"overlap_grad_reduce",
                                "bias_activation_fusion"}  # the others want more than true
