@@ -19,6 +19,7 @@ from megatron_bar.recipe.fields import (
     DATA_FILES,
     DATASET,
     FACTOR,
+    FIRST_AND_LAST,
     FUNCTION,
     ITEMS,
     PART,
@@ -85,6 +86,13 @@ class Source:
 
 
 @dataclass
+class Profile:
+    """Steps to trace, as docs/training.md says."""
+
+    steps: list[int] = key(list, FIRST_AND_LAST)  # the first and the last of them
+
+
+@dataclass
 class Training:
     """Settings of one stage's training. Defaults are what the stages of BAR have in common."""
 
@@ -148,6 +156,8 @@ class Training:
     peak_tflops: float | None = key(None, ABOVE_0, runtime=True)
     # A Weights & Biases project that gets the metrics too.
     wandb: str | None = key(None, runtime=True)
+    # Trace some steps, such as {steps: [10, 12]}, into the stage's folder.
+    profile: Profile | None = key(None, runtime=True)
 
     @property
     def row_length(self) -> int:

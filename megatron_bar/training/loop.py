@@ -20,6 +20,7 @@ from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.objective import TOKENS, Objective
 from megatron_bar.training.optimizer import gradient_norm
+from megatron_bar.training.profiling import StepProfile
 from megatron_bar.training.result_file import load_or_run
 from megatron_bar.training.resume import ResumePoints
 from megatron_bar.training.setup import Initializer, set_up
@@ -105,9 +106,11 @@ class _Stage:
         self.wrapped.train()
         with (
             Metrics(run.folder, done, task.training.wandb) as metrics,
+            StepProfile(task.training.profile, run.folder, run.label) as profile,
             progress(run.label, self.steps) as advance,
         ):
             advance(done)
+            profile.reached(done)
             for step in range(done + 1, self.steps + 1):
                 if reason := stop.reason_on_any_rank():
                     self.points.save(self.progress)
@@ -115,6 +118,7 @@ class _Stage:
                     raise ContinueLater(f"{run.label}: {reason}, saved after step {step - 1}")
                 if numbers := self._step(step):
                     metrics.log(step, **numbers)
+                profile.reached(step)
                 advance(note=f"loss {self.loss:.3f}")
                 with self.step_metrics.paused():
                     self.points.check()
