@@ -128,6 +128,9 @@ def _through_swiglu(
     gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
     silu_TF = torch.nn.functional.silu(gate_TF)
     h_TF = silu_TF * up_TF if needs_hidden else None
+    if torch.compiler.is_compiling():  # one pass as it is, and no `out` of half a tensor is taken
+        grad_gate_TF = torch.ops.aten.silu_backward(grad_TF * up_TF, gate_TF)
+        return torch.cat((grad_gate_TF, grad_TF * silu_TF), dim=-1), h_TF
     grad_gate_up_TG = torch.empty_like(gate_up_TG)
     grad_gate_TF, grad_up_TF = grad_gate_up_TG.chunk(2, dim=-1)
     torch.mul(grad_TF, silu_TF, out=grad_up_TF)

@@ -59,8 +59,8 @@ def fused(function: Callable[_P, _R]) -> Callable[_P, _R]:
         _let_length_vary(args)
         try:
             return compiled()(*args, **kwargs)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            _failures.append(str(error.inner_exception).strip().splitlines()[0])
+        except torch._dynamo.exc.TorchDynamoException as error:
+            _failures.append(str(error).strip().splitlines()[0])
             say(f"note: kernels can't be compiled: {_failures[0]}; training is slower")
             return function(*args, **kwargs)
 
