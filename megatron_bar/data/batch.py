@@ -7,6 +7,7 @@ left of the rows', beside the labels. Shapes: B batch, S sequence, T tokens of a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,10 +95,16 @@ class Batch:
         return dataclasses.replace(self, **flat, packed=packed, row_length=self.tokens_BS.shape[1],
                                    whole_documents_BT=None, places_S=None)
 
-    def to(self, device: torch.device) -> Batch:
-        tensors = {name: tensor.to(device) for name, tensor in self._tensors().items()}
-        packed = None if self.packed is None else self.packed.to(device)
-        return dataclasses.replace(self, **tensors, packed=packed)
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, the boundaries too."""
+        bounds = {} if self.packed is None else self.packed.bounds()
+        return self._tensors() | bounds
+
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Batch:
+        """The same batch with others in the place of its `tensors()`."""
+        own = {name: tensors[name] for name in self._tensors()}
+        packed = None if self.packed is None else self.packed.with_bounds(tensors)
+        return dataclasses.replace(self, **own, packed=packed)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}

@@ -7,10 +7,13 @@ them follow each other. Shapes: B rows, T tokens of a whole row, D documents.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+
+_BOUNDS = ("query_bounds_D", "key_bounds_D")
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,16 @@ class PackedDocuments(PackedSeqParams):
     spans: tuple[Span, ...] = ()
     rows: int = 1
 
-    def to(self, device: torch.device) -> PackedDocuments:
-        """All boundaries on `device`, without waiting for them."""
-        def move(bounds_D: torch.Tensor) -> torch.Tensor:
-            return bounds_D.to(device, non_blocking=True)
+    def bounds(self) -> dict[str, torch.Tensor]:
+        """The boundaries of all spans, by name."""
+        return {f"{name}.{i}": getattr(span, name)
+                for i, span in enumerate(self.spans) for name in _BOUNDS}
 
-        spans = tuple(dataclasses.replace(
-            span, query_bounds_D=move(span.query_bounds_D), key_bounds_D=move(span.key_bounds_D),
-        ) for span in self.spans)
+    def with_bounds(self, bounds: Mapping[str, torch.Tensor]) -> PackedDocuments:
+        """The same with others in the place of its `bounds()`, such as copies on a GPU."""
+        spans = tuple(
+            dataclasses.replace(span, **{name: bounds[f"{name}.{i}"] for name in _BOUNDS})
+            for i, span in enumerate(self.spans))
         return _with_spans(spans, self.rows)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from megatron.core import parallel_state
 
-from megatron_bar.data.batch import to_batch
+from megatron_bar.data.batch import Batch, to_batch
 from megatron_bar.data.batches import Batches, planned_steps
 from megatron_bar.data.rows import Rows
+from megatron_bar.data.transfer import MadeAhead
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
@@ -98,13 +101,24 @@ class _Stage:
             run.config, training, setup.dtype, setup.trainable, task.rows.source_names
         )
         self.router_metrics = RouterMetrics(self.model, run.config)
+        self.ahead = MadeAhead(self._micro_batches, self.steps)
         self.loss = float("nan")
+
+    def _micro_batches(self, step: int) -> tuple[np.ndarray, list[Batch]]:
+        """This rank's part of a step: the rows' numbers by micro-batch, and these."""
+        task = self.task
+        indices = self.batches.micro_batches(
+            step - 1, parallel_state.get_data_parallel_rank(),
+            parallel_state.get_data_parallel_world_size(), task.training.micro_batch_size,
+        )
+        return indices, [to_batch(task.rows.take(chosen), task.pad_id) for chosen in indices]
 
     def run(self, stop: StopAtStep) -> TrainingResult:
         """All steps that remain, and the checkpoint."""
         task, run, done = self.task, self.task.model_run, self.progress.step
         self.wrapped.train()
         with (
+            contextlib.closing(self.ahead),
             Metrics(run.folder, done, task.training.wandb) as metrics,
             StepProfile(task.training.profile, run.folder, run.label) as profile,
             progress(run.label, self.steps) as advance,
@@ -141,11 +155,7 @@ class _Stage:
         self.schedule.step(1)
         self.optimizer.zero_grad()
         self.wrapped.zero_grad_buffer()
-        indices = self.batches.micro_batches(
-            step - 1, parallel_state.get_data_parallel_rank(),
-            parallel_state.get_data_parallel_world_size(), training.micro_batch_size,
-        )
-        batches = [to_batch(task.rows.take(chosen), task.pad_id) for chosen in indices]
+        indices, batches = self.ahead.take(step)
         with self.router_metrics.recording(logs):
             result = forward_backward(self.wrapped, batches, len(task.rows.source_names),
                                       objective=task.objective)

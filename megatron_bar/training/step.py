@@ -13,6 +13,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import unwrap_model
 
 from megatron_bar.data.batch import Batch
+from megatron_bar.data.transfer import on_device
 from megatron_bar.models.flops import Work
 from megatron_bar.training.objective import TOKENS, Objective
 
@@ -61,7 +62,7 @@ def forward_backward(
     outputs = get_forward_backward_func()(
         forward_step_func=functools.partial(
             _forward_step, objective=objective, scale=scale, sources=sources),
-        data_iterator=iter(batches),
+        data_iterator=on_device(batches),
         model=[model],
         num_microbatches=len(batches),
         seq_length=length,
@@ -104,7 +105,7 @@ def _forward_step(
     scale: torch.Tensor,
     sources: int,
 ) -> tuple[torch.Tensor, functools.partial]:
-    batch = next(batches).to(torch.cuda.current_device())
+    batch = next(batches)
     loss_BS = model(
         batch.tokens_BS, batch.positions_BS, batch.attention_mask_B1SS, labels=batch.labels_BS,
         packed_seq_params=batch.packed,

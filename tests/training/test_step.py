@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_bar.data.batch import to_batch
 from megatron_bar.models import attention
@@ -12,7 +13,9 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.training import step
 from megatron_bar.training.bad_steps import describe_items
+from megatron_bar.training.objective import TOKENS
 from megatron_bar.training.step import forward_backward
 from megatron_bar.training.validation import validation_losses
 from tests.distributed.stages import rows
@@ -76,3 +79,40 @@ def test_validation_counts_every_row_once(model, batches):
     with torch.no_grad():
         whole = forward_backward(model, [to_batch(rows(4), 0)], 2, train=False)
     assert losses["validation_loss"] == pytest.approx(whole.loss, rel=1e-4)
+
+
+class Syncs(TorchDispatchMode):
+    """The operations whose result the host has to wait for, were they on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero"):
+            self.names.append(name)
+        return function(*args, **kwargs or {})
+
+
+def test_no_micro_batch_makes_the_host_wait(model, batches, monkeypatch):
+    """Its forward and backward pass and its loss; a mask or boundaries are there before."""
+    def causal(q_TND, k_TKD, v_TKD, *_, **__):
+        q_NTD, k_KTD, v_KTD = (x.transpose(0, 1) for x in (q_TND, k_TKD, v_TKD))
+        return torch.nn.functional.scaled_dot_product_attention(
+            q_NTD[None], k_KTD[None], v_KTD[None], is_causal=True, enable_gqa=True,
+        )[0].transpose(0, 1)
+
+    monkeypatch.setattr(attention, "varlen_attention", causal)
+    batch = batches[0]
+    if model.attention.by_boundaries:
+        batch = batch.in_one_sequence()
+    with Syncs() as syncs:
+        for name in ("tolist", "cpu", "numpy"):
+            monkeypatch.setattr(
+                torch.Tensor, name, lambda self, name=name: syncs.names.append(name))
+        loss_BS, finish = step._forward_step(iter([batch]), model, TOKENS, torch.tensor(1.0), 2)
+        loss, _ = finish(loss_BS)
+        loss.backward()
+    monkeypatch.undo()
+    assert syncs.names == []
