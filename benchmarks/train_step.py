@@ -63,14 +63,13 @@ def random_batch() -> Batch:
     place_S = torch.arange(LENGTH)
     document_S = (place_S >= LENGTH // 3).long()
     document_BS = document_S.expand(SEQUENCES, -1)
-    same_BSS = document_BS[:, :, None] == document_BS[:, None, :]
     return Batch(
         tokens_BS=tokens_BS[:, :-1],
         labels_BS=tokens_BS[:, 1:],
         loss_mask_BS=(place_S != LENGTH // 3 - 1).float().expand(SEQUENCES, -1),
         positions_BS=(place_S - document_S * (LENGTH // 3)).expand(SEQUENCES, -1),
         sources_BS=torch.zeros(SEQUENCES, LENGTH, dtype=torch.long),
-        attention_mask_B1SS=~same_BSS.tril().unsqueeze(1),
+        documents_BS=document_BS,
     )
 
 

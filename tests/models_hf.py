@@ -83,8 +83,6 @@ def packed_batch(vocab_size: int, rows: int = 4, length: int = 24, seed: int = 1
     place_S = torch.arange(length)
     document_BS = (place_S >= splits_B1).long()
     positions_BS = place_S - document_BS * splits_B1
-    other_document = document_BS[:, None, :, None] != document_BS[:, None, None, :]
-    future = torch.triu(torch.ones(length, length, dtype=torch.bool), 1)
     keep = torch.rand(rows, length, generator=generator) < 0.7
     last_of_document = torch.nn.functional.pad(document_BS.diff(dim=1), (0, 1)) > 0
     return Batch(
@@ -93,7 +91,7 @@ def packed_batch(vocab_size: int, rows: int = 4, length: int = 24, seed: int = 1
         loss_mask_BS=(keep & ~last_of_document).float(),
         positions_BS=positions_BS,
         sources_BS=torch.where(last_of_document, -1, 0),
-        attention_mask_B1SS=other_document | future,
+        documents_BS=document_BS + 1,
     )
 
 

@@ -91,6 +91,25 @@ def _halves(size: int) -> list[int]:
     return [size >> times for times in range(1, size.bit_length())]
 
 
+def keys_of(suggestion: Mapping[str, Any]) -> str:
+    """Keys that would make a stage fit, in a few words."""
+    words = [f"{key} {value}" for key, value in suggestion.items() if key != "layout"]
+    layout = suggestion.get("layout")
+    return ", ".join(words + ([] if layout is None else [
+        f"{name} {size}" for name, size in layout_sizes(layout).items()
+    ]))
+
+
+def layout_sizes(layout: Layout) -> dict[str, int]:
+    """The keys of a layout that say how a model is cut."""
+    sizes = {"tensor": layout.tensor, "expert": layout.expert, "pipeline": layout.pipeline}
+    if layout.resolved_expert_tensor != layout.tensor:
+        sizes["expert_tensor"] = layout.resolved_expert_tensor
+    if layout.context > 1:
+        sizes["context"] = layout.context
+    return sizes
+
+
 def nearest_fit(
     model: ModelConfig,
     layout: Layout,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.loss_chunks import KEPT_BYTES, chunk_tokens
 from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.layout import Layout
@@ -185,7 +186,7 @@ def _activations(
     layers = model.num_layers // layout.pipeline
     tokens = training.micro_batch_size * training.row_length // layout.context
     elements = tokens * (kept * layers * in_flight + once) / layout.tensor
-    return round(elements * width) + _logits(model, layout, training, pipeline_rank)
+    return round(elements * width) + _logits(model, layout, training, trainable, pipeline_rank)
 
 
 def _ffn_elements(model: ModelConfig, layout: Layout, trainable: Sequence[str]) -> float:
@@ -207,17 +208,24 @@ def _ffn_elements(model: ModelConfig, layout: Layout, trainable: Sequence[str]) 
     return experts + hidden * sharing * (trains and sharing > 1)
 
 
-def _logits(model: ModelConfig, layout: Layout, training: Training, pipeline_rank: int) -> int:
-    """On the last pipeline rank: logits as they are, and fp32 log-probabilities or gradients.
-
-    For RLVR logits are divided by the temperature in fp32, and entropies take copies of their own;
-    an fp32 head has a copy of its weights, too.
+def _logits(
+    model: ModelConfig, layout: Layout, training: Training, trainable: Sequence[str],
+    pipeline_rank: int,
+) -> int:
+    """On the last pipeline rank, what models/loss.py holds: a chunk's logits, as they are and twice
+    in fp32, and what is kept for the backward pass. That is the gradient of the hidden states or,
+    where the head trains, all logits, up to a limit; beyond it the head's gradient is added up in
+    fp32. An fp32 head for RLVR is a copy of its weights.
     """
     if pipeline_rank < layout.pipeline - 1:
         return 0
     tokens = training.micro_batch_size * training.row_length // layout.context
-    copies = 4 if isinstance(training, Rlvr) else 1
     columns = model.padded_vocab_size(layout.tensor) // layout.tensor
-    if isinstance(training, Rlvr) and training.fp32_lm_head:
-        return 4 * columns * (tokens * (1 + copies) + model.hidden_size)
-    return tokens * columns * (WIDTH[training.dtype] + 4 * copies)
+    in_fp32 = isinstance(training, Rlvr) and training.fp32_lm_head
+    width = 4 if in_fp32 else WIDTH[training.dtype]
+    chunk = min(tokens, chunk_tokens(columns, on_gpu=True))
+    held = chunk * columns * (width + 8) + 4 * columns * model.hidden_size * in_fp32
+    if ("embeddings" if model.tied_embeddings else "head") not in trainable:
+        return held + tokens * model.hidden_size * width
+    whole = tokens * columns * width
+    return held + (whole if whole <= KEPT_BYTES else 4 * columns * model.hidden_size)

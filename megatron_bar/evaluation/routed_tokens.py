@@ -103,7 +103,7 @@ def _forward(
     batch = to_batch(rows, pad_id)
     labels = torch.from_numpy(labels_BS).reshape(batch.tokens_BS.shape)
     record.labels = labels.t().reshape(-1).to(batch.tokens_BS.device)
-    with record_routing(model, record):
+    with record_routing(model, record), model.without_head():
         forward_backward(model, [batch], train=False)
 
 

@@ -62,6 +62,8 @@ def _training(training: Training, where: str) -> Iterator[str]:
             training.steps is not None and 1 <= training.steps < training.warmup_steps):
         yield (f"{where}warmup_steps {training.warmup_steps} is more than the "
                f"{training.steps} steps there are")
+    if training.profile is not None:
+        yield from faults(training.profile, f"{where}profile.")
     if training.layout is not None:
         yield from _layout(training.layout, where)
 

@@ -10,6 +10,8 @@ Shapes: T tokens, of this rank or of all that share experts; E experts, e those 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import (
@@ -23,6 +25,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from torch.autograd.function import once_differentiable
 
 from megatron_bar.models.router import RowRouter
+from megatron_bar.runtime.fusing import fused
 
 
 class _WeightedExperts(torch.autograd.Function):
@@ -39,23 +42,16 @@ class _WeightedExperts(torch.autograd.Function):
         ctx, x_TH: torch.Tensor, probs_Te: torch.Tensor, *weights: torch.Tensor
     ) -> torch.Tensor:
         needs_x, needs_probs, *needs_weights = ctx.needs_input_grad
-        y_TH = None
         hidden, outputs = [], []
         for e, (w1_GH, w2_HF) in enumerate(zip(weights[::2], weights[1::2])):
-            p_T1 = probs_Te[:, e : e + 1]
             gate_up_TG = x_TH @ w1_GH.t()
-            gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
-            y_e_TH = torch.nn.functional.silu(gate_TF).mul_(up_TF) @ w2_HF.t()
-            # Written into what is bf16, products with p in fp32 become bf16 without a copy.
-            if y_TH is None:
-                y_TH = torch.mul(y_e_TH, p_T1, out=torch.empty_like(y_e_TH))
-            else:
-                y_TH.addcmul_(y_e_TH, p_T1)
+            outputs.append(_swiglu(gate_up_TG) @ w2_HF.t())
             needs_hidden = needs_x or any(needs_weights[2 * e : 2 * e + 2])
             hidden.append(gate_up_TG if needs_hidden else None)
-            outputs.append(y_e_TH if needs_probs else None)
+        y_TH = _weighted_sum(probs_Te, outputs)
+        kept = outputs if needs_probs else [None] * len(outputs)
         trains_w1 = any(needs_weights[::2])
-        ctx.save_for_backward(x_TH if trains_w1 else None, probs_Te, *hidden, *outputs, *weights)
+        ctx.save_for_backward(x_TH if trains_w1 else None, probs_Te, *hidden, *kept, *weights)
         return y_TH
 
     @staticmethod
@@ -66,36 +62,80 @@ class _WeightedExperts(torch.autograd.Function):
         experts = probs_Te.shape[1]
         hidden, outputs, weights = rest[:experts], rest[experts : 2 * experts], rest[2 * experts :]
         grad_x_TH = None
-        grad_probs_Te = torch.empty_like(probs_Te) if needs_probs else None
+        grad_probs: list[torch.Tensor | None] = []
         grad_weights: list[torch.Tensor | None] = [None] * len(weights)
         for e, (gate_up_TG, y_e_TH, w1_GH, w2_HF) in enumerate(
             zip(hidden, outputs, weights[::2], weights[1::2])
         ):
-            if needs_probs:
-                grad_probs_Te[:, e] = torch.linalg.vecdot(grad_y_TH, y_e_TH)
-            if gate_up_TG is None:
+            p_T1 = probs_Te[:, e : e + 1]
+            needs_hidden = gate_up_TG is not None
+            grad_y_e_TH, grad_p_T = _through_weighting(grad_y_TH, p_T1, y_e_TH, needs_hidden)
+            grad_probs.append(grad_p_T)
+            if not needs_hidden:
                 continue
             needs_w1, needs_w2 = needs_weights[2 * e : 2 * e + 2]
-            p_T1 = probs_Te[:, e : e + 1]
-            grad_y_e_TH = torch.mul(grad_y_TH, p_T1, out=torch.empty_like(grad_y_TH))
-            gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
-            silu_TF = torch.nn.functional.silu(gate_TF)
-            if needs_w2:
-                grad_weights[2 * e + 1] = grad_y_e_TH.t() @ (silu_TF * up_TF)
             if not (needs_x or needs_w1):
+                grad_weights[2 * e + 1] = grad_y_e_TH.t() @ _swiglu(gate_up_TG)
                 continue
-            grad_TF = grad_y_e_TH @ w2_HF
-            grad_gate_up_TG = torch.empty_like(gate_up_TG)
-            grad_gate_TF, grad_up_TF = grad_gate_up_TG.chunk(2, dim=-1)
-            torch.mul(grad_TF, silu_TF, out=grad_up_TF)
-            torch.ops.aten.silu_backward(grad_TF.mul_(up_TF), gate_TF, grad_input=grad_gate_TF)
+            grad_gate_up_TG, h_TF = _through_swiglu(grad_y_e_TH @ w2_HF, gate_up_TG, needs_w2)
+            if needs_w2:
+                grad_weights[2 * e + 1] = grad_y_e_TH.t() @ h_TF
             if needs_w1:
                 grad_weights[2 * e] = grad_gate_up_TG.t() @ x_TH
             if needs_x and grad_x_TH is None:
                 grad_x_TH = grad_gate_up_TG @ w1_GH
             elif needs_x:
                 grad_x_TH.addmm_(grad_gate_up_TG, w1_GH)
+        grad_probs_Te = torch.stack(grad_probs, 1).to(probs_Te.dtype) if needs_probs else None
         return grad_x_TH, grad_probs_Te, *grad_weights
+
+
+@fused
+def _swiglu(gate_up_TG: torch.Tensor) -> torch.Tensor:
+    gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate_TF).mul_(up_TF)
+
+
+@fused
+def _weighted_sum(probs_Te: torch.Tensor, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The outputs [T, H], one an expert, weighted; in their type, whatever that of `probs_Te`."""
+    # Written into what is bf16, products with p in fp32 become bf16 without a copy.
+    y_TH = torch.mul(outputs[0], probs_Te[:, :1], out=torch.empty_like(outputs[0]))
+    for e, y_e_TH in enumerate(outputs[1:], 1):
+        y_TH.addcmul_(y_e_TH, probs_Te[:, e : e + 1])
+    return y_TH
+
+
+@fused
+def _through_weighting(
+    grad_y_TH: torch.Tensor, p_T1: torch.Tensor, y_e_TH: torch.Tensor | None, needs_output: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of one expert's output and, where that was kept, of its weight `p_T1`."""
+    grad_y_e_TH = grad_p_T = None
+    if y_e_TH is not None:
+        wide = torch.promote_types(y_e_TH.dtype, torch.float32)  # or products would be rounded
+        grad_p_T = torch.linalg.vecdot(grad_y_TH.to(wide), y_e_TH.to(wide))
+    if needs_output:
+        grad_y_e_TH = torch.mul(grad_y_TH, p_T1, out=torch.empty_like(grad_y_TH))
+    return grad_y_e_TH, grad_p_T
+
+
+@fused
+def _through_swiglu(
+    grad_TF: torch.Tensor, gate_up_TG: torch.Tensor, needs_hidden: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The gradient of both GEMM outputs, in place of that of the hidden state, and that state."""
+    gate_TF, up_TF = gate_up_TG.chunk(2, dim=-1)
+    silu_TF = torch.nn.functional.silu(gate_TF)
+    h_TF = silu_TF * up_TF if needs_hidden else None
+    if torch.compiler.is_compiling():  # one pass as it is, and no `out` of half a tensor is taken
+        grad_gate_TF = torch.ops.aten.silu_backward(grad_TF * up_TF, gate_TF)
+        return torch.cat((grad_gate_TF, grad_TF * silu_TF), dim=-1), h_TF
+    grad_gate_up_TG = torch.empty_like(gate_up_TG)
+    grad_gate_TF, grad_up_TF = grad_gate_up_TG.chunk(2, dim=-1)
+    torch.mul(grad_TF, silu_TF, out=grad_up_TF)
+    torch.ops.aten.silu_backward(grad_TF.mul_(up_TF), gate_TF, grad_input=grad_gate_TF)
+    return grad_gate_up_TG, h_TF
 
 
 class AllExperts(SequentialMLP):

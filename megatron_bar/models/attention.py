@@ -11,7 +11,6 @@ import copy
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
@@ -19,9 +18,11 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 
+from megatron_bar.models.attention_choice import varlen_parameters
 from megatron_bar.models.cache import RowCache
 from megatron_bar.models.norms import FullWidthRMSNorm
-from megatron_bar.models.rope import places_in_documents, rotated
+from megatron_bar.models.packed import PackedDocuments
+from megatron_bar.models.rope import rotated
 
 
 def _window(config: TransformerConfig, layer_number: int) -> int | None:
@@ -57,10 +58,10 @@ class DecoderSelfAttention(SelfAttention):
             config.softmax_scale = yarn_factor**2 * config.kv_channels**-0.5
         super().__init__(config, *args, layer_number=layer_number, **kwargs)
         self.window = window
-        # Of one column of angles this is that one, whatever the layer.
-        self.angles = slice(-1, None) if window is None else slice(0, 1)
+        # Of one kind of angles this is that one, whatever the layer.
+        self.kind = -1 if window is None else 0
+        self._rotation: torch.Tensor | None = None  # while a forward pass runs
         self.full_width_norms = full_width_norms
-        self._angles_S11D: torch.Tensor | None = None  # of the pass that is under way
         if full_width_norms:
             tp_group = self.pg_collection.tp
             self.q_norm = FullWidthRMSNorm(self.config, self.query_projection_size, tp_group)
@@ -69,15 +70,15 @@ class DecoderSelfAttention(SelfAttention):
     def get_query_key_value_tensors(
         self, hidden_states: torch.Tensor, key_value_states=None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`x_SBH -> q_SBND, k_SBKD, v_SBKD`, this rank's heads; rotated, but in generation."""
+        """`x_SBH -> q_SBND, k_SBKD, v_SBKD`, this rank's heads."""
         q_SBND, k_SBKD, v_SBKD = super().get_query_key_value_tensors(
             hidden_states, key_value_states, **kwargs
         )
         if self.full_width_norms:
-            q_SBND, k_SBKD = self.q_norm(q_SBND), self.k_norm(k_SBKD)
-        if self._angles_S11D is not None:
-            cos_S11D, sin_S11D = self._angles_S11D.cos(), self._angles_S11D.sin()
-            q_SBND, k_SBKD = (rotated(x, cos_S11D, sin_S11D) for x in (q_SBND, k_SBKD))
+            return (self.q_norm(q_SBND, self._rotation), self.k_norm(k_SBKD, self._rotation),
+                    v_SBKD)
+        if self._rotation is not None:
+            q_SBND, k_SBKD = (rotated(x, *self._rotation) for x in (q_SBND, k_SBKD))
         return q_SBND, k_SBKD, v_SBKD
 
     def forward(
@@ -86,24 +87,20 @@ class DecoderSelfAttention(SelfAttention):
         *args,
         rotary_pos_emb: torch.Tensor,
         inference_context: RowCache | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`x_SBH -> x_SBH`; `rotary_pos_emb` is [S, C, 1, D], C columns of angles."""
-        angles_S11D = rotary_pos_emb[:, self.angles]
+        """`x_SBH -> x_SBH`; `rotary_pos_emb` is [2, C, S, B, 1, h], rotations of C kinds, and while
+        generating [S, C, 1, D], all positions' angles.
+        """
         if inference_context is not None:
-            return self._generate(hidden_states, angles_S11D, inference_context)
-        if packed_seq_params is not None:
-            length = len(hidden_states) * (
-                self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1)
-            angles_S11D = angles_S11D[places_in_documents(packed_seq_params.cu_seqlens_q, length)]
-        self._angles_S11D = angles_S11D
+            angles = rotary_pos_emb[:, self.kind][:, None]
+            return self._generate(hidden_states, angles, inference_context)
+        # Megatron's own rotation goes by places in a row, and waits for the device to tell them.
+        self._rotation = rotary_pos_emb[:, self.kind]
         try:
-            # Without angles Megatron leaves the rotation to us.
-            return super().forward(hidden_states, *args, rotary_pos_emb=None,
-                                   packed_seq_params=packed_seq_params, **kwargs)
+            return super().forward(hidden_states, *args, rotary_pos_emb=None, **kwargs)
         finally:
-            self._angles_S11D = None
+            self._rotation = None
 
     def _generate(
         self, x_SBH: torch.Tensor, angles_L11D: torch.Tensor, cache: RowCache
@@ -117,7 +114,7 @@ class DecoderSelfAttention(SelfAttention):
 
 
 class FusedAttention(MegatronModule):
-    """torch's fused attention, where Transformer Engine isn't at hand.
+    """torch's fused attention: by document boundaries, or with a mask.
 
     Megatron's own DotProductAttention writes the scores of all heads to memory several times. Takes
     its place in the layer spec, and its arguments; softmax in fp32, scale D ** -0.5. Under context
@@ -147,21 +144,24 @@ class FusedAttention(MegatronModule):
         attention_mask: torch.Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: None = None,
-        packed_seq_params: None = None,
+        packed_seq_params: PackedDocuments | None = None,
     ) -> torch.Tensor:
         """`q_SBND, k_SBKD, v_SBKD -> x_SBW`; `attention_mask_B1ST` is True where hidden.
 
         Without a mask a position sees itself and all before it. In a sliding layer it sees no
         further than the window, whatever the mask. Under context parallelism keys and values are
         this rank's, too, and the mask, which has to be there, is one over the keys of whole rows.
+        With `packed_seq_params` there is no B: `q_TND, k_TKD, v_TKD -> x_TND`.
         """
-        assert attention_bias is None and packed_seq_params is None
+        assert attention_bias is None
+        if packed_seq_params is not None:
+            return self._by_boundaries(query, key, value, packed_seq_params)
         visible_B1ST = None if attention_mask is None else ~attention_mask
         if self.context_group.size() > 1:
             assert attention_mask is not None
-            key, value = (_whole_rows(x, self.context_group) for x in (key, value))
+            key, value = (_whole_rows(x, 1, self.context_group) for x in (key, value))
         if self.window is not None and len(key) > self.window:
-            places_S = _places(len(key), self.context_group).to(query.device)
+            places_S = _places(len(key), self.context_group, query.device)
             near_ST = _in_window(places_S, len(key), self.window)
             visible_B1ST = near_ST if visible_B1ST is None else visible_B1ST & near_ST
         q_BNSD, k_BKTD, v_BKTD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
@@ -174,26 +174,54 @@ class FusedAttention(MegatronModule):
         )
         return x_BNSD.permute(2, 0, 1, 3).flatten(2)
 
+    def _by_boundaries(
+        self, q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor,
+        packed: PackedDocuments,
+    ) -> torch.Tensor:
+        if self.context_group.size() > 1:
+            k_TKD, v_TKD = (_whole_rows(x, packed.rows, self.context_group)
+                            for x in (k_TKD, v_TKD))
+        window = (-1 if self.window is None else self.window - 1, 0)
+        parts = [
+            varlen_attention(
+                q_TND[span.queries], k_TKD[span.keys], v_TKD[span.keys], span.query_bounds_D,
+                span.key_bounds_D, span.longest_queries, span.longest_keys, scale=self.scale,
+                window_size=window,
+            )
+            for span in packed.spans
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-def _whole_rows(x_sBKD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """`x_sBKD -> x_TBKD`: what all context-parallel ranks have, in the order of the rows."""
-    gathered_TBKD = gather_from_sequence_parallel_region(x_sBKD, group=group)
-    places_T = torch.cat([
-        _slices(len(gathered_TBKD), rank, group.size()) for rank in range(group.size())
-    ])
-    return gathered_TBKD[places_T.argsort().to(x_sBKD.device)]
+
+def varlen_attention(*args, **kwargs) -> torch.Tensor:
+    """torch's varlen_attn with heads that share keys, which versions before 2.12 don't ask about.
+    """
+    from torch.nn.attention.varlen import varlen_attn  # torch 2.9 has none, and masks need none
+
+    if "enable_gqa" in varlen_parameters():
+        kwargs["enable_gqa"] = True
+    return varlen_attn(*args, **kwargs)
 
 
-def _places(length: int, group: dist.ProcessGroup) -> torch.Tensor:
+def _whole_rows(x: torch.Tensor, rows: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """`[R * s, ...] -> [R * T, ...]`: what all context-parallel ranks have, in the rows' order.
+
+    Each has two slices of each of R rows, one from either end.
+    """
+    ranks = group.size()
+    gathered = gather_from_sequence_parallel_region(x, group=group)
+    parts = gathered.view(ranks, rows, 2, -1, *x.shape[1:])
+    firsts, lasts = parts[:, :, 0], parts[:, :, 1].flip(0)
+    return torch.cat((firsts, lasts)).transpose(0, 1).flatten(0, 2)
+
+
+def _places(length: int, group: dist.ProcessGroup, device: torch.device) -> torch.Tensor:
     """The places of this rank's queries in rows of so many positions."""
-    whole = group.size() == 1
-    return torch.arange(length) if whole else _slices(length, group.rank(), group.size())
-
-
-def _slices(length: int, rank: int, ranks: int) -> torch.Tensor:
-    """The places that a context-parallel rank has, as Megatron-Core shares them out."""
-    slices = torch.arange(length).chunk(2 * ranks)
-    return torch.cat((slices[rank], slices[-1 - rank]))
+    places = torch.arange(length, device=device)
+    if group.size() == 1:
+        return places
+    slices = places.chunk(2 * group.size())
+    return torch.cat((slices[group.rank()], slices[-1 - group.rank()]))
 
 
 def _in_window(places_S: torch.Tensor, keys: int, window: int) -> torch.Tensor:

@@ -15,8 +15,8 @@ from megatron_bar.models.rope import rotated
 class _Pass:
     """What all layers of one kind share in a forward pass over S tokens of R rows."""
 
-    cos_SR1D: torch.Tensor  # R may be 1, where all rows are at the same positions
-    sin_SR1D: torch.Tensor
+    cos_SR1h: torch.Tensor  # fp32; R may be 1, where all rows are at the same positions
+    sin_SR1h: torch.Tensor
     visible_R1SL: torch.Tensor | None  # None: each position sees itself and all before it
 
 
@@ -91,7 +91,7 @@ class RowCache(BaseInferenceContext):
         if window not in self._passes:
             self._passes[window] = self._new_pass(angles_L11D, window)
         now = self._passes[window]
-        q_SRND, k_SRKD = (rotated(x, now.cos_SR1D, now.sin_SR1D) for x in (q_SRND, k_SRKD))
+        q_SRND, k_SRKD = (rotated(x, now.cos_SR1h, now.sin_SR1h) for x in (q_SRND, k_SRKD))
         k_RLKD = self._remember(self._keys_RLKD, layer, k_SRKD)
         v_RLKD = self._remember(self._values_RLKD, layer, v_SRKD)
         if self._decoding:
@@ -109,6 +109,7 @@ class RowCache(BaseInferenceContext):
 
     def _new_pass(self, angles_L11D: torch.Tensor, window: int | None) -> _Pass:
         angles_SR1D = angles_L11D[self._positions_SR, 0]
+        angles_SR1h = angles_SR1D[..., : angles_SR1D.shape[-1] // 2].float()
         visible_R1SL = None
         if self._decoding or (window is not None and window < self._seen):
             places_L = torch.arange(self._seen, device=angles_L11D.device)
@@ -116,7 +117,7 @@ class RowCache(BaseInferenceContext):
             visible_R1SL = distance_R1SL >= 0
             if window is not None:
                 visible_R1SL &= distance_R1SL < window
-        return _Pass(angles_SR1D.cos(), angles_SR1D.sin(), visible_R1SL)
+        return _Pass(angles_SR1h.cos(), angles_SR1h.sin(), visible_R1SL)
 
     def _remember(
         self, tensors_RLKD: dict[int, torch.Tensor], layer: int, new_SRKD: torch.Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -30,13 +34,19 @@ from megatron.core.transformer.transformer_layer import (
 
 from megatron_bar.models.all_experts import AllExperts, AllExpertsLayer, AllExpertsRouter
 from megatron_bar.models.attention import DecoderSelfAttention, FusedAttention
+from megatron_bar.models.attention_choice import (
+    AUTO,
+    TRANSFORMER_ENGINE,
+    AttentionChoice,
+    choose_attention,
+)
 from megatron_bar.models.config import ModelConfig, Yarn
 from megatron_bar.models.linear import LocalParts
-from megatron_bar.models.loss import vocabulary_loss
+from megatron_bar.models.loss import Targets, linear_loss
 from megatron_bar.models.norms import NormThenAdd, RMSNorm
-from megatron_bar.models.rope import RotaryByLayerType
+from megatron_bar.models.rope import RotaryByLayerType, frequencies, rotation_at
 from megatron_bar.models.router import RowRouter
-from megatron_bar.runtime.devices import attention_by_boundaries, why_no_transformer_engine
+from megatron_bar.runtime.devices import why_no_transformer_engine
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
@@ -117,7 +127,9 @@ def transformer_config(
     return TransformerConfig(**settings | dict(overrides or {}))
 
 
-def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
+def _layer_spec(
+    model: ModelConfig, config: TransformerConfig, attention: AttentionChoice
+) -> ModuleSpec:
     """One layer: attention and FFN, with norms where the model has them."""
     if why_no_transformer_engine(config.params_dtype) is None:
         from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
@@ -126,7 +138,7 @@ def _layer_spec(model: ModelConfig, config: TransformerConfig) -> ModuleSpec:
     else:
         backend = LocalParts()
     core_attention = FusedAttention
-    if attention_by_boundaries(config.context_parallel_size):
+    if attention.kind == TRANSFORMER_ENGINE:
         core_attention = backend.core_attention()
     linears = MLPSubmodules(
         linear_fc1=backend.column_parallel_linear(), linear_fc2=backend.row_parallel_linear()
@@ -196,36 +208,101 @@ class DecoderLayer(TransformerLayer):
 
 
 class LanguageModel(GPTModel):
-    """Megatron's GPTModel, whose loss doesn't see the rows that pad the vocabulary.
+    """Megatron's GPTModel, whose loss is computed with the head, for some tokens after the other.
 
-    With `yarn`, RoPE differs between layer types. This is the one place that names GPTModel.
+    Tokens are rotated by their places in their own documents. With `yarn`, RoPE differs between
+    layer types. This is the one place that names GPTModel.
     """
 
     def __init__(
-        self, *args, unpadded_vocab_size: int, yarn: Yarn | None = None, **kwargs
+        self,
+        *args,
+        unpadded_vocab_size: int,
+        attention: AttentionChoice,
+        yarn: Yarn | None = None,
+        **kwargs,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.unpadded_vocab_size = unpadded_vocab_size
+        self.attention = attention
+        self._head_in_fp32 = self._skips_head = False
         if yarn is not None:
             self.rotary_pos_emb = RotaryByLayerType(
                 self.config.kv_channels, kwargs["rotary_base"], yarn
             )
+
+    def _preprocess(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor | None, inference_context=None,
+        **kwargs,
+    ) -> tuple:
+        """What Megatron prepares for the layers, with rotations by `position_ids`, by default the
+        places in rows.
+        """
+        prepared = super()._preprocess(
+            input_ids=input_ids, position_ids=position_ids, inference_context=inference_context,
+            **kwargs)
+        if inference_context is not None:  # rows whose positions the cache knows
+            return prepared
+        if position_ids is None:
+            places_S = torch.arange(input_ids.shape[1], device=input_ids.device)
+            position_ids = places_S.expand_as(input_ids)
+        decoder_input, _, *others = prepared
+        return decoder_input, rotation_at(position_ids.t(), self._frequencies_Ch), *others
+
+    @functools.cached_property
+    def _frequencies_Ch(self) -> torch.Tensor:
+        return frequencies(self.rotary_pos_emb)
 
     def compute_logits_in_fp32(self) -> None:
         """Multiply by the head in fp32 from now on, whatever type it is stored in.
 
         It costs a copy of the head in fp32 in each pass. The rest of the model computes as before.
         """
+        self._head_in_fp32 = True
         if self.post_process:
             self.output_layer.register_forward_pre_hook(_in_fp32, with_kwargs=True)
 
-    def compute_language_model_loss(
-        self, labels: torch.Tensor, logits: torch.Tensor
+    @contextlib.contextmanager
+    def without_head(self) -> Iterator[None]:
+        """Compute no logits: the loss is 0, of every token. For what is only seen in the layers."""
+        self._skips_head = True
+        try:
+            yield
+        finally:
+            self._skips_head = False
+
+    def _postprocess(
+        self, hidden_states: torch.Tensor, labels: torch.Tensor | Targets | None = None, **kwargs
     ) -> torch.Tensor:
-        """`labels_BS, logits_SBV -> loss_BS`, with this tensor-parallel rank's part of V."""
+        """Logits from hidden states or, with `labels`, losses [B, S].
+
+        Of `Targets` that ask for the entropy they are [2, B, S], losses first.
+        """
+        if labels is None or not self.post_process:
+            return super()._postprocess(hidden_states=hidden_states, labels=None, **kwargs)
+        targets = labels if isinstance(labels, Targets) else Targets(labels)
+        if self._skips_head:
+            return hidden_states.new_zeros(targets.tokens_BS.shape, dtype=torch.float32)
+        return self._loss(hidden_states, targets)
+
+    def _loss(self, x_SBH: torch.Tensor, targets: Targets) -> torch.Tensor:
         group = parallel_state.get_tensor_model_parallel_group()
-        loss_SB = vocabulary_loss(logits, labels.t(), self.unpadded_vocab_size, group)
-        return loss_SB.t().contiguous()
+        head_VH = self.output_layer.weight
+        if self.share_embeddings_and_output_weights:
+            head_VH = self.shared_embedding_or_output_weight()
+        # Each rank has the gradient by its own rows of the head, which these sum backwards.
+        if self.config.sequence_parallel:
+            x_SBH = gather_from_sequence_parallel_region(x_SBH, group=group)
+        else:
+            x_SBH = copy_to_tensor_model_parallel_region(x_SBH, group=group)
+        if self._head_in_fp32:
+            x_SBH, head_VH = x_SBH.float(), head_VH.float()
+        labels_SB = targets.tokens_BS.t()
+        found = linear_loss(
+            x_SBH.flatten(0, 1), head_VH, labels_SB.flatten(), self.unpadded_vocab_size, group,
+            targets.temperature, targets.with_entropy)
+        loss_BS, *entropy_BS = (x_T.view(labels_SB.shape).t() for x_T in found if x_T is not None)
+        return torch.stack((loss_BS, *entropy_BS)) if entropy_BS else loss_BS.contiguous()
 
 
 def _in_fp32(
@@ -245,6 +322,7 @@ def build_model(
     sequence_parallel: bool = True,
     overrides: Mapping[str, Any] | None = None,
     load_balancing_loss: float = 0.0,
+    attention: str = AUTO,
 ) -> LanguageModel:
     """This rank's part of `model`, freshly initialized (normal, std 0.02; norms 1).
 
@@ -253,18 +331,22 @@ def build_model(
     with f_e the share of the tokens that go to expert e and p_e its mean probability; both are
     taken in each layer and micro-batch, while training. Sequence parallelism, on where tensor
     parallelism is, is turned off to generate, one token at a time. `overrides` go to Megatron's
-    configuration.
+    configuration. `attention` is one of the words of models/attention_choice.py.
 
-    Raises BarError if `layout` can't hold the model.
+    Raises BarError if `layout` can't hold the model, or `attention` can't be had.
     """
     model.check(layout)
     _check_gathers(model, layout)
     config = transformer_config(
         model, layout, dtype, router_z_loss, sequence_parallel, overrides, load_balancing_loss
     )
-    layers = [_layer_spec(model, config)] * get_num_layers_to_build(config)
+    choice = choose_attention(
+        "cuda" if torch.cuda.is_available() else "cpu", dtype, model.head_dim, layout.context,
+        attention)
+    layers = [_layer_spec(model, config, choice)] * get_num_layers_to_build(config)
     return LanguageModel(
         unpadded_vocab_size=model.vocab_size,
+        attention=choice,
         yarn=model.yarn,
         config=config,
         transformer_layer_spec=TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm),

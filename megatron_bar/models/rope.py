@@ -1,7 +1,7 @@
-"""Rotary embeddings: the rotation, and angles that differ between layers.
+"""Rotary embeddings: the rotation of each token by its place in its own document.
 
-Queries and keys are rotated in fp32 and rounded once, as transformers does it for OLMo.
-Megatron-Core rounds cosines, sines and every product to the type of the activations.
+Angles are fp32 and so is the rotation, as in transformers, whatever the model computes in.
+Shapes: C kinds of angles, h = D / 2 pairs of numbers of a head, T tokens.
 """
 
 from __future__ import annotations
@@ -9,24 +9,10 @@ from __future__ import annotations
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
+from torch.autograd.function import once_differentiable
 
 from megatron_bar.models.config import Yarn
-
-
-def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`x[..., D]` with its two halves rotated into each other, in the type of `x`.
-
-    `cos` and `sin` are fp32 and repeat themselves after half of D.
-    """
-    x_fp32 = x.float()
-    first, second = x_fp32.chunk(2, dim=-1)
-    return (x_fp32 * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
-def places_in_documents(starts_D: torch.Tensor, length: int) -> torch.Tensor:
-    """The distance of each of `length` tokens from its document's start; starts are ascending."""
-    place_S = torch.arange(length, device=starts_D.device)
-    return place_S - starts_D[torch.searchsorted(starts_D, place_S, right=True) - 1]
+from megatron_bar.runtime.fusing import fused
 
 
 class RotaryByLayerType(RotaryEmbedding):
@@ -53,3 +39,55 @@ class RotaryByLayerType(RotaryEmbedding):
         # YaRN's factor on queries and keys is part of the layer's softmax scale.
         scaled_S11D, _ = self.scaled.get_emb(max_seq_len, offset)
         return torch.cat((plain_S11D, scaled_S11D), dim=1)
+
+
+def frequencies(table: RotaryEmbedding) -> torch.Tensor:
+    """`[C, h]`: the angles that one position turns, in each of the table's columns."""
+    at_one_1C1D = table.get_emb(1, offset=1)
+    return at_one_1C1D[0, :, 0, : at_one_1C1D.shape[-1] // 2].float()
+
+
+def rotation_at(positions_SB: torch.Tensor, frequencies_Ch: torch.Tensor) -> torch.Tensor:
+    """`[2, C, S, B, 1, h]`, fp32: cosines and sines of the positions' angles."""
+    angles_CSB1h = positions_SB[..., None, None] * frequencies_Ch[:, None, None, None]
+    return torch.stack((angles_CSB1h.cos(), angles_CSB1h.sin()))
+
+
+def rotate(
+    x_TND: torch.Tensor, cos_T1h: torch.Tensor, sin_T1h: torch.Tensor, inverse: bool = False
+) -> torch.Tensor:
+    """`[..., N, D] -> [..., N, D]`, in the type of the cosines; `inverse` turns back."""
+    first, second = x_TND.to(cos_T1h.dtype).chunk(2, dim=-1)
+    if inverse:
+        sin_T1h = -sin_T1h
+    return torch.cat((first * cos_T1h - second * sin_T1h, second * cos_T1h + first * sin_T1h), -1)
+
+
+@fused
+def _rotated(
+    x_TND: torch.Tensor, cos_T1h: torch.Tensor, sin_T1h: torch.Tensor, inverse: bool
+) -> torch.Tensor:
+    return rotate(x_TND, cos_T1h, sin_T1h, inverse).to(x_TND.dtype)
+
+
+class _Rotated(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, x_TND: torch.Tensor, cos_T1h: torch.Tensor, sin_T1h: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(cos_T1h, sin_T1h)
+        return _rotated(x_TND, cos_T1h, sin_T1h, False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_TND: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _rotated(grad_TND, *ctx.saved_tensors, True), None, None
+
+
+def rotated(
+    x_SBND: torch.Tensor, cos_SB1h: torch.Tensor, sin_SB1h: torch.Tensor
+) -> torch.Tensor:
+    """`x_SBND -> x_SBND`, rotated in fp32 and rounded once."""
+    if torch.is_grad_enabled():
+        return _Rotated.apply(x_SBND, cos_SB1h, sin_SB1h)
+    return _rotated(x_SBND, cos_SB1h, sin_SB1h, False)

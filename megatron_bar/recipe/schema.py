@@ -19,6 +19,7 @@ from megatron_bar.recipe.fields import (
     DATA_FILES,
     DATASET,
     FACTOR,
+    FIRST_AND_LAST,
     FUNCTION,
     ITEMS,
     PART,
@@ -82,6 +83,13 @@ class Source:
     # The column of the references, which must then be in every record. By default it is answer, or,
     # where no record has that, the reply that a conversation ends with.
     reference_column: str | None = key(None, forms=(PROMPTS, ITEMS))
+
+
+@dataclass
+class Profile:
+    """Steps to trace, as docs/training.md says."""
+
+    steps: list[int] = key(list, FIRST_AND_LAST)  # the first and the last of them
 
 
 @dataclass
@@ -150,6 +158,8 @@ class Training:
     peak_tflops: float | None = key(None, ABOVE_0, runtime=True)
     # A Weights & Biases project that gets the metrics too.
     wandb: str | None = key(None, runtime=True)
+    # Trace some steps, such as {steps: [10, 12]}, into the stage's folder.
+    profile: Profile | None = key(None, runtime=True)
 
     @property
     def row_length(self) -> int:

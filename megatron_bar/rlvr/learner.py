@@ -49,6 +49,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import StopAtStep
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
+from megatron_bar.training.profiling import StepProfile
 from megatron_bar.training.resume import Progress, ResumePoints
 from megatron_bar.training.setup import set_up
 from megatron_bar.training.step_lines import StepLines
@@ -357,6 +358,9 @@ class Learner:
                     StepLines(self.run.folder / SAMPLES_FILE, self.step))
             self._advance = stack.enter_context(progress(self.run.label, self.settings.steps))
             self._advance(self.step)
+            self._profile = stack.enter_context(
+                StepProfile(self.settings.profile, self.run.folder, self.run.label))
+            self._profile.reached(self.step)
             self.seconds.restart()
             yield
 
@@ -370,6 +374,7 @@ class Learner:
         self.reward = numbers["reward"]
         seconds = self.seconds.of_step()
         self._metrics.log(self.step, **numbers, **seconds)
+        self._profile.reached(self.step)
         self._advance(note=f"reward {self.reward:.3f}, waits {seconds['waiting_share']:.0%}")
         self.points.check()
         if self.step == self.settings.steps:

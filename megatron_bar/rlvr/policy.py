@@ -2,7 +2,7 @@
 
 Knows Megatron-Core and nothing of the trainer that drives it.
 
-Shapes: B rows, S sequence, T = S - 1 (place t holds what is said of token t + 1), V vocabulary.
+Shapes: B rows, S sequence, T = S - 1 (place t holds what is said of token t + 1), P = S padded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from megatron.core.transformer.utils import set_model_to_sequence_parallel
 from megatron.core.utils import unwrap_model
 
 from megatron_bar.models.language_model import LanguageModel
-from megatron_bar.models.loss import vocabulary_loss
+from megatron_bar.models.loss import Targets
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.objective import mean_weights, policy_loss
 
@@ -97,7 +97,8 @@ class Policy:
         sampling.
         """
         self.wrapped.eval()
-        parts = self._run({"tokens": tokens_BS}, self._scored, train=False, temperature=temperature)
+        parts = self._run({"tokens": tokens_BS}, lambda said, _: said, train=False,
+                          temperature=temperature)
         self.wrapped.train()
         shape = (2, *tokens_BS[:, 1:].shape)
         both = torch.cat(parts, dim=1) if parts else torch.empty(shape, device=tokens_BS.device)
@@ -137,7 +138,10 @@ class Policy:
     def _run(
         self, rows: Rows, output_of: Callable, train: bool, temperature: float | None = None
     ) -> list[torch.Tensor]:
-        """Megatron's schedule over micro-batches; what `output_of(logits, rows)` kept of each."""
+        """Megatron's schedule over micro-batches; what `output_of(said, rows)` kept of each.
+
+        `said` are log-probabilities [B, T] or, where gradients are off, these and entropies.
+        """
         size, temperature = self.micro_batch_size, temperature or self.temperature
         count, length = rows["tokens"].shape
         assert count % size == 0, (count, size)
@@ -153,13 +157,15 @@ class Policy:
             tokens_BS = micro_batch["tokens"]
             tokens_BP = torch.nn.functional.pad(tokens_BS, (0, padded_length - length))
             positions_BP = torch.arange(padded_length, device=tokens_BP.device).expand_as(tokens_BP)
-            logits = model(tokens_BP, positions_BP, None)
+            said_BP = model(tokens_BP, positions_BP, None, labels=Targets(
+                tokens_BP.roll(-1, dims=1), temperature, with_entropy=not train))
 
-            def finish(logits_BPV: torch.Tensor, non_loss_data: bool = False):
-                logits_BTV = logits_BPV[:, : length - 1].float() / temperature
-                return output_of(logits_BTV, micro_batch)
+            def finish(said_BP: torch.Tensor, non_loss_data: bool = False):
+                said_BT = said_BP[..., : length - 1]
+                return output_of(-said_BT if train else torch.stack([-said_BT[0], said_BT[1]]),
+                                 micro_batch)
 
-            return logits, finish
+            return said_BP, finish
 
         return get_forward_backward_func()(
             forward_step_func=forward_step, data_iterator=iter(micro_batches),
@@ -167,43 +173,11 @@ class Policy:
             micro_batch_size=size, forward_only=not train, collect_non_loss_data=not train,
         )
 
-    def _logprobs(self, logits_BTV: torch.Tensor, rows: Rows) -> torch.Tensor:
-        return next_token_logprobs(logits_BTV, rows["tokens"], self.model.unpadded_vocab_size)
-
-    def _scored(self, logits_BTV: torch.Tensor, rows: Rows) -> torch.Tensor:
-        entropy_BT = entropy(logits_BTV, self.model.unpadded_vocab_size)
-        return torch.stack([self._logprobs(logits_BTV, rows), entropy_BT])
-
     def _loss(
-        self, logits_BTV: torch.Tensor, rows: Rows, scale: torch.Tensor, settings: Rlvr
+        self, logprobs_BT: torch.Tensor, rows: Rows, scale: torch.Tensor, settings: Rlvr
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        found = policy_loss(
-            self._logprobs(logits_BTV, rows), rows["old_logprobs"], rows["advantages"],
-            rows["mask"], settings,
-        )
+        found = policy_loss(logprobs_BT, rows["old_logprobs"], rows["advantages"], rows["mask"],
+                            settings)
         sums = torch.stack([found.loss.detach(), found.clipped, found.ratio_error])
         return found.loss * scale, sums
 
-
-def next_token_logprobs(
-    logits_BTV: torch.Tensor, tokens_BS: torch.Tensor, vocabulary: int
-) -> torch.Tensor:
-    """`[B, T, V / tensor ranks], [B, S] -> [B, T]`, differentiable, over `vocabulary` rows of V."""
-    group = parallel_state.get_tensor_model_parallel_group()
-    return -vocabulary_loss(logits_BTV, tokens_BS[:, 1:], vocabulary, group)
-
-
-@torch.no_grad()
-def entropy(logits_BTV: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    """`[B, T, V / tensor ranks] -> [B, T]`: entropy in nats over `vocabulary` rows of V."""
-    group = parallel_state.get_tensor_model_parallel_group()
-    is_padding_V = torch.arange(logits_BTV.shape[-1], device=logits_BTV.device)
-    is_padding_V = is_padding_V + group.rank() * len(is_padding_V) >= vocabulary
-    logits_BTV = logits_BTV.masked_fill(is_padding_V, float("-inf"))
-    largest_BT1 = logits_BTV.amax(-1, keepdim=True)
-    dist.all_reduce(largest_BT1, op=dist.ReduceOp.MAX, group=group)
-    weights_BTV = (logits_BTV - largest_BT1).exp()
-    sums = torch.stack([weights_BTV.sum(-1), torch.xlogy(weights_BTV, weights_BTV).sum(-1)])
-    dist.all_reduce(sums, group=group)
-    total_BT, weighted_BT = sums
-    return total_BT.log() - weighted_BT / total_BT

@@ -63,12 +63,3 @@ def why_no_transformer_engine(dtype: torch.dtype) -> str | None:
         # Seen on an H200: gradients were off by 3e-3 to 8e-3 with it, by 7e-6 without.
         return "it rounds products of float32 to TF32"
     return None
-
-
-def attention_by_boundaries(context: int) -> bool:
-    """Whether attention keeps documents apart by where they begin, and not by a mask.
-
-    Transformer Engine's does, and ignores masks. With `context` > 1 ranks to a row it would want
-    each document padded to a multiple of 2 * context tokens, so torch's attention does it instead.
-    """
-    return context == 1 and transformer_engine_runs()

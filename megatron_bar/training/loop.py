@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from megatron.core import parallel_state
 
-from megatron_bar.data.batch import to_batch
+from megatron_bar.data.batch import Batch, to_batch
 from megatron_bar.data.batches import Batches, planned_steps
 from megatron_bar.data.rows import Rows
+from megatron_bar.data.transfer import MadeAhead
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
@@ -20,6 +23,7 @@ from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.objective import TOKENS, Objective
 from megatron_bar.training.optimizer import gradient_norm
+from megatron_bar.training.profiling import StepProfile
 from megatron_bar.training.result_file import load_or_run
 from megatron_bar.training.resume import ResumePoints
 from megatron_bar.training.setup import Initializer, set_up
@@ -97,17 +101,30 @@ class _Stage:
             run.config, training, setup.dtype, setup.trainable, task.rows.source_names
         )
         self.router_metrics = RouterMetrics(self.model, run.config)
+        self.ahead = MadeAhead(self._micro_batches, self.steps)
         self.loss = float("nan")
+
+    def _micro_batches(self, step: int) -> tuple[np.ndarray, list[Batch]]:
+        """This rank's part of a step: the rows' numbers by micro-batch, and these."""
+        task = self.task
+        indices = self.batches.micro_batches(
+            step - 1, parallel_state.get_data_parallel_rank(),
+            parallel_state.get_data_parallel_world_size(), task.training.micro_batch_size,
+        )
+        return indices, [to_batch(task.rows.take(chosen), task.pad_id) for chosen in indices]
 
     def run(self, stop: StopAtStep) -> TrainingResult:
         """All steps that remain, and the checkpoint."""
         task, run, done = self.task, self.task.model_run, self.progress.step
         self.wrapped.train()
         with (
+            contextlib.closing(self.ahead),
             Metrics(run.folder, done, task.training.wandb) as metrics,
+            StepProfile(task.training.profile, run.folder, run.label) as profile,
             progress(run.label, self.steps) as advance,
         ):
             advance(done)
+            profile.reached(done)
             for step in range(done + 1, self.steps + 1):
                 if reason := stop.reason_on_any_rank():
                     self.points.save(self.progress)
@@ -115,6 +132,7 @@ class _Stage:
                     raise ContinueLater(f"{run.label}: {reason}, saved after step {step - 1}")
                 if numbers := self._step(step):
                     metrics.log(step, **numbers)
+                profile.reached(step)
                 advance(note=f"loss {self.loss:.3f}")
                 with self.step_metrics.paused():
                     self.points.check()
@@ -137,11 +155,7 @@ class _Stage:
         self.schedule.step(1)
         self.optimizer.zero_grad()
         self.wrapped.zero_grad_buffer()
-        indices = self.batches.micro_batches(
-            step - 1, parallel_state.get_data_parallel_rank(),
-            parallel_state.get_data_parallel_world_size(), training.micro_batch_size,
-        )
-        batches = [to_batch(task.rows.take(chosen), task.pad_id) for chosen in indices]
+        indices, batches = self.ahead.take(step)
         with self.router_metrics.recording(logs):
             result = forward_backward(self.wrapped, batches, len(task.rows.source_names),
                                       objective=task.objective)

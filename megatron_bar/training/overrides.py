@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -66,9 +67,14 @@ class _Free:
 
 
 def _overlap(training: Training, model: ModelConfig) -> str | None:
-    overlap = training.megatron.get("overlap_grad_reduce", False)
+    overlap = training.megatron.get("overlap_grad_reduce", _overlaps_by_default())
     return None if str(overlap).lower() in ("true", "yes", "on", "1") else (
         "has an effect only with overlap_grad_reduce: true")
+
+
+def _overlaps_by_default() -> bool:
+    """Gradients are reduced while others are computed where that happens side by side."""
+    return torch.cuda.is_available()
 
 
 def _full(training: Training, model: ModelConfig) -> str | None:
@@ -178,4 +184,6 @@ def transformer_overrides(training: Training) -> dict[str, Any]:
 
 
 def data_parallel_overrides(training: Training) -> dict[str, Any]:
-    return _for(DistributedDataParallelConfig, training)
+    """Settings of `training` for DistributedDataParallelConfig."""
+    default = {"overlap_grad_reduce": _overlaps_by_default()}
+    return default | _for(DistributedDataParallelConfig, training)

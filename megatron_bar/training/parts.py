@@ -8,18 +8,13 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.runtime.devices import why_no_transformer_engine
 
-# By the name of the class: Transformer Engine's may not be at hand.
-_ATTENTION = {
-    "FusedAttention": "torch's, with masks over whole rows",
-    "TEDotProductAttention": "Transformer Engine's, by document boundaries",
-}
-
 
 def parts_in_use(model: LanguageModel, optimizer: MegatronOptimizer) -> str:
-    """A line on what computes attention, products and AdamW, and why not Transformer Engine."""
+    """A line on what computes attention, products and AdamW, why that attention, and why not
+    Transformer Engine.
+    """
     layer = model.decoder.layers[0].self_attention
-    attention = type(layer.core_attention).__name__
-    parts = [f"attention {_ATTENTION.get(attention, attention)}",
+    parts = [f"attention {model.attention.kind} ({model.attention.reason})",
              f"products {_library(layer.linear_qkv)}", f"AdamW {_adamw(optimizer)}"]
     why = why_no_transformer_engine(model.config.params_dtype)
     return ", ".join(parts) + ("" if why is None else f"; no Transformer Engine, as {why}")

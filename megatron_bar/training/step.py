@@ -10,8 +10,10 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import unwrap_model
 
 from megatron_bar.data.batch import Batch
+from megatron_bar.data.transfer import on_device
 from megatron_bar.models.flops import Work
 from megatron_bar.training.objective import TOKENS, Objective
 
@@ -44,8 +46,11 @@ def forward_backward(
     """
     device = torch.cuda.current_device()
     ranks = parallel_state.get_data_parallel_world_size()
-    rows, length = len(batches[0].by_row(batches[0].tokens_BS)), batches[0].tokens_BS.shape[1]
+    rows, length = batches[0].tokens_BS.shape
     batches = [batch.context_part() for batch in batches]
+    if unwrap_model(model).attention.by_boundaries:
+        length *= rows
+        batches = [batch.in_one_sequence() for batch in batches]
     tokens_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     counts_5 = torch.tensor(
         [[objective.count(batch), *_counts(batch, model.config.window_size)] for batch in batches],
@@ -57,7 +62,7 @@ def forward_backward(
     outputs = get_forward_backward_func()(
         forward_step_func=functools.partial(
             _forward_step, objective=objective, scale=scale, sources=sources),
-        data_iterator=iter(batches),
+        data_iterator=on_device(batches),
         model=[model],
         num_microbatches=len(batches),
         seq_length=length,
@@ -100,10 +105,10 @@ def _forward_step(
     scale: torch.Tensor,
     sources: int,
 ) -> tuple[torch.Tensor, functools.partial]:
-    batch = next(batches).to(torch.cuda.current_device())
+    batch = next(batches)
     loss_BS = model(
         batch.tokens_BS, batch.positions_BS, batch.attention_mask_B1SS, labels=batch.labels_BS,
-        packed_seq_params=batch.packed_seq_params,
+        packed_seq_params=batch.packed,
     )
     return loss_BS, functools.partial(_loss, batch, objective, scale, sources)
 

@@ -220,11 +220,12 @@ def test_sources_are_told_apart(tmp_path):
 def test_boundaries_say_what_the_mask_says():
     """Every pair of positions: the mask hides one from the other, or the boundaries do."""
     rows = pack_examples(drawn(40, 20, 3), 24)
-    dense, flat = to_batch(rows, PAD), to_batch(rows, PAD, boundaries=True)
-    assert flat.attention_mask_B1SS is None and dense.packed_seq_params is None
+    dense = to_batch(rows, PAD)
+    flat = dense.in_one_sequence()
+    assert flat.attention_mask_B1SS is None and dense.packed is None
     for name in ("tokens_BS", "labels_BS", "loss_mask_BS", "positions_BS", "sources_BS"):
         assert torch.equal(getattr(flat, name), getattr(dense, name).reshape(1, -1))
-    params = flat.packed_seq_params
+    params = flat.packed
     bounds = params.cu_seqlens_q.tolist()
     assert params.cu_seqlens_q.dtype == torch.int32 and bounds[0] == 0
     assert bounds[-1] == len(rows) * 24 and params.max_seqlen_q == max(np.diff(bounds))

@@ -13,7 +13,7 @@ import torch
 
 from megatron_bar.data.batch import to_batch
 from megatron_bar.data.rows import PackedRows, PackReport
-from megatron_bar.models import language_model
+from megatron_bar.models import attention_choice, language_model
 from megatron_bar.runtime import devices
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
@@ -37,7 +37,7 @@ def te(request, monkeypatch):
     """Whether Transformer Engine may be used."""
     if not request.param:
         monkeypatch.setattr(devices, "transformer_engine_runs", lambda: False)
-        for module in (language_model, devices):
+        for module in (language_model, attention_choice, devices):
             monkeypatch.setattr(module, "why_no_transformer_engine", lambda dtype: "of the test")
     return request.param
 

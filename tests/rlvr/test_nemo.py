@@ -28,9 +28,9 @@ def test_baselines_masks_and_log_probabilities_are_those_of_nemo_aligner():
 def _mathematics() -> None:
     import torch
 
+    from megatron_bar.models.loss import linear_loss
     from megatron_bar.rlvr.backends.nemo_aligner import accommodations
     from megatron_bar.rlvr.objective import group_advantages, kl_to_reference
-    from megatron_bar.rlvr.policy import next_token_logprobs
     from megatron_bar.rlvr.rollout import response_mask
     from megatron_bar.runtime.distributed import process_groups
     from megatron_bar.runtime.layout import Layout
@@ -59,4 +59,6 @@ def _mathematics() -> None:
     logits = torch.randn(2, 7, 50)
     with process_groups(Layout()):
         theirs = from_parallel_logits_to_logprobs(logits.clone(), tokens, higher_stability=True)
-        torch.testing.assert_close(next_token_logprobs(logits[:, :-1], tokens, 50), theirs)
+        loss_T, _ = linear_loss(logits[:, :-1].flatten(0, 1), torch.eye(50),
+                                tokens[:, 1:].flatten(), 50, torch.distributed.group.WORLD)
+        torch.testing.assert_close(-loss_T.view_as(theirs), theirs)

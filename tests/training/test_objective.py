@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron_bar.data.batch import Batch
+from megatron_bar.models.packed import pack_documents
 from megatron_bar.training.objective import ChosenOverRejected, PreferenceLoss
 
 # Two pairs and a row that pads; of six places three belong to the chosen answer. Losses are -log p.
@@ -17,11 +18,11 @@ REFERENCE = torch.tensor([0.5, 1.0, 0.0])
 
 
 def _batch(flat: bool) -> Batch:
-    """The rows beside each other, or in one sequence as Transformer Engine takes them."""
+    """The rows beside each other, or in one sequence as they are packed."""
     shape = (1, -1) if flat else MASK.shape
     zeros = torch.zeros_like(MASK, dtype=torch.long).reshape(shape)
-    return Batch(zeros, zeros, MASK.reshape(shape), zeros, zeros, reference_R=REFERENCE,
-                 boundaries_D=torch.tensor([0, 18]) if flat else None, row_length=6)
+    return Batch(zeros, zeros, MASK.reshape(shape), zeros, zeros, zeros, reference_R=REFERENCE,
+                 packed=pack_documents(zeros.view_as(MASK)) if flat else None, row_length=6)
 
 
 @pytest.mark.parametrize("flat", [False, True])

@@ -41,8 +41,17 @@ def test_what_makes_a_stage_faster_or_smaller_gets_through(model, training):
     parallel = DistributedDataParallelConfig(**data_parallel_overrides(training))
     for name, value in training.megatron.items():
         found = getattr(config if hasattr(config, name) else parallel, name)
-        expected = {"on": True, "1_000_000": 1_000_000}.get(str(value), value)
-        assert found == expected
+        assert found == {"on": True, "1_000_000": 1_000_000}.get(str(value), value)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_gradients_are_reduced_beside_others_on_a_gpu_unless_the_recipe_says_no(
+    on_gpu, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: on_gpu)
+    assert data_parallel_overrides(_training())["overlap_grad_reduce"] is on_gpu
+    said_no = data_parallel_overrides(_training(overlap_grad_reduce=False))
+    assert said_no["overlap_grad_reduce"] is False
 
 
 @pytest.mark.parametrize("name, value, message", [

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from megatron_bar.costs.compute import Machine
+from megatron_bar.costs.fitting import keys_of, layout_sizes
 from megatron_bar.costs.memory import PROMPT_TOKENS
 from megatron_bar.launch.plan.growth import Growth
 from megatron_bar.runtime.disk import check_output_file
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.evaluate import EvaluateStage
 from megatron_bar.stages.plan import StagePlan
 
@@ -161,24 +160,6 @@ def assumptions(machine: Machine) -> str:
     )
 
 
-def keys_of(suggestion: Mapping[str, Any]) -> str:
-    """Keys that would make a stage fit, in a few words."""
-    words = [f"{key} {value}" for key, value in suggestion.items() if key != "layout"]
-    layout = suggestion.get("layout")
-    return ", ".join(words + ([] if layout is None else [
-        f"{name} {size}" for name, size in _sizes(layout).items()
-    ]))
-
-
-def _sizes(layout: Layout) -> dict[str, int]:
-    sizes = {"tensor": layout.tensor, "expert": layout.expert, "pipeline": layout.pipeline}
-    if layout.resolved_expert_tensor != layout.tensor:
-        sizes["expert_tensor"] = layout.resolved_expert_tensor
-    if layout.context > 1:
-        sizes["context"] = layout.context
-    return sizes
-
-
 def _suggestion(plan: StagePlan) -> str:
     key = plan.stage.recipe_section
     if plan.suggestion is None:
@@ -186,7 +167,7 @@ def _suggestion(plan: StagePlan) -> str:
     changes = [f"{key}.{name}={value}" for name, value in plan.suggestion.items()
                if name != "layout"]
     if (layout := plan.suggestion.get("layout")) is not None:
-        sizes = {"processes": layout.processes, **_sizes(layout)}
+        sizes = {"processes": layout.processes, **layout_sizes(layout)}
         if plan.stage.layout.expert_tensor is not None:  # it would stay
             sizes["expert_tensor"] = layout.resolved_expert_tensor
         words = ", ".join(f"{name}: {size}" for name, size in sizes.items())

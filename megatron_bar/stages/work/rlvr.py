@@ -22,6 +22,7 @@ from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.rlvr import RlvrStage
+from megatron_bar.stages.work.out_of_memory import explain_out_of_memory
 from megatron_bar.stages.work.train import model_run, proof_of_freezing
 from megatron_bar.verifiers.registry import Scorers, prompt_text, verifier_name
 
@@ -42,8 +43,9 @@ def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:
     say(f"{stage.name}: {len(prompts)} prompts, backend {backend}")
     if warning := stage.length_warning(model):
         say(f"{stage.name}: {warning}")
-    reinforced = reinforce(
-        model_run(context, model), settings, prompts, chat_format)
+    run = model_run(context, model)
+    with explain_out_of_memory(run, settings):
+        reinforced = reinforce(run, settings, prompts, chat_format)
     left_out.gather()  # each rank has scored other answers
     if not is_main():
         return {}

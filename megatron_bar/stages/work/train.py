@@ -19,6 +19,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import Context
 from megatron_bar.stages.rows_stage import RowsStage
 from megatron_bar.stages.work.data import stage_rows, validation_rows
+from megatron_bar.stages.work.out_of_memory import explain_out_of_memory
 from megatron_bar.stages.work.tokenizer_files import trained_tokenizer_files
 from megatron_bar.training.groups import group_digests, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
@@ -55,11 +56,12 @@ def train_on(
     """
     validation = validation_rows(context, tokenizer)
     stage = context.stage
-    trained = TrainingRun(
-        model_run(context, config), stage.training, rows, pad_id(tokenizer),
-        validation=validation, initialize=initialize, load_balancing_loss=load_balancing_loss,
-        objective=objective,
-    ).run()
+    run = model_run(context, config)
+    with explain_out_of_memory(run, stage.training):
+        trained = TrainingRun(
+            run, stage.training, rows, pad_id(tokenizer), validation=validation,
+            initialize=initialize, load_balancing_loss=load_balancing_loss, objective=objective,
+        ).run()
     if not is_main():
         return {}
     return facts | dataclasses.asdict(trained) | proof_of_freezing(
