@@ -7,15 +7,21 @@ import torch
 
 from megatron_bar.models import attention_choice
 from megatron_bar.models.attention_choice import choose_attention
+from megatron_bar.runtime import devices
 from megatron_bar.runtime.errors import BarError
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
+def _pretend(has_te: bool, monkeypatch) -> None:
+    """Have a GPU, with or without Transformer Engine."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "transformer_engine_runs", lambda: has_te)
+
+
 @pytest.fixture(params=[False, True], ids=["without TE", "with TE"])
 def has_te(request, monkeypatch):
-    why = None if request.param else "it isn't installed"
-    monkeypatch.setattr(attention_choice, "why_no_transformer_engine", lambda dtype: why)
+    _pretend(request.param, monkeypatch)
 
 
 def test_a_gpu_goes_by_boundaries_with_and_without_transformer_engine(has_te):
@@ -36,7 +42,7 @@ def test_masks_where_flash_attention_cannot_be_used(has_te, device, dtype, head_
 def test_transformer_engine_where_torch_has_no_varlen(monkeypatch):
     """torch 2.9 has none, 2.10 one without windows."""
     monkeypatch.setattr(attention_choice, "varlen_parameters", lambda: ("query", "is_causal"))
-    monkeypatch.setattr(attention_choice, "why_no_transformer_engine", lambda dtype: None)
+    _pretend(True, monkeypatch)
     choice = choose_attention("cuda", BF16, 128)
     assert choice.kind == "transformer_engine" and "no varlen attention" in choice.reason
     assert choose_attention("cuda", BF16, 128, context=2).kind == "masks"
