@@ -20,7 +20,8 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(VENV)/bin/pip install --quiet -c $(CONSTRAINTS)
 endif
 
-.PHONY: setup demo demo-fast test test-fast test-next test-transformers5 test-vllm docs lint clean
+.PHONY: setup demo demo-fast test test-fast test-gpu test-next test-transformers5 test-vllm docs lint
+.PHONY: clean
 
 setup: $(VENV)/ready
 
@@ -47,6 +48,16 @@ test: $(VENV)/all
 
 test-fast: setup
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not distributed and not demo and not sandbox'
+
+# On a machine with a GPU, in a Python that has torch for CUDA and what pyproject.toml asks for, with or
+# without Transformer Engine. Layouts of several ranks share one GPU if that is all there is, which takes
+# NCCL 2.30 (LD_PRELOAD=.../libnccl.so.2).
+PYTHON_GPU ?= $(VENV)/bin/python
+GPU_TESTS ?= tests/gpu tests/distributed/test_parity.py tests/generation/test_rollouts.py \
+	tests/rlvr/test_policy.py
+test-gpu:
+	NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_P2P_DISABLE=1 CUDA_DEVICE_MAX_CONNECTIONS=1 \
+		$(PYTHON_GPU) -m pytest -n 6 --dist loadgroup --durations=25 $(GPU_TESTS)
 
 # All tests on the newer Megatron-Core that clusters run, by hand.
 test-next:

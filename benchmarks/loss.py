@@ -18,7 +18,7 @@ import torch
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from rich.table import Table
 
-from benchmarks.timing import clock_named, machine, medians
+from benchmarks.timing import clock_named, device, machine, medians
 from megatron_bar.models.loss import linear_loss
 from megatron_bar.runtime.console import console
 from megatron_bar.runtime.distributed import process_groups
@@ -26,7 +26,7 @@ from megatron_bar.runtime.layout import Layout
 
 
 def _megatron(logits_SBV: torch.Tensor, labels_SB: torch.Tensor, vocabulary: int) -> torch.Tensor:
-    columns_V = torch.arange(logits_SBV.shape[-1])
+    columns_V = torch.arange(logits_SBV.shape[-1], device=logits_SBV.device)
     masked_SBV = logits_SBV.masked_fill(columns_V >= vocabulary, -1e30)
     return vocab_parallel_cross_entropy(masked_SBV, labels_SB)
 
@@ -58,6 +58,7 @@ def main() -> None:
         getattr(torch, args.dtype)) for rows in (args.tokens, padded))
     labels_T = torch.randint(args.vocabulary, (args.tokens,), generator=generator)
     with process_groups(Layout()):
+        x_TH, head_VH, labels_T = (tensor.to(device()) for tensor in (x_TH, head_VH, labels_T))
         group = torch.distributed.group.WORLD
         losses = {
             "ours": lambda *inputs: linear_loss(*inputs, args.vocabulary, group)[0],

@@ -20,7 +20,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from rich.table import Table
 
-from benchmarks.timing import clock_named, machine, medians
+from benchmarks.timing import clock_named, device, machine, medians
 from megatron_bar.models.all_experts import AllExperts, AllExpertsLayer, AllExpertsRouter
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import transformer_config
@@ -46,7 +46,7 @@ def layers(hidden: int, experts: int) -> dict[str, MoELayer]:
     for name, (layer, experts_class, router) in PARTS.items():
         built[name] = layer(config, submodules=MoESubmodules(
             experts=ModuleSpec(experts_class, submodules=linears), router=router
-        )).train()
+        )).to(device()).train()
         last = (f"local_experts.{experts - 1}.", f"rows.{experts - 1}")
         for key, parameter in built[name].named_parameters():
             parameter.requires_grad_(any(part in key for part in last))
@@ -96,7 +96,8 @@ def main() -> None:
         for hidden in options.hidden:
             for experts in options.experts:
                 built = layers(hidden, experts)
-                x_SBH = torch.randn(TOKENS, 1, hidden, requires_grad=True)
+                x_SBH = torch.randn(
+                    TOKENS, 1, hidden, device=device(), requires_grad=True)
                 steps = {name: step(layer, x_SBH) for name, layer in built.items()}
                 assert torch.allclose(steps["stock"](), steps["ours"](), atol=1e-5)
                 seconds = medians(steps, options.repetitions, clock_named(options.clock))

@@ -24,7 +24,7 @@ import torch
 from rich.table import Table
 from transformers import FlexOlmoConfig, FlexOlmoForCausalLM
 
-from benchmarks.timing import clock_named, machine, medians
+from benchmarks.timing import clock_named, device, machine, medians
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.generation.engine import Request, Sampling
@@ -58,7 +58,9 @@ def build(hidden: int, folder: Path) -> tuple[LanguageModel, dict[str, FlexOlmoF
     ours = build_model(config, Layout(), sequence_parallel=False)
     load_model(ours, folder / "checkpoint")
     theirs = {
-        name: FlexOlmoForCausalLM.from_pretrained(folder / "hf", attn_implementation=name).eval()
+        name: FlexOlmoForCausalLM.from_pretrained(
+            folder / "hf", attn_implementation=name
+        ).to(device()).eval()
         for name in ("eager", "sdpa")
     }
     return ours.eval(), theirs
@@ -82,7 +84,7 @@ def their_answers(
         torch.manual_seed(sampling.seed)
         answers = []
         for first in range(0, len(prompts), batch):
-            tokens = torch.tensor(prompts[first : first + batch])
+            tokens = torch.tensor(prompts[first : first + batch], device=device())
             found = model.generate(
                 tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW,
                 eos_token_id=stops, pad_token_id=0, **sampled,

@@ -26,7 +26,7 @@ import torch
 from rich.table import Table
 from transformers import FlexOlmoConfig, FlexOlmoForCausalLM
 
-from benchmarks.timing import clock_named, machine, medians
+from benchmarks.timing import clock_named, device, machine, medians
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.data.batch import Batch
@@ -114,7 +114,7 @@ def their_steps(
         for attention in ("eager", "sdpa"):
             model = FlexOlmoForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, attn_implementation=attention, **choice
-            ).train()
+            ).to(device()).train()
             name = " ".join(["transformers", attention, *choice.values()])
             yield name, _their_step(model, attention, experts, only_last_expert, batch)
 
@@ -157,8 +157,9 @@ def _their_step(
 def products(config: ModelConfig) -> dict[str, tuple[Callable[[], torch.Tensor], int]]:
     """Matrix products of the shapes in use, and their operations: what the peak is taken from."""
     tokens, hidden, ffn = SEQUENCES * LENGTH, config.hidden_size, config.ffn_hidden_size
-    x_TH, h_TF, g_TG = (torch.randn(tokens, width) for width in (hidden, ffn, 2 * ffn))
-    w1_GH, w2_HF = torch.randn(2 * ffn, hidden), torch.randn(hidden, ffn)
+    x_TH, h_TF, g_TG, w1_GH, w2_HF = (
+        torch.randn(*shape, device=device()) for shape in (
+            (tokens, hidden), (tokens, ffn), (tokens, 2 * ffn), (2 * ffn, hidden), (hidden, ffn)))
     flops = 2 * tokens * hidden * ffn
     return {
         "fc1": (lambda: x_TH @ w1_GH.t(), 2 * flops),
@@ -172,7 +173,7 @@ def products(config: ModelConfig) -> dict[str, tuple[Callable[[], torch.Tensor],
 
 def measure(hidden: int, experts: int, repetitions: int, clock: Callable[[], float], table: Table):
     """Add a row for a full-training and one for a mid-training step."""
-    batch = random_batch()
+    batch = random_batch().to(device())
     tokens = batch.tokens_BS.numel()
     work = Work(tokens, int((batch.positions_BS + 1).sum()), 0)
     with tempfile.TemporaryDirectory() as name:

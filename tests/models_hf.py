@@ -52,6 +52,16 @@ def random_model(name: str, seed: int = 0, **sizes) -> PreTrainedModel:
     return model.eval()
 
 
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its weights in `dtype`, and RoPE's frequencies in fp32, as a loaded one has.
+
+    `model.bfloat16()` would round these too, and every angle with them.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def random_dense(seed: int = 0, **sizes) -> PreTrainedModel:
     return random_model("OLMo-2", seed, **sizes)
 
@@ -93,7 +103,7 @@ def reference(
         batch.tokens_BS, attention_mask=_masks(model, batch), position_ids=batch.positions_BS
     ).logits
     losses = torch.nn.functional.cross_entropy(
-        logits_BSV.flatten(0, 1), batch.labels_BS.flatten(), reduction="none"
+        logits_BSV.flatten(0, 1).float(), batch.labels_BS.flatten(), reduction="none"
     )
     mask = batch.loss_mask_BS.flatten()
     loss = (losses * mask).sum() / mask.sum()
@@ -111,7 +121,7 @@ def _masks(model: PreTrainedModel, batch: Batch) -> torch.Tensor | dict[str, tor
     window = getattr(model.config, "sliding_window", None)
     if window is None:
         return full_B1SS
-    place_S = torch.arange(hidden_B1SS.shape[-1])
+    place_S = torch.arange(hidden_B1SS.shape[-1], device=hidden_B1SS.device)
     too_far_SS = place_S[:, None] - place_S >= window
     return {"full_attention": full_B1SS,
             "sliding_attention": (hidden_B1SS | too_far_SS).float() * minus_inf}

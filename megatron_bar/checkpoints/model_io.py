@@ -25,6 +25,7 @@ from megatron_bar.checkpoints.names import Slot, slots
 from megatron_bar.checkpoints.number_types import holds, stored_types, type_name
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.runtime.distributed import gloo_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import ContinueLater, start_tracker, unheard
 
@@ -43,7 +44,7 @@ def sharding_metadata() -> dict[str, Any]:
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         # The default optimizer sharding can't be loaded in another layout.
         "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": not torch.cuda.is_available(),
+        "distrib_optim_fully_reshardable_mem_efficient": gloo_groups(),
     }
 
 

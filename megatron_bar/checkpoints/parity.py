@@ -59,7 +59,7 @@ def compare_with_transformers(
     gradients: bool = False,
     seed: int = 0,
 ) -> Parity:
-    """Compare logits on random tokens and on real text, both models in fp32 in one process.
+    """Compare logits on random tokens and on real text, both models in fp32 on one device.
 
     Where the model has a sliding window that these don't fill, also on random tokens that are
     longer, if the memory is there.
@@ -77,7 +77,7 @@ def compare_with_transformers(
     try:
         theirs = AutoModelForCausalLM.from_pretrained(
             hf_folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        ).to(_device()).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise BarError(
             f"{hf_folder} can't be loaded by transformers: {str(error).splitlines()[0]}"
@@ -90,6 +90,7 @@ def compare_with_transformers(
             texts.append(_past_window(config, seed))
         else:
             untested = f"the sliding window of {config.window.size} tokens"
+    texts = [(text, tokens_BS.to(_device())) for text, tokens_BS in texts]
     for text, tokens_BS in texts:
         differences = list(_compare(ours, theirs, tokens_BS, text))
         logits.append(differences[-1])
@@ -102,6 +103,15 @@ def compare_with_transformers(
     found = list(_compare_gradients(ours, theirs, config, tokens_BS, text))
     first = next((d for d in found if not d.relative <= GRADIENT_TOLERANCE), None)
     return Parity(logits, max(found, key=lambda d: d.relative), first, untested)
+
+
+def _device() -> torch.device:
+    """Where both models compute."""
+    return torch.device(torch.cuda.current_device())
+
+
+def _positions(tokens_BS: torch.Tensor) -> torch.Tensor:
+    return torch.arange(tokens_BS.shape[1], device=tokens_BS.device).expand_as(tokens_BS)
 
 
 def _inputs(config: ModelConfig, folder: Path, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
@@ -124,7 +134,7 @@ def _compare(
     ours: LanguageModel, theirs: PreTrainedModel, tokens_BS: torch.Tensor, text: str
 ) -> Iterator[Difference]:
     with _outputs(_our_modules(ours)) as our_outputs, _outputs(_their_modules(theirs)) as outputs:
-        positions_BS = torch.arange(tokens_BS.shape[1]).expand_as(tokens_BS)
+        positions_BS = _positions(tokens_BS)
         our_logits_BSV = ours(tokens_BS, positions_BS, None)[..., : ours.unpadded_vocab_size]
         logits_BSV = theirs(tokens_BS).logits
     for module, output_BSH in outputs.items():
@@ -142,18 +152,19 @@ def _compare_gradients(
 ) -> Iterator[Difference]:
     """Gradients of the mean loss on the next token: the norms of differences, by parameter."""
     inputs_BS, labels_BS = tokens_BS[:, :-1], tokens_BS[:, 1:]
-    positions_BS = torch.arange(inputs_BS.shape[1]).expand_as(inputs_BS)
+    positions_BS = _positions(inputs_BS)
     ours(inputs_BS, positions_BS, None, labels=labels_BS.contiguous()).mean().backward()
     logits_BSV = theirs(inputs_BS).logits
     torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten()).backward()
-    expected = dict(theirs.named_parameters())
-    smallest = SMALLEST_GRADIENT * max(parameter.grad.norm() for parameter in expected.values())
+    # On the CPU, as ours are.
+    expected = {name: parameter.grad.cpu() for name, parameter in theirs.named_parameters()}
+    smallest = SMALLEST_GRADIENT * max(gradient.norm() for gradient in expected.values())
     padding = theirs.config.pad_token_id
     our_gradients = stacked_gradients(ours)
     for slot in slots(config):
         stacked = our_gradients[slot.key][slot.index]
         for name, gradient in zip(slot.hf_names, slot.to_hf(stacked)):
-            expected_gradient = expected[name].grad
+            expected_gradient = expected[name]
             if name == "model.embed_tokens.weight" and padding is not None:
                 # transformers gives the pad token's row no gradient.
                 gradient[padding] = expected_gradient[padding]

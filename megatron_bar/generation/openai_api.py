@@ -14,7 +14,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from typing import Any
 
 import httpx
@@ -24,6 +26,7 @@ from megatron_bar.runtime.errors import BarError
 
 _CONNECT_SECONDS = 30.0  # a server that is there takes a connection at once
 _REFRESH_SECONDS = 600.0  # to read weights, or a few tokens, with nothing else to do
+_WATCH_SECONDS = 5.0  # between two looks whether a server still serves that reads weights
 # Less than the 5 seconds after which vLLM closes a connection that nothing was asked on, so that no
 # question meets one that is just being closed.
 _KEPT_SECONDS = 2.0
@@ -97,9 +100,20 @@ class OpenAIApi:
 
     def call_workers(self, method: str, *arguments: str) -> None:
         """Have vLLM's workers do `method`, and forget what they know of prompts."""
-        self._reply("POST", f"{self.address}/collective_rpc",
-                    {"method": method, "args": list(arguments)}, _REFRESH_SECONDS)
-        self._reply("POST", f"{self.address}/reset_prefix_cache", {}, _REFRESH_SECONDS)
+        self._call_engine("collective_rpc", {"method": method, "args": list(arguments)})
+        self._call_engine("reset_prefix_cache", {})
+
+    def _call_engine(self, path: str, content: Any) -> None:
+        """Ask for something that a server never answers if its engine dies over it."""
+        ask = functools.partial(
+            self._reply, "POST", f"{self.address}/{path}", content, _REFRESH_SECONDS)
+        asked: Future[Any] = Future()
+        # Nobody can wake it from waiting, so nobody waits for it.
+        threading.Thread(target=_answer, args=(asked, ask), daemon=True).start()
+        while not wait([asked], _WATCH_SECONDS).done:
+            if not self.serves():
+                raise ServerFault(f"{self.address} died over /{path}")
+        asked.result()
 
     def _reply(
         self, method: str, url: str, content: Any = None, seconds: float | None = None
@@ -120,6 +134,13 @@ class OpenAIApi:
             raise ServerFault(f"{url} answers {reply.status_code}: {said}") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise ServerFault(f"{url} doesn't answer: {error or type(error).__name__}") from None
+
+
+def _answer(asked: Future[Any], ask: Callable[[], Any]) -> None:
+    try:
+        asked.set_result(ask())
+    except BaseException as error:
+        asked.set_exception(error)
 
 
 @contextlib.contextmanager

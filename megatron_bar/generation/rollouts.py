@@ -214,17 +214,21 @@ class _Run:
     def _choose(
         self, logits_RV: torch.Tensor | None, nth_R: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next token of each row and its log-probability, the same on all stages."""
+        """The next token of each row and its log-probability, as one rank of the last stage has it.
+
+        Tensor-parallel ranks have the same logits, but a GPU may sum them up in another order each
+        time: one that drew another token than the others would go on with another text.
+        """
         both = torch.empty(2, len(nth_R), dtype=torch.double, device=self.device)
         if logits_RV is not None:
             temperature = self.sampling.temperature
             uniform_R = self.uniform_QN[self.request_R, nth_R] if temperature else None
             both[0], both[1] = choose(logits_RV, temperature, uniform_R)
-        group = parallel_state.get_pipeline_model_parallel_group()
+        group = parallel_state.get_model_parallel_group()
         if group.size() > 1:
-            dist.broadcast(
-                both, parallel_state.get_pipeline_model_parallel_last_rank(), group=group
-            )
+            # Ordered by stage, and within a stage by tensor-parallel rank.
+            first_of_last = -parallel_state.get_tensor_model_parallel_world_size()
+            dist.broadcast(both, dist.get_process_group_ranks(group)[first_of_last], group=group)
         return both[0].long(), both[1].float()
 
     def _responses(self) -> list[Response]:

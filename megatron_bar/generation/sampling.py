@@ -9,6 +9,8 @@ import torch
 
 from megatron_bar.generation.engine import Request, Sampling
 
+_WHOLE = 2**48  # what a probability of 1 is in the sums of them; finer than fp32 can tell
+
 
 def uniform_numbers(requests: Sequence[Request], sampling: Sampling) -> torch.Tensor:
     """`[R, N]`: a number in [0, 1) for each request and new token, from a counter-based generator.
@@ -33,10 +35,11 @@ def choose(
     """
     logprobs_RV = (logits_RV.float() / (temperature or 1.0)).log_softmax(-1)
     if temperature:
-        cumulative_RV = logprobs_RV.double().exp_().cumsum_(-1)
-        drawn_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
+        # In whole numbers, whose sums are the same in whatever order a GPU takes them.
+        shares_RV = logprobs_RV.double().exp_().mul_(_WHOLE).long()
+        cumulative_RV = shares_RV.cumsum_(-1)
+        drawn_R1 = (uniform_R[:, None] * cumulative_RV[:, -1:]).long()
         chosen_R1 = torch.searchsorted(cumulative_RV, drawn_R1, right=True)
-        chosen_R1.clamp_(max=logprobs_RV.shape[-1] - 1)
     else:
         chosen_R1 = logprobs_RV.argmax(-1, keepdim=True)
     return chosen_R1[:, 0], logprobs_RV.gather(-1, chosen_R1)[:, 0]

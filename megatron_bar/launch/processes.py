@@ -6,17 +6,19 @@ import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import pickle
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
+from megatron_bar.runtime.devices import VISIBLE_GPUS, check_ranks, visible_gpus
 from megatron_bar.runtime.disk import explain_disk_faults
 from megatron_bar.runtime.distributed import RENDEZVOUS_FILE
 from megatron_bar.runtime.errors import BarError
@@ -30,10 +32,13 @@ from megatron_bar.runtime.stopping import (
     unheard,
 )
 
-# Ranks are forked from a server that has imported the slow libraries once.
-_context = multiprocessing.get_context("forkserver")
+# Where there is no GPU, ranks are forked from a server that has imported the slow libraries once.
+# Where there is one each rank is a new program: CUDA doesn't work in a process that was forked
+# after CUDA was asked for anything, and importing Transformer Engine asks.
+_forked = multiprocessing.get_context("forkserver")
+_executed = multiprocessing.get_context("spawn")
 _preloaded = ["megatron_bar.launch.preload"]
-_context.set_forkserver_preload(_preloaded)
+_forked.set_forkserver_preload(_preloaded)
 POLL_SECONDS = 0.05
 # How long ranks that stop to go on later may differ in the time they end.
 PARTING_SECONDS = 60.0
@@ -106,10 +111,11 @@ class Job:
 
 
 def preload(module: str) -> None:
-    """Have the server import `module` too. Only before the first `start`."""
+    """Have the server, if ranks come from one, import `module` too. Only before the first `start`.
+    """
     if module not in _preloaded:
         _preloaded.append(module)
-        _context.set_forkserver_preload(_preloaded)
+        _forked.set_forkserver_preload(_preloaded)
 
 
 def start(
@@ -119,17 +125,29 @@ def start(
     log: Path | None = None,
     threads: int = 1,
     timeout_seconds: float | None = None,
+    gpus: Sequence[str] | None = None,
 ) -> Job:
     """Call `function(*args)` in `processes` ranks, with the environment torchrun would give them.
 
     What the ranks print goes to `log`, or to this process's output. Each computes in `threads`
-    threads. Job.poll fails a job that takes longer than `timeout_seconds`.
+    threads. Job.poll fails a job that takes longer than `timeout_seconds`. The ranks see `gpus`,
+    named as `visible_gpus` names them, one a rank; None: all that this process sees.
+
+    Raises BarError if there are GPUs, and not enough of them.
     """
     # Ranks find in its cache what they need of the hub. Read by the server when it starts.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    _start_server()
+    on_gpus = bool(visible_gpus())
+    if gpus is None and on_gpus:
+        check_ranks(processes)
+    start_tracker()
+    context = _executed if on_gpus else _forked
+    if not on_gpus:
+        _start_server()
     folder = tempfile.TemporaryDirectory(prefix="megatron-bar-")
-    errors = _context.SimpleQueue()
+    errors = context.SimpleQueue()
+    # Read where what it imports can be told to the log.
+    call = pickle.dumps((function, args))
     ranks = []
     for rank in range(processes):
         environment = {
@@ -137,10 +155,13 @@ def start(
             "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads),
             RENDEZVOUS_FILE: os.path.join(folder.name, "rendezvous"),
         }
-        process = _context.Process(
-            target=_rank_main, args=(function, args, environment, log, errors), daemon=False
+        if gpus is not None:
+            environment[VISIBLE_GPUS] = ",".join(gpus)
+        process = context.Process(
+            target=_rank_main, args=(call, environment, log, errors), daemon=False
         )
-        process.start()
+        with unheard(), _environment(environment):
+            process.start()
         ranks.append(process)
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     return Job(ranks, errors, folder, deadline)
@@ -148,18 +169,26 @@ def start(
 
 def _start_server() -> None:
     """Start what forks the ranks, unless it runs; it hands down to them that it hears no signal."""
-    start_tracker()
     with unheard():
         multiprocessing.forkserver.ensure_running()
 
 
-def _rank_main(
-    function: Callable[..., None],
-    args: tuple,
-    environment: dict[str, str],
-    log: Path | None,
-    errors: Any,
-) -> None:
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Add variables for the block: a new program has to have them before it imports anything."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _rank_main(call: bytes, environment: dict[str, str], log: Path | None, errors: Any) -> None:
     die_with_starter()
     os.register_at_fork(after_in_child=die_with_parent)  # such as Megatron's checkpoint writers
     os.environ.update(environment)
@@ -171,6 +200,7 @@ def _rank_main(
                     output = stack.enter_context(open(log, "a", buffering=1))
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
+            function, args = pickle.loads(call)
             with RaiseOnStopSignal(), heard():
                 function(*args)
         except BarError as error:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_bar.runtime.devices import transformer_engine_runs
+from megatron_bar.runtime.devices import why_no_transformer_engine
 from megatron_bar.runtime.errors import BarError
 
 VARLEN, TRANSFORMER_ENGINE, MASKS = "varlen", "transformer_engine", "masks"
@@ -91,13 +91,13 @@ def _no_varlen(device: torch.device | str, dtype: torch.dtype, head_dim: int) ->
 def _no_transformer_engine(
     device: torch.device | str, dtype: torch.dtype, context: int
 ) -> str | None:
-    if not (_on_gpu(device) and transformer_engine_runs()):
-        return "Transformer Engine isn't installed, or there is no GPU"
+    if not _on_gpu(device):
+        return "the device is no GPU"
+    if why := why_no_transformer_engine(dtype):
+        return why
     if context > 1:
         return (f"it wants each document padded to a multiple of {2 * context} tokens "
                 f"with context {context}")
-    if dtype is torch.float32:
-        return "it needs memory for the square of the longest document in float32"
     return None
 
 

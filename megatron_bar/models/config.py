@@ -113,11 +113,6 @@ class ModelConfig:
             return None
         return self.window.size
 
-    @property
-    def rotates_alike(self) -> bool:
-        """Whether all layers have the same RoPE."""
-        return self.window is None or self.yarn is None
-
     def with_experts(self, num_experts: int, experts_per_token: int | None = None) -> ModelConfig:
         """The same model with `num_experts` FFNs; all are active by default."""
         return dataclasses.replace(

@@ -46,7 +46,7 @@ from megatron_bar.models.loss import Targets, linear_loss
 from megatron_bar.models.norms import NormThenAdd, RMSNorm
 from megatron_bar.models.rope import RotaryByLayerType, frequencies, rotation_at
 from megatron_bar.models.router import RowRouter
-from megatron_bar.runtime.devices import transformer_engine_runs
+from megatron_bar.runtime.devices import why_no_transformer_engine
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 
@@ -131,7 +131,7 @@ def _layer_spec(
     model: ModelConfig, config: TransformerConfig, attention: AttentionChoice
 ) -> ModuleSpec:
     """One layer: attention and FFN, with norms where the model has them."""
-    if transformer_engine_runs():
+    if why_no_transformer_engine(config.params_dtype) is None:
         from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
         backend = TESpecProvider()

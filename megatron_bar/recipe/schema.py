@@ -132,6 +132,8 @@ class Training:
     # Activations to compute a second time in the backward pass: those of the expert FFNs (moe) or
     # of whole layers (full).
     recompute: str = key("none", one_of("none", "moe", "full"), runtime=True)
+    # Come to the same bits each time, and after a resume, on a GPU too; it costs some speed there.
+    deterministic: bool = key(False, runtime=True)
     # Fields of Megatron-Core's configurations that make a stage faster or smaller and leave alone
     # what it computes, such as {overlap_grad_reduce: true}; docs/training.md lists them.
     megatron: dict[str, Any] = field(default_factory=dict)

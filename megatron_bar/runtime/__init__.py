@@ -6,6 +6,8 @@ What differs between CPU and GPU, or between Megatron versions, lives here and n
 import logging
 import warnings
 
+from megatron_bar.runtime import broken_te
+
 # What the libraries say at every import and call on a machine without their GPU extras; none of it
 # is news to the user, who has our own lines to read.
 for _message in (
@@ -25,3 +27,5 @@ for _message in (
 logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
     lambda record: "Unknown MLP type" not in record.getMessage()
 )
+
+broken_te.install()

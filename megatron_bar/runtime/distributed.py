@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_bar.runtime import cpu
+from megatron_bar.runtime import cpu, precision
+from megatron_bar.runtime.devices import check_ranks
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import publish, read_json, staging_path, write_json
 from megatron_bar.runtime.heartbeat import hang_minutes
@@ -31,9 +32,10 @@ def process_groups(layout: Layout, seed: int = 0) -> Iterator[None]:
     """Join the process group that torchrun describes and set up Megatron's groups for `layout`.
 
     Without torchrun's environment this process is the only one. Everything is torn down on the way
-    out, also after an error, so that one failed rank does not leave the others waiting.
+    out, over gloo also after an error, so that one failed rank does not leave the others waiting.
 
-    Raises BarError if the layout doesn't fit itself or the number of processes that run.
+    Raises BarError if the layout doesn't fit itself or the number of processes that run, or if this
+    machine's ranks are more than its GPUs.
     """
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
@@ -46,16 +48,16 @@ def process_groups(layout: Layout, seed: int = 0) -> Iterator[None]:
             f"layout asks for {layout.processes} processes and {world_size} run; start them with "
             f"torchrun --nproc-per-node {layout.processes} (megatron-bar run does)"
         )
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    rank = int(os.environ.get("RANK", "0"))
+    device = _own_device()
+    precision.pin()
+    rank, minutes = int(os.environ.get("RANK", "0")), _timeout_minutes()
     dist.init_process_group(
-        backend="nccl" if on_gpu else "gloo",
-        timeout=timedelta(minutes=_timeout_minutes()),
+        backend="gloo" if device is None else "nccl",
+        timeout=timedelta(minutes=minutes),
         store=_local_store(rank, world_size),
         rank=rank,
         world_size=world_size,
+        device_id=device,  # else NCCL guesses it by the rank in the world
     )
     try:
         parallel_state.initialize_model_parallel(
@@ -64,12 +66,45 @@ def process_groups(layout: Layout, seed: int = 0) -> Iterator[None]:
             pipeline_model_parallel_size=layout.pipeline,
             expert_model_parallel_size=layout.expert,
             expert_tensor_parallel_size=layout.resolved_expert_tensor,
+            distributed_timeout_minutes=minutes,
+            create_gloo_process_groups=gloo_groups(),
         )
         model_parallel_cuda_manual_seed(seed + 1, force_reset_rng=True)
         yield
-    finally:
-        parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+    except BaseException:
+        # NCCL closes a group when its kernels are done, and the other ranks may be waiting in them;
+        # the end of this process is what they are to see.
+        if device is None or world_size == 1:
+            _leave_groups()
+        raise
+    _leave_groups()
+
+
+def _leave_groups() -> None:
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def _own_device() -> torch.device | None:
+    """This rank's GPU, which is the current one from now on; None where there are none."""
+    if not torch.cuda.is_available():
+        return None
+    check_ranks(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def gloo_groups() -> bool:
+    """Whether Megatron has its groups over gloo, for what it gathers on CPUs, beside the others.
+
+    Over NCCL it does without: gloo needs host names that lead to the right network, and nobody
+    would use it.
+    """
+    return dist.get_backend() == "gloo"
 
 
 def _timeout_minutes() -> float:

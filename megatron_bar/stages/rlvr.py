@@ -80,6 +80,7 @@ class RlvrStage(TrainingStage):
 
     def prepare(self) -> None:
         """Import what the backend needs, which has to come before the process groups."""
+        super().prepare()
         self._backend.prepare()
 
     @property

@@ -86,6 +86,12 @@ class TrainingStage(Stage):
             faults.add("wandb is asked for and not installed; pip install wandb, or leave it out",
                        self.name)
 
+    def prepare(self) -> None:
+        if self.training.deterministic:
+            from megatron_bar.runtime.determinism import compute_deterministically
+
+            compute_deterministically()
+
     def steps(self) -> int | None:
         """Number of steps, by the recipe or the data's files; None if they aren't here.
         """

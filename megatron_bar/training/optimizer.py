@@ -21,7 +21,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.utils import unwrap_model
 
 from megatron_bar.recipe.schema import Training
-from megatron_bar.runtime.distributed import all_reduce_any
+from megatron_bar.runtime.distributed import all_reduce_any, gloo_groups
 from megatron_bar.training.groups import selects
 from megatron_bar.training.overrides import data_parallel_overrides
 
@@ -94,7 +94,9 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
             fn=lambda parameter, pattern=pattern: selects(pattern, parameter.bar_group, tied),
         ))
         overrides[key] = {"max_lr": config.lr * scale, "min_lr": config.min_lr * scale}
-    optimizer = get_megatron_optimizer(config, [model], config_overrides=overrides)
+    optimizer = get_megatron_optimizer(
+        config, [model], config_overrides=overrides, use_gloo_process_groups=gloo_groups()
+    )
     for part in optimizer.chained_optimizers:
         if isinstance(part.optimizer, torch.optim.AdamW):
             for group in part.optimizer.param_groups:

@@ -99,6 +99,19 @@ _FREE = {
     "recompute_num_layers": _Free(int, _full),
     "recompute_modules": _Free(list, _selective, ("moe", "mlp", "core_attn")),
 }
+# What somebody might well set, and why it isn't among them.
+_NOT_HERE = {
+    "apply_rope_fusion": "queries and keys are rotated in fp32 by code of the project's own",
+    "cuda_graph_impl": "documents differ in length from step to step, and a graph's shapes can't",
+    "deterministic_mode": "it is one of several switches; the stage's key deterministic sets all",
+    "fused_single_qkv_rope": "it would leave out the norms of queries and keys",
+    "gradient_accumulation_fusion": "the head would need apex, and the experts, which add up their "
+                                    "gradients themselves, would lose them",
+    "overlap_param_gather": "the experts' weights are read past what waits for them",
+    "tp_comm_overlap": "the buffers that it needs are made by Megatron-LM's own training script",
+    "use_precision_aware_optimizer": "states to go on from, and the memory table, have no place "
+                                     "for its fp32 weights",
+}
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
     "moe": {"recompute_granularity": "selective", "recompute_modules": ["moe"]},
@@ -133,6 +146,8 @@ def _faults(name: str, training: Training, model: ModelConfig) -> Iterator[str]:
         why = _FREE[name].needs(training, model)
         if why is not None:
             yield why
+    elif name in _NOT_HERE:
+        yield f"isn't supported here: {_NOT_HERE[name]}"
     elif name not in known:
         yield ("is no field of Megatron-Core's TransformerConfig, DistributedDataParallelConfig or "
                f"OptimizerConfig{did_you_mean(name, [*_FREE, *known])}")
@@ -163,8 +178,9 @@ def _for(config: type, training: Training) -> dict[str, Any]:
 
 
 def transformer_overrides(training: Training) -> dict[str, Any]:
-    """Settings of `training` for TransformerConfig, activation recomputation included."""
-    return _RECOMPUTE[training.recompute] | _for(TransformerConfig, training)
+    """Settings of `training` for TransformerConfig, those of its own keys included."""
+    deterministic = {"deterministic_mode": True} if training.deterministic else {}
+    return _RECOMPUTE[training.recompute] | deterministic | _for(TransformerConfig, training)
 
 
 def data_parallel_overrides(training: Training) -> dict[str, Any]:

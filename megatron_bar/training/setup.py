@@ -21,6 +21,7 @@ from megatron_bar.training.groups import check_scales, freeze, group_sizes, matc
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer import build_optimizer, build_schedule, wrap
 from megatron_bar.training.overrides import transformer_overrides
+from megatron_bar.training.parts import parts_in_use
 
 # What to do to a model that was loaded, before it trains; every rank calls it.
 Initializer = Callable[[LanguageModel], None]
@@ -72,6 +73,7 @@ def set_up(
     budget = stage_budget(sizes, trainable, wrapped, optimizer)
     if is_main():
         say(f"{run.label}: {updates} updates in {type_name(dtype)}, layout {run.layout}")
+        say(f"{run.label}: {parts_in_use(model, optimizer)}")
         console.print(budget.table())
     schedule = build_schedule(optimizer, training, updates)
     return TrainingSetup(model, wrapped, optimizer, schedule, trainable, budget, dtype)

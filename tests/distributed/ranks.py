@@ -55,7 +55,7 @@ def gathered_logits(model: torch.nn.Module, batches: list[Batch]) -> torch.Tenso
     """This data-parallel rank's logits over the whole vocabulary, on one of its ranks."""
 
     def forward_step(data, model):
-        batch = next(data).context_part()
+        batch = next(data).context_part().to(torch.cuda.current_device())
         logits = model(batch.tokens_BS, batch.positions_BS, batch.attention_mask_B1SS)
         return logits, lambda logits, non_loss_data: logits
 
@@ -72,9 +72,9 @@ def gathered_logits(model: torch.nn.Module, batches: list[Batch]) -> torch.Tenso
     logits_BSV = _joined(logits_BsV, context_group, dim=1)
     place_BS = torch.arange(batches[0].tokens_BS.shape[1]).expand_as(batches[0].tokens_BS)
     mine = dataclasses.replace(batches[0], tokens_BS=place_BS).context_part().tokens_BS
-    places_S = _joined(mine, context_group, dim=1)[0]
+    places_S = _joined(mine.to(logits_BSV.device), context_group, dim=1)[0]
     is_first = parallel_state.get_tensor_model_parallel_rank() == context_group.rank() == 0
-    return logits_BSV[:, places_S.argsort()] if is_first else None
+    return logits_BSV[:, places_S.argsort()].cpu() if is_first else None
 
 
 def _joined(mine: torch.Tensor, group: dist.ProcessGroup, dim: int) -> torch.Tensor:

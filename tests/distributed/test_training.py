@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from megatron_bar.checkpoints import model_io
+from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
+from megatron_bar.recipe.schema import Training
+from megatron_bar.runtime import distributed
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.route import ROUTE_GROUPS
 from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS
+from megatron_bar.training import optimizer
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
+from tests.distributed import ranks
 from tests.distributed.stages import STEPS, assert_same_numbers, rows, run, training
 from tests.layouts import EXPERTS
 
@@ -74,6 +83,28 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     for ours, theirs in zip(read_metrics(tmp_path / "killed"), read_metrics(tmp_path / "whole")):
         assert all(ours[key] == theirs[key] for key in ("step", "loss", "tokens", "lr"))
     assert len(read_metrics(tmp_path / "killed")) == STEPS
+
+
+def _as_over_nccl(
+    checkpoint: Path, layout: Layout, settings: Training, folder: Path, die_at_save: bool
+) -> None:
+    """Train without groups over gloo beside the others, which NCCL's ranks don't have."""
+    for module in (distributed, model_io, optimizer):
+        module.gloo_groups = lambda: False
+    ranks.train_steps(checkpoint, layout, settings, rows(), folder, die_at_save)
+
+
+def test_a_state_is_saved_and_read_without_groups_over_gloo(checkpoint, tmp_path):
+    settings, layout = training(SFT_GROUPS, save_every=2), EXPERTS["ep2"]
+    run(checkpoint, layout, settings, tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    for die_at_save in (True, False):
+        with pytest.raises(JobFailed) if die_at_save else contextlib.nullcontext():
+            processes.start(
+                _as_over_nccl, checkpoint, layout, settings, tmp_path / "killed", die_at_save,
+                processes=2, timeout_seconds=120).wait()
+    assert (group_digests(tmp_path / "whole" / "checkpoint")
+            == group_digests(tmp_path / "killed" / "checkpoint"))
 
 
 def test_training_lowers_the_loss_and_reads_its_settings(checkpoint, tmp_path):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.generation import openai_api
 from megatron_bar.generation.engine import Request, Sampling
+from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
 from megatron_bar.generation.openai_engine import Asking, OpenAIEngine, request_seed
 from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
@@ -280,6 +282,25 @@ def test_a_server_that_takes_no_connection_is_given_up_soon(monkeypatch):
         address = f"http://127.0.0.1:{full.getsockname()[1]}"
         with pytest.raises(BarError, match=r"/v1/models doesn't answer: .*timed out"):
             _engine([address]).generate(REQUESTS[:1], SAMPLING)
+
+
+@pytest.mark.timeout(60)
+def test_a_server_that_dies_while_it_reads_weights_is_given_up_soon(monkeypatch):
+    """vLLM never answers that request, as its end waits for it."""
+    monkeypatch.setattr(openai_api, "_WATCH_SECONDS", 0.05)
+    ended = threading.Event()
+
+    class Dying:
+        def get(self, path):
+            return b"the engine is dead"
+
+        def post(self, path, content):
+            ended.wait()
+
+    with serving(Dying()) as server:
+        with pytest.raises(ServerFault, match="died over /collective_rpc"):
+            OpenAIApi(server, answer_seconds=3600.0).call_workers("reload_weights")
+        ended.set()
 
 
 def test_seeds_depend_on_all_of_seed_and_key():

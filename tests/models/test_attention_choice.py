@@ -14,8 +14,8 @@ BF16, FP32 = torch.bfloat16, torch.float32
 
 @pytest.fixture(params=[False, True], ids=["without TE", "with TE"])
 def has_te(request, monkeypatch):
-    monkeypatch.setattr(attention_choice, "transformer_engine_runs", lambda: request.param)
-    return request.param
+    why = None if request.param else "it isn't installed"
+    monkeypatch.setattr(attention_choice, "why_no_transformer_engine", lambda dtype: why)
 
 
 def test_a_gpu_goes_by_boundaries_with_and_without_transformer_engine(has_te):
@@ -36,7 +36,7 @@ def test_masks_where_flash_attention_cannot_be_used(has_te, device, dtype, head_
 def test_transformer_engine_where_torch_has_no_varlen(monkeypatch):
     """torch 2.9 has none, 2.10 one without windows."""
     monkeypatch.setattr(attention_choice, "varlen_parameters", lambda: ("query", "is_causal"))
-    monkeypatch.setattr(attention_choice, "transformer_engine_runs", lambda: True)
+    monkeypatch.setattr(attention_choice, "why_no_transformer_engine", lambda dtype: None)
     choice = choose_attention("cuda", BF16, 128)
     assert choice.kind == "transformer_engine" and "no varlen attention" in choice.reason
     assert choose_attention("cuda", BF16, 128, context=2).kind == "masks"

@@ -86,7 +86,8 @@ def one_update(
         policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
         policy.keep_start()
         setup.wrapped.train()
-        mine = {name: value.chunk(layout.data)[parallel_state.get_data_parallel_rank()]
+        mine = {name: value.chunk(layout.data)[parallel_state.get_data_parallel_rank()].to(
+                    torch.cuda.current_device())
                 for name, value in rows.items()}
         scored = policy.score(mine["tokens"])
         setup.wrapped.zero_grad_buffer()

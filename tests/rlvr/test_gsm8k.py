@@ -53,8 +53,8 @@ def run(tmp_path_factory) -> Path:
         "domains": {"math": {"rlvr": dict(
             data=[data | {"verifier": "math", "name": "solved"},
                   data | {"verifier": "instructions", "reference_column": "enough"}],
-            steps=STEPS, prompts_per_step=6, samples_per_prompt=4, global_batch_size=8,
-            micro_batch_size=4, prompt_length=400, response_length=16, lr=1e-3, kl_every=1,
+            steps=STEPS, prompts_per_step=6, samples_per_prompt=2, global_batch_size=4,
+            micro_batch_size=2, prompt_length=400, response_length=16, lr=1e-3, kl_every=1,
             rollout_batch_size=8,
         )}, "other": {"sft": {"steps": 1, "data": [data]}}},  # a recipe needs one; it isn't run
         "route": {"training": {"steps": 1}},

@@ -97,7 +97,8 @@ def test_an_update_is_that_of_plain_pytorch(name, micro_batch_size, loss_type, e
         ranks.one_update, experts, layout, settings, rows, tmp_path,
         processes=layout.processes, timeout_seconds=120,
     ).wait()
-    parts = [torch.load(tmp_path / f"scored-{i}.pt") for i in range(layout.data)]
+    parts = [torch.load(tmp_path / f"scored-{i}.pt", map_location="cpu")
+             for i in range(layout.data)]
     scored = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     torch.testing.assert_close(scored["logprobs"], expected["logprobs"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(scored["entropy"], expected["entropy"], atol=1e-5, rtol=1e-5)

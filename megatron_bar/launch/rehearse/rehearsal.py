@@ -23,7 +23,8 @@ from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.costs.compute import Machine
 from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.launch.check import check_installed, check_recipe
-from megatron_bar.launch.local import StagesFailed, final_model, run_checked
+from megatron_bar.launch.local import final_model, run_checked
+from megatron_bar.launch.local_scheduler import StagesFailed
 from megatron_bar.launch.plan.show import keys_of
 from megatron_bar.launch.plan.stages import StagePlan, plan_stages, planned_model
 from megatron_bar.launch.rehearse.examine import examine
