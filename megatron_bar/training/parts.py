@@ -7,15 +7,17 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.runtime.devices import why_no_transformer_engine
+from megatron_bar.runtime.fusing import kernels_in_use
 
 
 def parts_in_use(model: LanguageModel, optimizer: MegatronOptimizer) -> str:
-    """A line on what computes attention, products and AdamW, why that attention, and why not
-    Transformer Engine.
+    """A line on what computes attention, products, the rest and AdamW, why that attention, and why
+    not Transformer Engine.
     """
     layer = model.decoder.layers[0].self_attention
     parts = [f"attention {model.attention.kind} ({model.attention.reason})",
-             f"products {_library(layer.linear_qkv)}", f"AdamW {_adamw(optimizer)}"]
+             f"products {_library(layer.linear_qkv)}", f"kernels {kernels_in_use()}",
+             f"AdamW {_adamw(optimizer)}"]
     why = why_no_transformer_engine(model.config.params_dtype)
     return ", ".join(parts) + ("" if why is None else f"; no Transformer Engine, as {why}")
 

@@ -25,8 +25,8 @@ def test_a_cpu_computes_with_torch_alone():
         model = build_model(SMALL, Layout(), torch.bfloat16)
         wrapped = wrap(model, Training())
         assert parts_in_use(model, build_optimizer(wrapped, Training())) == (
-            "attention masks (the device is no GPU), products torch's, AdamW torch's, fused; "
-            "no Transformer Engine, as there is no GPU")
+            "attention masks (the device is no GPU), products torch's, kernels plain torch, "
+            "AdamW torch's, fused; no Transformer Engine, as there is no GPU")
 
 
 def _why(dtype: str, *path: str) -> str:
