@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from megatron_bar.methods.run import run_stage
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.locks import locked
 from megatron_bar.runtime.pool import cores
 from megatron_bar.runtime.stopping import ContinueLater, StopSignals
 from megatron_bar.stages.context import read_done, replaced_folder
@@ -131,11 +131,7 @@ def final_model(recipe: Recipe, run: Path) -> Path:
 @contextlib.contextmanager
 def only_run(run: Path) -> Iterator[None]:
     """One `run` at a time in a run's folder."""
-    with open(run / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BarError(f"another megatron-bar run is at work in {run}") from None
+    with locked(run / ".lock", f"another megatron-bar run is at work in {run}"):
         yield
 
 
