@@ -20,7 +20,7 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(VENV)/bin/pip install --quiet -c $(CONSTRAINTS)
 endif
 
-.PHONY: setup demo demo-fast test test-fast test-next test-transformers5 test-vllm docs lint clean
+.PHONY: setup demo demo-fast soak test test-fast test-next test-transformers5 test-vllm docs lint clean
 
 setup: $(VENV)/ready
 
@@ -44,6 +44,9 @@ demo-fast: setup
 test: $(VENV)/all
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE)
+
+soak: setup
+	$(VENV)/bin/python -m tests.soak
 
 test-fast: setup
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not distributed and not demo and not sandbox'

@@ -54,19 +54,17 @@ def measure(config: ModelConfig, layout: Layout, folder: Path, out: Path) -> Non
             run = ModelRun(config, None, folder / name, layout, 0, name)
             points = ResumePoints(run, set_up(run, training, 8), training)
             points.load()
-            points.save(Progress(step=1))  # buffers and caches are there after it
-            points.finish()
             with _costs(read) as found[name]:
                 began = time.monotonic()
-                points.save(Progress(step=2))
+                points.save(Progress(step=1))
                 found[name]["pause"] = time.monotonic() - began
                 with _hiccup(found[name]):
                     points.finish()
             prefix = f"__{os.environ['RANK']}_"
             found[name]["written"] = sum(
-                path.stat().st_size for path in (points.folder / "2").glob(f"{prefix}*"))
+                path.stat().st_size for path in (points.folder / "1").glob(f"{prefix}*"))
         with _costs(read) as found["digests"]:
-            find_damage(points.folder / "2")
+            find_damage(points.folder / "1")
         with _costs(read) as found["resume"]:
             points.load()
         run.write_checkpoint(points.model, 2)
@@ -129,7 +127,7 @@ def main() -> None:
             processes.start(measure, config, Layout(count), folder, folder,
                             processes=count).wait()
             ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
-            sizes = dict.fromkeys(ranks[0], size_of(folder / "save" / "resume" / "2"))
+            sizes = dict.fromkeys(ranks[0], size_of(folder / "save" / "resume" / "1"))
             sizes["start"] = size_of(folder / "save_async" / "checkpoint")
         for phase, size in sizes.items():
             table.add_row(

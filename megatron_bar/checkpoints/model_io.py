@@ -7,6 +7,7 @@ reads it and sends it to the others.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,12 @@ def save_shards(state: dict[str, Any], folder: Path) -> dict[str, str]:
 
 def begin_save(state: dict[str, Any], folder: Path) -> tuple[AsyncRequest, ShardWriter]:
     """What is to be called to do as `save_shards` does, and who knows the digests then."""
-    writer = ShardWriter()
-    request = dist_checkpointing.save(state, str(folder), _shared_out(writer),
-                                      validate_access_integrity=False, async_sharded_save=True)
+    writer, more = ShardWriter(), {}
+    if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:
+        more["async_strategy"] = "mcore"  # Megatron-Core 0.19 prefers a package of its own
+    request = dist_checkpointing.save(
+        state, str(folder), _shared_out(writer), validate_access_integrity=False,
+        async_sharded_save=True, **more)
     return request, writer
 
 
