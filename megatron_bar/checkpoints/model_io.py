@@ -123,7 +123,10 @@ def save_shards(state: dict[str, Any], folder: Path) -> dict[str, str]:
 
 
 def begin_save(state: dict[str, Any], folder: Path) -> tuple[AsyncRequest, ShardWriter]:
-    """What is to be called to do as `save_shards` does, and who knows the digests then."""
+    """Return the request that does as `save_shards` when it is called, and who knows the digests.
+
+    Every rank takes part, and calls the request's functions.
+    """
     writer, more = ShardWriter(), {}
     if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:
         more["async_strategy"] = "mcore"  # Megatron-Core 0.19 prefers a package of its own
