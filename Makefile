@@ -20,8 +20,8 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(VENV)/bin/pip install --quiet -c $(CONSTRAINTS)
 endif
 
-.PHONY: setup demo demo-fast test test-fast test-gpu test-next test-transformers5 test-vllm docs lint
-.PHONY: clean
+.PHONY: setup demo demo-fast soak test test-fast test-gpu test-next test-transformers5 test-vllm
+.PHONY: docs lint clean
 
 setup: $(VENV)/ready
 
@@ -45,6 +45,9 @@ demo-fast: setup
 test: $(VENV)/all
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE)
+
+soak: setup
+	$(VENV)/bin/python -m tests.soak
 
 test-fast: setup
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not distributed and not demo and not sandbox'

@@ -26,7 +26,8 @@ def of_transformers(
     model: PreTrainedModel, batch: Batch, device: torch.device | str = "cpu"
 ) -> tuple[float, Gradients]:
     """The loss too. The model stays on `device`."""
-    _, loss, gradients = reference(model.to(device), batch.to(device))
+    there = {name: tensor.to(device) for name, tensor in batch.tensors().items()}
+    _, loss, gradients = reference(model.to(device), batch.with_tensors(there))
     return loss, {name: gradient.float().cpu() for name, gradient in gradients.items()}
 
 

@@ -107,7 +107,8 @@ def _plan_as_torch(function: Callable[[], None]) -> Callable[..., None]:
 
 def _while_torch_plans_a_load(tmp_path, patch) -> None:
     patch.setattr(model_io.dist_checkpointing, "load", _plan_as_torch(_signalled))
-    _load_in_shards(tmp_path)
+    with process_groups(Layout()):
+        _load_in_shards(tmp_path)
 
 
 def _while_a_fault_of_the_disk_is_dealt_with(tmp_path, patch) -> None:

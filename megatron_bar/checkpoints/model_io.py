@@ -1,4 +1,8 @@
-"""A live model's tensors, to and from a checkpoint, in any layout."""
+"""A live model's tensors, to and from a checkpoint, in any layout.
+
+Ranks that hold the same tensor share the work: one of them writes it, and at a load one of them
+reads it and sends it to the others.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,20 @@ from megatron.core.dist_checkpointing.mapping import (
     apply_factories,
 )
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_bar.checkpoints.names import Slot, slots
 from megatron_bar.checkpoints.number_types import holds, stored_types, type_name
 from megatron_bar.checkpoints.resume_point import open_checkpoint
+from megatron_bar.checkpoints.shard_writer import ShardWriter
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.runtime.distributed import gloo_groups
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.stopping import ContinueLater, start_tracker, unheard
+from megatron_bar.runtime.stopping import ContinueLater
 
 _Entry = ShardedTensor | ShardedTensorFactory
 # Files of a distributed checkpoint, beside the tensors.
@@ -38,19 +47,14 @@ _DAMAGE = (CheckpointingException, OSError, EOFError, LookupError, ValueError, R
            pickle.UnpicklingError)
 
 
-def sharding_metadata() -> dict[str, Any]:
-    """Metadata for Megatron-Core: how a state dict is sharded and stored."""
-    return {
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-        # The default optimizer sharding can't be loaded in another layout.
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "distrib_optim_fully_reshardable_mem_efficient": gloo_groups(),
-    }
+def _replicas() -> dist.ProcessGroup:
+    """The ranks that may hold the same tensors as this one."""
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
 def sharded_model_state(model: torch.nn.Module) -> dict[str, Any]:
     """This rank's shards of the model, without the empty extra states of local layers."""
-    state = model.sharded_state_dict(metadata=sharding_metadata())
+    state = model.sharded_state_dict(metadata={"dp_cp_group": _replicas()})
     return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
 
 
@@ -71,8 +75,9 @@ def load_shards(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     for name in _FILES:
         if not (Path(folder) / name).is_file():
             raise BarError(f"{folder} can't be loaded: {name} is missing")
+    strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _replicas())
     try:
-        return dist_checkpointing.load(state, str(folder))
+        return dist_checkpointing.load(state, str(folder), strategy)
     except (torch.OutOfMemoryError, dist.DistError):
         raise  # not the files' fault
     except AttributeError as error:
@@ -106,20 +111,34 @@ def save_model(model: torch.nn.Module, folder: Path, start: Path | None = None) 
     save_shards(state if start is None else _as_stored(state, start), folder)
 
 
-def save_shards(
-    state: dict[str, Any], folder: Path, in_background: bool = False
-) -> AsyncRequest | None:
-    """Write a sharded state dict into `folder`, or return what is to be called for it.
+def save_shards(state: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Write a sharded state dict into `folder`; every rank takes part.
 
-    The helpers that Megatron-Core starts, some of which stay, don't hear stop signals: a signal to
-    all processes must not cost the state that is saved for it.
+    Returns the digests of the files that this rank wrote, by name.
     """
-    more: dict[str, Any] = {"async_sharded_save": True} if in_background else {}
-    if in_background and "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:
+    writer = ShardWriter()
+    dist_checkpointing.save(state, str(folder), _shared_out(writer),
+                            validate_access_integrity=False)
+    return writer.digests
+
+
+def begin_save(state: dict[str, Any], folder: Path) -> tuple[AsyncRequest, ShardWriter]:
+    """Return the request that does as `save_shards` when it is called, and who knows the digests.
+
+    Every rank takes part, and calls the request's functions.
+    """
+    writer, more = ShardWriter(), {}
+    if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:
         more["async_strategy"] = "mcore"  # Megatron-Core 0.19 prefers a package of its own
-    start_tracker()
-    with unheard():
-        return dist_checkpointing.save(state, str(folder), **more)
+    request = dist_checkpointing.save(
+        state, str(folder), _shared_out(writer), validate_access_integrity=False,
+        async_sharded_save=True, **more)
+    return request, writer
+
+
+def _shared_out(writer: ShardWriter) -> FullyParallelSaveStrategyWrapper:
+    """`writer` with its work shared out. It also proves that the shards make up whole tensors."""
+    return FullyParallelSaveStrategyWrapper(writer, _replicas())
 
 
 def _as_stored(state: dict[str, Any], start: Path) -> dict[str, Any]:

@@ -33,11 +33,13 @@ def _run(args: argparse.Namespace) -> None:
     from megatron_bar.comparison.page import write_comparison
     from megatron_bar.comparison.tables import comparison_tables
     from megatron_bar.launch.local import final_model, run_recipes, show_work
+    from megatron_bar.launch.stale import check_in_place
     from megatron_bar.methods import last_model
     from megatron_bar.methods.load import load_recipes
     from megatron_bar.runtime.console import console, print_wide, say
 
     recipes = load_recipes(args.recipe, args.overrides, values=False)
+    check_in_place(args.recipe, recipes, args.overrides)
     if args.dry_run:
         show_work(recipes)
         return
@@ -197,10 +199,12 @@ def _branches(option: str, given: list[str]) -> dict[str, str]:
 def _submit(args: argparse.Namespace) -> None:
     from megatron_bar.launch.slurm.site import TEMPLATES, load_site, template_of
     from megatron_bar.launch.slurm.submit import scripts_of, submit_recipe, write_scripts
+    from megatron_bar.launch.stale import check_in_place
     from megatron_bar.methods.load import load_recipe
 
     site_path = args.site or TEMPLATES / "site.yaml"
     recipe = load_recipe(args.recipe, args.overrides, values=False)
+    check_in_place(args.recipe, [recipe], args.overrides)
     chosen = (recipe, load_site(site_path),
               template_of(site_path), args.only, args.start, args.rehearse)
     if args.dry_run:

@@ -15,7 +15,7 @@ from megatron_bar.models.loss_chunks import KEPT_BYTES, chunk_tokens
 from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.disk_space import OPTIMIZER_BYTES
+from megatron_bar.training.disk_space import point_bytes
 
 WIDTH = {"float32": 4, "bfloat16": 2}
 # CUDA's context, NCCL's channels, cuBLAS's workspace and the allocator's holes; a guess.
@@ -134,7 +134,7 @@ def training_memory(
 
 def saved_bytes(training: Training, parameters: int) -> int:
     """Bytes on disk of a state to go on from: what trains, and what the optimizer knows of it."""
-    return parameters * (WIDTH[training.dtype] + OPTIMIZER_BYTES)
+    return parameters * point_bytes(WIDTH[training.dtype])
 
 
 def evaluation_memory(model: ModelConfig, layout: Layout, settings: Evaluate) -> Memory:

@@ -9,9 +9,9 @@ that its content depends on, so what stands under a name never changes.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -45,6 +45,7 @@ from megatron_bar.runtime.files import (
     write_json,
     write_json_lines,
 )
+from megatron_bar.runtime.locks import locked
 from megatron_bar.runtime.pool import WorkerKilled, cores, spread
 
 MANIFEST = "manifest.json"
@@ -352,6 +353,5 @@ def _join(shards: list[Path], folder: Path, dtype: type) -> dict[str, int]:
 @contextlib.contextmanager
 def _only_writer(target: Path) -> Iterator[None]:
     """Stages that run side by side may want the same source: the others wait."""
-    with open(target.with_name(f".{target.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(target.with_name(f".{target.name}.lock"), f"{target} is being made", math.inf):
         yield

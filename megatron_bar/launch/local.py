@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from megatron_bar.runtime.console import say
 from megatron_bar.runtime.devices import check_ranks
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import Faults, require
+from megatron_bar.runtime.locks import locked
 from megatron_bar.stages.evaluate import EvaluateStage
 from megatron_bar.stages.export_hf import MODEL_FOLDER, ExportStage
 from megatron_bar.stages.rlvr import RlvrStage
@@ -120,11 +120,7 @@ def final_model(recipe: Recipe, run: Path) -> Path:
 @contextlib.contextmanager
 def only_run(run: Path) -> Iterator[None]:
     """One `run` at a time in a run's folder."""
-    with open(run / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BarError(f"another megatron-bar run is at work in {run}") from None
+    with locked(run / ".lock", f"another megatron-bar run is at work in {run}"):
         yield
 
 

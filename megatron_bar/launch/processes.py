@@ -190,7 +190,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 def _rank_main(call: bytes, environment: dict[str, str], log: Path | None, errors: Any) -> None:
     die_with_starter()
-    os.register_at_fork(after_in_child=die_with_parent)  # such as Megatron's checkpoint writers
+    os.register_at_fork(after_in_child=die_with_parent)  # such as workers of a pool
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     with contextlib.ExitStack() as stack:

@@ -119,7 +119,7 @@ def _loss(stage: Stage, folder: Path, why: str) -> LostTraining | None:
     steps = saved_steps(folder)
     if not steps:
         return None
-    began = (folder / BEGUN_FILE).stat().st_mtime
+    began = (read_begun(folder) or {}).get("begun") or (folder / BEGUN_FILE).stat().st_mtime
     saved = (folder / FOLDER / str(steps[-1])).stat().st_mtime
     seconds = max(0.0, saved - began)
     return LostTraining(stage.name, why, steps[-1], seconds, stage.layout.processes, False)

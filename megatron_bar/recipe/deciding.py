@@ -1,4 +1,6 @@
-"""Settings that decide what a stage makes; the others don't make it stale.
+"""Settings that decide what a stage makes, and those that change its rounding alone.
+
+Only the first make a finished stage stale.
 
 Settings are walked along the types of the dataclasses that hold them, whose fields say themselves
 what they are (`recipe.fields`).
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.recipe.fields import FORMS, RUNTIME, about
+from megatron_bar.recipe.fields import FORMS, ROUNDING, RUNTIME, about
 from megatron_bar.recipe.renamed import with_present_names
 from megatron_bar.recipe.schema import REFERENCES, Source
 
@@ -49,7 +51,16 @@ def deciding(
     that a stage was made with by an earlier version: fields that weren't there then are at their
     default, and those that had another name have the present one.
     """
-    return dict(_dataclass(schema, values, looks, ()))
+    return {key_path: setting for key_path, setting in _dataclass(schema, values, looks, ())
+            if RUNTIME not in setting.metadata}
+
+
+def rounding(
+    schema: type, values: Mapping[str, Any], looks: Looks = Looks()
+) -> dict[KeyPath, Setting]:
+    """The settings that change how numbers are rounded and nothing else, as `deciding` has them."""
+    return {key_path: setting for key_path, setting in _dataclass(schema, values, looks, ())
+            if setting.metadata.get(RUNTIME) == ROUNDING}
 
 
 def _dataclass(
@@ -63,8 +74,11 @@ def _dataclass(
     for name, hint in _hints(schema).items():
         metadata = about(schema, name)
         read = looks.form is None or looks.form in metadata.get(FORMS, (looks.form,))
-        if name in values and name not in left_out and RUNTIME not in metadata and read:
-            yield from _value(hint, values[name], looks, (*key_path, name), metadata)
+        if name not in values or name in left_out or not read:
+            continue
+        of_runtime = {RUNTIME: metadata[RUNTIME]} if RUNTIME in metadata else {}
+        for inner, setting in _value(hint, values[name], looks, (*key_path, name), metadata):
+            yield inner, Setting(setting.value, {**setting.metadata, **of_runtime})
 
 
 def _value(

@@ -25,8 +25,10 @@ KEYS_OF_RECIPE = "keys_of_recipe"
 # What a value has to be, a `Rule`.
 RULE = "rule"
 # The key says how a stage is computed, and not what comes out but for rounding. A stage that is
-# done stays done when it changes, and one that was cut short goes on.
+# done stays done when it changes, and one that was cut short goes on. Where its value is ROUNDING,
+# the key does change the rounding.
 RUNTIME = "runtime"
+ROUNDING = "rounding"
 # The key was renamed: what it was called in the version before, which a recipe may still say
 # (`recipe/renamed.py`).
 FORMERLY = "formerly"

@@ -26,6 +26,7 @@ from megatron_bar.recipe.fields import (
     PATH,
     PATH_OR_NAME,
     PROMPTS,
+    ROUNDING,
     RUN,
     SHARE,
     SNAPSHOT,
@@ -109,7 +110,8 @@ class Training:
     overlong: str = key("truncate", one_of("truncate", "drop"))
     # Sequences in an optimizer step, over all processes.
     global_batch_size: int = key(256, COUNT, formerly="batch_size")
-    micro_batch_size: int = key(1, COUNT, runtime=True)  # sequences a process computes at once
+    # Sequences a process computes at once.
+    micro_batch_size: int = key(1, COUNT, runtime=ROUNDING)
     lr: float = key(1e-4, AT_LEAST_0)  # at the peak
     lr_scale: dict[str, float] = field(default_factory=dict)  # factor by group pattern
     schedule: str = key("linear", one_of("linear", "cosine", "constant"))  # Of the learning rate.
@@ -240,18 +242,18 @@ class Rlvr(Training):
     # forward pass; at every step where kl_coefficient is set. 0: never.
     kl_every: int = key(10, AT_LEAST_0, runtime=True)
     # Responses a process generates (or asks a server for) at once.
-    rollout_batch_size: int = key(64, runtime=True)
+    rollout_batch_size: int = key(64, runtime=ROUNDING)
     # vLLM servers that others started, which generate in place of the training processes, such as
     # [http://node7:8000].
-    rollout_servers: list[str] = key(list, runtime=True)
+    rollout_servers: list[str] = key(list, runtime=ROUNDING)
     # What these serve: each step exports its weights there. By default, for rollout_python, a
     # folder in the stage's own that is removed in the end.
     rollout_folder: str | None = key(None, runtime=True)
     # Or the Python of an environment with vLLM, whose server the stage starts, watches and stops on
     # its first machine.
-    rollout_python: str | None = key(None, runtime=True, file=PATH)
+    rollout_python: str | None = key(None, runtime=ROUNDING, file=PATH)
     # More options of that server, such as ['--tensor-parallel-size', '8'].
-    rollout_options: list[str] = key(list, runtime=True)
+    rollout_options: list[str] = key(list, runtime=ROUNDING)
     # Whether requests bring seeds; by default they do, but to a vLLM of ours on a CPU, which dies
     # of them.
     rollout_seeds: bool | None = key(None, runtime=True)

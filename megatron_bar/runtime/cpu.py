@@ -15,7 +15,6 @@ import contextlib
 import ctypes
 import functools
 import logging
-import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -148,12 +147,6 @@ def _tensor_type_names() -> None:
     torch.Tensor.type = type_
 
 
-def _writer_queue() -> None:
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    filesystem_async._results_queue = queue.Queue()
-
-
 def _memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc
@@ -194,10 +187,6 @@ ACCOMMODATIONS: tuple[Accommodation, ...] = (
     Accommodation(
         "tensor_type_names", "optimizers compare Tensor.type() with torch.cuda.* names",
         _tensor_type_names,
-    ),
-    Accommodation(
-        "writer_queue", "a checkpoint save spawns a manager process, which imports the whole "
-        "program again, for a queue that only asynchronous saves share", _writer_queue,
     ),
     Accommodation(
         "memory", "the C library gives freed activations back to the system, whose pages then cost "

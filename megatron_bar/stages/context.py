@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib.metadata
 import os
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -25,15 +22,15 @@ from megatron_bar.runtime.files import (
     remove_folder,
     write_json,
 )
+from megatron_bar.stages.continued import differences, manner
 from megatron_bar.stages.made_of import Change, changes, record
 from megatron_bar.stages.stage import Stage
+from megatron_bar.training.saved import saved_steps
 
 DONE_FILE = "stage.json"
 BEGUN_FILE = "begun.json"
 REPLACED = "replaced"  # folder of a run
 _DIGESTS = "data/digests"
-_PACKAGES = ("megatron-bar", "megatron-core", "torch", "transformers")
-
 
 AnyStage = TypeVar("AnyStage", bound=Stage)
 
@@ -122,7 +119,8 @@ def prepare_folder(context: Context) -> None:
     """Make the stage's folder, or leave it where an execution of the same kind was cut short.
 
     What an execution with other settings or inputs left makes place: a finished result goes to
-    `replaced_folder`, until the new one is done. One that was cut short is removed.
+    `replaced_folder`, until the new one is done. One that was cut short is removed. Says what
+    differs where a saved state is gone on from, and why where one isn't.
     """
     remember_in(context.run / _DIGESTS)
     folder, stage = context.folder, context.stage
@@ -132,11 +130,29 @@ def prepare_folder(context: Context) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         publish(folder, kept)
         say(f"{stage.name}: what stood is kept in {kept} until this is done")
-    elif begun is not None and begun["inputs"] == inputs and not changes(begun, stage):
+    elif begun is not None and not (why := _why_anew(begun, inputs, stage)):
+        if lines := differences(begun, stage, folder):
+            for line in lines:
+                say(line)
+            write_json(folder / BEGUN_FILE, begun | manner(stage))
         return
+    elif begun is not None and (steps := saved_steps(folder)):
+        say(f"{stage.name}: starts anew, and the state after step {steps[-1]} is removed: {why}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_json(folder / BEGUN_FILE, record(stage) | {"inputs": inputs})
+    write_json(folder / BEGUN_FILE, record(stage) | manner(stage) | {
+        "inputs": inputs, "begun": time.time()})
+
+
+def _why_anew(
+    begun: Mapping[str, Any], inputs: Mapping[str, Any], stage: Stage
+) -> str | None:
+    """The first reason why the state of an execution that `begun` records isn't gone on from."""
+    if changed := changes(begun, stage):
+        return str(changed[0])
+    others = [role for role in {**inputs, **begun["inputs"]}
+              if inputs.get(role) != begun["inputs"].get(role)]
+    return f"{stage.inputs.get(others[0], others[0])} was made anew" if others else None
 
 
 def replaced_folder(run: Path, stage: str) -> Path:
@@ -170,19 +186,9 @@ def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:
         "id": os.urandom(8).hex(),  # of this execution: what lies downstream compares it
         "stage": context.stage.name,
         **read_json(context.folder / BEGUN_FILE),
-        "layout": dataclasses.asdict(context.stage.layout),
         "seconds": round(time.time() - started, 2),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {"python": platform.python_version()} | {
-            package: _version(package) for package in _PACKAGES
-        },
+        **manner(context.stage),
         **facts,
     })
     remove_replaced(context.run, context.stage.name)
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

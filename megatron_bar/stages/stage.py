@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron_bar.recipe.deciding import KeyPath, Looks, Setting, deciding
+from megatron_bar.recipe.deciding import KeyPath, Looks, Setting, deciding, rounding
 from megatron_bar.recipe.schema import Source
 from megatron_bar.runtime.layout import Layout
 
@@ -126,6 +126,12 @@ class Stage:
     def deciding(cls, settings: Mapping[str, Any]) -> dict[KeyPath, Setting]:
         """The `settings`, of this version or an earlier one, that decide what is made."""
         return deciding(cls, settings, dataclasses.replace(cls.LOOKS, form=cls.FORM))
+
+    def rounding(self) -> dict[str, Any]:
+        """The settings that change its rounding and nothing else, by their names in the recipe."""
+        looks = dataclasses.replace(self.LOOKS, form=self.FORM)
+        return {self.recipe_key(key_path): setting.value
+                for key_path, setting in rounding(type(self), self.settings(), looks).items()}
 
     def recipe_key(self, key_path: KeyPath) -> str:
         """The recipe's name of the setting at `key_path`."""

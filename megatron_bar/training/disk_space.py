@@ -21,9 +21,15 @@ from megatron_bar.runtime.disk import disk_of, explain_disk_faults, free_bytes, 
 from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError
 
-# Of a trained element in a state to go on from, beside its weight: two moments and the fp32 value,
-# which is there for fp32 weights too.
-OPTIMIZER_BYTES = 12
+_FP32 = torch.float32.itemsize
+
+
+def point_bytes(itemsize: int) -> int:
+    """Bytes of a trained element in a state to go on from, where its weight has `itemsize`.
+
+    The weight, two moments, and the fp32 value of a weight that is less.
+    """
+    return itemsize + 2 * _FP32 + (_FP32 if itemsize < _FP32 else 0)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def sizes_of(model: torch.nn.Module, start: Path | None) -> Sizes:
     trained = [entry.data for entry in mine if entry.data.requires_grad]
     sizes = torch.tensor(
         [sum(types[entry.key].itemsize * entry.data.numel() for entry in mine),
-         sum(tensor.nbytes + OPTIMIZER_BYTES * tensor.numel() for tensor in trained)],
+         sum(point_bytes(tensor.itemsize) * tensor.numel() for tensor in trained)],
         device=torch.cuda.current_device(),
     )
     dist.all_reduce(sizes)

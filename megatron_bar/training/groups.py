@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import xxhash
 from megatron.core import parallel_state
 
@@ -115,21 +116,67 @@ def group_digests(folder: Path, only: Collection[str] | None = None) -> dict[str
     It is the same whatever layout wrote them. Tensors of other groups aren't read.
     """
     model = ModelConfig.load(folder)
+    chosen = _slots_of(model, only)
+    return _of_groups(model, chosen, _digests_of_slots(folder, chosen, range(len(chosen))), only)
+
+
+def group_digests_by_ranks(
+    folder: Path, only: Collection[str] | None = None
+) -> dict[str, str]:
+    """`group_digests`, of which each rank reads a share. All ranks call this, and get the same."""
+    model = ModelConfig.load(folder)
+    chosen = _slots_of(model, only)
+    mine = _digests_of_slots(folder, chosen, _share(chosen, dist.get_rank(), dist.get_world_size()))
+    everyones = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    digests = {number: parts for share in everyones for number, parts in share.items()}
+    return _of_groups(model, chosen, digests, only)
+
+
+def _slots_of(model: ModelConfig, only: Collection[str] | None) -> list[Slot]:
+    return [slot for slot in slots(model)
+            if only is None or set(_groups(slot, model)) & set(only)]
+
+
+def _share(chosen: Sequence[Slot], rank: int, ranks: int) -> list[int]:
+    """The numbers of the slots that `rank` reads: the largest first, each to who has least."""
+    sizes = [torch.Size(slot.shape).numel() for slot in chosen]
+    loads, mine = [0] * ranks, []
+    for number in sorted(range(len(chosen)), key=lambda number: -sizes[number]):
+        least = loads.index(min(loads))
+        loads[least] += sizes[number]
+        if least == rank:
+            mine.append(number)
+    return mine
+
+
+def _digests_of_slots(
+    folder: Path, chosen: Sequence[Slot], numbers: Iterable[int]
+) -> dict[int, list[str]]:
+    """By number, a digest of the slot's tensor, or of each row of a router."""
     reader = open_checkpoint(folder)
-    digests: dict[str, xxhash.xxh3_128] = {}
-    for slot in slots(model):
-        groups = _groups(slot, model)
-        if only is not None and not set(groups) & set(only):
-            continue
+    digests = {}
+    for number in numbers:
+        slot = chosen[number]
         tensor = reader.read(slot)
         # Rows that pad the vocabulary belong to the layout, not to the model.
         parts = tensor if slot.name is ROUTER_NAME else [
             torch.cat([t.reshape(-1) for t in slot.to_hf(tensor)])
         ]
-        for group, part in zip(groups, parts, strict=True):
-            digest = digests.setdefault(group, xxhash.xxh3_128())
-            digest.update(f"{slot.key}{slot.index}{tensor_digest(part)}".encode())
-    return {group: digest.hexdigest() for group, digest in digests.items()
+        digests[number] = [tensor_digest(part) for part in parts]
+    return digests
+
+
+def _of_groups(
+    model: ModelConfig, chosen: Sequence[Slot], digests: Mapping[int, Sequence[str]],
+    only: Collection[str] | None,
+) -> dict[str, str]:
+    found: dict[str, xxhash.xxh3_128] = {}
+    for number, slot in enumerate(chosen):
+        for group, digest in zip(_groups(slot, model), digests[number], strict=True):
+            whole = found.setdefault(group, xxhash.xxh3_128())
+            whole.update(f"{slot.key}{slot.index}{digest}".encode())
+    return {group: digest.hexdigest() for group, digest in found.items()
             if only is None or group in only}
 
 

@@ -3,6 +3,11 @@
 Megatron's own state dicts also carry parameter groups, by their place on the first rank, and trip
 over ranks whose optimizer has nothing to do. Groups follow from the recipe and the learning rate
 from the schedule, so only what belongs to a parameter is saved, under the parameter's key.
+
+Of the distributed optimizer Megatron-Core has two forms to save. `dp_reshardable` writes each
+rank's part of the gradient buffers, which no other layout can read; `fully_reshardable` gathers the
+whole state on every rank, or on one, and is wrong where buckets are padded. Here each rank writes
+its part of each parameter, as boxes of the parameter (`training.boxes`).
 """
 
 from __future__ import annotations
@@ -11,12 +16,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
-from megatron_bar.checkpoints.model_io import sharding_metadata
+from megatron_bar.training.boxes import boxes_of_range
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -46,60 +52,33 @@ def stepped_tensors(
 
 
 def sharded_optimizer_state(
-    part: MegatronOptimizer, model_state: dict[str, Any], loading: bool
+    part: MegatronOptimizer, model_state: dict[str, Any]
 ) -> dict[int, dict[str, Any]]:
     """Sharded tensors of each parameter's state, by its number on this rank.
 
-    `model_state` is the sharded state of the model. Before a load the state must be allocated.
+    They are views of the state, which must be allocated. `model_state` is the sharded state of the
+    model. In the distributed optimizer they are this rank's own share: nothing is gathered.
     """
-    if part.optimizer is None:
-        return {}
     entry_of = {entry.data: entry for entry in model_state.values()}
-    whole = _gathered(part, loading) if isinstance(part, DistributedOptimizer) else (
-        (parameter, _tensors(part, stepped, is_copy))
-        for parameter, stepped, is_copy in stepped_tensors(part)
-    )
-    return {
-        number: {
-            name: make_sharded_optimizer_tensor(
-                entry_of[parameter], tensor, f"optimizer.state.{name}"
-            )
+    found = {}
+    for number, (parameter, stepped, is_copy) in enumerate(stepped_tensors(part)):
+        tensors = {name: part.optimizer.state[stepped][name] for name in _MOMENTS}
+        tensors |= {"param": stepped.data} if is_copy else {}
+        found[number] = {
+            name: _shards(part, entry_of[parameter], tensor, f"optimizer.state.{name}")
             for name, tensor in tensors.items()
         }
-        for number, (parameter, tensors) in enumerate(whole)
-    }
+    return found
 
 
-def _gathered(
-    part: DistributedOptimizer, loading: bool
-) -> Iterator[tuple[torch.nn.Parameter, dict[str, torch.Tensor]]]:
-    """Each parameter with what all ranks together know of it, in the order a load expects.
-
-    Megatron's own way from a gathered buffer to its parameters is wrong in 0.16 to 0.19 (its pull
-    request 5077): the buffer comes without the padding that ends each bucket, and they are looked
-    for where they would be with it. A rank that has sent its shards to another one yields nothing.
-    """
-    on_first_rank = sharding_metadata()["distrib_optim_fully_reshardable_mem_efficient"]
-    gathered = part.get_parameter_state_dp_zero(
-        use_gloo_comm=on_first_rank, empty_data=loading,
-        return_on_all_ranks=loading or not on_first_rank,
-    )
-    for number, buffer in enumerate(part.buffers if gathered is not None else ()):
-        (tensors,) = gathered[number].values()  # a buffer has one dtype
-        padding = [bucket.grad_data.numel() - bucket.numel_unpadded for bucket in buffer.buckets]
-        for parameter, (start, end, bucket) in buffer.param_index_map.items():
-            before = sum(padding[:bucket])
-            yield parameter, {
-                name: tensors[name][start - before : end - before].view(parameter.shape)
-                for name in ("param", *_MOMENTS)
-            }
-
-
-def _tensors(
-    part: MegatronOptimizer, stepped: torch.Tensor, is_copy: bool
-) -> dict[str, torch.Tensor]:
-    tensors = {name: part.optimizer.state[stepped][name] for name in _MOMENTS}
-    return tensors | ({"param": stepped.data} if is_copy else {})
+def _shards(
+    part: MegatronOptimizer, entry: ShardedTensor | ShardedTensorFactory, tensor: torch.Tensor,
+    prefix: str
+) -> list[Any]:
+    if not isinstance(part, DistributedOptimizer):
+        return [make_sharded_optimizer_tensor(entry, tensor, prefix)]
+    held = part._get_model_param_range_map(entry.data)["param"]
+    return boxes_of_range(entry, tensor, held.start, held.end, prefix)
 
 
 def allocate(part: MegatronOptimizer) -> None:
@@ -108,16 +87,15 @@ def allocate(part: MegatronOptimizer) -> None:
         part.init_state_fn(part.optimizer, part.config)
 
 
-def restore(part: MegatronOptimizer, state: dict[int, dict[str, Any]], steps: int) -> None:
-    """Take over what was loaded into `sharded_optimizer_state`, after `steps` optimizer steps."""
-    if part.optimizer is None:
-        return
-    if isinstance(part, DistributedOptimizer):
-        part.load_parameter_state_from_fully_reshardable(state)
-    else:
-        for number, (_, stepped, is_copy) in enumerate(stepped_tensors(part)):
-            for name, tensor in _tensors(part, stepped, is_copy).items():
-                tensor.copy_(state[number][name])
+def restore(
+    part: MegatronOptimizer, asked: dict[int, dict[str, Any]], loaded: dict[int, dict[str, Any]],
+    steps: int
+) -> None:
+    """Take over what was `loaded` for `asked`, a `sharded_optimizer_state`, after `steps` steps."""
+    for number, tensors in asked.items():
+        for name, shards in tensors.items():
+            for shard, tensor in zip(shards, loaded[number][name], strict=True):
+                shard.data.copy_(tensor)
     count_steps(part, steps)
 
 

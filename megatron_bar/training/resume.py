@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
-
 from megatron_bar.checkpoints.model_io import load_shards, save_shards, sharded_model_state
 from megatron_bar.recipe.schema import Training
 from megatron_bar.runtime.console import say
@@ -19,6 +16,7 @@ from megatron_bar.runtime.distributed import all_reduce_any, is_main, on_main, w
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import remove_folder
 from megatron_bar.training.background import BackgroundSave
+from megatron_bar.training.boxes import one_key_a_slice
 from megatron_bar.training.disk_space import check_disk_space, require_disk_space, sizes_of
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer_state import (
@@ -28,7 +26,7 @@ from megatron_bar.training.optimizer_state import (
     sharded_optimizer_state,
 )
 from megatron_bar.training.saved import DAMAGED, FOLDER, remove_partial, saved_steps
-from megatron_bar.training.saved_files import digests_of_rank, find_damage, write_digests
+from megatron_bar.training.saved_files import find_damage, write_digests
 from megatron_bar.training.setup import TrainingSetup
 
 # Marks states whose moments are where they belong. Earlier ones lack it: where gradients lay in
@@ -51,38 +49,6 @@ class Progress:
     def updates(self) -> int:
         """Steps of the optimizer."""
         return self.step - self.skipped
-
-
-def _one_key_a_slice(state: Any) -> Any:
-    """Give each layer's and each expert's tensors a key of their own.
-
-    Megatron stacks layers and experts in one key. Frozen experts are left out, and it takes the
-    holes they leave for lost shards. Layers and experts have global numbers, so the keys are the
-    same in every layout.
-    """
-
-    def convert(entry: Any) -> Any:
-        if isinstance(entry, ShardedTensorFactory):
-            build = entry.build_fn
-
-            def build_slices(*args: Any) -> Any:
-                return dict_list_map_inplace(convert, build(*args))
-
-            return dataclasses.replace(entry, build_fn=build_slices)
-        if not isinstance(entry, ShardedTensor) or not entry.prepend_axis_num:
-            return entry
-        axes = entry.prepend_axis_num
-        places = ".".join(str(place) for place in entry.global_offset[:axes])
-        return dataclasses.replace(
-            entry,
-            key=f"{entry.key}.{places}",
-            global_shape=entry.global_shape[axes:],
-            global_offset=entry.global_offset[axes:],
-            axis_fragmentations=entry.axis_fragmentations[axes:],
-            prepend_axis_num=0,
-        )
-
-    return dict_list_map_inplace(convert, state)
 
 
 class ResumePoints:
@@ -133,18 +99,18 @@ class ResumePoints:
             return step % self.training.save_every == 0
         return all_reduce_any(time.monotonic() - self._last_save >= 60 * minutes)
 
-    def _state(self, loading: bool) -> dict:
+    def _state(self) -> dict[str, Any]:
         """Of what trains. Frozen parameters are in the checkpoint the stage started from."""
-        model = sharded_model_state(self.model)
+        model = one_key_a_slice(sharded_model_state(self.model))
         parts = {
-            number: sharded_optimizer_state(part, model, loading)
+            number: sharded_optimizer_state(part, model)
             for number, part in enumerate(self.optimizer.chained_optimizers)
         }
         trained = {key: entry for key, entry in model.items() if entry.data.requires_grad}
         # Megatron-Core complains of an empty dictionary that other ranks don't have.
         optimizer = {number: entries for number, entries in parts.items() if entries}
         state = {"model": trained, "optimizer": optimizer}
-        return _one_key_a_slice({name: entries for name, entries in state.items() if entries})
+        return {name: entries for name, entries in state.items() if entries}
 
     def save(self, progress: Progress) -> None:
         """Save the state after `progress.step`, unless it is saved; every rank takes part.
@@ -158,7 +124,7 @@ class ResumePoints:
         self.finish()
         if progress.step == 0 or progress.step in on_main(self.steps):
             return
-        state = self._state(loading=False)
+        state = self._state()
         state |= {"schedule": self.schedule.state_dict(),
                   "progress": dataclasses.asdict(progress), _SOUND: True}
         target = self.folder / str(progress.step)
@@ -172,8 +138,7 @@ class ResumePoints:
                 saving = BackgroundSave(state, folder)
                 self._on_its_way = saving, folder, publishing.pop_all()
             else:
-                save_shards(state, folder)
-                write_digests(folder, digests_of_rank(folder))
+                write_digests(folder, save_shards(state, folder))
         self._last_save = time.monotonic()
 
     def _stands(self) -> str:
@@ -233,8 +198,9 @@ class ResumePoints:
             for part in self.optimizer.chained_optimizers:
                 count_steps(part, 0)
             return self.kind()
+        asked = self._state()
         try:
-            state = load_shards(self._state(loading=True), path)
+            state = load_shards(asked, path)
         except BarError as error:
             raise BarError(f"{error}; {_ADVICE}") from error
         # A rank on which nothing trains gets nothing back, not even empty dictionaries.
@@ -242,9 +208,9 @@ class ResumePoints:
         known = {entry.name for entry in dataclasses.fields(self.kind)}
         # Earlier versions kept more.
         progress = self.kind(**{k: v for k, v in state["progress"].items() if k in known})
-        restored = state.get("optimizer", {})
         for number, part in enumerate(self.optimizer.chained_optimizers):
-            restore(part, restored.get(number, {}), progress.updates)
+            restore(part, asked.get("optimizer", {}).get(number, {}),
+                    state.get("optimizer", {}).get(number, {}), progress.updates)
         self.schedule.load_state_dict(state["schedule"])
         if not state.get(_SOUND) and self.training.megatron.get("overlap_grad_reduce"):
             say(f"warning: {path} is of an earlier version, which with overlap_grad_reduce could "

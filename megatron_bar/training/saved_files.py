@@ -1,6 +1,6 @@
 """Digests of a saved state's files, by which a later start knows whether it is what was written.
 
-Each rank digests what it wrote itself, and at a start its share of all files, so that no rank waits
+Each rank digests what it writes, and at a start its share of all files, so that no rank waits
 for another that reads the whole.
 """
 
@@ -15,11 +15,6 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import file_digest, read_json, write_json
 
 DIGESTS = "digests.json"
-
-
-def digests_of_rank(folder: Path) -> dict[str, str]:
-    """Digests of the tensors' files that this rank wrote into `folder`, by name."""
-    return {path.name: file_digest(path) for path in folder.glob(f"__{dist.get_rank()}_*")}
 
 
 def write_digests(folder: Path, own: dict[str, str]) -> None:

@@ -15,7 +15,10 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from benchmarks.counted_reads import count_reads
+from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.model_io import load_model, save_model
+from megatron_bar.checkpoints.names import Slot
 from megatron_bar.checkpoints.number_types import compute_type
 from megatron_bar.data.batch import Batch, to_batch
 from megatron_bar.data.packing import PackedDocuments
@@ -30,7 +33,12 @@ from megatron_bar.runtime.layout import Layout
 from megatron_bar.training import resume
 from megatron_bar.training.bad_steps import BadStepCheck
 from megatron_bar.training.budget import PADDING, rank_budget
-from megatron_bar.training.groups import freeze, group_sizes, matching
+from megatron_bar.training.groups import (
+    freeze,
+    group_digests_by_ranks,
+    group_sizes,
+    matching,
+)
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.objective import ChosenOverRejected, PreferenceLoss
@@ -180,6 +188,29 @@ def train_steps(
         TrainingRun(
             run, training, rows, 0, snapshots=snapshots or {}, validation=validation,
         ).run()
+
+
+def count_loaded(checkpoint: Path, layout: Layout, out: Path) -> None:
+    """Write RANK.json: how many bytes of the checkpoint's tensors this rank has read to start."""
+    read = count_reads()
+    with process_groups(layout):
+        load_model(build_model(ModelConfig.load(checkpoint), layout), checkpoint)
+        (out / f"{dist.get_rank()}.json").write_text(json.dumps(sum(read)))
+
+
+def count_digested(checkpoint: Path, layout: Layout, out: Path) -> None:
+    """Write RANK.json: the digests of all groups, and how many numbers this rank has read."""
+    counts = []
+    read = CheckpointReader.read
+
+    def counted(self: CheckpointReader, slot: Slot) -> torch.Tensor:
+        counts.append(torch.Size(slot.shape).numel())
+        return read(self, slot)
+
+    CheckpointReader.read = counted
+    with process_groups(layout):
+        digests = group_digests_by_ranks(checkpoint)
+        (out / f"{dist.get_rank()}.json").write_text(json.dumps([digests, sum(counts)]))
 
 
 def budgets(checkpoint: Path, layout: Layout, trainings: dict[str, Training], out: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_bar.checkpoints import model_io
 from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
 from megatron_bar.recipe.schema import Training
@@ -89,7 +88,7 @@ def _as_over_nccl(
     checkpoint: Path, layout: Layout, settings: Training, folder: Path, die_at_save: bool
 ) -> None:
     """Train without groups over gloo beside the others, which NCCL's ranks don't have."""
-    for module in (distributed, model_io, optimizer):
+    for module in (distributed, optimizer):
         module.gloo_groups = lambda: False
     ranks.train_steps(checkpoint, layout, settings, rows(), folder, die_at_save)
 

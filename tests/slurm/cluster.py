@@ -116,7 +116,7 @@ class Cluster:
         daemon = self.daemons.pop(node)
         daemon.kill()
         daemon.wait()
-        for pid in _processes_with(f"SLURMD_NODENAME={node}"):
+        for pid in processes_with(f"SLURMD_NODENAME={node}"):
             step_daemon = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[1])
             for victim in (step_daemon, pid):
                 if victim > 1:
@@ -157,7 +157,7 @@ class Cluster:
             )
 
 
-def _processes_with(variable: str) -> Iterator[int]:
+def processes_with(variable: str) -> Iterator[int]:
     """Processes that have `NAME=value` in their environment."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

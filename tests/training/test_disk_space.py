@@ -23,4 +23,4 @@ def test_a_checkpoint_has_the_types_of_its_start(two_experts, tmp_path):
         alike, narrower = (sizes_of(model, start) for start in (None, tmp_path / "start"))
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert narrower.checkpoint == alike.checkpoint / 2
-    assert narrower.point == alike.point == (4 + 12) * trained
+    assert narrower.point == alike.point == (4 + 8) * trained

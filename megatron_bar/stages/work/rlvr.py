@@ -47,13 +47,12 @@ def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:
     with explain_out_of_memory(run, settings):
         reinforced = reinforce(run, settings, prompts, chat_format)
     left_out.gather()  # each rank has scored other answers
+    proof = proof_of_freezing(context, settings.trainable, reinforced.summary)
     if not is_main():
         return {}
     facts = {"prompts": len(prompts), "backend": backend,
              "left_out": left_out.record(context.folder)}
-    return dataclasses.asdict(reinforced) | facts | proof_of_freezing(
-        context, settings.trainable, reinforced.summary
-    )
+    return dataclasses.asdict(reinforced) | facts | proof
 
 
 def load_prompts(

@@ -21,7 +21,7 @@ from megatron_bar.stages.rows_stage import RowsStage
 from megatron_bar.stages.work.data import stage_rows, validation_rows
 from megatron_bar.stages.work.out_of_memory import explain_out_of_memory
 from megatron_bar.stages.work.tokenizer_files import trained_tokenizer_files
-from megatron_bar.training.groups import group_digests, group_sizes, matching
+from megatron_bar.training.groups import group_digests_by_ranks, group_sizes, matching
 from megatron_bar.training.loop import TrainingRun
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.objective import TOKENS, Objective
@@ -62,11 +62,8 @@ def train_on(
             run, stage.training, rows, pad_id(tokenizer), validation=validation,
             initialize=initialize, load_balancing_loss=load_balancing_loss, objective=objective,
         ).run()
-    if not is_main():
-        return {}
-    return facts | dataclasses.asdict(trained) | proof_of_freezing(
-        context, stage.training.trainable, trained.summary
-    )
+    proof = proof_of_freezing(context, stage.training.trainable, trained.summary)
+    return facts | dataclasses.asdict(trained) | proof if is_main() else {}
 
 
 def model_run(context: Context, config: ModelConfig) -> ModelRun:
@@ -83,8 +80,9 @@ def proof_of_freezing(
     """The facts that show that all groups but `trainable` are what they were, to the bit.
 
     Their digests, and the anchor's if the model has one, are taken from the checkpoints before and
-    after: that reads all that is frozen twice, and its seconds are among the facts. What could be
-    wrong by the types and shapes of tensors is refused before the first step (`training.setup`).
+    after: all ranks call this, and each reads its share of both. The seconds are among the facts.
+    What could be wrong by the types and shapes of tensors is refused before the first step
+    (`training.setup`).
 
     Raises FrozenChanged where one differs; the checkpoint stays, to be looked at.
     """
@@ -94,7 +92,8 @@ def proof_of_freezing(
     open_groups = matching(groups, trainable, context.stage.name)
     frozen = [group for group in groups if group not in open_groups]
     digested = {*frozen, *({ANCHOR_FFN} & set(groups))}
-    before, after = (group_digests(c, digested) for c in (start, context.folder / "checkpoint"))
+    before, after = (group_digests_by_ranks(checkpoint, digested)
+                     for checkpoint in (start, context.folder / "checkpoint"))
     moved = [group for group in frozen if before[group] != after[group]]
     if moved:
         raise FrozenChanged(
