@@ -148,6 +148,8 @@ class Training:
     peak_tflops: float | None = key(None, ABOVE_0, runtime=True)
     # A Weights & Biases project that gets the metrics too.
     wandb: str | None = key(None, runtime=True)
+    # An MLflow experiment that gets them, at the place that MLFLOW_TRACKING_URI says.
+    mlflow: str | None = key(None, runtime=True)
 
     @property
     def row_length(self) -> int:

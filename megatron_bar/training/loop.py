@@ -104,7 +104,7 @@ class _Stage:
         task, run, done = self.task, self.task.model_run, self.progress.step
         self.wrapped.train()
         with (
-            Metrics(run.folder, done, task.training.wandb) as metrics,
+            Metrics(run.folder, done, task.training) as metrics,
             progress(run.label, self.steps) as advance,
         ):
             advance(done)
