@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -123,7 +123,8 @@ def start(
     """Call `function(*args)` in `processes` ranks, with the environment torchrun would give them.
 
     What the ranks print goes to `log`, or to this process's output. Each computes in `threads`
-    threads. Job.poll fails a job that takes longer than `timeout_seconds`.
+    threads. Job.poll fails a job that takes longer than `timeout_seconds`. A script that calls this
+    needs no `if __name__ == "__main__"`, unless the function is its own.
     """
     # Ranks find in its cache what they need of the hub. Read by the server when it starts.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -140,10 +141,30 @@ def start(
         process = _context.Process(
             target=_rank_main, args=(function, args, environment, log, errors), daemon=False
         )
-        process.start()
+        with _script_left_alone(function):
+            process.start()
         ranks.append(process)
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     return Job(ranks, errors, folder, deadline)
+
+
+@contextlib.contextmanager
+def _script_left_alone(function: Callable[..., None]) -> Iterator[None]:
+    """Have the rank that is started not import the script that runs now.
+
+    It would run that anew, down to the line that starts ranks. A function of the script needs it.
+    """
+    script = vars(sys.modules["__main__"])
+    if function.__module__ == "__main__":
+        yield
+        return
+    names = [name for name in ("__file__", "__spec__") if name in script]
+    known = {name: script[name] for name in names}
+    script.update(dict.fromkeys(names))
+    try:
+        yield
+    finally:
+        script.update(known)
 
 
 def _start_server() -> None:

@@ -13,7 +13,7 @@ from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.disk import explain_disk_faults
 from megatron_bar.runtime.distributed import is_main, process_groups
 from megatron_bar.runtime.heartbeat import watched
-from megatron_bar.stages.context import prepare_folder, write_done
+from megatron_bar.stages.context import Context, prepare_folder, write_done
 
 
 def run_stage(run: Path, name: str) -> None:
@@ -26,13 +26,17 @@ def run_stage(run: Path, name: str) -> None:
     when a stop signal came: a stage that trains saves its state first.
     """
     run = Path(run)
-    context = context_of(load_recipe(run / "recipe.yaml"), run, name)
+    carry_out(context_of(load_recipe(run / "recipe.yaml"), run, name))
+
+
+def carry_out(context: Context) -> None:
+    """Do what `run_stage` does, for the stage of a context. Raises as it does."""
     context = dataclasses.replace(context, stage=context.stage.fitted(context))
     stage, started = context.stage, time.time()
     stage.prepare()
     with (
         explain_disk_faults(context.folder, lambda: "; what the stage saved before stands"),
-        watched(name), process_groups(stage.layout, context.recipe.seed),
+        watched(stage.name), process_groups(stage.layout, context.recipe.seed),
     ):
         if is_main():
             prepare_folder(context)

@@ -63,10 +63,15 @@ def parse_overrides(overrides: Sequence[str], schema: type = Recipe) -> list[dic
 def overridden(start: Any, overrides: Sequence[str], where: str) -> Any:
     """The dataclass `start` with `key=value` words in place of its own values.
 
-    Raises BarError, which begins with `where`.
+    Raises BarError, which begins with `where`, also for values of `start` that are of wrong types.
     """
     layers = parse_overrides(overrides, type(start))
-    return resolved(merged(where, OmegaConf.structured(start), *layers), where)
+    try:
+        config = OmegaConf.structured(start)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise BarError(f"{where}: {key}{str(error).splitlines()[0]}") from None
+    return resolved(merged(where, config, *layers), where)
 
 
 def merged(where: str, below: DictConfig, *layers: Mapping[str, Any]) -> DictConfig:
