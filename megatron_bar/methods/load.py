@@ -68,7 +68,9 @@ def load_recipes(
     if values and not any(faults.values()):
         faults = {place: value_faults(recipe) for place, recipe in recipes.items()}
     raise_all([f"{place}: {line}" for place, lines in faults.items() for line in lines])
-    runs = _as_runs(whole.systems, recipes.values()) if whole.systems else recipes.values()
+    runs = list(recipes.values())
+    if whole.systems:
+        runs = _as_runs(whole.systems, runs)
     return [all_located(recipe) for recipe in runs]
 
 
@@ -100,7 +102,7 @@ def _system(
     if not is_plain(name):
         raise BarError(f"{where}: a system can't be called {name!r}, use another name")
     where = f"{where}, system {name}"
-    keys = OmegaConf.to_container(whole.systems[name] or OmegaConf.create())
+    keys: Any = OmegaConf.to_container(whole.systems[name] or OmegaConf.create())
     extended = keys.pop("extends", None)
     if extended is None:
         return resolved(merged(where, whole, keys, *overriding), where)

@@ -82,15 +82,16 @@ def merged(where: str, below: DictConfig, *layers: Mapping[str, Any]) -> DictCon
 
     Raises BarError, which begins with `where`, for a part to change or take away that isn't there.
     """
-    below = copy.deepcopy(below)
-    schema = OmegaConf.get_type(below)
+    config: Any = copy.deepcopy(below)
+    schema = OmegaConf.get_type(config)
     try:
         for layer in layers:
-            kept = _without_taken(layer, below, schema)
-            below = OmegaConf.merge(below, _with_whole_lists(kept, OmegaConf.to_container(below)))
+            kept = _without_taken(layer, config, schema)
+            whole = _with_whole_lists(kept, OmegaConf.to_container(config))
+            config = OmegaConf.merge(config, whole)
     except (BarError, OmegaConfBaseException) as error:
         raise BarError(f"{where}: {str(error).splitlines()[0]}") from None
-    return below
+    return config
 
 
 def resolved(config: DictConfig, where: str) -> Any:
@@ -109,7 +110,7 @@ def _without_taken(override: Any, held: Any, hint: Any, where: str = "") -> Any:
     hint, _ = without_none(hint)
     if not isinstance(override, Mapping):
         return override
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         hints = field_types(hint)
     elif typing.get_origin(hint) is dict and not _holds_none(of := typing.get_args(hint)[1]):
         hints = dict.fromkeys(override, of)
