@@ -95,7 +95,9 @@ class _Terminal:
         self._tell(self.model.joined(words), ended)
 
     def _show(self, word: Word) -> None:
-        console.print(Text(word.text, style=self._colour(word.token.shares)), end="")
+        # A terminal would obey what begins with this character, and the model may write anything.
+        text = word.text.replace("\x1b", "\u241b") if self.asks else word.text
+        console.print(Text(text, style=self._colour(word.token.shares)), end="")
         sys.stdout.flush()
 
     def _colour(self, shares: tuple[float, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import pty
@@ -13,8 +14,9 @@ import time
 
 import pytest
 
-from megatron_bar import load
-from megatron_bar.cli import main
+from megatron_bar import Word, load
+from megatron_bar.cli import chat, main
+from megatron_bar.generation.stream import StreamedToken
 
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
@@ -30,13 +32,24 @@ def test_a_pipe_gets_the_answers_alone(two_talking, monkeypatch, capsys):
                   "--max-new-tokens", "5", "--temperature", "1", "--seed", "2") == 0
     shown = capsys.readouterr()
     with load(two_talking) as model:
-        chat = model.chat(max_new_tokens=5, temperature=1.0, seed=2)
-        answers = [chat.ask(question).text for question in questions]
+        talk = model.chat(max_new_tokens=5, temperature=1.0, seed=2)
+        answers = [talk.ask(question).text for question in questions]
     assert shown.out == f"{answers[0]}\n{answers[1]}\n{answers[0]}\n"
     told = re.findall(r"^megatron-bar: \[anchor (\d+)%  expert1 (\d+)%  cut after 5 tokens\]$",
                       shown.err, re.MULTILINE)
     assert len(told) == 3 and all(99 <= int(one) + int(other) <= 101 for one, other in told)
     assert "is imported for this" in shown.err and not _COLOUR.search(shown.out + shown.err)
+
+
+def test_a_model_cannot_command_the_terminal(two_talking, capsys):
+    with load(two_talking) as model:
+        arguments = argparse.Namespace(system=None, max_new_tokens=1, temperature=0.0, seed=0)
+        terminal = chat._Terminal(model, arguments)
+    word = Word("\x1b]0;title\x07", StreamedToken(1, 0.0, (0.5, 0.5), False))
+    for asks, shown in ((True, "\u241b]0;title"), (False, "\x1b]0;title")):
+        terminal.asks = asks
+        terminal._show(word)
+        assert capsys.readouterr().out.startswith(shown)
 
 
 def test_options_that_cannot_be_are_told_in_one_line(two_talking, monkeypatch, capsys):
