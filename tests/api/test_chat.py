@@ -45,6 +45,7 @@ def test_a_model_cannot_command_the_terminal(two_talking, capsys):
     with load(two_talking) as model:
         arguments = argparse.Namespace(system=None, max_new_tokens=1, temperature=0.0, seed=0)
         terminal = chat._Terminal(model, arguments)
+    capsys.readouterr()
     word = Word("\x1b]0;title\x07", StreamedToken(1, 0.0, (0.5, 0.5), False))
     for asks, shown in ((True, "\u241b]0;title"), (False, "\x1b]0;title")):
         terminal.asks = asks
