@@ -44,7 +44,7 @@ def _on_domains(tasks: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _range(values: dict[str, float], form: str) -> str:
-    worst, best = min(values, key=values.get), max(values, key=values.get)
+    worst, best = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     if values[worst] == values[best]:
         return "the same on each"
     return f"from {values[worst]:{form}} ({worst}) to {values[best]:{form}} ({best})"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 from cycler import cycler
@@ -54,7 +55,8 @@ def svg_panel(draw: Callable[[Axes], None], height: float, label: str) -> str:
     Matplotlib's own file has ids that repeat from picture to picture, a style sheet that would hold
     for the whole page, metadata and namespaces that an inline SVG needs none of.
     """
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": label}):
+    style: Any = {**_STYLE, "svg.hashsalt": label}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         figure.patch.set_visible(False)
         axes = figure.add_subplot()
@@ -71,10 +73,11 @@ def svg_panel(draw: Callable[[Axes], None], height: float, label: str) -> str:
         body = body.replace(f": {colour}", f": var(--{name})")
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
-    view = re.search(r'viewBox="[^"]*"', body)[0]
+    view = re.search(r'viewBox="[^"]*"', body)
+    assert view is not None, "matplotlib gives each picture one"
     inner = body[body.index(">") + 1:]
     inner = re.sub(r"\s*\n\s*", "\n", inner).strip()
-    return (f'<svg class="panel" role="img" aria-label="{_escape(label)}" {view} width="100%" '
+    return (f'<svg class="panel" role="img" aria-label="{_escape(label)}" {view[0]} width="100%" '
             f'stroke-linejoin="round" stroke-linecap="butt">\n{inner}\n')
 
 

@@ -127,7 +127,7 @@ def shares_panel(
             step = max(1, -(-count // 16))
             axes.set_ylabel("layer")
             axes.set_yticks([row + 0.5 for row in range(0, count, step)],
-                            range(1, count + 1, step))
+                            [str(layer) for layer in range(1, count + 1, step)])
         else:
             axes.set_yticks([row + 0.5 for row in range(count)], names)
         for row, shares_E in enumerate(shares_RE if printed else ()):
@@ -176,7 +176,7 @@ def scores_chart(results: dict[str, dict[str, Any]]) -> str:
         panels.append(_scores_panel(
             task,
             ["branch" if row.model == task else model_label(row.model) for row in rows],
-            [row.cells[index] for row in rows],
+            [cell for row in rows if (cell := row.cells[index]) is not None],
             [colours.get(row.model, BRANCH) for row in rows],
         ))
     return "".join(panels)

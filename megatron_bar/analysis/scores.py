@@ -56,7 +56,7 @@ class Scores:
 
     def items(self, index: int) -> str:
         """The number of items of task `index`; two numbers if models were asked different ones."""
-        counts = [row.cells[index].count for row in self.rows if row.cells[index]]
+        counts = [cell.count for row in self.rows if (cell := row.cells[index]) is not None]
         return MISSING.join(str(count) for count in dict.fromkeys((min(counts), max(counts))))
 
 

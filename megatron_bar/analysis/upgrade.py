@@ -38,7 +38,9 @@ class Change:
 
     @property
     def difference(self) -> float | None:
-        return None if None in (self.before, self.after) else self.after - self.before
+        if self.before is None or self.after is None:
+            return None
+        return self.after - self.before
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,12 @@ def _changes(before: Path, after: Path) -> list[Change]:
     old, new = (_tasks(run) for run in (before, after))
     changes = []
     for task in [*new, *(task for task in old if task not in new)]:
-        scores = [tasks.get(task, {}).get("score") for tasks in (old, new)]
+        was, now = (tasks.get(task, {}) for tasks in (old, new))
         noise = None
-        if None not in scores:
-            intervals = [wilson_interval(score, tasks[task]["count"])
-                         for score, tasks in zip(scores, (old, new))]
+        if was and now:
+            intervals = [wilson_interval(result["score"], result["count"]) for result in (was, now)]
             noise = math.hypot(*((high - low) / 2 for low, high in intervals))
-        changes.append(Change(task, *scores, noise))
+        changes.append(Change(task, was.get("score"), now.get("score"), noise))
     return changes
 
 
@@ -108,7 +109,8 @@ def upgrade_table(upgrade: Upgrade) -> Table:
     for change in upgrade.changes:
         moved = MISSING if change.difference is None else f"{change.difference:+.2f}"
         noise = MISSING if change.noise is None else f"\u00b1{change.noise:.2f}"
-        clear = change.difference is not None and abs(change.difference) > change.noise
+        clear = (change.difference is not None and change.noise is not None
+                 and abs(change.difference) > change.noise)
         table.add_row(Text(change.task), cell(change.before), cell(change.after),
                       Text(moved, style="bold" if clear else ""), noise)
     return table

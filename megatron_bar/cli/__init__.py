@@ -16,7 +16,8 @@ from megatron_bar.runtime.stopping import CONTINUE_LATER, ContinueLater
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell says of a program that the signal has ended
 # Commands that may fetch a model, data or lm-eval's tasks, before any rank or job starts.
-_DOWNLOADING = ("data", "run", "rehearse", "verify-data", "submit", "import", "evaluate", "verify")
+_DOWNLOADING = ("data", "run", "rehearse", "verify-data", "submit", "import", "evaluate", "verify",
+                "chat", "serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +68,7 @@ def _check_counts(args: argparse.Namespace) -> None:
     for name in COUNTS:
         given = getattr(args, name, None)
         if given is not None and given < 1:
-            raise BarError(f"--{name} {given}: give at least 1")
+            raise BarError(f"--{name.replace('_', '-')} {given}: give at least 1")
 
 
 def _may_download(args: argparse.Namespace) -> bool:

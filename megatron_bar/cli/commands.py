@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_bar.cli import evaluation
 from megatron_bar.runtime.errors import BarError
-
-if TYPE_CHECKING:
-    import torch
 
 DOES_NOT_FIT = 3  # exit status of a plan with stages that are too big for their GPUs
 
@@ -29,10 +25,11 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     from megatron_bar.analysis.scores import load_results, score_table
+    from megatron_bar.api.runs import run_all
     from megatron_bar.comparison.compare import compare_runs
     from megatron_bar.comparison.page import write_comparison
     from megatron_bar.comparison.tables import comparison_tables
-    from megatron_bar.launch.local import final_model, run_recipes, show_work
+    from megatron_bar.launch.local import show_work
     from megatron_bar.launch.stale import check_in_place
     from megatron_bar.methods import last_model
     from megatron_bar.methods.load import load_recipes
@@ -43,17 +40,17 @@ def _run(args: argparse.Namespace) -> None:
     if args.dry_run:
         show_work(recipes)
         return
-    runs = run_recipes(recipes, args.jobs, args.yes)
+    runs = run_all(recipes, args.jobs, args.yes)
     if len(runs) > 1:
-        systems = compare_runs(runs)
+        systems = compare_runs([run.folder for run in runs])
         print_wide(*comparison_tables(systems))
-        page = runs[0].parent / "report.html"
+        page = runs[0].folder.parent / "report.html"
         write_comparison(page.parent.name, systems, page)
         say(f"report: {page}")
         return
-    (recipe,), (run,) = recipes, runs
-    console.print(score_table(load_results(run), last_model(run)))
-    say(f"model: {final_model(recipe, run)}   report: {run / 'report.html'}")
+    (run,) = runs
+    console.print(score_table(load_results(run.folder), last_model(run.folder)))
+    say(f"model: {run.model}   report: {run.report}")
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -240,48 +237,51 @@ def _stage(args: argparse.Namespace) -> None:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from megatron_bar.checkpoints.convert import import_hf
-    from megatron_bar.checkpoints.hub import local_folder
-    from megatron_bar.runtime.disk import check_output_folder
+    from megatron_bar.api.checkpoints import import_hf
 
-    check_output_folder(args.out)
-    import_hf(local_folder(args.hf_dir), args.out, _dtype(args), args.processes)
+    import_hf(args.hf_dir, args.out, dtype=args.dtype, processes=args.processes)
     print(f"{args.out} is written")
 
 
 def _export(args: argparse.Namespace) -> None:
-    from megatron_bar.checkpoints.convert import export_hf
-    from megatron_bar.checkpoints.hf_weights import parse_size
-    from megatron_bar.data.chat_format import find_chat_format
+    from megatron_bar.api.checkpoints import export_hf
 
-    export_hf(args.checkpoint, args.out, _dtype(args), parse_size(args.max_shard_size),
-              args.processes, chat=find_chat_format(args.checkpoint, args.chat_template))
+    export_hf(args.checkpoint, args.out, chat_template=args.chat_template, dtype=args.dtype,
+              max_shard_size=args.max_shard_size, processes=args.processes)
     print(f"{args.out} is written")
 
 
-def _dtype(args: argparse.Namespace) -> torch.dtype | None:
-    import torch
-
-    return args.dtype and getattr(torch, args.dtype)
-
-
 def _branch(args: argparse.Namespace) -> None:
-    from megatron_bar.checkpoints.branch import branch
+    from megatron_bar.api.checkpoints import branch
 
-    branch(args.anchor, args.out, args.pretrained, args.name, args.seed, args.processes)
+    branch(args.anchor, args.out, name=args.name, pretrained=args.pretrained, seed=args.seed,
+           processes=args.processes)
     print(f"{args.out} is written: expert 0 anchor, expert 1 {args.name}")
 
 
 def _merge(args: argparse.Namespace) -> None:
+    from megatron_bar.api.checkpoints import merge
     from megatron_bar.checkpoints.average import deviation_table
-    from megatron_bar.checkpoints.merge import merge
     from megatron_bar.runtime.console import console
 
-    merged = merge(args.models, args.out, args.anchor, args.average, args.weights,
-                   args.anchor_ffn, args.experts, args.processes)
+    merged = merge(args.models, args.out, anchor=args.anchor, average=args.average,
+                   weights=args.weights, anchor_ffn=args.anchor_ffn, experts=args.experts,
+                   processes=args.processes)
     if merged.by_group:
         console.print(deviation_table(merged.by_group))
-    print(f"{args.out} is written: experts {', '.join(merged.model.all_expert_names)}")
+    print(f"{args.out} is written: experts {', '.join(merged.experts)}")
+
+
+def _chat(args: argparse.Namespace) -> None:
+    from megatron_bar.cli.chat import chat
+
+    chat(args)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from megatron_bar.cli.serve import serve
+
+    serve(args)
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -336,6 +336,7 @@ COMMANDS = {
     "run": _run, "compare": _compare, "data": _data, "plan": _plan, "rehearse": _rehearse,
     "verify-data": _verify_data, "upgrade": _upgrade, "submit": _submit, "status": _status,
     "cancel": _cancel, "stage": _stage, "import": _import, "export": _export, "branch": _branch,
-    "merge": _merge, "verify": _verify, "evaluate": evaluation.evaluate,
+    "merge": _merge, "verify": _verify, "evaluate": evaluation.evaluate, "chat": _chat,
+    "serve": _serve,
     "report": evaluation.report,
 }

@@ -57,6 +57,7 @@ def report(args: argparse.Namespace) -> None:
 def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
     """Ask the checkpoint itself, in ranks of this machine."""
     from megatron_bar.analysis.scores import task_table
+    from megatron_bar.api.checkpoints import as_checkpoint, is_hf, model_folder
     from megatron_bar.checkpoints.hf import model_config_from_hf
     from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
     from megatron_bar.evaluation.model import RESULTS
@@ -70,14 +71,15 @@ def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
     from megatron_bar.stages.work.evaluate import evaluate_checkpoint
 
     tasks, template, seed = _asked(args)
-    source = _source(args.checkpoint)
-    model = model_config_from_hf(source) if _is_hf(source) else ModelConfig.load(source)
+    source = model_folder(args.checkpoint)
+    model = model_config_from_hf(source) if is_hf(source) else ModelConfig.load(source)
     for name in settings.opt_out:
         model.expert_id(name)
     layout = (settings.layout or Layout()).fitted(model.num_experts)
     model.check(layout)
     check_tasks(tasks, load_tokenizer(source), template, model.max_position_embeddings, seed)
-    with _folder(args.out) as folder, _imported(args.checkpoint, source, args.out) as checkpoint:
+    beside = None if args.out is None else args.out.absolute().parent
+    with _folder(args.out) as folder, as_checkpoint(args.checkpoint, beside) as checkpoint:
         try:
             processes.start(
                 evaluate_checkpoint, checkpoint, args.checkpoint, tasks, settings, template,
@@ -146,11 +148,12 @@ def _suite(args: argparse.Namespace, settings: Evaluate) -> None:
 
 def _exported(args: argparse.Namespace, suite: str) -> tuple[Path, Path]:
     """The Hugging Face folder of a run or the one that is given, and where scores go."""
+    from megatron_bar.api.checkpoints import exported_by
     from megatron_bar.checkpoints.hub import local_folder
 
     run = Path(args.checkpoint)
-    if (run / "hf" / "model").is_dir():
-        return run / "hf" / "model", args.out or run / "suites" / suite
+    if (exported := exported_by(run)) is not None:
+        return exported, args.out or run / "suites" / suite
     folder = local_folder(args.checkpoint)
     if not (folder / "config.json").is_file():
         raise BarError(f"{run} is neither a run that exported its model nor a Hugging Face folder; "
@@ -175,40 +178,6 @@ def _settings(args: argparse.Namespace) -> Evaluate:
     settings = overridden(start, args.overrides, "evaluate")
     raise_all(list(evaluate_faults(settings)))
     return settings
-
-
-def _source(name: str) -> Path:
-    """The folder of the checkpoint or Hugging Face model of this name."""
-    from megatron_bar.checkpoints.hub import local_folder
-
-    folder = Path(name)
-    return folder if folder.is_dir() and not _is_hf(folder) else local_folder(name)
-
-
-def _is_hf(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
-
-
-@contextlib.contextmanager
-def _imported(name: str, source: Path, out: Path | None) -> Iterator[Path]:
-    """`source`, a checkpoint, or an import of it that is removed in the end.
-
-    It lies beside `out` or, without one, in the folder for temporary files. Users call it `name`.
-    """
-    from megatron_bar.checkpoints.convert import import_hf
-    from megatron_bar.runtime.console import say
-
-    if not _is_hf(source):
-        yield source
-        return
-    beside = None if out is None else out.absolute().parent
-    if beside is not None:
-        beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".megatron-bar-", dir=beside) as temporary:
-        checkpoint = Path(temporary) / "checkpoint"
-        import_hf(source, checkpoint)
-        say(f"{name} is imported for this evaluation; megatron-bar import keeps such a checkpoint")
-        yield checkpoint
 
 
 @contextlib.contextmanager

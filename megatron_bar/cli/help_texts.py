@@ -160,6 +160,24 @@ Through lm-eval, on the exported model:
 
   megatron-bar evaluate runs/bar-7b --suite paper --backend vllm --python envs/lm-eval/bin/python
 """,
+    "chat": """\
+The model is loaded into this process, on one GPU or the CPU. In a terminal each token has the
+colour of the expert that had most of it, and a line after the answer tells what each had. Into a
+pipe go the answers alone; each line that is read is a question.
+
+  megatron-bar chat runs/toy/routed
+  megatron-bar chat allenai/OLMo-2-0425-1B-Instruct --system "Answer in one sentence."
+  megatron-bar chat runs/toy/routed --without math       how would it answer without this expert?
+  echo "What is 17 + 25?" | megatron-bar chat runs/toy/routed
+""",
+    "serve": """\
+Prints what to run; vLLM needs an environment of its own. With --check, what the server says of
+fixed tokens is compared with what the model says: a server of other weights ends with status 1.
+
+  megatron-bar serve runs/toy
+  megatron-bar serve checkpoints/merged --gpus 2 --port 9000 | sh
+  megatron-bar serve runs/toy --check http://localhost:8000
+""",
     "report": """\
 The page needs no network and runs no script. A run that isn't finished is reported as far as it is.
 

@@ -15,7 +15,8 @@ import megatron_bar
 from megatron_bar.cli import simulation
 from megatron_bar.cli.help_texts import DESCRIPTION, EXAMPLES
 
-COUNTS = ("jobs", "processes", "memory", "limit")  # options of which each is 1 or more
+# Options of which each is 1 or more.
+COUNTS = ("jobs", "processes", "memory", "limit", "max_new_tokens", "port", "gpus")
 
 
 class _Versions(argparse.Action):
@@ -219,6 +220,29 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--dry-run", action="store_true",
                           help="print lm-eval's configuration, run nothing")
 
+    chat = command("chat", "talk to a model in the terminal, and see what each expert had")
+    _add_answering_model(chat)
+    chat.add_argument("--system", metavar="TEXT", help="what the conversation begins with")
+    chat.add_argument("--temperature", type=float, default=0.0,
+                      help="0: the likeliest token (default); above it tokens are drawn")
+    chat.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    chat.add_argument("--max-new-tokens", type=int, default=512, metavar="N",
+                      help="in an answer (default: 512)")
+    chat.add_argument("--without", action="append", default=[], metavar="EXPERT",
+                      help="an expert to leave out; may be given several times")
+
+    serve = command("serve", "write the command that serves a model by vLLM, or check a server")
+    serve.add_argument("model", help="a run, a checkpoint, a stage's folder, a Hugging Face folder "
+                       "or OWNER/NAME of the hub")
+    serve.add_argument("--name", help="what the server calls it (default: as its folder)")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000")
+    serve.add_argument("--gpus", type=int, default=1, help="that share the model (default: 1)")
+    serve.add_argument("--check", metavar="URL",
+                       help="compare what the server at this address says with the model")
+    serve.add_argument("--tolerance", type=float, metavar="X",
+                       help="largest mean distance of log-probabilities (default: 0.1)")
+    _add_dtype_to_compute(serve)
+
     report = command("report", "write what a run amounts to as one HTML page")
     report.add_argument("run", type=Path, help="the run's folder, or a folder of runs to compare")
     report.add_argument("--compare", type=Path, nargs="+", default=[], metavar="RUN",
@@ -246,6 +270,21 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 def _add_yes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true",
                         help="replace finished training without a question")
+
+
+def _add_answering_model(parser: argparse.ArgumentParser) -> None:
+    """What is loaded into this process to answer."""
+    parser.add_argument("model", help="a checkpoint, a stage's folder, a Hugging Face folder or "
+                        "OWNER/NAME of the hub")
+    parser.add_argument("--chat-template", metavar="NAME",
+                        help="olmo, tulu or a .jinja file (default: what it was trained with, or "
+                        "its tokenizer's own)")
+    _add_dtype_to_compute(parser)
+
+
+def _add_dtype_to_compute(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"),
+                        help="what it computes in (default: what it is stored in)")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:

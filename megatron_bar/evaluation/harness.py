@@ -147,6 +147,7 @@ def read_scores(
 
 
 def _score(results: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
+    assert benchmark.task is not None, "only what lm-eval has is run"
     total, items = 0.0, 0
     for task in _leaves(results.get("group_subtasks", {}), benchmark.task):
         known = results["results"].get(task, {})

@@ -88,7 +88,8 @@ def evaluate(
                              one.tokens)
                 for (_, conversation), (one, *_) in zip(items, responses)
             ]
-            routing[task] = route_texts(model, texts, chat_format.pad_id)
+            # No padding counts, so any token will do where the tokenizer has none for it.
+            routing[task] = route_texts(model, texts, chat_format.pad_id or 0)
     if is_main():
         left_out.record(folder)
         write_json_lines(folder / ANSWERS, answers)

@@ -79,7 +79,7 @@ def group_scores(
     score is the plain mean of its benchmarks that were, `overall` that of the categories; both say
     by `complete` whether nothing is missing.
     """
-    categories = {}
+    categories: dict[str, dict[str, Any]] = {}
     for category in suite.categories:
         members = [b for b in suite.benchmarks if b.category == category]
         scores = {b.name: measured[b.name] for b in members if b.name in measured}

@@ -73,11 +73,29 @@ def check_tasks(
     The model has so many `positions`.
     `template` names a chat template, by default the tokenizer's own.
     """
-    language, faults = _Language(tokenizer, chat_template(template, tokenizer), True), Faults()
-    for task, entries in tasks.items():
-        for source in entries:
-            _check(Reading("evaluate", source, ITEMS, task=task), seed, language, positions, faults)
+    found = [Reading("evaluate", source, ITEMS, task=task)
+             for task, entries in tasks.items() for source in entries]
+    faults = Faults()
+    check_readings(found, tokenizer, template, positions, seed, faults)
     require(faults)
+
+
+def check_readings(
+    found: Sequence[Reading],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    positions: int,
+    seed: int,
+    faults: Faults,
+) -> None:
+    """Add what is wrong with data that are read for a model of this tokenizer and `positions`.
+
+    Raises BarError for a chat template that there isn't. Texts need none.
+    """
+    chats = any(reading.form != TEXTS for reading in found)
+    language = _Language(tokenizer, chat_template(template, tokenizer) if chats else None, True)
+    for reading in found:
+        _check(reading, seed, language, positions, faults)
 
 
 def readings(stages: Sequence[Stage], faults: Faults) -> list[Reading]:

@@ -131,7 +131,8 @@ def start(
 
     What the ranks print goes to `log`, or to this process's output. Each computes in `threads`
     threads. Job.poll fails a job that takes longer than `timeout_seconds`. The ranks see `gpus`,
-    named as `visible_gpus` names them, one a rank; None: all that this process sees.
+    named as `visible_gpus` names them, one a rank; None: all that this process sees. A script that
+    calls this needs no `if __name__ == "__main__"`, unless the function is its own.
 
     Raises BarError if there are GPUs, and not enough of them.
     """
@@ -160,11 +161,30 @@ def start(
         process = context.Process(
             target=_rank_main, args=(call, environment, log, errors), daemon=False
         )
-        with unheard(), _environment(environment):
+        with unheard(), _environment(environment), _script_left_alone(function):
             process.start()
         ranks.append(process)
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     return Job(ranks, errors, folder, deadline)
+
+
+@contextlib.contextmanager
+def _script_left_alone(function: Callable[..., None]) -> Iterator[None]:
+    """Have the rank that is started not import the script that runs now.
+
+    It would run that anew, down to the line that starts ranks. A function of the script needs it.
+    """
+    script = vars(sys.modules["__main__"])
+    if function.__module__ == "__main__":
+        yield
+        return
+    names = [name for name in ("__file__", "__spec__") if name in script]
+    known = {name: script[name] for name in names}
+    script.update(dict.fromkeys(names))
+    try:
+        yield
+    finally:
+        script.update(known)
 
 
 def _start_server() -> None:

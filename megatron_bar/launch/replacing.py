@@ -139,7 +139,7 @@ def confirm_replacing(lost: Sequence[LostTraining], yes: bool) -> None:
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise BarError(f"this would replace {_duration(cost)} of training: {losses}; give --yes if "
-                       "that is meant, or the run another name")
+                       "that is meant (replace=True in Python), or the run another name")
     say(f"This replaces {_duration(cost)} of training, each stage once its new result stands:")
     for loss in lost:
         say(f"  {loss}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from megatron_bar.recipe.names import ALL, WITHOUT
@@ -84,12 +84,14 @@ class Graph:
             if not parts:
                 continue
             training = with_groups(_together(list(parts.values())), trainable)
-            more = {} if kind is RlvrStage else {"parts": parts}
+            more: dict[str, Any] = {} if kind is RlvrStage else {"parts": parts}
             start = self.add(self._training(
                 kind, f"{ALL}/{kind.KIND}", start, training, **more))
         return start
 
-    def combine(self, kind: type[Stage], models: Mapping[str, str], **settings: Any) -> str:
+    def combine(
+        self, kind: Callable[..., Stage], models: Mapping[str, str], **settings: Any
+    ) -> str:
         """One model of the anchor and those of `models`, by domain."""
         return self.add(kind("merged", {"anchor": "anchor", **models},
                               shared=self.recipe.merge.shared, **settings))
@@ -183,7 +185,7 @@ def _together(trainings: Sequence[Training]) -> Training:
     if isinstance(first, Rlvr):
         return dataclasses.replace(
             first, data=[source for training in trainings for source in training.data],
-            steps=sum(training.steps for training in trainings), validation=once,
+            steps=sum(training.steps or 0 for training in trainings), validation=once,
         )
     # Once over the rows of all.
     return dataclasses.replace(

@@ -12,7 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from megatron_bar.methods.structure import is_plain, structure_faults
 from megatron_bar.methods.values import value_faults
-from megatron_bar.recipe.layers import file_layers, merged, parse_overrides, resolved
+from megatron_bar.recipe.layers import (
+    file_layers,
+    merged,
+    overridden,
+    parse_overrides,
+    resolved,
+)
 from megatron_bar.recipe.paths import all_located
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError, raise_all
@@ -62,8 +68,24 @@ def load_recipes(
     if values and not any(faults.values()):
         faults = {place: value_faults(recipe) for place, recipe in recipes.items()}
     raise_all([f"{place}: {line}" for place, lines in faults.items() for line in lines])
-    runs = _as_runs(whole.systems, recipes.values()) if whole.systems else recipes.values()
+    runs = list(recipes.values())
+    if whole.systems:
+        runs = _as_runs(whole.systems, runs)
     return [all_located(recipe) for recipe in runs]
+
+
+def settled_recipe(recipe: Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe that was made in Python, as `load_recipe` returns one of a file.
+
+    Raises BarError, with a line for each fault, for values of the wrong type and settings that
+    don't go together.
+    """
+    where = f"recipe {recipe.name}"
+    recipe = overridden(recipe, overrides, where)
+    if recipe.extends is not None or recipe.systems:
+        raise BarError(f"{where}: extends and systems are keys of files; load such a recipe")
+    raise_all([f"{where}: {line}" for line in structure_faults(recipe)])
+    return all_located(recipe)
 
 
 def _system(
@@ -80,7 +102,7 @@ def _system(
     if not is_plain(name):
         raise BarError(f"{where}: a system can't be called {name!r}, use another name")
     where = f"{where}, system {name}"
-    keys = OmegaConf.to_container(whole.systems[name] or OmegaConf.create())
+    keys: Any = OmegaConf.to_container(whole.systems[name] or OmegaConf.create())
     extended = keys.pop("extends", None)
     if extended is None:
         return resolved(merged(where, whole, keys, *overriding), where)

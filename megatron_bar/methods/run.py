@@ -32,13 +32,17 @@ def run_stage(run: Path, name: str) -> None:
     wrong; ContinueLater when a stop signal came: a stage that trains saves its state first.
     """
     run = Path(run)
-    context = context_of(load_recipe(run / "recipe.yaml"), run, name)
+    carry_out(context_of(load_recipe(run / "recipe.yaml"), run, name))
+
+
+def carry_out(context: Context) -> None:
+    """Do what `run_stage` does, for the stage of a context. Raises as it does."""
     context = dataclasses.replace(context, stage=context.stage.fitted(context))
     stage, started = context.stage, time.time()
     stage.prepare()
     with (
         explain_disk_faults(context.folder, lambda: "; what the stage saved before stands"),
-        watched(name), process_groups(stage.layout, context.recipe.seed), _alone(context),
+        watched(stage.name), process_groups(stage.layout, context.recipe.seed), _alone(context),
     ):
         if is_main():
             prepare_folder(context)

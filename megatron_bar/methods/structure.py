@@ -53,7 +53,7 @@ def _start_faults(recipe: Recipe) -> Iterator[str]:
     if recipe.pretrain is None:
         return
     training = recipe.pretrain.training
-    yield from _training_faults(training, "pretrain.training")
+    yield from training_structure_faults(training, "pretrain.training")
     if training.steps is None:
         yield "pretrain.training: give steps, not epochs or tokens"
     if any(source.weight for source in (*training.data, *recipe.pretrain.chat)):
@@ -82,7 +82,7 @@ def _stage_faults(domain: Domain, where: str) -> Iterator[str]:
     if domain.checkpoint is None and not given:
         yield f"{where} has neither {' nor '.join(kind.KIND for kind in ADAPTING)}"
     for kind, training in given.items():
-        yield from _training_faults(training, f"{where}.{kind}")
+        yield from training_structure_faults(training, f"{where}.{kind}")
 
 
 def _graph_faults(recipe: Recipe) -> Iterator[str]:
@@ -95,7 +95,8 @@ def _graph_faults(recipe: Recipe) -> Iterator[str]:
     if routes:
         if recipe.route.training.data:
             yield "route.training: data is drawn from the domains' SFT data; leave it out"
-        yield from _training_faults(route_training(recipe), "route.training", needs_data=False)
+        yield from training_structure_faults(
+            route_training(recipe), "route.training", needs_data=False)
     for name in recipe.evaluate.opt_out:
         if not routes:
             yield (f"evaluate.opt_out is for methods that route, and the method is {recipe.method}")
@@ -104,7 +105,10 @@ def _graph_faults(recipe: Recipe) -> Iterator[str]:
                    f"{', '.join(recipe.domains)}")
 
 
-def _training_faults(training: Training, where: str, needs_data: bool = True) -> Iterator[str]:
+def training_structure_faults(
+    training: Training, where: str, needs_data: bool = True
+) -> Iterator[str]:
+    """Faults of what is given together in a training; lines begin with `where`."""
     if needs_data and not training.data:
         yield f"{where}: data is empty"
     if any(s.weight is not None or s.repeat != 1 for s in training.validation):

@@ -28,11 +28,11 @@ def _faults(recipe: Recipe) -> Iterator[str]:
     yield from _layout(recipe.layout, "")
     if recipe.pretrain is not None:
         yield from faults(recipe.pretrain, "pretrain: ")
-        yield from _training(recipe.pretrain.training, "pretrain.training: ")
+        yield from training_faults(recipe.pretrain.training, "pretrain.training: ")
     for name, domain in recipe.domains.items():
         for kind in ADAPTING:
             if (training := training_of(domain, kind)) is not None:
-                yield from _training(training, f"domains.{name}.{kind.KIND}: ")
+                yield from training_faults(training, f"domains.{name}.{kind.KIND}: ")
     yield from _route(recipe)
     yield from evaluate_faults(recipe.evaluate)
 
@@ -47,7 +47,8 @@ def evaluate_faults(evaluate: Evaluate) -> Iterator[str]:
         yield from _layout(evaluate.layout, "evaluate.")
 
 
-def _training(training: Training, where: str) -> Iterator[str]:
+def training_faults(training: Training, where: str) -> Iterator[str]:
+    """Faults of the settings of a training; lines begin with `where`."""
     yield from faults(training, where)
     for group, factor in training.lr_scale.items():
         if (fault := AT_LEAST_0.fault(f"lr_scale.{group}", factor)) is not None:
@@ -81,7 +82,7 @@ def _route(recipe: Recipe) -> Iterator[str]:
         return
     route, experts = recipe.route, len(recipe.domains) + 1
     yield from faults(route, "route.")
-    yield from _training(route_training(recipe), "route.training: ")
+    yield from training_faults(route_training(recipe), "route.training: ")
     active = experts if route.experts_per_token is None else route.experts_per_token
     if not 1 <= active <= experts:
         yield f"route.experts_per_token {active} is not from 1 to {experts}, the experts there are"

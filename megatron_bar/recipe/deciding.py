@@ -85,7 +85,8 @@ def _value(
     hint: Any, value: Any, looks: Looks, key_path: KeyPath, metadata: Mapping[str, Any]
 ) -> Iterator[tuple[KeyPath, Setting]]:
     hint = _given(hint)
-    if isinstance(value, Mapping) and dataclasses.is_dataclass(hint):
+    if (isinstance(value, Mapping) and isinstance(hint, type)
+            and dataclasses.is_dataclass(hint)):
         yield from _dataclass(hint, value, looks, key_path)
     elif isinstance(value, (Mapping, list, tuple)) and value:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
@@ -134,5 +135,6 @@ def _defaults(schema: type) -> dict[str, Any]:
             found[field.name] = field.default
         elif field.default_factory is not dataclasses.MISSING:
             made = field.default_factory()
-            found[field.name] = dataclasses.asdict(made) if dataclasses.is_dataclass(made) else made
+            is_settings = dataclasses.is_dataclass(made) and not isinstance(made, type)
+            found[field.name] = dataclasses.asdict(made) if is_settings else made
     return found

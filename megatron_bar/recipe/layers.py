@@ -63,10 +63,15 @@ def parse_overrides(overrides: Sequence[str], schema: type = Recipe) -> list[dic
 def overridden(start: Any, overrides: Sequence[str], where: str) -> Any:
     """The dataclass `start` with `key=value` words in place of its own values.
 
-    Raises BarError, which begins with `where`.
+    Raises BarError, which begins with `where`, also for values of `start` that are of wrong types.
     """
     layers = parse_overrides(overrides, type(start))
-    return resolved(merged(where, OmegaConf.structured(start), *layers), where)
+    try:
+        config = OmegaConf.structured(start)
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise BarError(f"{where}: {key}{str(error).splitlines()[0]}") from None
+    return resolved(merged(where, config, *layers), where)
 
 
 def merged(where: str, below: DictConfig, *layers: Mapping[str, Any]) -> DictConfig:
@@ -77,15 +82,16 @@ def merged(where: str, below: DictConfig, *layers: Mapping[str, Any]) -> DictCon
 
     Raises BarError, which begins with `where`, for a part to change or take away that isn't there.
     """
-    below = copy.deepcopy(below)
-    schema = OmegaConf.get_type(below)
+    config: Any = copy.deepcopy(below)
+    schema = OmegaConf.get_type(config)
     try:
         for layer in layers:
-            kept = _without_taken(layer, below, schema)
-            below = OmegaConf.merge(below, _with_whole_lists(kept, OmegaConf.to_container(below)))
+            kept = _without_taken(layer, config, schema)
+            whole = _with_whole_lists(kept, OmegaConf.to_container(config))
+            config = OmegaConf.merge(config, whole)
     except (BarError, OmegaConfBaseException) as error:
         raise BarError(f"{where}: {str(error).splitlines()[0]}") from None
-    return below
+    return config
 
 
 def resolved(config: DictConfig, where: str) -> Any:
@@ -104,7 +110,7 @@ def _without_taken(override: Any, held: Any, hint: Any, where: str = "") -> Any:
     hint, _ = without_none(hint)
     if not isinstance(override, Mapping):
         return override
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         hints = field_types(hint)
     elif typing.get_origin(hint) is dict and not _holds_none(of := typing.get_args(hint)[1]):
         hints = dict.fromkeys(override, of)

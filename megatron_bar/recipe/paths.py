@@ -57,7 +57,7 @@ def all_located(settings: Any) -> Any:
         return {key: all_located(value) for key, value in settings.items()}
     if isinstance(settings, list):
         return [all_located(value) for value in settings]
-    if not dataclasses.is_dataclass(settings):
+    if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
         return settings
     found = {}
     for field in dataclasses.fields(settings):

@@ -105,14 +105,14 @@ def _schemas(top: type) -> list[type]:
 
 
 def _dataclasses_in(hint: object) -> Iterator[type]:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         yield hint
     for argument in typing.get_args(hint):
         yield from _dataclasses_in(argument)
 
 
 def _docstring(schema: type) -> str:
-    text = inspect.getdoc(schema)
+    text = inspect.getdoc(schema) or ""
     parents = [base for base in schema.__bases__ if dataclasses.is_dataclass(base)]
     return text + "".join(
         f"\n\nHas the keys of [{base.__name__}](#{base.__name__.lower()}) as well; below are those "
@@ -124,9 +124,13 @@ def _keys(schema: type) -> list[Key]:
     """The fields that a class itself declares. A comment stands behind its field or above it."""
     lines = inspect.getsource(schema).splitlines()
     keys = []
-    for node in ast.parse("\n".join(lines)).body[0].body:
+    (declared,) = ast.parse("\n".join(lines)).body
+    assert isinstance(declared, ast.ClassDef)
+    for node in declared.body:
         if not isinstance(node, ast.AnnAssign):
             continue
+        assert isinstance(node.target, ast.Name) and node.value is not None
+        assert node.end_lineno is not None
         first = node.lineno - 1
         while lines[first - 1].lstrip().startswith("#"):
             first -= 1

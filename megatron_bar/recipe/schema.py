@@ -162,6 +162,8 @@ class Training:
     wandb: str | None = key(None, runtime=True)
     # Trace some steps, such as {steps: [10, 12]}, into the stage's folder.
     profile: Profile | None = key(None, runtime=True)
+    # An MLflow experiment that gets them, at the place that MLFLOW_TRACKING_URI says.
+    mlflow: str | None = key(None, runtime=True)
 
     @property
     def row_length(self) -> int:

@@ -126,7 +126,7 @@ class _Reader:
             return located(node.value, self.folder, file)
         if kind is Any:
             return plain(node)
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             return self._fields(node, kind, key)
         if kind is dict:
             of = typing.get_args(hint)[1]
@@ -154,7 +154,9 @@ class _Reader:
                 self._fault(written, f"{_within(key, name)}: there is no such key"
                                      f"{did_you_mean(name, hints)}")
                 continue
-            hint = dict[str, schema | None] if KEYS_OF_RECIPE in metadata[name] else hints[name]
+            hint = hints[name]
+            if KEYS_OF_RECIPE in metadata[name]:
+                hint = types.GenericAlias(dict, (str, schema | None))
             found[name] = self.value(value, hint, _within(key, name), metadata[name].get(FILE))
         return found
 

@@ -352,7 +352,7 @@ class Learner:
             if self.served is not None:
                 stack.callback(self.served.close)
             self._metrics = stack.enter_context(
-                Metrics(self.run.folder, self.step, self.settings.wandb))
+                Metrics(self.run.folder, self.step, self.settings))
             if is_main():
                 self._samples = stack.enter_context(
                     StepLines(self.run.folder / SAMPLES_FILE, self.step))

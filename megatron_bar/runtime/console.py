@@ -24,6 +24,8 @@ from megatron_bar.runtime.ranks import is_main
 
 console = Console(highlight=False, soft_wrap=True)
 LOG_EVERY_SECONDS = 10.0
+NOTEBOOK_EVERY_SECONDS = 0.5
+_LINE_WIDTH = 100  # that is written over
 _WIDEST = 1000
 _LINE = re.compile(r"^(?P<what>.+): (?P<done>\d+)/(?P<total>\d+), [\d.]+/s, (?P<left>\d+) s left",
                    re.MULTILINE)
@@ -53,8 +55,9 @@ def print_wide(*tables: Table) -> None:
 def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
     """Show progress over `total` units; yields `advance(units=1, note="")`.
 
-    A terminal gets a bar with rate and time left; a log gets a line every ten seconds. Each call of
-    `advance`, on every rank, is a sign that the rank doesn't hang.
+    A terminal gets a bar with rate and time left; a notebook a line that changes in its place; a
+    log a line every ten seconds. Each call of `advance`, on every rank, is a sign that the rank
+    doesn't hang.
     """
     if not is_main():
         yield lambda units=1, note="": beat()
@@ -75,19 +78,27 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
             yield advance
         return
     start = last = time.monotonic()
-    done = 0
+    done, in_place = 0, console.is_jupyter
+    every = NOTEBOOK_EVERY_SECONDS if in_place else LOG_EVERY_SECONDS
 
     def log(units: int = 1, note: str = "") -> None:
         nonlocal done, last
         beat()
         done += units
         now = time.monotonic()
-        if done and now - last >= LOG_EVERY_SECONDS:  # before that there is no rate
+        if done and now - last >= every:  # before that there is no rate
             last = now
             rate = done / (now - start)
-            say(f"{what}: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left {note}")
+            line = (f"{what}: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left "
+                    f"{note}")
+            if in_place:
+                print(f"\r{line:<{_LINE_WIDTH}}", end="", flush=True)
+            else:
+                say(line)
 
     yield log
+    if in_place and last > start:
+        print(f"\r{'':<{_LINE_WIDTH}}\r", end="", flush=True)
 
 
 @dataclass(frozen=True)

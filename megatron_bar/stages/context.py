@@ -69,6 +69,16 @@ class Context(Generic[AnyStage]):
     def checkpoint(self, role: str) -> Path:
         return self.input_folder(role) / "checkpoint"
 
+    def input_ids(self) -> dict[str, dict[str, str]]:
+        """The execution that each input is of, by role. Raises BarError for one that isn't done."""
+        ids = {}
+        for role, name in self.stage.inputs.items():
+            done = read_done(self.run / name)
+            if done is None:
+                raise BarError(f"{self.stage.name} needs {name}, which isn't done")
+            ids[role] = {"stage": name, "id": done["id"]}
+        return ids
+
 
 def identity(stage: Stage) -> str:
     """Changes when the stage's settings do, in what decides its result; files count by path."""
@@ -124,7 +134,7 @@ def prepare_folder(context: Context) -> None:
     """
     remember_in(context.run / _DIGESTS)
     folder, stage = context.folder, context.stage
-    begun, inputs = read_begun(folder), _input_ids(context)
+    begun, inputs = read_begun(folder), context.input_ids()
     if read_done(folder) is not None:
         kept = replaced_folder(context.run, stage.name)
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -168,16 +178,6 @@ def remove_replaced(run: Path, stage: str) -> None:
         with contextlib.suppress(OSError):  # others are kept there
             for parent in (folder.parent, run / REPLACED):
                 parent.rmdir()
-
-
-def _input_ids(context: Context) -> dict[str, dict[str, str]]:
-    ids = {}
-    for role, name in context.stage.inputs.items():
-        done = read_done(context.run / name)
-        if done is None:
-            raise BarError(f"{context.stage.name} needs {name}, which isn't done")
-        ids[role] = {"stage": name, "id": done["id"]}
-    return ids
 
 
 def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:

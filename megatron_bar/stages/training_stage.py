@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,9 +81,10 @@ class TrainingStage(Stage):
                 check_mixture(mixed)
 
     def check_installed(self, faults: Faults) -> None:
-        if self.training.wandb is not None and importlib.util.find_spec("wandb") is None:
-            faults.add("wandb is asked for and not installed; pip install wandb, or leave it out",
-                       self.name)
+        from megatron_bar.training.trackers import missing_trackers
+
+        for fault in missing_trackers(self.training):
+            faults.add(fault, self.name)
 
     def prepare(self) -> None:
         if self.training.deterministic:

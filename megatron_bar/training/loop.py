@@ -119,7 +119,7 @@ class _Stage:
         self.wrapped.train()
         with (
             contextlib.closing(self.ahead),
-            Metrics(run.folder, done, task.training.wandb) as metrics,
+            Metrics(run.folder, done, task.training) as metrics,
             StepProfile(task.training.profile, run.folder, run.label) as profile,
             progress(run.label, self.steps) as advance,
         ):

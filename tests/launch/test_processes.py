@@ -7,7 +7,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing import spawn
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 import torch
@@ -53,3 +56,19 @@ def test_nothing_outlives_the_process_that_started_it(gpus, tmp_path):
     starter.kill()
     starter.wait()
     assert_group_ends(starter.pid, seconds=20)
+
+
+def test_ranks_leave_the_script_alone_that_starts_them(monkeypatch):
+    """Without `if __name__ == "__main__"` they would run it again, each."""
+    script = sys.modules["__main__"]
+    monkeypatch.setattr(script, "__spec__", None)
+    monkeypatch.setattr(script, "__file__", "/somewhere/script.py", raising=False)
+
+    def imported(function: Callable[..., None]) -> set[str]:
+        with processes._script_left_alone(function):
+            return {key for key in spawn.get_preparation_data("rank") if "main" in key}
+
+    assert imported(os.getcwd) == set()
+    assert script.__file__ == "/somewhere/script.py"
+    own = FunctionType((lambda: None).__code__, {"__name__": "__main__"})
+    assert imported(own) == {"init_main_from_path"}

@@ -65,7 +65,8 @@ def test_training_that_took_long_is_replaced_only_where_that_is_meant(run, capsy
     assert shown == (
         "megatron-bar: this would replace 4.0 GPU-hours of training: math/sft "
         "(domains.math.sft.lr is 0.002, was 0.003; 4 steps, 2.0 GPU-hours); routed (merged is made "
-        "anew; 3 steps, 2.0 GPU-hours); give --yes if that is meant, or the run another name"
+        "anew; 3 steps, 2.0 GPU-hours); give --yes if that is meant (replace=True "
+        "in Python), or the run another name"
     )
     assert state(run) == before
 

@@ -17,3 +17,14 @@ def test_the_last_line_of_progress_is_read_back(monkeypatch, capsys):
     assert (last.what, last.done, last.total) == ("math/sft", 120, 400)
     assert last.seconds_left >= 0
     assert read_progress("nothing here: 3/4\n") is None
+
+
+def test_a_notebook_has_one_line_that_goes_in_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(console.console, "is_jupyter", True)
+    monkeypatch.setattr(console, "NOTEBOOK_EVERY_SECONDS", 0.0)
+    with progress("stages", 4) as advance:
+        advance(1)
+        advance(1, note="math/sft")
+    first, second, cleared, end = capsys.readouterr().out.split("\r")[1:]
+    assert first.startswith("stages: 1/4, ") and second.rstrip().endswith("s left math/sft")
+    assert not cleared.strip() and len(cleared) == len(first) == len(second) and not end

@@ -129,7 +129,7 @@ def _training(
         warmup_steps=None if training.warmup_steps is None else 1,
         save_every=1, save_every_minutes=None, keep=1, stop_after_minutes=None, log_every=1,
         # What a real run may skip is what a rehearsal is to find.
-        on_bad_step="stop", spike=None, wandb=None,
+        on_bad_step="stop", spike=None, wandb=None, mlflow=None,
     )
     if not isinstance(short, Rlvr):
         return short
