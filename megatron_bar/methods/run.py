@@ -13,6 +13,7 @@ from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.disk import explain_disk_faults
 from megatron_bar.runtime.distributed import is_main, process_groups
 from megatron_bar.runtime.heartbeat import watched
+from megatron_bar.stages.at_work import at_work
 from megatron_bar.stages.context import prepare_folder, write_done
 
 
@@ -32,7 +33,7 @@ def run_stage(run: Path, name: str) -> None:
     stage.prepare()
     with (
         explain_disk_faults(context.folder, lambda: "; what the stage saved before stands"),
-        watched(name), process_groups(stage.layout, context.recipe.seed),
+        at_work(run, name), watched(name), process_groups(stage.layout, context.recipe.seed),
     ):
         if is_main():
             prepare_folder(context)

@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:
         **read_json(context.folder / BEGUN_FILE),
         "layout": dataclasses.asdict(context.stage.layout),
         "seconds": round(time.time() - started, 2),
+        "device": _device(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "versions": {"python": platform.python_version()} | {
             package: _version(package) for package in _PACKAGES
@@ -179,6 +181,14 @@ def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:
         **facts,
     })
     remove_replaced(context.run, context.stage.name)
+
+
+def _device() -> str:
+    """What this process computed on, in the words of a report."""
+    torch = sys.modules.get("torch")  # a conversion may do without
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
 
 
 def _version(package: str) -> str:
