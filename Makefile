@@ -11,6 +11,7 @@ export OMP_NUM_THREADS ?= 1
 # Two files of tests at a time, in the order of tests/conftest.py; those of one file share what they
 # set up.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+FAST := -m 'not distributed and not demo and not sandbox'
 # uv installs in a quarter of pip's time; where it isn't there, pip does the same.
 ifneq ($(shell command -v uv),)
 CREATE = uv venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
@@ -20,7 +21,7 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(VENV)/bin/pip install --quiet -c $(CONSTRAINTS)
 endif
 
-.PHONY: setup demo demo-fast test test-fast test-next test-transformers5 test-vllm docs lint clean
+.PHONY: setup demo demo-fast test test-fast coverage test-next test-transformers5 test-vllm docs docs-site lint clean
 
 setup: $(VENV)/ready
 
@@ -46,7 +47,12 @@ test: $(VENV)/all
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: setup
-	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not distributed and not demo and not sandbox'
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(FAST)
+
+# Lines of megatron_bar that the fast tests run, and those that they don't.
+coverage: setup
+	mkdir -p build/coverage
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(FAST) --cov --cov-report=term-missing
 
 # All tests on the newer Megatron-Core that clusters run, by hand.
 test-next:
@@ -80,9 +86,18 @@ $(VENV_VLLM)/ready:
 	$(VENV_VLLM)/bin/pip install --quiet -r $(VENV_VLLM)/others
 	touch $@
 
-# The recipe's reference, from the dataclasses.
+# What pages say of keys and commands, from the dataclasses and the parser.
 docs: setup
 	$(VENV)/bin/python -m megatron_bar.recipe.reference > docs/recipe.md
+	$(VENV)/bin/python -m megatron_bar.cli.reference > docs/commands.md
+
+# All pages as a site, build/site/index.html. A link that leads nowhere ends it.
+docs-site: docs $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+$(VENV)/docs: $(VENV)/ready
+	$(INSTALL) -e '.[test,docs]'
+	touch $@
 
 lint: setup
 	$(VENV)/bin/ruff check .
