@@ -86,10 +86,11 @@ $(VENV_VLLM)/ready:
 	$(VENV_VLLM)/bin/pip install --quiet -r $(VENV_VLLM)/others
 	touch $@
 
-# What pages say of keys and commands, from the dataclasses and the parser.
+# What pages say of keys, commands and public names, from the code.
 docs: setup
 	$(VENV)/bin/python -m megatron_bar.recipe.reference > docs/recipe.md
 	$(VENV)/bin/python -m megatron_bar.cli.reference > docs/commands.md
+	$(VENV)/bin/python -m megatron_bar.cli.api_reference > docs/api.md
 
 # All pages as a site, build/site/index.html. A link that leads nowhere ends it.
 docs-site: docs $(VENV)/docs

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.cli import main, reference
+import megatron_bar
+from megatron_bar.cli import api_reference, main, reference
 from megatron_bar.cli.parser import build_parser
+from megatron_bar.recipe.schema import Source
 from tests.test_docs import DOCS, FENCE, PAGES, ROOT
 
 _OPTION = re.compile(r"--[a-z][a-z-]*")
@@ -90,9 +92,30 @@ def test_workflows_call_targets_of_make_alone():
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
 
 
-def test_the_page_of_commands_is_up_to_date():
-    assert (DOCS / "commands.md").read_text() == reference.reference(), (
-        "docs/commands.md is stale: run make docs")
+@pytest.mark.parametrize("name, made", [
+    ("commands", reference.reference), ("api", api_reference.reference),
+])
+def test_a_page_from_the_code_is_up_to_date(name, made):
+    assert (DOCS / f"{name}.md").read_text() == made(), f"docs/{name}.md is stale: run make docs"
+
+
+def test_public_names_are_told_with_what_they_take(monkeypatch):
+    def cut(text: str, at: int = 3, *, end: str = "...") -> str:
+        """Cut `text`.
+
+            cut("abcdef", 2)
+
+        Or a little less.
+        """
+
+    monkeypatch.setattr(megatron_bar, "__all__", ["Source", "cut"], raising=False)
+    monkeypatch.setattr(megatron_bar, "Source", Source, raising=False)
+    monkeypatch.setattr(megatron_bar, "cut", cut, raising=False)
+    page = api_reference.reference()
+    assert "Its keys: [recipe.md](recipe.md#source)." in page
+    assert page.endswith(
+        "## cut\n\n```python\ncut(text: str, at: int = 3, *, end: str = '...') -> str\n```\n\n"
+        'Cut `text`.\n\n```python\ncut("abcdef", 2)\n\n```\nOr a little less.\n')
 
 
 def test_the_first_hour_can_be_typed(tmp_path, monkeypatch, capsys):
