@@ -62,7 +62,7 @@ def _called(name: str, value: Any) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not only_by_name:
             only_by_name = True
             arguments.append("*")
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        stars: dict[Any, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
         text = stars.get(parameter.kind, "") + parameter.name
         if parameter.annotation is not parameter.empty:
             text += f": {_type(parameter.annotation)}"
