@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DONE = "done"  # what stages are, unless they say another state
+RUNNING = "running"
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,10 @@ def flow_of(stages: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> Flow
     if evaluations:
         models = f"{len(evaluations)} models" if len(evaluations) > 1 else "1 model"
         states = [stage.get("state", DONE) for stage in evaluations]
-        unfinished = sorted((state for state in states if state != DONE), key=states.count)
+        state = next((state for state in (RUNNING, *states) if state in states and state != DONE),
+                     DONE)
         flow.ends.append(Step("evaluate", "evaluate", evaluated, evaluated / longest, models,
-                              state=unfinished[0] if unfinished else DONE))
+                              state=state))
     return flow
 
 

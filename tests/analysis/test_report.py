@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from megatron_bar.analysis.flow import flow_of
 from megatron_bar.analysis.formats import duration, number
 from megatron_bar.analysis.plots import routing_heatmap, scores_chart, training_curves
 from megatron_bar.analysis.report import write_report
@@ -25,6 +26,7 @@ from tests.analysis.conftest import (
     ATTACK,
     DOMAINS,
     EXPERTS,
+    MODEL,
     VERSIONS,
     build_run,
     routing,
@@ -179,6 +181,16 @@ def test_nothing_evaluated(run):
     assert "No model has been evaluated yet." in page.text
 
 
+def test_models_that_are_evaluated_are_one_step_at_work_while_one_is():
+    def evaluations(*states: str) -> str:
+        stages = [{"stage": f"evaluate/{number}", "kind": "evaluate", "seconds": 1.0, "state": state}
+                  for number, state in enumerate(states)]
+        return flow_of(stages, LABELS).ends[-1].state
+
+    assert evaluations("done", "waiting", "running", "running") == "running"
+    assert evaluations("done", "waiting") == "waiting" and evaluations("done") == "done"
+
+
 def test_nothing_at_all(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "holds nothing to report" in capsys.readouterr().err
@@ -216,7 +228,8 @@ def test_the_model_for_who_has_to_decide_about_it(run):
     assert f"{number(mixture)} parameters, {mixture / dense:.1f} times those" in text
     looked_up = 512 * 128
     assert f"{(mixture - looked_up) / (dense - looked_up):.1f} times the operations" in text
-    assert "org/base (anchor)" in text and "anchor, tool_use, math, code" in text
+    experts = MODEL.with_experts(len(EXPERTS)).all_expert_names
+    assert "org/base (anchor)" in text and ", ".join(experts) in text
     assert "hf/model of the run's folder" in text and "in 8 stages" in text
 
 
