@@ -160,7 +160,7 @@ def _routing(model: ModelConfig, bits: str) -> str:
 
 
 def times_the_dense(model: ModelConfig) -> tuple[float, float]:
-    """How many times a dense model's parameters, and its operations for a token, a mixture has."""
+    """The parameters of a mixture, and its operations for a token, over those of a dense model."""
     dense = model.without_experts()
     total, base = parameters(model), parameters(dense)
     # Looked up, not computed with, unless they are the head, too.
@@ -172,7 +172,7 @@ def times_the_dense(model: ModelConfig) -> tuple[float, float]:
 
 
 def parameters(model: ModelConfig) -> int:
-    """How many numbers a model of this shape has."""
+    """The count of numbers in a model of this shape."""
     return sum(torch.Size(shape).numel() for slot in slots(model) for shape in slot.hf_shapes)
 
 

@@ -81,7 +81,7 @@ def look(run: Path) -> list[Seen]:
 
 
 def said(seen: Sequence[Seen]) -> str:
-    """Where the run stands, in a sentence."""
+    """The progress of the run, in a sentence."""
     names = {phase: [one.stage.name for one in seen if one.status.phase is phase]
              for phase in Phase}
     words = [f"{len(names[Phase.DONE])} of {len(seen)} stages are done"]

@@ -26,7 +26,7 @@ def at_work(run: Path, stage: str) -> Iterator[None]:
 
 
 def begun_at(run: Path, stage: str) -> float | None:
-    """When the execution that is at work began, in seconds since 1970; None if there is none."""
+    """The start of the execution that is at work, in seconds since 1970; None if there is none."""
     with contextlib.suppress(FileNotFoundError), open(_sign(run, stage)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -183,8 +183,8 @@ def test_nothing_evaluated(run):
 
 def test_models_that_are_evaluated_are_one_step_at_work_while_one_is():
     def evaluations(*states: str) -> str:
-        stages = [{"stage": f"evaluate/{number}", "kind": "evaluate", "seconds": 1.0, "state": state}
-                  for number, state in enumerate(states)]
+        stages = [{"stage": f"evaluate/{number}", "kind": "evaluate", "seconds": 1.0,
+                   "state": state} for number, state in enumerate(states)]
         return flow_of(stages, LABELS).ends[-1].state
 
     assert evaluations("done", "waiting", "running", "running") == "running"

@@ -29,7 +29,7 @@ _LOG_TAIL_BYTES = 1 << 16
 
 
 class Phase(Enum):
-    """How far a stage is, in a word."""
+    """The progress of a stage, in a word."""
 
     DONE = "done"
     RUNNING = "running"
