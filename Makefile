@@ -11,6 +11,7 @@ export OMP_NUM_THREADS ?= 1
 # Two files of tests at a time, in the order of tests/conftest.py; those of one file share what they
 # set up.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+FAST := -m 'not distributed and not demo and not sandbox'
 # uv installs in a quarter of pip's time; where it isn't there, pip does the same.
 ifneq ($(shell command -v uv),)
 CREATE = uv venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
@@ -20,8 +21,8 @@ CREATE = $(PYTHON) -m venv $(VENV)
 INSTALL = $(VENV)/bin/pip install --quiet -c $(CONSTRAINTS)
 endif
 
-.PHONY: setup demo demo-fast soak test test-fast test-gpu test-next test-transformers5 test-vllm
-.PHONY: docs lint clean
+.PHONY: setup demo demo-fast soak test test-fast coverage test-gpu test-next test-transformers5
+.PHONY: test-vllm docs docs-site lint clean
 
 setup: $(VENV)/ready
 
@@ -50,7 +51,12 @@ soak: setup
 	$(VENV)/bin/python -m tests.soak
 
 test-fast: setup
-	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m 'not distributed and not demo and not sandbox'
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(FAST)
+
+# Lines of megatron_bar that the fast tests run, and those that they don't.
+coverage: setup
+	mkdir -p build/coverage
+	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) $(FAST) --cov --cov-report=term-missing
 
 # On a machine with a GPU, in a Python that has torch for CUDA and what pyproject.toml asks for, with or
 # without Transformer Engine. Layouts of several ranks share one GPU if that is all there is, which takes
@@ -94,9 +100,19 @@ $(VENV_VLLM)/ready:
 	$(VENV_VLLM)/bin/pip install --quiet -r $(VENV_VLLM)/others
 	touch $@
 
-# The recipe's reference, from the dataclasses.
+# What pages say of keys, commands and public names, from the code.
 docs: setup
 	$(VENV)/bin/python -m megatron_bar.recipe.reference > docs/recipe.md
+	$(VENV)/bin/python -m megatron_bar.cli.reference > docs/commands.md
+	$(VENV)/bin/python -m megatron_bar.cli.api_reference > docs/api.md
+
+# All pages as a site, build/site/index.html. A link that leads nowhere ends it.
+docs-site: docs $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+$(VENV)/docs: $(VENV)/ready
+	$(INSTALL) -e '.[test,docs]'
+	touch $@
 
 lint: setup
 	$(VENV)/bin/ruff check .

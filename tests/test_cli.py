@@ -41,13 +41,17 @@ def test_help_teaches(capsys):
 
 
 def test_the_commands_in_a_row(hf_dir, tmp_path, capsys):
-    out = {name: str(tmp_path / name) for name in ("anchor", "math", "code", "merged", "hf")}
+    out = {name: str(tmp_path / name)
+           for name in ("anchor", "math", "code", "merged", "smaller", "hf")}
     assert main(["import", str(hf_dir), out["anchor"]]) == 0
     for name in ("math", "code"):
-        assert main(["branch", "--anchor", out["anchor"], "--name", name, "--out", out[name]]) == 0
+        assert main(["branch", "--anchor", out["anchor"], "--pretrained", out["anchor"],
+                     "--name", name, "--out", out[name]]) == 0
     assert main(["merge", "--anchor", out["anchor"], "--out", out["merged"], out["math"],
                  out["code"]]) == 0
     assert "experts anchor, math, code" in capsys.readouterr().out
+    assert main(["merge", out["merged"], "--experts", "anchor,code", "--out", out["smaller"]]) == 0
+    assert "experts anchor, code" in capsys.readouterr().out
     assert main(["export", out["merged"], out["hf"]]) == 0
     assert main(["verify", out["merged"], out["hf"]]) == 0
     assert "equal within 1e-05" in capsys.readouterr().out

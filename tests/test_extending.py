@@ -1,4 +1,4 @@
-"""What docs/extending.md adds is found: its diffs, applied together to a copy of the project."""
+"""What docs/extending.md and docs/how-to/ add is found: their diffs, applied together to a copy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ _NEW = "/dev/null"
 
 def _files() -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Of each file in a diff: its path, the lines of a new one, the hunks of one that stands."""
-    for diff in _DIFF.findall((ROOT / "docs" / "extending.md").read_text()):
+    pages = [ROOT / "docs" / "extending.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
+    for diff in (diff for page in pages for diff in _DIFF.findall(page.read_text())):
         for old, path, lines in re.findall(
             r"^--- (\S+)\n\+\+\+ b/(\S+)\n(.*?)(?=^--- |\Z)", diff, re.MULTILINE | re.DOTALL
         ):

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+DONE = "done"  # what stages are, unless they say another state
+RUNNING = "running"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -17,6 +20,7 @@ class Step:
     share: float  # of the longest step's time
     caption: str = ""
     column: int = 1  # of a lane: the same kinds of stages stand below each other
+    state: str = DONE
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,10 @@ class Flow:
 
 
 def flow_of(stages: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> Flow:
-    """The graph of finished stages, given in the recipe's order.
+    """The graph of stages, given in the recipe's order: the records of finished ones.
 
-    `labels` are what kinds of stages are called, in the order in which a domain passes them.
+    One that isn't finished has a `state` in its record, and `seconds` so far. `labels` are what
+    kinds of stages are called, in the order in which a domain passes them.
     """
     if not stages:
         return Flow()
@@ -54,14 +59,18 @@ def flow_of(stages: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> Flow
         domain, inside, _ = name.partition("/")
         what = labels.get(kind, kind) + (f" {name}" if kind == "import" else "")
         step = Step(name, what, stage["seconds"], stage["seconds"] / longest, _caption(stage),
-                    kinds.index(kind) + 1 if kind in kinds else 1)
+                    kinds.index(kind) + 1 if kind in kinds else 1, stage.get("state", DONE))
         if inside:
             flow.lanes.setdefault(domain, []).append(step)
         else:
             (flow.ends if flow.lanes else flow.starts).append(step)
     if evaluations:
         models = f"{len(evaluations)} models" if len(evaluations) > 1 else "1 model"
-        flow.ends.append(Step("evaluate", "evaluate", evaluated, evaluated / longest, models))
+        states = [stage.get("state", DONE) for stage in evaluations]
+        state = next((state for state in (RUNNING, *states) if state in states and state != DONE),
+                     DONE)
+        flow.ends.append(Step("evaluate", "evaluate", evaluated, evaluated / longest, models,
+                              state=state))
     return flow
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from megatron_bar.analysis.flow import flow_of
 from megatron_bar.analysis.headline import anchor_digests, summary, tiles
+from megatron_bar.analysis.made import made_model
 from megatron_bar.analysis.page import write_page
 from megatron_bar.analysis.plots import routing_heatmap, scores_chart, training_curves
 from megatron_bar.analysis.routing import describe_routing
@@ -30,8 +31,8 @@ _DEVIATIONS_SHOWN = 5
 # The page's own sections, in order: its id, which is its template's name too, and its title.
 _PARTS = {
     "flow": "Recipe", "scores": "Scores", "upgrade": "Upgrade", "suites": "Benchmarks",
-    "router": "Router", "curves": "Training", "trained": "What trained", "anchor": "Anchor",
-    "averaging": "Averaging", "samples": "Answers", "repeat": "Do it again",
+    "made": "Model", "router": "Router", "curves": "Training", "trained": "What trained",
+    "anchor": "Anchor", "averaging": "Averaging", "samples": "Answers", "repeat": "Do it again",
 }
 
 
@@ -70,6 +71,7 @@ def write_report(
     deviations, by_group = _deviations(stages)
     content = {
         "flow": flow_of(stages, labels), "scores": scores if scores.tasks else None,
+        "made": made_model(run, recipe, stages),
         "upgrade": read_upgrade(run), "suites": read_suites(run), "router": _routings(results),
         "curves": Markup(training_curves(run)), "trained": trained,
         "anchor": anchor_digests(stages),
@@ -87,7 +89,7 @@ def write_report(
         scores=scores, suites=content["suites"], curves=content["curves"],
         routings=content["router"],
         routing_page=routing_of(run) is not None, trained=trained, samples=content["samples"],
-        anchors=content["anchor"], upgrade=content["upgrade"],
+        made=content["made"], anchors=content["anchor"], upgrade=content["upgrade"],
         methods=_methods(scores), asking=_asking(results),
         scores_chart=Markup(scores_chart(results)),
         trained_columns=columns,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.groups import group_sizes
+from megatron_bar.training.metrics import read_metrics
 
 # The anchor's FFN stands alone; that of a dense model and those of the domains share a column.
 _ANCHOR, _FFN = "anchor FFN", "FFN"
@@ -22,7 +24,8 @@ class Trained:
 
     stage: str
     steps: int
-    tokens: int | None
+    tokens: int | None  # that carried loss; in RLVR those that were generated
+    tokens_per_second: float | None  # in the median step
     trainable: int
     frozen: int
     opened: tuple[int | None, ...]
@@ -51,11 +54,23 @@ def trained_stages(
         for group, size in groups.items():
             column = _column(group)
             by_column[column] = by_column.get(column, 0) + size * (group in opened)
+        metrics = read_metrics(Path(run) / stage["stage"])
+        speeds = [line["tokens_per_second"] for line in metrics if "tokens_per_second" in line]
         rows.append(Trained(
-            stage["stage"], stage.get("steps", 0), stage.get("tokens"), stage["trainable"],
-            stage["frozen"], tuple(by_column.get(column) for column in columns),
+            stage["stage"], stage.get("steps", 0), stage.get("tokens", _generated(metrics, stage)),
+            median(speeds) if speeds else None, stage["trainable"], stage["frozen"],
+            tuple(by_column.get(column) for column in columns),
         ))
     return columns, rows
+
+
+def _generated(metrics: Sequence[dict[str, Any]], stage: dict[str, Any]) -> int | None:
+    """Tokens of all answers that RLVR sampled, None of other stages."""
+    lengths = [line["response_length"] for line in metrics if "response_length" in line]
+    settings = stage.get("settings", {}).get("training", {})
+    if not lengths or not {"prompts_per_step", "samples_per_prompt"} <= settings.keys():
+        return None
+    return round(sum(lengths) * settings["prompts_per_step"] * settings["samples_per_prompt"])
 
 
 def _sizes(checkpoint: Path) -> dict[str, int]:

@@ -139,32 +139,40 @@ def write_model_card(
         tags=", ".join(tags), metadata=_metadata(origin), architecture=hf_class.name,
         title=origin.name if origin and origin.name else title, more=more, model=model,
         description=f"{looks} {origin.words}" if origin else looks,
-        parameters=_billions(_parameters(model)), use=(_LOAD + (_CHAT if chats else "")).rstrip(),
+        parameters=_billions(parameters(model)), use=(_LOAD + (_CHAT if chats else "")).rstrip(),
         made=_made(origin) if origin and origin.bases else "",
     ), encoding="utf-8")
 
 
 def _routing(model: ModelConfig, bits: str) -> str:
     names = ", ".join(f"{i} {name}" for i, name in enumerate(model.all_expert_names))
+    size, speed = times_the_dense(model)
     rule = "**without renormalisation** (`norm_topk_prob: false`)"
     if model.renormalize:
         rule = "**which are made to sum to 1** (`norm_topk_prob: true`)"
+    runs = ("**Every expert runs for every token.**"
+            if model.experts_per_token == model.num_experts else
+            f"{model.experts_per_token} of {model.num_experts} experts run for each token.")
+    return _ROUTING.format(
+        model=model, names=names, rule=rule, bits=bits, runs=runs, size=size, speed=speed,
+        dense=_billions(parameters(model.without_experts())),
+    )
+
+
+def times_the_dense(model: ModelConfig) -> tuple[float, float]:
+    """The parameters of a mixture, and its operations for a token, over those of a dense model."""
     dense = model.without_experts()
-    total, base = _parameters(model), _parameters(dense)
+    total, base = parameters(model), parameters(dense)
     # Looked up, not computed with, unless they are the head, too.
     embeddings = 0 if dense.tied_embeddings else dense.vocab_size * dense.hidden_size
     ffn = 3 * dense.num_layers * dense.hidden_size * dense.ffn_hidden_size
     assert model.num_experts is not None and model.experts_per_token is not None
     active = total - (model.num_experts - model.experts_per_token) * ffn
-    runs = ("**Every expert runs for every token.**" if active == total else
-            f"{model.experts_per_token} of {model.num_experts} experts run for each token.")
-    return _ROUTING.format(
-        model=model, names=names, rule=rule, bits=bits, runs=runs, dense=_billions(base),
-        size=total / base, speed=(active - embeddings) / (base - embeddings),
-    )
+    return total / base, (active - embeddings) / (base - embeddings)
 
 
-def _parameters(model: ModelConfig) -> int:
+def parameters(model: ModelConfig) -> int:
+    """The count of numbers in a model of this shape."""
     return sum(torch.Size(shape).numel() for slot in slots(model) for shape in slot.hf_shapes)
 
 

@@ -220,6 +220,18 @@ def _status(args: argparse.Namespace) -> None:
     print_wide(status_table(stage_statuses(args.run)))
 
 
+def _watch(args: argparse.Namespace) -> None:
+    from megatron_bar.launch.slurm.site import load_site
+    from megatron_bar.launch.watch import PAGE, watch
+    from megatron_bar.runtime.disk import check_output_file
+
+    site = None if args.site is None else load_site(args.site)
+    target = args.out or args.run / PAGE
+    if args.out is not None:
+        check_output_file(target)
+    watch(args.run, target, args.every, site, args.once)
+
+
 def _cancel(args: argparse.Namespace) -> None:
     from megatron_bar.launch.slurm.status import cancel
 
@@ -335,8 +347,8 @@ COMMANDS = {
     "init": _init, "doctor": _doctor,
     "run": _run, "compare": _compare, "data": _data, "plan": _plan, "rehearse": _rehearse,
     "verify-data": _verify_data, "upgrade": _upgrade, "submit": _submit, "status": _status,
-    "cancel": _cancel, "stage": _stage, "import": _import, "export": _export, "branch": _branch,
-    "merge": _merge, "verify": _verify, "evaluate": evaluation.evaluate, "chat": _chat,
-    "serve": _serve,
+    "watch": _watch, "cancel": _cancel, "stage": _stage, "import": _import, "export": _export,
+    "branch": _branch, "merge": _merge, "verify": _verify, "evaluate": evaluation.evaluate,
+    "chat": _chat, "serve": _serve,
     "report": evaluation.report,
 }

@@ -112,6 +112,15 @@ submit goes on from what stands, and leaves alone what is queued.
     "status": """\
   megatron-bar status runs/bar-7b
 """,
+    "watch": """\
+The graph of stages with their states, the curves, the time left, GPU-hours: one HTML file, which
+needs no server and no network. A browser that has it open shows it anew by itself, also on a phone.
+It ends when the run ends, or when nothing has been at work for a minute.
+
+  megatron-bar watch runs/toy
+  megatron-bar watch runs/bar-7b --site mycluster/site.yaml --every 120
+  megatron-bar watch runs/toy --once --out toy-now.html
+""",
     "cancel": """\
 What needs a cancelled stage is cancelled with it; the others go on.
 
@@ -158,7 +167,8 @@ its verifiers, with 95 % intervals. Items are conversations; docs/evaluation.md 
 
 Through lm-eval, on the exported model:
 
-  megatron-bar evaluate runs/bar-7b --suite paper --backend vllm --python envs/lm-eval/bin/python
+  megatron-bar evaluate runs/bar-7b --suite paper --backend vllm \\
+      --python envs/lm-eval/bin/python        (not run)
 """,
     "chat": """\
 The model is loaded into this process, on one GPU or the CPU. In a terminal each token has the

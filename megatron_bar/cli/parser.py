@@ -16,7 +16,7 @@ from megatron_bar.cli import simulation
 from megatron_bar.cli.help_texts import DESCRIPTION, EXAMPLES
 
 # Options of which each is 1 or more.
-COUNTS = ("jobs", "processes", "memory", "limit", "max_new_tokens", "port", "gpus")
+COUNTS = ("jobs", "processes", "memory", "limit", "max_new_tokens", "port", "gpus", "every")
 
 
 class _Versions(argparse.Action):
@@ -136,8 +136,16 @@ def build_parser() -> argparse.ArgumentParser:
                          help="write the scripts into the run's folder, submit nothing")
     _add_yes(submit)
 
-    status = command("status", "show where a submitted run stands")
+    status = command("status", "show where a run stands")
     status.add_argument("run", type=Path, help="the run's folder")
+
+    watch = command("watch", "write a page of a run, anew while the run goes on")
+    watch.add_argument("run", type=Path, help="the run's folder")
+    watch.add_argument("--every", type=int, default=30, metavar="SECONDS", help="default: 30")
+    watch.add_argument("--once", action="store_true", help="write it now, and no more")
+    watch.add_argument("--site", type=Path, metavar="YAML",
+                       help="the cluster, whose gpu_hour_price tells what the run costs")
+    watch.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/watch.html")
 
     cancel = command("cancel", "cancel what is left of a submitted run")
     cancel.add_argument("run", type=Path, help="the run's folder")
@@ -263,8 +271,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("recipe", type=Path, help="the recipe's file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value",
+                        help="keys of the recipe, changed for this time")
 
 
 def _add_yes(parser: argparse.ArgumentParser) -> None:

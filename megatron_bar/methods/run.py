@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch.distributed as dist
@@ -15,11 +14,8 @@ from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.disk import explain_disk_faults
 from megatron_bar.runtime.distributed import is_main, process_groups
 from megatron_bar.runtime.heartbeat import watched
-from megatron_bar.runtime.locks import locked
+from megatron_bar.stages.at_work import at_work
 from megatron_bar.stages.context import Context, prepare_folder, write_done
-
-# A server of network files frees the locks of a machine that was lost after a minute and a half.
-PATIENCE_SECONDS = 120.0
 
 
 def run_stage(run: Path, name: str) -> None:
@@ -42,7 +38,8 @@ def carry_out(context: Context) -> None:
     stage.prepare()
     with (
         explain_disk_faults(context.folder, lambda: "; what the stage saved before stands"),
-        watched(stage.name), process_groups(stage.layout, context.recipe.seed), _alone(context),
+        watched(stage.name), process_groups(stage.layout, context.recipe.seed),
+        at_work(context.run, stage.name) if is_main() else contextlib.nullcontext(),
     ):
         if is_main():
             prepare_folder(context)
@@ -50,15 +47,3 @@ def carry_out(context: Context) -> None:
         facts = stage.run(context)
         if is_main():
             write_done(context, started, facts)
-
-
-@contextlib.contextmanager
-def _alone(context: Context) -> Iterator[None]:
-    """One execution of a stage at a time: two would write into the same folder."""
-    if not is_main():
-        yield
-        return
-    name = context.stage.name
-    with locked(context.run / f".{name.replace('/', '-')}.lock",
-                f"{name} of {context.run} is computed by others", PATIENCE_SECONDS):
-        yield

@@ -24,7 +24,8 @@ Every key a recipe may have, with its type and default. Written by `make docs` f
 
 `${...}` refers to another key, and `a.b=c` on the command line overrides one;
 `domains.math.tasks.0.count=20` changes an item of a list, counted from 0. A key that isn't here is
-refused. A row without a text belongs to the one above it. Examples: [`examples/`](../examples).
+refused. A row without a text belongs to the one above it. Examples:
+[`toy.yaml`](../examples/toy.yaml) and its neighbours.
 
 **Words** are what their key wants them to be. Where it wants a text, `on`, `010`, `1.10` and
 `2026-11-27` are texts as written; where it wants a number, `1e-4`, `1e6` and `1_000` are numbers;

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -187,8 +189,17 @@ def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:
         "stage": context.stage.name,
         **read_json(context.folder / BEGUN_FILE),
         "seconds": round(time.time() - started, 2),
+        "device": _device(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **manner(context.stage),
         **facts,
     })
     remove_replaced(context.run, context.stage.name)
+
+
+def _device() -> str:
+    """What this process computed on, in the words of a report."""
+    torch = sys.modules.get("torch")  # a conversion may do without
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"

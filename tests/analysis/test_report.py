@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from matplotlib import image
 
+from megatron_bar.analysis.flow import flow_of
 from megatron_bar.analysis.formats import duration, number
 from megatron_bar.analysis.plots import routing_heatmap, scores_chart, training_curves
 from megatron_bar.analysis.report import write_report
@@ -22,11 +20,13 @@ from megatron_bar.cli import main
 from megatron_bar.methods import last_model
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.registry import LABELS
+from tests.analysis.browser import Page, check_shown, in_a_browser
 from tests.analysis.conftest import (
     ANCHOR_DIGEST,
     ATTACK,
     DOMAINS,
     EXPERTS,
+    MODEL,
     VERSIONS,
     build_run,
     routing,
@@ -35,43 +35,8 @@ from tests.analysis.conftest import (
     write_training,
 )
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SECTIONS = ["flow", "scores", "router", "curves", "trained", "anchor", "averaging", "samples",
-            "repeat"]
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and the text a reader sees; checks that tags close in order."""
-
-    VOID = ("meta", "link", "br", "img", "input", "hr")
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(html)
-        self.close()
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
-
-    @property
-    def sections(self) -> list[str]:
-        return [attrs["id"] for tag, attrs in self.tags if tag == "section"]
+SECTIONS = ["flow", "scores", "made", "router", "curves", "trained", "anchor", "averaging",
+            "samples", "repeat"]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +132,7 @@ def test_before_the_merge(run):
         shutil.rmtree(run / name)
     write_report(run, run / "report.html", last_model(run), LABELS)
     page = Page((run / "report.html").read_text(encoding="utf-8"))
-    assert page.sections == [s for s in SECTIONS if s not in ("router", "averaging")]
+    assert page.sections == [s for s in SECTIONS if s not in ("made", "router", "averaging")]
     assert "no routed model to compare with its branches yet" in page.text
     assert "base (anchor), branch tool_use, branch math, branch code." in page.text
 
@@ -216,6 +181,16 @@ def test_nothing_evaluated(run):
     assert "No model has been evaluated yet." in page.text
 
 
+def test_models_that_are_evaluated_are_one_step_at_work_while_one_is():
+    def evaluations(*states: str) -> str:
+        stages = [{"stage": f"evaluate/{number}", "kind": "evaluate", "seconds": 1.0,
+                   "state": state} for number, state in enumerate(states)]
+        return flow_of(stages, LABELS).ends[-1].state
+
+    assert evaluations("done", "waiting", "running", "running") == "running"
+    assert evaluations("done", "waiting") == "waiting" and evaluations("done") == "done"
+
+
 def test_nothing_at_all(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
     assert "holds nothing to report" in capsys.readouterr().err
@@ -240,6 +215,37 @@ def test_what_a_stage_trained(run):
     _, rows = trained_stages(run, read_stages(run))
     assert [row.trainable for row in rows if row.stage == "math/sft"] == [
         sum(size or 0 for size in by_stage["math/sft"].values())]
+
+
+def test_the_model_for_who_has_to_decide_about_it(run):
+    """How much bigger and slower than the base, out of the shapes; where it lies; what it took."""
+    with open(run / "recipe.yaml", "a") as recipe:
+        recipe.write("anchor: org/base\n")
+    write_report(run, run / "report.html", last_model(run), LABELS)
+    text = Page((run / "report.html").read_text(encoding="utf-8")).text
+    dense = 2 * 512 * 128 + 128 + 4 * (4 * 128 * 128 + 4 * 128 + 3 * 128 * 256)
+    mixture = dense + 4 * (3 * 3 * 128 * 256 + 4 * 128)
+    assert f"{number(mixture)} parameters, {mixture / dense:.1f} times those" in text
+    looked_up = 512 * 128
+    assert f"{(mixture - looked_up) / (dense - looked_up):.1f} times the operations" in text
+    experts = MODEL.with_experts(len(EXPERTS)).all_expert_names
+    assert "org/base (anchor)" in text and ", ".join(experts) in text
+    assert "hf/model of the run's folder" in text and "in 8 stages" in text
+
+
+def test_tokens_of_reinforcement_learning_are_those_it_generated(run):
+    write_training(run, "math/rlvr", "rlvr", 2, 0.1, 0.5)
+    path = run / "math" / "rlvr" / "stage.json"
+    stage = json.loads(path.read_text())
+    del stage["tokens"]
+    settings = {"training": {"prompts_per_step": 4, "samples_per_prompt": 8}}
+    path.write_text(json.dumps(stage | {"settings": settings}))
+    (run / "math" / "rlvr" / "metrics.jsonl").write_text("".join(
+        json.dumps({"step": step, "reward": 0.5, "response_length": length}) + "\n"
+        for step, length in ((1, 10.0), (2, 12.5))))
+    rows = {row.stage: row for row in trained_stages(run, read_stages(run))[1]}
+    assert rows["math/rlvr"].tokens == 22.5 * 32 and rows["math/rlvr"].tokens_per_second is None
+    assert rows["math/sft"].tokens == 300 * 1100 and rows["math/sft"].tokens_per_second == 9000
 
 
 def test_sections_that_other_commands_add(run):
@@ -345,32 +351,8 @@ def test_numbers_and_durations():
         "0.4 s", "1 min 0 s", "1 min 43 s", "1 h 0 min", "2 h 3 min"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium isn't installed")
+@in_a_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it(html, tmp_path, width, scheme):
-    """No part but the tables, which scroll, is wider than the screen; colours follow the reader."""
-    if scheme == "dark":
-        html = html.replace("@media (prefers-color-scheme: dark)", "@media all")
-    page = json.dumps(html).replace("</", "<\\/")
-    (tmp_path / "probe.html").write_text(
-        f'<!doctype html><body style="margin:0"><iframe id=f style="border:0;width:{width}px;'
-        'height:2400px"></iframe><script>const f=document.getElementById("f");f.onload=()=>{'
-        "const d=f.contentDocument.documentElement;"
-        "document.body.dataset.over=d.scrollWidth-d.clientWidth};"
-        f"f.srcdoc={page}</script>", encoding="utf-8")
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--disable-background-networking", "--hide-scrollbars", "--virtual-time-budget=3000",
-        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,2400",
-        f"--screenshot={tmp_path / 'page.png'}", "--dump-dom", str(tmp_path / "probe.html"),
-    ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert 'data-over="0"' in dom
-    picture = image.imread(tmp_path / "page.png")[:, :width, :3]
-    assert picture.shape[:2] == (2400, width)
-    corner = picture[2, 2].mean()
-    assert corner > 0.9 if scheme == "light" else corner < 0.15
-    # There is something on it, from top to bottom and up to the right edge of the sections.
-    for part in (picture[:800], picture[800:1600], picture[1600:], picture[:, width // 2:]):
-        assert (abs(part - corner) > 0.3).any(axis=-1).mean() > 0.005
+    check_shown(html, tmp_path, width, scheme)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_bar.cli import main
 from megatron_bar.evaluation.harness import configuration, read_scores
@@ -105,3 +106,17 @@ def test_without_lm_eval(tmp_path, capsys):
     assert "/nowhere/python can't be run" in capsys.readouterr().err
 
 
+
+
+def test_code_that_models_write_is_run_only_if_that_is_said(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    python = tmp_path / "python"  # an environment with lm-eval
+    python.write_text("#!/bin/sh\necho '{\"lm-eval\": \"0.4.13\"}'\n")
+    python.chmod(0o755)
+    command = ["evaluate", str(tmp_path), "--suite", "paper", "--dry-run", "--python", str(python),
+               "--out", str(tmp_path / "out")]
+    for words, runs_code in (([], False), (["--run-code"], True)):
+        assert main([*command, *words]) == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        assert ("humaneval_plus" in config["tasks"]) == runs_code
+        assert config.get("confirm_run_unsafe_code", False) == runs_code

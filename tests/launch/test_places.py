@@ -27,7 +27,7 @@ def _line(capsys) -> str:
 
 def test_one_stage_is_computed_by_one(run, capsys, monkeypatch):
     """Two who start it by hand, or a job beside a run: the second leaves all as it is."""
-    monkeypatch.setattr(methods_run, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(at_work, "PATIENCE_SECONDS", 0.0)
     with open(run / ".math-sft.lock", "w") as file:
         file.write("ann on node7, process 8")
         file.flush()

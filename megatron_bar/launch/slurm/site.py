@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -65,6 +66,8 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)  # written into the scripts
     secrets: list[str] = field(default_factory=list)  # names that must be set in the environment
     container: Container = field(default_factory=Container)
+    gpu_hour_price: float | None = None  # of one GPU for an hour; `watch --site` reckons with it
+    currency: str = "USD"
 
     @property
     def runs_here(self) -> bool:
@@ -106,6 +109,8 @@ def _check(site: Site, path: Path) -> None:
             raise BarError(f"site {path}: {nodes}.ranks must be 1 or more")
     if site.warning < _SHORTEST_WARNING:
         raise BarError(f"site {path}: warning {site.warning} is less than {_SHORTEST_WARNING} s")
+    if site.gpu_hour_price is not None and not 0 <= site.gpu_hour_price < math.inf:
+        raise BarError(f"site {path}: gpu_hour_price {site.gpu_hour_price} is not 0 or more")
     container = site.container
     if container.runtime not in ("none", "pyxis", "apptainer"):
         raise BarError(f"site {path}: container.runtime {container.runtime!r} is not none, pyxis "

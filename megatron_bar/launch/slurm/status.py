@@ -1,10 +1,11 @@
-"""The state of a submitted run, and how to end it."""
+"""The state of a run, submitted or not, and how to end a submitted one."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from rich.table import Table
@@ -19,11 +20,22 @@ from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.console import read_progress
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.context import read_done, replaced_folder
+from megatron_bar.stages.at_work import begun_at
+from megatron_bar.stages.context import read_begun, read_done, replaced_folder
 from megatron_bar.stages.stage import Stage
 from megatron_bar.training.metrics import read_metrics
 
 _LOG_TAIL_BYTES = 1 << 16
+
+
+class Phase(Enum):
+    """The progress of a stage, in a word."""
+
+    DONE = "done"
+    RUNNING = "running"
+    QUEUED = "queued"
+    WAITING = "waiting"  # for what it needs, or for somebody who runs it
+    STOPPED = "stopped"  # it began, and isn't done
 
 
 @dataclass(frozen=True)
@@ -31,10 +43,11 @@ class StageStatus:
     """One line of the table."""
 
     stage: str
+    phase: Phase
     job: str
     state: str
     progress: str
-    left: str
+    seconds_left: float | None  # None where nothing tells
     log: str  # its path in the run's folder
 
 
@@ -56,8 +69,8 @@ def stage_statuses(run: Path) -> list[StageStatus]:
 def status_table(statuses: Sequence[StageStatus]) -> Table:
     table = Table("stage", "job", "state", "progress", "left", "log", box=None)
     for status in statuses:
-        table.add_row(status.stage, status.job, status.state, status.progress, status.left,
-                      status.log)
+        left = "" if status.seconds_left is None else _duration(status.seconds_left)
+        table.add_row(status.stage, status.job, status.state, status.progress, left, status.log)
     return table
 
 
@@ -90,30 +103,40 @@ def _status(
     done = read_done(run / stage.name)
     state = states.get(job.id) if job else None
     log = log_path(run, stage.name)
-    progress = left = ""
+    progress, left, phase = "", None, Phase.WAITING
     if done and not stale:
-        said, progress = f"done in {done['seconds']:.0f} s", done.get("summary", "")
+        phase, progress = Phase.DONE, done.get("summary", "")
+        said = f"done in {done['seconds']:.0f} s"
     elif state is not None and state.active:
+        phase = Phase.RUNNING if state.state == "RUNNING" else Phase.QUEUED
         said = state.state.lower() + (f" ({state.reason})" if state.reason else "")
         attempts = len(read_attempts(run, stage.name, job.id))
         if attempts > 1:
             said += f", attempt {attempts}"
         if attempts:
             progress, left = _progress(run, stage, log)
+    elif begun_at(run, stage.name) is not None:
+        phase, said = Phase.RUNNING, "running"
+        progress, left = _progress(run, stage, log)
     elif state is not None:
-        said = f"{state.state.lower()} ({state.reason})"
+        phase, said = Phase.STOPPED, f"{state.state.lower()} ({state.reason})"
     elif job is not None:
+        phase = Phase.STOPPED
         said = "ended" if isinstance(stage, Rehearsal) else "ended, not done"
+    elif done:
+        said = "stale"
+    elif read_begun(run / stage.name) is not None:
+        phase, said = Phase.STOPPED, "ended, not done"
     else:
-        said = "stale" if done else "not submitted"
+        said = "not begun"
     if not done and (kept := replaced_folder(run, stage.name)).is_dir():
         progress = progress or f"its last result is in {kept.relative_to(run)}"
-    return StageStatus(stage.name, job.id if job else "", said, progress, left,
+    return StageStatus(stage.name, phase, job.id if job else "", said, progress, left,
                        str(log.relative_to(run)) if log.exists() else "")
 
 
-def _progress(run: Path, stage: Stage, log: Path) -> tuple[str, str]:
-    """How far a stage is, and how long it still takes by its own reckoning."""
+def _progress(run: Path, stage: Stage, log: Path) -> tuple[str, float | None]:
+    """How far a stage is, and how many seconds it still takes by its own reckoning."""
     metrics = read_metrics(run / stage.name)
     loss = f"loss {metrics[-1]['loss']:.3f}" if metrics else ""
     tail = b""
@@ -123,10 +146,10 @@ def _progress(run: Path, stage: Stage, log: Path) -> tuple[str, str]:
             tail = file.read()
     last = read_progress(tail.decode(errors="replace"))
     if last is None:
-        return (f"step {metrics[-1]['step']}, {loss}" if metrics else ""), ""
+        return (f"step {metrics[-1]['step']}, {loss}" if metrics else ""), None
     age = time.time() - log.stat().st_mtime
     left = max(0.0, last.seconds_left - age)
-    return f"{last.what} {last.done}/{last.total} {loss}".strip(), _duration(left)
+    return f"{last.what} {last.done}/{last.total} {loss}".strip(), left
 
 
 def _duration(seconds: float) -> str:
