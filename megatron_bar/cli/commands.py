@@ -271,10 +271,17 @@ def _branch(args: argparse.Namespace) -> None:
 def _merge(args: argparse.Namespace) -> None:
     from megatron_bar.checkpoints.average import deviation_table
     from megatron_bar.checkpoints.merge import merge
+    from megatron_bar.checkpoints.merging import rule_named
+    from megatron_bar.recipe.fields import faults
+    from megatron_bar.recipe.schema import Merge
     from megatron_bar.runtime.console import console
 
+    settings = Merge(args.rule or "published", args.scale, args.density, args.t)
+    if found := faults(settings, "--"):
+        raise BarError(found[0])
+    rule = args.rule and rule_named(args.rule, args.scale, args.density, args.t, args.seed)
     merged = merge(args.models, args.out, args.anchor, args.average, args.weights,
-                   args.anchor_ffn, args.experts, args.processes)
+                   args.anchor_ffn, args.experts, rule, args.processes)
     if merged.by_group:
         console.print(deviation_table(merged.by_group))
     print(f"{args.out} is written: experts {', '.join(merged.model.all_expert_names)}")

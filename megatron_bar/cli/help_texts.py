@@ -137,6 +137,7 @@ Shared parameters become the mean, in fp32, over the branches and the anchor.
       checkpoints/math checkpoints/code
   ... --average branches                        the mean leaves the anchor out
   ... --weights 'embeddings=math:3,code:1'      by group; relative to their sum
+  ... --rule ties --density 0.2                 a rule over the changes; docs/merging.md
 
 A merged model in place of the branches, alone or with branches to add to it:
 

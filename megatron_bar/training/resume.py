@@ -53,7 +53,7 @@ class Progress:
         return self.step - self.skipped
 
 
-def _one_key_a_slice(state: Any) -> Any:
+def one_key_a_slice(state: Any) -> Any:
     """Give each layer's and each expert's tensors a key of their own.
 
     Megatron stacks layers and experts in one key. Frozen experts are left out, and it takes the
@@ -144,7 +144,7 @@ class ResumePoints:
         # Megatron-Core complains of an empty dictionary that other ranks don't have.
         optimizer = {number: entries for number, entries in parts.items() if entries}
         state = {"model": trained, "optimizer": optimizer}
-        return _one_key_a_slice({name: entries for name, entries in state.items() if entries})
+        return one_key_a_slice({name: entries for name, entries in state.items() if entries})
 
     def save(self, progress: Progress) -> None:
         """Save the state after `progress.step`, unless it is saved; every rank takes part.
