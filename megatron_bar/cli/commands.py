@@ -177,6 +177,8 @@ def _upgrade(args: argparse.Namespace) -> None:
     done = upgrade(args.run, request, args.jobs, args.prepare, args.yes)
     if done is not None:
         console.print(upgrade_table(done))
+        if others := done.others():
+            say(others)
         say(done.words())
         say(f"before: {args.run / 'before'}   report: {args.run / 'report.html'}")
 
