@@ -253,7 +253,8 @@ def _export(args: argparse.Namespace) -> None:
     from megatron_bar.data.chat_format import find_chat_format
 
     export_hf(args.checkpoint, args.out, _dtype(args), parse_size(args.max_shard_size),
-              args.processes, chat=find_chat_format(args.checkpoint, args.chat_template))
+              args.processes, chat=find_chat_format(args.checkpoint, args.chat_template),
+              active=args.active)
     print(f"{args.out} is written")
 
 

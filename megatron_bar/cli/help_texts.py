@@ -124,6 +124,7 @@ Killed or interrupted, the same command goes on where it was. So do export, bran
 """,
     "export": """\
   megatron-bar export runs/toy/routed/checkpoint my-model --dtype bfloat16
+  megatron-bar export runs/toy/routed/checkpoint cheaper --active 3      of five experts
   megatron-bar export runs/toy/math/sft/resume/100 half-way   of a stage that was cut short
 """,
     "branch": """\

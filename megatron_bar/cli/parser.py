@@ -164,6 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
                         "trained with, or its tokenizer's own)")
     export.add_argument("--max-shard-size", default="5GB", metavar="SIZE",
                         help="of a weights file (default: 5GB)")
+    export.add_argument("--active", type=int, metavar="K",
+                        help="experts that a token goes to (default: as many as in training)")
     _add_dtype(export)
     _add_processes(export)
 
