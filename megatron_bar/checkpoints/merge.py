@@ -186,7 +186,7 @@ class _Maker:
 
 
 def shared_tensor(inputs: Sequence[Input], slot: Slot) -> SharedTensor:
-    """What the anchor, which is one of `inputs`, and the other models have of a shared slot."""
+    """A shared slot of the anchor, which is one of `inputs`, and of the other models."""
     holders = [Holder(i.name, i.reader, _same(i, slot)) for i in inputs]
     (anchor,) = (holder for holder in holders if holder.name == ANCHOR)
     return SharedTensor(anchor, tuple(holder for holder in holders if holder is not anchor))

@@ -27,7 +27,10 @@ class SecondMoments:
         self._reader = CheckpointReader(folder) if folder.is_dir() else None
 
     def bands(self, slot: Slot, numbers: int) -> Iterator[torch.Tensor] | None:
-        """Those of the slot, in the bands of `CheckpointReader.bands`; None where it was frozen."""
+        """Second moments of the slot, in bands as `CheckpointReader.bands` has them.
+
+        None where it was frozen.
+        """
         key = Slice(".".join((PREFIX, slot.key, *map(str, slot.index))), slot.shape)
         if self._reader is None or not self._reader.has(key.key):
             return None

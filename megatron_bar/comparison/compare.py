@@ -213,7 +213,7 @@ def mean_of_results(results: Sequence[Result]) -> Result | None:
 
 
 def differences(system: System, other: System) -> dict[str, Paired]:
-    """By task, `system`'s scores less `other`'s on the same items, over the seeds that both have.
+    """Differences by task: `system` less `other` on the same items, over the seeds that both have.
 
     A task is left out where they weren't asked the same items.
     """

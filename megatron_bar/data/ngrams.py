@@ -26,7 +26,7 @@ class Words:
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> Words:
-        """Those of `texts`; takes some 40 bytes of memory for each of their bytes."""
+        """Find the words of `texts`; takes some 40 bytes of memory for each of their bytes."""
         encoded = [text.lower().encode("utf-8", "replace") for text in texts]
         bytes_B = np.frombuffer(b" ".join(encoded), np.uint8)
         inside_B = np.concatenate([[False], _IN_WORD[bytes_B], [False]])

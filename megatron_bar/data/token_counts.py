@@ -1,4 +1,4 @@
-"""How often each token occurs in rows."""
+"""Counts of the tokens in rows."""
 
 from __future__ import annotations
 

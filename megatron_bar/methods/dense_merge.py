@@ -1,8 +1,7 @@
 """dense_merge: a dense model a domain, trained with every parameter; one mean of their weights.
 
 The anchor counts as one of the models unless `merge.shared` is `branches`, or a rule combines their
-changes from it. Without mid-training: a
-recipe whose domains have none.
+changes from it. Without mid-training: a recipe whose domains have none.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def test_the_models_of_stages():
     "method=dense_merge merge.shared=fisher": "dense_merge averages all weights; give one of publ",
     "merge.shared=slerp": "merge.shared slerp takes two domains, and there are 4",
     "merge.density=0.5": "merge.density is for ties, dare_linear, dare_ties, and merge",
-    "merge.shared=fisher": r"set domains.math.rlvr.second_moments=true, and train that stage anew",
+    "merge.shared=fisher": r"set domains.math.sft.second_moments=true, and train that stage anew",
     "merge.shared=ties merge.density=0": "merge.density 0.0 is not a share above 0, up to 1",
     "method=retrain merge.scale=2": "merge is for methods that merge, and retrain trains one model",
     "method=continued merge.shared=branches": "continued trains one model; leave it out",
