@@ -204,8 +204,8 @@ def _interval(results: Sequence[Result]) -> Interval | None:
 
 def mean_of_results(results: Sequence[Result]) -> Result | None:
     """One result in which an item's score is the mean over `results`; None where they don't fit."""
-    items = [result.get("items") for result in results]
-    if not all(items) or len({len(scores) for scores in items}) > 1:
+    items = [scores for result in results if (scores := result.get("items"))]
+    if len(items) < len(results) or len({len(scores) for scores in items}) > 1:
         return None
     means = [fmean(scores) for scores in zip(*items)]
     return {"items": means, "score": fmean(means), "count": len(means),
@@ -221,9 +221,9 @@ def differences(system: System, other: System) -> dict[str, Paired]:
     found = {}
     for task in system.results if seeds else ():
         if task in other.results:
-            means = [mean_of_results([one.results[task][seed] for seed in seeds])
-                     for one in (system, other)]
-            if None not in means and (paired := paired_test(*means)) is not None:
+            ours, theirs = (mean_of_results([one.results[task][seed] for seed in seeds])
+                            for one in (system, other))
+            if ours and theirs and (paired := paired_test(ours, theirs)):
                 found[task] = paired
     return found
 
