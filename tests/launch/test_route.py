@@ -158,7 +158,8 @@ def test_a_joint_repair_opens_what_it_names(run):
     scales = "{embeddings: 0.01, head: 0.01, final_norm: 0.01}"
     assert again(run, f"route.training.trainable={opened}", f"route.training.lr_scale={scales}",
                  "route.training.steps=1", "route.training.lr=0.01",
-                 "route.training.warmup_ratio=0", "export=false") == 0
+                 "route.training.schedule=constant", "route.training.warmup_ratio=0",
+                 "export=false") == 0
     done = read_done(run / "routed")
     assert set(done["open_groups"]) == {
         "embeddings", "head", "final_norm", *(f"router.{e}" for e in range(len(rows_LEH(
