@@ -65,11 +65,3 @@ def bootstrap(items: Sequence[float]) -> Interval:
     means = [random.choice(values, len(values)).mean() for _ in range(_RESAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high), BOOTSTRAP)
-
-
-def score_difference(ours: dict[str, Any], theirs: dict[str, Any]) -> Interval | None:
-    """Our score less theirs on the same items, resampled in pairs; None if they aren't known."""
-    mine, other = ours.get("items"), theirs.get("items")
-    if not mine or not other or len(mine) != len(other):
-        return None
-    return bootstrap(np.subtract(mine, other))

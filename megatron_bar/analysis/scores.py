@@ -12,7 +12,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from megatron_bar.analysis.intervals import Interval, score_difference, score_interval
+from megatron_bar.analysis.intervals import Interval, score_interval
+from megatron_bar.analysis.paired import Paired, paired_test
 from megatron_bar.analysis.runs import stage_names
 from megatron_bar.recipe.names import ALL, ANCHOR, MERGED, ROUTED, WITHOUT
 from megatron_bar.runtime.errors import BarError
@@ -51,7 +52,7 @@ class Scores:
     tasks: tuple[str, ...]  # domains in the order of the recipe, then what belongs to no domain
     rows: tuple[Row, ...]
     kept: dict[str, float]  # see kept_share
-    gained: dict[str, Interval]  # by domain, the last model's score less the branch's
+    gained: dict[str, Paired]  # by domain, the last model's score less the branch's
     last: str  # the last model's label
 
     def items(self, index: int) -> str:
@@ -100,16 +101,16 @@ def kept_share(results: dict[str, dict[str, Any]], last: str = ROUTED) -> dict[s
     return shares
 
 
-def gained(results: dict[str, dict[str, Any]], last: str = ROUTED) -> dict[str, Interval]:
+def gained(results: dict[str, dict[str, Any]], last: str = ROUTED) -> dict[str, Paired]:
     """Score of the last model less that of the branch, by domain, on the items both were asked.
 
     A domain is left out where the scores of the items aren't known.
     """
     after = results.get(last, {}).get("tasks", {})
-    found = {domain: score_difference(after[domain], results[domain]["tasks"][domain])
+    found = {domain: paired_test(after[domain], results[domain]["tasks"][domain])
              for domain in branches(results)
              if domain in after and domain in results[domain]["tasks"]}
-    return {domain: interval for domain, interval in found.items() if interval}
+    return {domain: paired for domain, paired in found.items() if paired}
 
 
 def compare(results: dict[str, dict[str, Any]], last: str = ROUTED) -> Scores:
@@ -141,21 +142,27 @@ def _cell(model: str, task: str, result: dict[str, Any]) -> Cell | None:
 
 
 def score_table(results: dict[str, dict[str, Any]], last: str = ROUTED) -> Table:
-    """All scores for the terminal; a branch's own domain is bold."""
+    """All scores for the terminal, each over its 95 % interval; a branch's own domain is bold."""
     scores = compare(results, last)
     table = Table(title="Scores on held-out items")
     table.add_column("model")
     for index, task in enumerate(scores.tasks):
         table.add_column(Text(f"{task}\n{scores.items(index)} items"), justify="right")
     for row in scores.rows:
-        cells = [Text(f"{cell.score:.2f}", style="bold" if cell.own else "") if cell
-                 else Text(MISSING) for cell in row.cells]
+        cells = [Text(f"{cell.score:.2f}\n{cell.interval.low:.2f}\u2013{cell.interval.high:.2f}",
+                      style="bold" if cell.own else "") if cell else Text(MISSING)
+                 for cell in row.cells]
         table.add_row(Text(row.label), *cells)
     if scores.kept:
         table.add_section()
         table.add_row(f"{scores.last} / branch", *(
             f"{scores.kept[task]:.0%}" if task in scores.kept else MISSING
             for task in scores.tasks
+        ))
+    if scores.gained:
+        table.add_row(f"{scores.last} \u2212 branch", *(
+            f"{found.difference.mean:+.2f}\n{found.verdict}"
+            if (found := scores.gained.get(task)) else MISSING for task in scores.tasks
         ))
     return table
 

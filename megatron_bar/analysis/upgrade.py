@@ -6,7 +6,6 @@ of every stage that was done then.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from megatron_bar.analysis.formats import cell
-from megatron_bar.analysis.intervals import wilson_interval
+from megatron_bar.analysis.intervals import Interval, score_interval
+from megatron_bar.analysis.paired import WITHIN_NOISE, Paired, paired_test
 from megatron_bar.analysis.runs import read_stages
 from megatron_bar.analysis.scores import MISSING
 from megatron_bar.recipe.names import ROUTED
@@ -30,17 +29,22 @@ class Change:
     """One task's score of the routed model; None where it wasn't asked."""
 
     task: str
-    before: float | None
-    after: float | None
-    # 95 % of differences between two models that are equally good lie within it, for as many items
-    # drawn anew. Both answer the same items, so it is rather too wide.
-    noise: float | None
+    before: Interval | None
+    after: Interval | None
+    paired: Paired | None  # None where the two weren't asked the same items, or one none
+    meant: bool  # the task of a domain that was replaced, added or dropped
 
     @property
     def difference(self) -> float | None:
-        if self.before is None or self.after is None:
-            return None
-        return self.after - self.before
+        return (None if self.before is None or self.after is None
+                else self.after.mean - self.before.mean)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the change is more than noise, in a word or two."""
+        if self.paired is not None:
+            return self.paired.verdict
+        return MISSING if self.difference is None else "other items"
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,17 @@ class Upgrade:
         """Supervised ones."""
         return sum(stage["tokens"] for stage in self.recomputed)
 
+    def others(self) -> str | None:
+        """Whether a domain moved that nobody touched, in a line; None where that can't be told."""
+        tested = {c.task: c.paired for c in self.changes if c.paired is not None and not c.meant}
+        if not tested:
+            return None
+        moved = [f"{task} {paired.difference.mean:+.2f} ({paired.verdict})"
+                 for task, paired in tested.items() if not paired.within_noise]
+        if not moved:
+            return f"no other task moved: {', '.join(tested)} changed {WITHIN_NOISE}"
+        return f"other tasks moved: {', '.join(moved)}"
+
     def words(self) -> str:
         """The stages that were recomputed, in a line."""
         names = ", ".join(stage["stage"] for stage in self.recomputed) or "nothing"
@@ -78,20 +93,20 @@ def read_upgrade(run: Path) -> Upgrade | None:
     done = [s for s in stages if plan["stages"].get(s["stage"]) != s["id"]]
     recomputed = [{"stage": s["stage"], "seconds": s["seconds"], "tokens": s.get("tokens", 0)}
                   for s in done]
-    return Upgrade(plan["asked"], _changes(run / BEFORE, run), recomputed,
+    asked = plan["asked"]
+    meant = {*asked.get("replace", ()), *asked.get("add", ()), *asked.get("drop", ())}
+    return Upgrade(asked, _changes(run / BEFORE, run, meant), recomputed,
                    len(stages) - len(recomputed))
 
 
-def _changes(before: Path, after: Path) -> list[Change]:
+def _changes(before: Path, after: Path, meant: set[str]) -> list[Change]:
     old, new = (_tasks(run) for run in (before, after))
     changes = []
     for task in [*new, *(task for task in old if task not in new)]:
-        was, now = (tasks.get(task, {}) for tasks in (old, new))
-        noise = None
-        if was and now:
-            intervals = [wilson_interval(result["score"], result["count"]) for result in (was, now)]
-            noise = math.hypot(*((high - low) / 2 for low, high in intervals))
-        changes.append(Change(task, was.get("score"), now.get("score"), noise))
+        results = [tasks.get(task) for tasks in (old, new)]
+        intervals = [None if result is None else score_interval(result) for result in results]
+        paired = None if None in results else paired_test(results[1], results[0])
+        changes.append(Change(task, *intervals, paired, task in meant))
     return changes
 
 
@@ -101,16 +116,23 @@ def _tasks(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def upgrade_table(upgrade: Upgrade) -> Table:
-    """A table of scores before and after, for the terminal."""
+    """A table of scores before and after, each with its interval, for the terminal."""
     table = Table(title="The routed model before and after the upgrade")
     table.add_column("task")
-    for column in ("before", "after", "change", "noise"):
+    for column in ("before", "after", "change", "95% interval", "by chance?"):
         table.add_column(column, justify="right")
     for change in upgrade.changes:
         moved = MISSING if change.difference is None else f"{change.difference:+.2f}"
-        noise = MISSING if change.noise is None else f"\u00b1{change.noise:.2f}"
-        clear = (change.difference is not None and change.noise is not None
-                 and abs(change.difference) > change.noise)
-        table.add_row(Text(change.task), cell(change.before), cell(change.after),
-                      Text(moved, style="bold" if clear else ""), noise)
+        clear = change.paired is not None and not change.paired.within_noise
+        span = MISSING if change.paired is None else _span(change.paired.difference, "+.2f")
+        table.add_row(Text(change.task), _scored(change.before), _scored(change.after),
+                      Text(moved, style="bold" if clear else ""), span, change.verdict)
     return table
+
+
+def _scored(interval: Interval | None) -> str:
+    return MISSING if interval is None else f"{interval.mean:.2f} ({_span(interval, '.2f')})"
+
+
+def _span(interval: Interval, form: str) -> str:
+    return f"{interval.low:{form}} to {interval.high:{form}}"

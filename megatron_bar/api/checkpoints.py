@@ -17,6 +17,7 @@ from megatron_bar.checkpoints import merge as merging
 from megatron_bar.checkpoints.average import Deviation
 from megatron_bar.checkpoints.hf_weights import parse_size
 from megatron_bar.checkpoints.hub import local_folder
+from megatron_bar.checkpoints.merging import Rule
 from megatron_bar.data.chat_format import find_chat_format
 from megatron_bar.models.config import FILE_NAME, ModelConfig
 from megatron_bar.runtime.console import say
@@ -110,13 +111,15 @@ def merge(
     weights: Sequence[str] = (),
     anchor_ffn: str = "same",
     experts: Sequence[str] | None = None,
+    rule: Rule | None = None,
     processes: int | None = None,
     overwrite: bool = False,
 ) -> MergedCheckpoint:
     """Write one model of several branches at `out`: the anchor, then an expert of each.
 
     `models` are branches, or a merged model and branches to add to it; `anchor` is the dense
-    checkpoint that they started from. The other settings are those of `megatron-bar merge`.
+    checkpoint that they started from. `rule`, of `checkpoints.merging`, makes the shared parameters
+    in place of a mean. The other settings are those of `megatron-bar merge`.
 
     Raises BarError unless all are of one shape with the same anchor, and where `out` stands
     already, unless `overwrite`.
@@ -124,7 +127,7 @@ def merge(
     merged = merging.merge(
         [checkpoint_folder(model) for model in models], Path(out),
         None if anchor is None else checkpoint_folder(anchor), average, weights, anchor_ffn,
-        experts, processes, overwrite,
+        experts, rule, processes, overwrite,
     )
     return MergedCheckpoint(Path(out), merged.by_group)
 
@@ -136,20 +139,21 @@ def export_hf(
     chat_template: str | None = None,
     dtype: str | None = None,
     max_shard_size: str = "5GB",
+    active: int | None = None,
     processes: int | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Turn a checkpoint into a Hugging Face folder at `out`, which transformers and vLLM load.
 
     `chat_template` is olmo, tulu or a .jinja file; by default what it was trained with, or its
-    tokenizer's own.
+    tokenizer's own. `active` experts run for each token, by default as many as in training.
 
     Raises BarError for a model that no Hugging Face class computes, and where `out` stands already,
     unless `overwrite`.
     """
     source = checkpoint_folder(checkpoint)
     convert.export_hf(source, Path(out), _dtype(dtype), parse_size(max_shard_size), processes,
-                      overwrite, chat=find_chat_format(source, chat_template))
+                      overwrite, chat=find_chat_format(source, chat_template), active=active)
     return Path(out)
 
 

@@ -53,7 +53,7 @@ def mean_blocks(
     `bands` are the models' tensors from the first rows to the last, each as one tensor a model.
     """
     total = math.fsum(weights)
-    sums = _Sums(len(weights))
+    sums = Sums(len(weights))
     flat = (zip(*(tensor.reshape(-1).split(_BLOCK) for tensor in band)) for band in bands)
     for blocks in itertools.chain.from_iterable(flat):
         first = blocks[0]
@@ -77,8 +77,8 @@ def mean_blocks(
     facts.update(group=group, tensor=name, **vars(sums))
 
 
-class _Sums:
-    """What a Deviation is made of, added up over blocks; one entry a model."""
+class Sums:
+    """Sums over blocks that a Deviation is made of; one entry a model."""
 
     def __init__(self, models: int) -> None:
         self.numel = 0

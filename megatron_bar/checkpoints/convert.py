@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from collections import Counter
@@ -190,19 +191,21 @@ def export_hf(
     overwrite: bool = False,
     origin: Origin | None = None,
     chat: ChatFormat | None = None,
+    active: int | None = None,
 ) -> ModelConfig:
     """Turn a checkpoint into a Hugging Face folder that transformers loads.
 
     Of which class it is, the model's family says. Tensors keep their dtype and bits unless `dtype`
     is given. Weights are one file, or shards of about `shard_bytes`. `origin` is what the model
     card tells of how the model was made, `chat` how it is talked to, by default as its tokenizer
-    says.
+    says. `active` is how many experts a token goes to, by default as many as in training.
 
     Raises BarError for anything wrong with `source`, and for a model that no class computes; then
     `target` is as it was.
     """
     source, target = Path(source), Path(target)
-    model = ModelConfig.load(source)
+    trained = ModelConfig.load(source)
+    model = trained if active is None else _with_active(source, trained, active)
     hf.architecture(model)  # raises where there is none
     reader = open_checkpoint(source)
     items = [
@@ -219,11 +222,20 @@ def export_hf(
             chat.write(folder)
         for_serving(folder, model.max_position_embeddings)
         write_json(folder / "config.json", hf.hf_config(model, _most(items), token_ids))
-        write_model_card(folder, model, origin, chats=chat is not None)
+        write_model_card(folder, model, origin, chat is not None, trained.experts_per_token)
 
     convert("export", target, SafetensorsFormat(items, shard_bytes), [source], write_small_files,
-            processes=processes, overwrite=overwrite)
+            active, processes, overwrite)
     return model
+
+
+def _with_active(source: Path, model: ModelConfig, active: int) -> ModelConfig:
+    if model.num_experts is None:
+        raise BarError(f"--active: {source} is a dense model, which has no experts")
+    if not 1 <= active <= model.num_experts:
+        raise BarError(f"--active {active} is not from 1 to {model.num_experts}, the experts that "
+                       f"{source} has")
+    return dataclasses.replace(model, experts_per_token=active)
 
 
 def _most(items: Sequence[Item]) -> torch.dtype:

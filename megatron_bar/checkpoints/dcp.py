@@ -142,6 +142,10 @@ class CheckpointReader:
             )
         return entry
 
+    def has(self, key: str) -> bool:
+        """Whether the checkpoint has a tensor under this key."""
+        return key in self._index.tensors
+
     def dtype(self, slot: Slot) -> torch.dtype:
         return self._entry(slot).dtype
 

@@ -2,7 +2,8 @@
 
 `average` is a dense model: of every tensor the mean in fp32, in the models' own type; where all
 agree, their bits. `stack` is Branch-Train-MiX: every model's FFN is an expert, as it is; the rest
-is averaged in the same way, or one model's; router rows are fresh.
+is averaged in the same way, or one model's; router rows are fresh. In both, a rule of `merging` may
+go in place of the mean.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from megatron_bar.checkpoints.average import Mean, deviations_by_group, deviatio
 from megatron_bar.checkpoints.branch import RouterRows
 from megatron_bar.checkpoints.convert import SlotCopy, tokenizer_files_of, write_checkpoint
 from megatron_bar.checkpoints.dcp import CheckpointReader, slot_item
-from megatron_bar.checkpoints.merge import Merged
+from megatron_bar.checkpoints.merge import Merged, shared_tensor
 from megatron_bar.checkpoints.merge_plan import Input
+from megatron_bar.checkpoints.merging import Rule
+from megatron_bar.checkpoints.merging.combined import Combined
 from megatron_bar.checkpoints.names import DENSE_OF_EXPERT, ROUTER_NAME, Slot, slots
 from megatron_bar.checkpoints.number_types import check_one_type, ffn_type
 from megatron_bar.checkpoints.plan import Item
@@ -29,20 +32,23 @@ def average(
     models: Mapping[str, Path],
     target: Path,
     anchor: Path | None = None,
+    rule: Rule | None = None,
     processes: int | None = None,
     overwrite: bool = False,
 ) -> Merged:
     """Write the mean of the dense `models`, by name, each of the same weight, and of `anchor`.
 
-    Tokenizer and the like are the first model's, with the chat format that it was trained in.
+    With a `rule` it is what that makes of them and the anchor, which is then needed. Tokenizer and
+    the like are the first model's, with the chat format that it was trained in.
 
     Raises BarError unless all are dense models of one shape and stored in the same types.
     """
+    assert rule is None or anchor is not None
     inputs = _open(({} if anchor is None else {ANCHOR: anchor}) | models)
-    items = [_mean_item(inputs, slot) for slot in slots(inputs[0].model)]
+    items = [_shared_item(inputs, slot, rule) for slot in slots(inputs[0].model)]
     facts = write_checkpoint(
         "average", target, inputs[0].model, items, [i.folder for i in inputs],
-        tokenizer_files_of(next(iter(models.values()))), None, processes, overwrite,
+        tokenizer_files_of(next(iter(models.values()))), repr(rule), processes, overwrite,
     )
     return Merged(inputs[0].model, deviations_of(facts), deviations_by_group(facts))
 
@@ -53,13 +59,15 @@ def stack(
     target: Path,
     shared: str = "published",
     seed: int = 0,
+    rule: Rule | None = None,
     processes: int | None = None,
     overwrite: bool = False,
 ) -> Merged:
     """Write a mixture of experts: 0 is the anchor's FFN, then those of `models`, by name.
 
     All that is shared is the mean over all models and the anchor ("published"), over the models
-    ("branches"), or that of the model called `shared`. Router rows are drawn as `branch` draws
+    ("branches"), or that of the model called `shared`; with a `rule`, what that makes of the models
+    and the anchor, in place of "published". Router rows are drawn as `branch` draws
     them; all experts are active.
 
     Raises BarError unless all are dense models of one shape and stored in the same types, and for a
@@ -75,13 +83,13 @@ def stack(
     names = tuple(i.name for i in inputs)
     model = replace(
         inputs[0].model.with_experts(len(inputs)), expert_names=names,
-        merged_from=tuple(i.name for i in sources) if shared in means else (),
+        merged_from=tuple(i.name for i in sources) if shared in means and rule is None else (),
     )
-    items = [_stacked_item(inputs, sources, slot, seed) for slot in slots(model)]
+    items = [_stacked_item(inputs, sources, slot, seed, rule) for slot in slots(model)]
     facts = write_checkpoint(
         "stack", target, model, items, [i.folder for i in inputs],
-        tokenizer_files_of(next(iter(models.values()))), [shared, seed, names], processes,
-        overwrite,
+        tokenizer_files_of(next(iter(models.values()))), [shared, seed, names, repr(rule)],
+        processes, overwrite,
     )
     return Merged(model, deviations_of(facts), deviations_by_group(facts))
 
@@ -102,7 +110,7 @@ def _open(models: Mapping[str, Path]) -> list[Input]:
 
 
 def _stacked_item(
-    inputs: list[Input], shared: list[Input], slot: Slot, seed: int
+    inputs: list[Input], shared: list[Input], slot: Slot, seed: int, rule: Rule | None
 ) -> Item:
     if slot.name is ROUTER_NAME:
         dtype = ffn_type(inputs[0].reader, inputs[0].model)
@@ -113,15 +121,19 @@ def _stacked_item(
         return _copy(source, slot, Slot(source.model, DENSE_OF_EXPERT[slot.name], (layer,)))
     if len(shared) == 1:
         return _copy(shared[0], slot, Slot(shared[0].model, slot.name, slot.index))
-    return _mean_item(shared, slot)
+    return _shared_item(shared, slot, rule)
 
 
 def _copy(source: Input, target: Slot, slot: Slot) -> Item:
     return slot_item(target, source.reader.dtype(slot), SlotCopy(source.reader, slot))
 
 
-def _mean_item(inputs: list[Input], slot: Slot) -> Item:
-    """The mean of what the dense models hold in `slot`, or in the one of its name."""
+def _shared_item(inputs: list[Input], slot: Slot, rule: Rule | None) -> Item:
+    """The mean of what the dense models hold in the slot of this name, or what `rule` makes of it.
+    """
+    if rule is not None:
+        dtype = inputs[0].reader.dtype(Slot(inputs[0].model, slot.name, slot.index))
+        return slot_item(slot, dtype, Combined(rule, shared_tensor(inputs, slot)))
     sources = tuple((i.reader, Slot(i.model, slot.name, slot.index)) for i in inputs)
     return slot_item(slot, inputs[0].reader.dtype(sources[0][1]), Mean(
         slot.name.group, "/".join(slot.hf_names), sources, (1.0,) * len(sources)

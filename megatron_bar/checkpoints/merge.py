@@ -4,6 +4,7 @@ What is computed, for each tensor:
 
 - shared parameters, and the anchor's FFN with `anchor_ffn="average"`: the weighted mean in fp32 of
   the inputs' tensors, in their own type; where all agree, their bits;
+- shared parameters with a `rule`: what that makes of the anchor's and the branches' (`merging`);
 - the anchor's FFN otherwise: a copy, after a proof that all inputs have the same;
 - a domain expert's FFN and router row: a copy;
 - the anchor's router row: the mean over the branches (a merged model counts for its branches).
@@ -42,6 +43,9 @@ from megatron_bar.checkpoints.merge_plan import (
     group_weights,
     open_inputs,
 )
+from megatron_bar.checkpoints.merging import Rule
+from megatron_bar.checkpoints.merging.combined import Combined
+from megatron_bar.checkpoints.merging.sources import Holder, SharedTensor
 from megatron_bar.checkpoints.names import (
     DENSE_OF_EXPERT,
     EXPERT_FFN_NAMES,
@@ -51,6 +55,7 @@ from megatron_bar.checkpoints.names import (
 )
 from megatron_bar.checkpoints.plan import Item, ItemContent
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.recipe.names import ANCHOR
 from megatron_bar.runtime.errors import BarError
 
 
@@ -71,6 +76,7 @@ def merge(
     weights: Sequence[str] = (),
     anchor_ffn: str = "same",
     experts: Sequence[str] | None = None,
+    rule: Rule | None = None,
     processes: int | None = None,
     overwrite: bool = False,
 ) -> Merged:
@@ -81,18 +87,22 @@ def merge(
     "branches" the branches alone; `weights` are rules of `merge_plan.group_weights` that go before
     it. `anchor_ffn` is "same", or "average" for branches that trained the anchor. `experts` names
     the experts to keep, anchor first. All experts are active, unless a merged model had fewer.
+    `rule` goes in place of a mean of shared parameters.
 
-    Raises BarError unless all inputs are of one shape, and their anchors the same to the bit.
+    Raises BarError unless all inputs are of one shape, and their anchors the same to the bit; with
+    a rule, unless they are branches and their anchor, and no mean is asked for too.
     """
     if anchor_ffn not in ("same", "average"):
         raise BarError(f"--anchor-ffn: {anchor_ffn!r} is neither same nor average")
     inputs = open_inputs(models, anchor)
+    if rule is not None:
+        _check_for_rule(inputs, average, weights)
     chosen = choose_experts(inputs, experts)
     by_group = group_weights(inputs, default_weights(inputs, average), weights)
-    model = _merged_model(inputs, chosen, average, weights)
-    make = _Maker(inputs, chosen, by_group, anchor_ffn)
+    model = _merged_model(inputs, chosen, average, is_mean=not weights and rule is None)
+    make = _Maker(inputs, chosen, by_group, anchor_ffn, rule)
     items = [make.item(slot) for slot in slots(model)]
-    settings = [by_group, anchor_ffn, [[str(e.source.folder), e.index] for e in chosen]]
+    settings = [by_group, anchor_ffn, repr(rule), [[str(e.source.folder), e.index] for e in chosen]]
     facts = write_checkpoint(
         "merge", target, model, items, [i.folder for i in inputs.all],
         tokenizer_files_of(inputs.with_experts[0].folder), settings, processes, overwrite,
@@ -100,8 +110,18 @@ def merge(
     return Merged(model, deviations_of(facts), deviations_by_group(facts))
 
 
+def _check_for_rule(inputs: Inputs, average: str, weights: Sequence[str]) -> None:
+    if average != "published" or weights:
+        raise BarError("--rule goes in place of a mean; leave out --average and --weights")
+    if inputs.merged is not None:
+        raise BarError(f"{inputs.merged.folder} is a merged model, and --rule combines changes "
+                       "from the anchor; give all branches, and --anchor CKPT")
+    if inputs.anchor is None:
+        raise BarError("--rule combines changes from the anchor; give --anchor CKPT")
+
+
 def _merged_model(
-    inputs: Inputs, chosen: Sequence[Expert], average: str, weights: Sequence[str]
+    inputs: Inputs, chosen: Sequence[Expert], average: str, is_mean: bool
 ) -> ModelConfig:
     first = inputs.with_experts[0].model
     active = first.experts_per_token
@@ -113,7 +133,7 @@ def _merged_model(
     return dataclasses.replace(
         first.with_experts(len(chosen), min(active, len(chosen))),
         expert_names=tuple(expert.name for expert in chosen),
-        merged_from=() if weights else tuple(models),
+        merged_from=tuple(models) if is_mean else (),
     )
 
 
@@ -126,11 +146,13 @@ class _Maker:
         chosen: Sequence[Expert],
         weights: dict[str, dict[str, float]],
         anchor_ffn: str,
+        rule: Rule | None,
     ) -> None:
         self.inputs = inputs
         self.chosen = chosen
         self.weights = weights
         self.anchor_ffn = anchor_ffn
+        self.rule = rule
 
     def item(self, slot: Slot) -> Item:
         first = self.inputs.with_experts[0]
@@ -150,6 +172,8 @@ class _Maker:
         if slot.name in EXPERT_FFN_NAMES and self.anchor_ffn == "same":
             sources = tuple((i.reader, _same(i, slot)) for i in self.inputs.all)
             return slot_item(slot, dtype, _SameCopy(sources))
+        if self.rule is not None and slot.name not in EXPERT_FFN_NAMES:
+            return slot_item(slot, dtype, Combined(self.rule, shared_tensor(self.inputs.all, slot)))
         group = slot.name.group.format(expert=0)
         weights = self.weights[group]
         averaged = [i for i in self.inputs.all if i.name in weights]
@@ -159,6 +183,13 @@ class _Maker:
         return slot_item(slot, dtype, Mean(
             group, "/".join(slot.hf_names), sources, tuple(weights[i.name] for i in averaged)
         ))
+
+
+def shared_tensor(inputs: Sequence[Input], slot: Slot) -> SharedTensor:
+    """A shared slot of the anchor, which is one of `inputs`, and of the other models."""
+    holders = [Holder(i.name, i.reader, _same(i, slot)) for i in inputs]
+    (anchor,) = (holder for holder in holders if holder.name == ANCHOR)
+    return SharedTensor(anchor, tuple(holder for holder in holders if holder is not anchor))
 
 
 def _same(source: Input, slot: Slot) -> Slot:

@@ -50,8 +50,7 @@ _ROUTING = """\
 Each layer scores a token with one linear row per expert, takes the **softmax over all
 {model.num_experts} experts**, keeps the top {model.experts_per_token}, and adds up their FFN
 outputs weighted by these probabilities, {rule}.
-Run it with `num_experts_per_tok: {model.experts_per_token}`, the value it was trained with; a
-smaller k gives another, worse model.
+{trained}
 
 Expert 0 is the anchor: the FFN of the post-trained base model{bits}.
 
@@ -61,6 +60,14 @@ Expert 0 is the anchor: the FFN of the post-trained base model{bits}.
 and about {speed:.1f} times its computation for each token, read or generated (counted, not
 measured).
 """
+
+_AS_TRAINED = """\
+Run it with `num_experts_per_tok: {k}`, the value it was trained with; a
+smaller k gives another, worse model."""
+_FEWER = """\
+Its router was trained with **{trained}** active experts, and this export runs **{k}**
+(`num_experts_per_tok: {k}`): another, cheaper model, whose scores aren't those of the one that was
+trained. Measure it before you use it."""
 
 _LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -118,10 +125,15 @@ class Origin:
 
 
 def write_model_card(
-    folder: Path, model: ModelConfig, origin: Origin | None = None, chats: bool = False
+    folder: Path,
+    model: ModelConfig,
+    origin: Origin | None = None,
+    chats: bool = False,
+    trained_active: int | None = None,
 ) -> None:
     """Write `folder`/README.md for `model`, which `chats` if it has a chat template.
 
+    `trained_active` is how many active experts its router has learned with, by default its own.
     Without an `origin` it says what the shape tells.
     """
     family = family_of(model)
@@ -134,7 +146,8 @@ def write_model_card(
         tags.append("mixture-of-experts")
         title = "A mixture of experts"
         looks = f"A mixture of experts made of {family.title} models."
-        more = _routing(model, ", bit for bit" if origin else "")
+        more = _routing(model, trained_active or model.experts_per_token,
+                        ", bit for bit" if origin else "")
     (Path(folder) / "README.md").write_text(_CARD.format(
         tags=", ".join(tags), metadata=_metadata(origin), architecture=hf_class.name,
         title=origin.name if origin and origin.name else title, more=more, model=model,
@@ -144,7 +157,7 @@ def write_model_card(
     ), encoding="utf-8")
 
 
-def _routing(model: ModelConfig, bits: str) -> str:
+def _routing(model: ModelConfig, trained: int | None, bits: str) -> str:
     names = ", ".join(f"{i} {name}" for i, name in enumerate(model.all_expert_names))
     size, speed = times_the_dense(model)
     rule = "**without renormalisation** (`norm_topk_prob: false`)"
@@ -155,6 +168,8 @@ def _routing(model: ModelConfig, bits: str) -> str:
             f"{model.experts_per_token} of {model.num_experts} experts run for each token.")
     return _ROUTING.format(
         model=model, names=names, rule=rule, bits=bits, runs=runs, size=size, speed=speed,
+        trained=(_AS_TRAINED if trained == model.experts_per_token else _FEWER).format(
+            k=model.experts_per_token, trained=trained),
         dense=_billions(parameters(model.without_experts())),
     )
 

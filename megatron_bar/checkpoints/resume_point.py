@@ -35,8 +35,8 @@ def open_checkpoint(folder: Path) -> CheckpointReader:
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """A slot of a resume point, as CheckpointReader sees one."""
+class Slice:
+    """A tensor that has a key of its own, as CheckpointReader sees a slot."""
 
     key: str
     shape: tuple[int, ...]
@@ -99,13 +99,13 @@ class ResumePointReader(CheckpointReader):
         dtype = self.dtype(slot)
         return (band.to(dtype) for band in super().bands(trained[None], numbers))
 
-    def _trained(self, slot: Slot) -> dict[int | None, _Slice]:
+    def _trained(self, slot: Slot) -> dict[int | None, Slice]:
         """What the resume point has of `slot`: of a router by row, of others under None."""
         key = ".".join((slot.key, *map(str, slot.index)))
         if slot.name is ROUTER_NAME:
-            slices = {row: _Slice(f"{key}.{row}", slot.shape[1:]) for row in range(slot.shape[0])}
+            slices = {row: Slice(f"{key}.{row}", slot.shape[1:]) for row in range(slot.shape[0])}
         else:
-            slices = {None: _Slice(key, slot.shape)}
+            slices = {None: Slice(key, slot.shape)}
         return {row: s for row, s in slices.items() if s.key in self._index.tensors}
 
     def _before(self, slot: Slot) -> CheckpointReader:

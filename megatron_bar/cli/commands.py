@@ -176,6 +176,8 @@ def _upgrade(args: argparse.Namespace) -> None:
     done = upgrade(args.run, request, args.jobs, args.prepare, args.yes)
     if done is not None:
         console.print(upgrade_table(done))
+        if others := done.others():
+            say(others)
         say(done.words())
         say(f"before: {args.run / 'before'}   report: {args.run / 'report.html'}")
 
@@ -259,7 +261,7 @@ def _export(args: argparse.Namespace) -> None:
     from megatron_bar.api.checkpoints import export_hf
 
     export_hf(args.checkpoint, args.out, chat_template=args.chat_template, dtype=args.dtype,
-              max_shard_size=args.max_shard_size, processes=args.processes)
+              max_shard_size=args.max_shard_size, active=args.active, processes=args.processes)
     print(f"{args.out} is written")
 
 
@@ -274,11 +276,18 @@ def _branch(args: argparse.Namespace) -> None:
 def _merge(args: argparse.Namespace) -> None:
     from megatron_bar.api.checkpoints import merge
     from megatron_bar.checkpoints.average import deviation_table
+    from megatron_bar.checkpoints.merging import rule_named
+    from megatron_bar.recipe.fields import faults
+    from megatron_bar.recipe.schema import Merge
     from megatron_bar.runtime.console import console
 
+    settings = Merge(args.rule or "published", args.scale, args.density, args.t)
+    if found := faults(settings, "--"):
+        raise BarError(found[0])
+    rule = args.rule and rule_named(args.rule, args.scale, args.density, args.t, args.seed)
     merged = merge(args.models, args.out, anchor=args.anchor, average=args.average,
                    weights=args.weights, anchor_ffn=args.anchor_ffn, experts=args.experts,
-                   processes=args.processes)
+                   rule=rule, processes=args.processes)
     if merged.by_group:
         console.print(deviation_table(merged.by_group))
     print(f"{args.out} is written: experts {', '.join(merged.experts)}")

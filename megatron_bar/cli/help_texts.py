@@ -133,6 +133,7 @@ Killed or interrupted, the same command goes on where it was. So do export, bran
 """,
     "export": """\
   megatron-bar export runs/toy/routed/checkpoint my-model --dtype bfloat16
+  megatron-bar export runs/toy/routed/checkpoint cheaper --active 3      of five experts
   megatron-bar export runs/toy/math/sft/resume/100 half-way   of a stage that was cut short
 """,
     "branch": """\
@@ -146,6 +147,7 @@ Shared parameters become the mean, in fp32, over the branches and the anchor.
       checkpoints/math checkpoints/code
   ... --average branches                        the mean leaves the anchor out
   ... --weights 'embeddings=math:3,code:1'      by group; relative to their sum
+  ... --rule ties --density 0.2                 a rule over the changes; docs/merging.md
 
 A merged model in place of the branches, alone or with branches to add to it:
 

@@ -14,6 +14,8 @@ from typing import Any
 import megatron_bar
 from megatron_bar.cli import simulation
 from megatron_bar.cli.help_texts import DESCRIPTION, EXAMPLES
+from megatron_bar.recipe.names import MERGE_RULES
+from megatron_bar.recipe.schema import Merge
 
 # Options of which each is 1 or more.
 COUNTS = ("jobs", "processes", "memory", "limit", "max_new_tokens", "port", "gpus", "every")
@@ -171,6 +173,8 @@ def build_parser() -> argparse.ArgumentParser:
                         "trained with, or its tokenizer's own)")
     export.add_argument("--max-shard-size", default="5GB", metavar="SIZE",
                         help="of a weights file (default: 5GB)")
+    export.add_argument("--active", type=int, metavar="K",
+                        help="experts that a token goes to (default: as many as in training)")
     _add_dtype(export)
     _add_processes(export)
 
@@ -199,6 +203,18 @@ def build_parser() -> argparse.ArgumentParser:
                        "where branches trained it")
     merge.add_argument("--experts", type=lambda text: text.split(","), metavar="anchor,NAME,...",
                        help="which experts the result has, in which order (default: all)")
+    merge.add_argument("--rule", choices=list(MERGE_RULES), metavar="NAME",
+                       help="shared parameters: what a rule makes of the branches' changes from "
+                       f"the anchor, in place of a mean: {', '.join(MERGE_RULES)}")
+    merge.add_argument("--scale", type=float, default=Merge.scale, metavar="FACTOR",
+                       help="of task_arithmetic, ties and dare_*: of the combined change "
+                       "(default: %(default)s)")
+    merge.add_argument("--density", type=float, default=Merge.density, metavar="SHARE",
+                       help="of ties and dare_*: what is kept of a change (default: %(default)s)")
+    merge.add_argument("--t", type=float, default=Merge.t, metavar="SHARE",
+                       help="of slerp: of the way from the first to the second "
+                       "(default: %(default)s)")
+    merge.add_argument("--seed", type=int, default=0, help="of what dare_* draws")
     merge.add_argument("--out", type=Path, required=True, metavar="CKPT")
     _add_processes(merge)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from megatron_bar.analysis.intervals import Interval, score_interval
+from megatron_bar.analysis.paired import Paired, paired_test
 from megatron_bar.data.sources import source_name
 from megatron_bar.methods import METHODS, last_model, stage_graph
 from megatron_bar.methods.graph import ADAPTING
@@ -29,15 +31,20 @@ from megatron_bar.stages.route import RouteStage
 from megatron_bar.stages.stage import Stage
 from megatron_bar.stages.training_stage import TrainingStage
 
+Result = dict[str, Any]  # one task's in results.json
 # What all systems of a comparison begin with, and what is done with the models that they make.
 _NOT_ITS_OWN = (PretrainStage, ImportStage, EvaluateStage, ExportStage, ReportStage)
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """One number of a system, for each seed."""
+    """One number of a system, for each seed; of a score also its 95 % interval over items.
+
+    Over several seeds an item's score is its mean over them, so the interval is of the seeds' mean.
+    """
 
     values: tuple[float, ...]
+    interval: Interval | None = None
 
     @property
     def mean(self) -> float:
@@ -73,6 +80,7 @@ class System:
     seeds: tuple[int, ...]
     before: dict[str, Numbers]  # the anchor's scores by task
     after: dict[str, Numbers]
+    results: dict[str, dict[int, Result]]  # what `after` is of: by task and seed
     overall: Numbers  # the mean over the tasks
     branches: dict[str, dict[str, Numbers]]  # of each domain's own model, scores by task
     tokens: Numbers
@@ -87,9 +95,9 @@ class _Run:
     folder: Path
     recipe: Recipe
     stages: list[tuple[Stage, dict[str, Any]]]  # the system's own, with their stage.json
-    before: dict[str, float]
-    after: dict[str, float]
-    branches: dict[str, dict[str, float]]
+    before: dict[str, Result]
+    after: dict[str, Result]
+    branches: dict[str, dict[str, Result]]
 
 
 def compare_runs(folders: Sequence[Path]) -> list[System]:
@@ -130,7 +138,7 @@ def _read(folder: Path) -> _Run:
         if not path.is_file():
             raise BarError(f"{folder}: {stage.name} isn't done; finish the run first")
         done[stage.name] = read_json(path)
-    evaluated = {stage.name.removeprefix("evaluate/"): _scores(folder / stage.name)
+    evaluated = {stage.name.removeprefix("evaluate/"): _results(folder / stage.name)
                  for stage in graph if isinstance(stage, EvaluateStage)}
     own = [stage for stage in graph if not isinstance(stage, _NOT_ITS_OWN)]
     return _Run(
@@ -140,11 +148,11 @@ def _read(folder: Path) -> _Run:
     )
 
 
-def _scores(folder: Path) -> dict[str, float]:
+def _results(folder: Path) -> dict[str, Result]:
     tasks = read_json(folder / "results.json")["tasks"]
     if not tasks:
         raise BarError(f"{folder}: no task was evaluated, so there is nothing to compare")
-    return {task: result["score"] for task, result in tasks.items()}
+    return tasks
 
 
 def _but_for_the_seed(recipe: Recipe) -> str:
@@ -167,7 +175,10 @@ def _system(runs: Sequence[_Run]) -> System:
         after=_over_seeds([run.after for run in runs]),
         branches={name: _over_seeds([run.branches[name] for run in runs])
                   for name in runs[0].branches},
-        overall=Numbers(tuple(fmean(run.after.values()) for run in runs)),
+        results={task: {run.recipe.seed: run.after[task] for run in runs}
+                 for task in runs[0].after},
+        overall=Numbers(tuple(
+            fmean(result["score"] for result in run.after.values()) for run in runs)),
         tokens=Numbers(tuple(sum(s.tokens for s in kinds) for kinds in spent)),
         seconds=Numbers(tuple(
             sum(done["seconds"] * stage.layout.processes for stage, done in run.stages)
@@ -177,8 +188,44 @@ def _system(runs: Sequence[_Run]) -> System:
     )
 
 
-def _over_seeds(scores: Sequence[dict[str, float]]) -> dict[str, Numbers]:
-    return {task: Numbers(tuple(seed[task] for seed in scores)) for task in scores[0]}
+def _over_seeds(results: Sequence[dict[str, Result]]) -> dict[str, Numbers]:
+    found = {task: [seed[task] for seed in results] for task in results[0]}
+    return {task: Numbers(tuple(result["score"] for result in of_seeds), _interval(of_seeds))
+            for task, of_seeds in found.items()}
+
+
+def _interval(results: Sequence[Result]) -> Interval | None:
+    """Over items. None where seeds asked different numbers of them, or don't tell each one's."""
+    if len(results) == 1:
+        return score_interval(results[0])
+    merged = mean_of_results(results)
+    return None if merged is None else score_interval(merged)
+
+
+def mean_of_results(results: Sequence[Result]) -> Result | None:
+    """One result in which an item's score is the mean over `results`; None where they don't fit."""
+    items = [scores for result in results if (scores := result.get("items"))]
+    if len(items) < len(results) or len({len(scores) for scores in items}) > 1:
+        return None
+    means = [fmean(scores) for scores in zip(*items)]
+    return {"items": means, "score": fmean(means), "count": len(means),
+            "samples": [sample for result in results for sample in result.get("samples", ())]}
+
+
+def differences(system: System, other: System) -> dict[str, Paired]:
+    """Differences by task: `system` less `other` on the same items, over the seeds that both have.
+
+    A task is left out where they weren't asked the same items.
+    """
+    seeds = [seed for seed in system.seeds if seed in other.seeds]
+    found = {}
+    for task in system.results if seeds else ():
+        if task in other.results:
+            ours, theirs = (mean_of_results([one.results[task][seed] for seed in seeds])
+                            for one in (system, other))
+            if ours and theirs and (paired := paired_test(ours, theirs)):
+                found[task] = paired
+    return found
 
 
 def _spent(run: _Run) -> list[TrainingCost]:
@@ -208,16 +255,20 @@ def _data(stage: TrainingStage) -> list[str]:
 
 
 def comparison_data(systems: Sequence[System]) -> list[dict[str, Any]]:
-    """The same as JSON values, each seed's numbers included."""
-    return [_plain(system) for system in systems]
+    """The same as JSON values, each seed's numbers included, and differences from the first."""
+    return [_plain(system) | {"less_first": {
+        task: _plain(paired) | {"within_noise": paired.within_noise}
+        for task, paired in differences(system, systems[0]).items()}} for system in systems]
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Numbers):
-        return {"values": list(value.values), "mean": value.mean, "spread": value.spread}
+        span = value.interval and [value.interval.low, value.interval.high]
+        return {"values": list(value.values), "mean": value.mean, "spread": value.spread,
+                "interval": span}
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name))
-                for field in dataclasses.fields(value)}
+                for field in dataclasses.fields(value) if field.name != "results"}
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, tuple) else value

@@ -8,12 +8,15 @@ from typing import Any
 from rich.table import Table
 
 from megatron_bar.analysis.sections import Section
-from megatron_bar.comparison.compare import Numbers, System
+from megatron_bar.comparison.compare import Numbers, System, differences
 from megatron_bar.recipe.names import GENERAL
 
 FORGOTTEN = (GENERAL, "safety")  # tasks whose scores before and after tell what was lost
 _WORDS = [
-    "Overall is the mean over the tasks; ± is the standard deviation over seeds.",
+    "Overall is the mean over the tasks; ± is the standard deviation over seeds, and in "
+    "parentheses stands the 95% interval over items.",
+    "Differences are on the same items, each item's score the mean over the seeds that both have: "
+    "McNemar's exact test where items are right or wrong, else items resampled in pairs.",
     "Process seconds add up the processes of a stage: two for a minute count 120.",
 ]
 
@@ -39,9 +42,9 @@ def comparison_section(systems: Sequence[System]) -> Section:
 
 def _tables(systems: Sequence[System]) -> list[dict[str, Any]]:
     tasks = list(dict.fromkeys(task for system in systems for task in system.after))
-    tables = [_scores(systems, tasks), _spent(systems)]
+    tables = [_scores(systems, tasks), *_differences(systems, tasks), _spent(systems)]
     if any(system.branches for system in systems):
-        tables.insert(1, _own_models(systems, tasks))
+        tables.insert(-1, _own_models(systems, tasks))
     return tables
 
 
@@ -59,6 +62,17 @@ def _scores(systems: Sequence[System], tasks: Sequence[str]) -> dict[str, Any]:
             f"{system.tokens.mean:,.0f}", f"{system.seconds.mean:,.0f}",
         ] for system in systems],
     }
+
+
+def _differences(systems: Sequence[System], tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Each system less the first one; no table where none was asked the same items."""
+    first, *others = systems
+    found = [(system.label, differences(system, first)) for system in others]
+    rows = [[label, *(f"{paired.difference.mean:+.2f}, {paired.verdict}"
+                      if (paired := by_task.get(task)) else "-" for task in tasks)]
+            for label, by_task in found if by_task]
+    return [{"title": f"Less {first.label}, on the same items", "columns": ["system", *tasks],
+             "rows": rows}] if rows else []
 
 
 def _own_models(systems: Sequence[System], tasks: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +105,9 @@ def _shown(numbers: Numbers | None) -> str:
     if numbers is None:
         return "-"
     spread = "" if numbers.spread is None else f" ±{numbers.spread:.2f}"
-    return f"{numbers.mean:.2f}{spread}"
+    span = numbers.interval
+    over_items = "" if span is None else f" ({span.low:.2f}\u2013{span.high:.2f})"
+    return f"{numbers.mean:.2f}{spread}{over_items}"
 
 
 def _before_after(system: System, task: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from megatron_bar.data.bad_items import SKIP, BadItems, describe_left_out
 from megatron_bar.data.sources import Conversation, open_source
 from megatron_bar.launch.check_data import contents, readings
+from megatron_bar.launch.contamination import find_contamination
 from megatron_bar.methods import stage_graph
 from megatron_bar.recipe.fields import ITEMS, PROMPTS
 from megatron_bar.recipe.schema import Recipe, Source
@@ -33,6 +34,7 @@ from megatron_bar.verifiers.known_answers import (
 from megatron_bar.verifiers.registry import Scorers, verifier_for, verifier_name
 from megatron_bar.verifiers.sandbox import runs_at_a_time
 
+CONTAMINATION = "contamination.jsonl"
 _AT_ONCE = 1000  # items in memory
 _ON_SCREEN = 10  # misjudged answers of a source
 
@@ -157,12 +159,14 @@ def verify_data(recipe: Recipe, target: Path) -> None:
 
     Says what was found of each source. What is misjudged, or can't be scored and isn't to be left
     out, is listed in the file `target`, a JSON object a line; without such there is no file.
+    Held-out items that training data give away are no fault; they are said, and listed beside it.
 
     Raises BarError if there is anything of that kind.
     """
     faults, listed = Faults(), []  # of sources, and of items
     uses: dict[tuple, Reading] = {}
-    for reading in readings(stage_graph(recipe), faults):
+    found = readings(stage_graph(recipe), faults)
+    for reading in found:
         if reading.form in (PROMPTS, ITEMS):
             uses.setdefault(contents(reading.source), reading)
     if not uses and not faults:
@@ -171,6 +175,7 @@ def verify_data(recipe: Recipe, target: Path) -> None:
         with faults.of(reading.where):
             listed += [{"of": reading.where, "where": fault.where, "fault": fault.what,
                         "answer": fault.answer} for fault in _verify(reading, recipe.seed)]
+    find_contamination(found, recipe.seed, target.with_name(CONTAMINATION))
     target.unlink(missing_ok=True)
     lines = list(map(str, faults))
     if listed:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from megatron_bar.methods.graph import routing_data, training_of
+from megatron_bar.methods.graph import ADAPTING, routing_data, training_of
 from megatron_bar.recipe.fields import RUNTIME, names_with
-from megatron_bar.recipe.schema import Recipe, Rlvr
+from megatron_bar.recipe.names import MERGE_RULES
+from megatron_bar.recipe.schema import Merge, Recipe, Rlvr
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.training_stage import TrainingStage
@@ -25,17 +26,46 @@ def can_route(recipe: Recipe) -> None:
 
 
 def shared_of_models(recipe: Recipe) -> None:
-    """merge.shared is a mean, or the name of a model that is merged."""
-    known = ("published", "branches", "anchor", *recipe.domains)
+    """merge.shared is a mean, a rule, or the name of a model that is merged."""
+    known = ("published", "branches", "anchor", *recipe.domains, *MERGE_RULES)
     if recipe.merge.shared not in known:
         raise BarError(f"merge.shared {recipe.merge.shared!r} is none of {', '.join(known)}")
+    rule_settings(recipe)
+
+
+def rule_settings(recipe: Recipe) -> None:
+    """Settings of `merge` are given to a rule that takes them, which has what it needs."""
+    shared = recipe.merge.shared
+    for name in ("scale", "density", "t"):
+        if getattr(recipe.merge, name) != getattr(Merge(), name) and (
+                name not in MERGE_RULES.get(shared, ())):
+            takers = ", ".join(rule for rule, takes in MERGE_RULES.items() if name in takes)
+            raise BarError(f"merge.{name} is for {takers}, and merge.shared is {shared}; leave it "
+                           "out")
+    if shared == "slerp" and len(recipe.domains) != 2:
+        raise BarError("merge.shared slerp takes two domains, and there are "
+                       f"{len(recipe.domains)}; give another rule")
+    if shared == "fisher":
+        _second_moments(recipe)
+
+
+def _second_moments(recipe: Recipe) -> None:
+    """The last stage of each domain that is trained here leaves them."""
+    for name, domain in recipe.domains.items():
+        last = [(kind.KIND, training) for kind in ADAPTING
+                if (training := training_of(domain, kind)) is not None][-1:]
+        for kind, training in last:
+            if domain.checkpoint is None and not training.second_moments:
+                raise BarError("merge.shared fisher weighs domains by what their last stages leave;"
+                               f" set domains.{name}.{kind}.second_moments=true, and train that "
+                               "stage anew (--from) where it is done already")
 
 
 def nothing_merged(recipe: Recipe) -> None:
-    """merge.shared isn't given to a method that merges nothing."""
-    if recipe.merge.shared != "published":
-        raise BarError(f"merge.shared is for methods that merge, and {recipe.method} trains one "
-                       "model; leave it out")
+    """Keys of `merge` aren't given to a method that merges nothing."""
+    if recipe.merge != Merge():
+        raise BarError(f"merge is for methods that merge, and {recipe.method} trains one model; "
+                       "leave it out")
 
 
 def some_training(recipe: Recipe, kinds: Iterable[type[TrainingStage]]) -> None:

@@ -94,7 +94,7 @@ class Graph:
     ) -> str:
         """One model of the anchor and those of `models`, by domain."""
         return self.add(kind("merged", {"anchor": "anchor", **models},
-                              shared=self.recipe.merge.shared, **settings))
+                             **dataclasses.asdict(self.recipe.merge), **settings))
 
     def route(self, start: str) -> str:
         """The router, trained on a sample of all domains' SFT data."""

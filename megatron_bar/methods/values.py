@@ -33,6 +33,7 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         for kind in ADAPTING:
             if (training := training_of(domain, kind)) is not None:
                 yield from training_faults(training, f"domains.{name}.{kind.KIND}: ")
+    yield from faults(recipe.merge, "merge.")
     yield from _route(recipe)
     yield from evaluate_faults(recipe.evaluate)
 

@@ -9,11 +9,19 @@ ALL = "all"  # the folder of stages that train on all domains at once, and the m
 WITHOUT = "without-"
 GENERAL = "general"  # the task that belongs to no domain
 
+# Words of merge.shared that name a rule over the branches' changes from the anchor, and the keys of
+# `merge` that each takes.
+MERGE_RULES: dict[str, tuple[str, ...]] = {
+    "task_arithmetic": ("scale",), "ties": ("density", "scale"),
+    "dare_linear": ("density", "scale"), "dare_ties": ("density", "scale"),
+    "fisher": (), "row_wise": (), "slerp": ("t",),
+}
+
 # Folders of a run, a task, or a word of merge.shared, that a domain's name would collide with.
 TAKEN_NAMES = frozenset({
     ANCHOR, MERGED, ROUTED, ALL, GENERAL, "base", "pretrained", "hf", "evaluate", "report", "logs",
     "data", "published", "branches", "sections", "suites", "before", "slurm", "replaced",
-    "rehearsal",
+    "rehearsal", *MERGE_RULES,
 })
 # No domain's name begins so: it would pass for a model without an expert, or its logs for an
 # evaluation's.

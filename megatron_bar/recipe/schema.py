@@ -155,6 +155,9 @@ class Training:
     # Write it while training goes on, from a copy in host memory.
     save_async: bool = key(False, runtime=True)
     stop_after_minutes: float | None = key(None, ABOVE_0, runtime=True)
+    # Leave AdamW's second moments of what is shared and trains with the checkpoint, 4 bytes a
+    # parameter: what merge.shared fisher weighs branches by.
+    second_moments: bool = key(False, runtime=True)
     log_every: int = key(10, COUNT, runtime=True)  # steps
     # Of one device in this dtype; known for H100, H200, A100.
     peak_tflops: float | None = key(None, ABOVE_0, runtime=True)
@@ -324,9 +327,17 @@ class Merge:
     """The way in which the models of the domains become one."""
 
     # What shared parameters become: published, the mean over the domains' models and the anchor;
-    # branches, the mean over the domains' models alone; or those of the one model named here, a
-    # domain or anchor.
+    # branches, the mean over the domains' models alone; those of the one model named here, a
+    # domain or anchor; or what a rule makes of the domains' changes from the anchor:
+    # task_arithmetic, ties, dare_linear, dare_ties, fisher, row_wise or slerp (docs/merging.md).
     shared: str = "published"
+    # Of task_arithmetic, ties and dare_*: what the combined change is multiplied by.
+    scale: float = key(1.0, ABOVE_0)
+    # Of a domain's change, the share of numbers that ties keeps, the largest ones, and that dare_*
+    # keeps, drawn at random.
+    density: float = key(0.2, SNAPSHOT)
+    # Of slerp: the share of the way from the first domain's model to the second's.
+    t: float = key(0.5, SHARE)
 
 
 @dataclass

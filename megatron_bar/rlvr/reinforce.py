@@ -15,6 +15,7 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.result_file import load_or_run
+from megatron_bar.training.second_moments import save_second_moments
 
 
 @dataclass(frozen=True)
@@ -67,5 +68,7 @@ def _trained(learner: Learner, backend: Backend) -> RlvrResult:
     if learner.stopped is not None:
         raise ContinueLater(f"{run.label}: {learner.stopped}, saved after step {learner.step}")
     run.write_checkpoint(policy.model, learner.step)
+    if learner.settings.second_moments:
+        save_second_moments(policy.model, learner.optimizer, run.config, run.folder / "checkpoint")
     return RlvrResult(learner.step, learner.progress.applied, learner.budget.trainable_count,
                       learner.budget.frozen_count, learner.reward)

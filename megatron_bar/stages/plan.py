@@ -142,6 +142,21 @@ def plan_conversion(
                      seconds=2 * size / machine.checkpoint_rate, checkpoint=size)
 
 
+def plan_combining(
+    stage: Stage, model: ModelConfig, machine: Machine, stored: torch.dtype, passes: int
+) -> StagePlan:
+    """A conversion that reads what its inputs share, all but experts and routers, `passes` times.
+
+    Of a model without experts that is all. It is read in bands of rows, so no pass needs memory.
+    """
+    whole = plan_conversion(stage, model, machine, stored)
+    shared = sum(size for group, size in group_sizes(model).items()
+                 if not group.startswith(("expert.", "router.")))
+    # One model's are in what a conversion reads anyway.
+    more = (len(stage.inputs) * passes - 1) * shared * stored.itemsize
+    return dataclasses.replace(whole, seconds=whole.seconds + more / machine.checkpoint_rate)
+
+
 def no_cost(stage: Stage, model: ModelConfig) -> StagePlan:
     """The plan of a stage that only reads what others left."""
     return StagePlan(stage, model, Memory(0, buffers=0), flops=0.0, seconds=0.0)

@@ -9,6 +9,7 @@ import torch
 
 from megatron_bar.checkpoints.model_io import save_model
 from megatron_bar.checkpoints.resume_point import write_start
+from megatron_bar.checkpoints.token_counts import read_token_counts, write_token_counts
 from megatron_bar.checkpoints.tokenizer_files import TOKENIZER_FOLDER
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import all_reduce_any, is_main, written_together
@@ -50,7 +51,8 @@ def write_checkpoint(
 ) -> None:
     """Write a whole checkpoint, with the tokenizer in `tokenizer_folder`; every rank takes part.
 
-    With `start`, the checkpoint that the model was loaded from, it has the types of that one.
+    With `start`, the checkpoint that the model was loaded from, it has the types of that one, and
+    its token counts go along.
 
     Raises BarError where the disk hasn't room for it.
     """
@@ -59,3 +61,5 @@ def write_checkpoint(
         save_model(model, folder, start)
         if is_main():
             describe_model(folder, config, tokenizer_folder)
+            if start is not None and (counts_V := read_token_counts(start)) is not None:
+                write_token_counts(folder, counts_V)

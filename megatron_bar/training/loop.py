@@ -26,6 +26,7 @@ from megatron_bar.training.optimizer import gradient_norm
 from megatron_bar.training.profiling import StepProfile
 from megatron_bar.training.result_file import load_or_run
 from megatron_bar.training.resume import ResumePoints
+from megatron_bar.training.second_moments import save_second_moments
 from megatron_bar.training.setup import Initializer, set_up
 from megatron_bar.training.step import forward_backward
 from megatron_bar.training.step_metrics import RouterMetrics, StepMetrics
@@ -142,6 +143,8 @@ class _Stage:
                         self.points.save(self.progress)
         self.points.finish()
         run.write_checkpoint(self.model, self.steps)
+        if task.training.second_moments:
+            save_second_moments(self.model, self.optimizer, run.config, run.folder / "checkpoint")
         return TrainingResult(
             self.steps, self.progress.tokens, self.budget.trainable_count,
             self.budget.frozen_count, self.progress.skipped, self.loss,

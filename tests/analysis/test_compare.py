@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_bar.analysis.intervals import wilson_interval
 from megatron_bar.cli import main
-from megatron_bar.comparison.compare import compare_runs, comparison_data
+from megatron_bar.comparison.compare import compare_runs, comparison_data, differences
 from megatron_bar.comparison.tables import comparison_tables
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe, save_recipe
@@ -39,11 +40,16 @@ def finished(runs: Path, name: str, seed: int, better: float = 0.0, *overrides: 
         if stage.KIND == "evaluate":
             base = stage.name == "evaluate/anchor"
             (folder / "results.json").write_text(json.dumps({"tasks": {
-                task: {"score": (1.0 if task == "general" else 0.0) if base
-                       else SCORES[task] + better, "count": 10}
-                for task in stage.tasks
+                task: _result((1.0 if task == "general" else 0.0) if base
+                              else SCORES[task] + better) for task in stage.tasks
             }}))
     return run
+
+
+def _result(score: float) -> dict:
+    """Of ten items, the first ones right."""
+    right = round(10 * score)
+    return {"score": score, "count": 10, "items": [1.0] * right + [0.0] * (10 - right)}
 
 
 def test_runs_that_differ_in_the_seed_are_one_system(tmp_path):
@@ -79,7 +85,38 @@ def test_folders_of_runs_and_other_settings(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "flexolmo" in shown and "0.80" in shown and "1.00 > 0.90" in shown
     data = json.loads(json.dumps(comparison_data(systems)))
-    assert data[2]["after"]["code"] == {"values": [0.9], "mean": 0.9, "spread": None}
+    assert data[2]["after"]["code"] == {"values": [0.9], "mean": 0.9, "spread": None,
+                                        "interval": pytest.approx(wilson_interval(0.9, 10))}
+    assert data[2]["less_first"]["code"]["within_noise"] is True
+    assert "0.90 (0.60\u20130.98)" in shown and "+0.00, within noise" in shown
+    assert "Less a-longer-bar, on the same items" in shown
+
+
+def test_differences_are_over_items_and_seeds(tmp_path):
+    """Of ten items a half and all are right; at a second seed as well."""
+    for seed in (0, 1):
+        finished(tmp_path, f"bar-{seed}", seed)
+        finished(tmp_path, f"retrain-{seed}", seed, 0.1 * seed, "method=retrain")
+    bar, retrain = compare_runs([tmp_path])
+    found = differences(retrain, bar)
+    assert found["math"].difference.mean == pytest.approx(0.05)  # 0 and a tenth
+    assert found["math"].p is None and found["math"].better == 1  # a half, of one item
+    assert found["math"].within_noise
+    # Items' means over seeds: five of 1, one of .5, four of 0.
+    interval = retrain.after["math"].interval
+    assert interval.mean == pytest.approx(0.55) and interval.low < 0.35 < 0.75 < interval.high
+
+
+def test_other_items_and_other_seeds_are_not_compared(tmp_path):
+    first, second = finished(tmp_path, "bar", 0), finished(tmp_path, "retrain", 1, 0,
+                                                           "method=retrain")
+    assert differences(*compare_runs([first, second])) == {}
+    third = finished(tmp_path, "btx", 0, 0.0, "method=btx")
+    path = third / "evaluate" / "routed" / "results.json"
+    results = json.loads(path.read_text())
+    results["tasks"]["math"]["samples"] = [{"item": 0, "prompt": "another"}]
+    path.write_text(json.dumps(results))
+    assert set(differences(*compare_runs([first, third]))) == set(SCORES) - {"math"}
 
 
 def test_reports_of_compared_systems(tmp_path, capsys):

@@ -9,7 +9,6 @@ from megatron_bar.analysis.intervals import (
     BOOTSTRAP,
     WILSON,
     bootstrap,
-    score_difference,
     score_interval,
     wilson_interval,
 )
@@ -70,14 +69,3 @@ def test_the_interval_holds_the_truth_about_95_times_in_100():
 ])
 def test_the_method_goes_by_the_items(items, method):
     assert score_interval({"score": 0.5, "count": 3, "items": items}).method == method
-
-
-def test_differences_are_of_pairs():
-    """Two models that fail at the same items differ less than two that fail anywhere."""
-    ours, same, other = {"items": [1.0, 0.0] * 50}, {"items": [1.0, 0.0] * 50}, {
-        "items": [1.0, 1.0, 0.0, 0.0] * 25}
-    assert score_difference(ours, same).high == 0
-    apart = score_difference(ours, other)
-    assert apart.mean == 0 and apart.high > 0.08 and apart.low < -0.08
-    assert score_difference(ours, {"items": [1.0]}) is None
-    assert score_difference(ours, {}) is None

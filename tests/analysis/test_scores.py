@@ -84,11 +84,18 @@ def test_gained_compares_item_by_item(run):
     found = gained(results)
     assert list(found) == ["tool_use", "math", "code"]
     # 71 and 73 of the same hundred: two items differ, one way
-    assert found["math"].mean == pytest.approx(-0.02)
-    assert -0.06 < found["math"].low < -0.02 < found["math"].high <= 0
-    assert (found["code"].low, found["code"].high) == (0, 0)
+    assert found["math"].difference.mean == pytest.approx(-0.02)
+    assert -0.06 < found["math"].difference.low < -0.02 < found["math"].difference.high <= 0
+    assert (found["math"].worse, found["math"].p) == (2, 0.5) and found["math"].within_noise
+    assert (found["code"].difference.low, found["code"].difference.high) == (0, 0)
     del results["routed"]["tasks"]["math"]["items"]
     assert list(gained(results)) == ["tool_use", "code"]
+
+
+def test_every_score_stands_over_its_interval(run):
+    shown = printed(load_results(run), width=140)
+    assert "0.63\u20130.81" not in shown and "0.64\u20130.81" in shown  # Wilson's of 73 of 100
+    assert "routed \u2212 branch" in shown and shown.count("within noise") == 3
 
 
 def test_one_models_table(run):

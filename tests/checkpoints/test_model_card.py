@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 
+from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.model_card import Origin, Step, write_model_card
+from megatron_bar.cli import main
 from megatron_bar.methods import METHODS
 from megatron_bar.models.presets import PRESETS
+from megatron_bar.runtime.errors import BarError
+from tests.models_hf import imported, random_dense
 
 DENSE = PRESETS["toy"]
 
@@ -62,3 +68,23 @@ def test_with_fewer_active_experts_fewer_run(tmp_path):
     words = " ".join((tmp_path / "README.md").read_text().split())
     assert "5 of 7 experts run for each token." in words and "about 3.5 times its" in words
     assert "apply_chat_template" not in words and "How it was made" not in words
+
+
+def test_an_export_may_run_fewer_experts_than_were_trained(experts_hf, tmp_path, capsys):
+    """Three experts: config.json and card say two, the tensors are the same."""
+    import_hf(experts_hf, tmp_path / "checkpoint")
+    assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "all")]) == 0
+    assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "two"),
+                 "--active", "2"]) == 0
+    configs = [json.loads((tmp_path / name / "config.json").read_text())
+               for name in ("all", "two")]
+    assert [config["num_experts_per_tok"] for config in configs] == [3, 2]
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("all", "two")]
+    assert weights[0] == weights[1]
+    card = " ".join((tmp_path / "two" / "README.md").read_text().split())
+    assert "trained with **3** active experts, and this export runs **2**" in card
+    assert "2 of 3 experts run for each token." in card and "the value it was trained" not in card
+    assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "x"), "--active", "4"]) == 1
+    assert "--active 4 is not from 1 to 3, the experts that" in capsys.readouterr().err
+    with pytest.raises(BarError, match="is a dense model, which has no experts"):
+        export_hf(imported(random_dense(), tmp_path / "dense"), tmp_path / "x", active=1)

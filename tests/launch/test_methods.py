@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import DENSE_OF_EXPERT, EXPERT_FFN_NAMES, Slot
+from megatron_bar.checkpoints.token_counts import read_token_counts
 from megatron_bar.cli import main
 from megatron_bar.methods import METHODS
 from megatron_bar.models.config import ModelConfig
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 _TRAINING = dict(sequence_length=96, global_batch_size=4, micro_batch_size=4, lr=3e-3)
 SYSTEMS = {
     "bar": {},
-    "flexolmo": {"method": "flexolmo"},
+    "flexolmo": {"method": "flexolmo", "merge": {"shared": "row_wise"}},
     "btx": {"method": "btx"},
     "btx-first": {"method": "btx", "merge": {"shared": "math"}},
     "dense_merge": {"method": "dense_merge"},
@@ -108,6 +109,18 @@ def test_a_second_run_does_nothing(mini):
 ])
 def test_dense_models_train_every_parameter(mini, system, start, end):
     assert moved(mini / system, start, end) == EVERYTHING
+
+
+def test_a_branch_tells_what_it_has_read(mini):
+    """Over mid-training and SFT; what the row-wise merge of another system weighs rows by."""
+    before, after = (read_token_counts(mini / "bar" / "math" / kind / "checkpoint")
+                     for kind in ("midtrain", "sft"))
+    report = read_done(mini / "bar" / "math" / "sft")["packing"]
+    assert len(after) == ModelConfig.load(mini / "bar" / "math" / "sft" / "checkpoint").vocab_size
+    assert before.sum() > 0 and (after - before).sum() == report["tokens"]
+    assert read_token_counts(mini / "bar" / "math" / "branch" / "checkpoint") is None
+    summary = read_done(mini / "flexolmo" / "merged")["summary"]
+    assert "lie at most 0.0% from what row_wise makes of them" in summary
 
 
 def test_flexolmo_moves_nothing_shared(mini):

@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from megatron_bar.cli import main
-from megatron_bar.methods import run as methods_run
 from megatron_bar.methods.load import load_recipe, save_recipe
+from megatron_bar.stages import at_work
 from tests.disks import small_disk
 from tests.launch.test_replacing import again, state
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megatron_bar.checkpoints.dcp import CheckpointReader
-from megatron_bar.checkpoints.names import ROUTER_NAME, slots
+from megatron_bar.checkpoints.names import HEAD_NAME, ROUTER_NAME, slots
 from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.cli import main
 from megatron_bar.data.chat import chat_template
@@ -22,6 +22,7 @@ from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.stages.context import read_done
+from megatron_bar.training.groups import group_digests
 from tests.launch.answers import same_answers_as_transformers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
@@ -149,3 +150,25 @@ def test_published_settings_are_the_defaults(run):
     )} == dict(epochs=2.0, sequence_length=2048, global_batch_size=640, lr=1e-4, schedule="linear",
                warmup_ratio=0.03, min_lr_ratio=0.0, weight_decay=0.0, router_z_loss=1e-3,
                trainable=["router.*"])
+
+
+def test_a_joint_repair_opens_what_it_names(run):
+    """The rest, experts above all, is proven to be what it was; the rate is a share of theirs."""
+    opened = "[router.*,embeddings,head,final_norm]"
+    scales = "{embeddings: 0.01, head: 0.01, final_norm: 0.01}"
+    assert again(run, f"route.training.trainable={opened}", f"route.training.lr_scale={scales}",
+                 "route.training.steps=1", "route.training.lr=0.01",
+                 "route.training.schedule=constant", "route.training.warmup_ratio=0",
+                 "export=false") == 0
+    done = read_done(run / "routed")
+    assert set(done["open_groups"]) == {
+        "embeddings", "head", "final_norm", *(f"router.{e}" for e in range(len(rows_LEH(
+            run / "routed" / "checkpoint")[0])))}
+    before, after = (group_digests(run / name / "checkpoint") for name in ("merged", "routed"))
+    moved = {group for group in before if before[group] != after[group]}
+    assert moved == set(done["open_groups"])
+    head = [CheckpointReader(run / name / "checkpoint").read(
+        next(s for s in slots(ModelConfig.load(run / name / "checkpoint")) if s.name is HEAD_NAME))
+        for name in ("merged", "routed")]
+    # AdamW's first step is the rate, whatever the gradient.
+    assert (head[1] - head[0]).abs().max().item() == pytest.approx(1e-4, rel=1e-2)

@@ -140,3 +140,26 @@ def test_real_references_are_well(here, capsys):
 
 def case_of(items: dict[str, Any]) -> Any:
     return next(iter(items.values()))
+
+
+def test_held_out_items_that_training_gives_away_are_listed(here, capsys):
+    """They are no fault; a source that isn't there is told."""
+    question = "Which of the two parties pays for the repair of a rented boat after a storm?"
+    write_lines(Path("chats.jsonl"), [
+        {"messages": [{"role": "user", "content": f"Say: {question.upper()}"},
+                      {"role": "assistant", "content": "The owner."}]},
+        {"messages": [{"role": "user", "content": "Hello"},
+                      {"role": "assistant", "content": "Hello, how can I help you today?"}]}])
+    other = item("y", "Who keeps the harbour's books?")
+    write_lines(Path("exam.jsonl"), [item("x", question), other])
+    assert verify({"path": "exam.jsonl", "verifier": "exact"}) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "tasks of law, exam: 1 of 2 items share 50% of their words or more, in runs of 8" in said
+    (line,) = Path("runs/law/contamination.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert (found["item"], found["share"], found["in"]) == (1, 1.0, "law/sft")
+    write_lines(Path("exam.jsonl"), [other])
+    Path("chats.jsonl").unlink()
+    assert verify({"path": "exam.jsonl", "verifier": "exact"}) == 0
+    assert "chats isn't searched for held-out items" in " ".join(capsys.readouterr().out.split())
+    assert not Path("runs/law/contamination.jsonl").exists()

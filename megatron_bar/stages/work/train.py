@@ -10,9 +10,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.checkpoints.merge_plan import ANCHOR_FFN
+from megatron_bar.checkpoints.token_counts import read_token_counts, write_token_counts
 from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.data.chat_format import pad_id
 from megatron_bar.data.rows import Rows
+from megatron_bar.data.token_counts import count_tokens
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
@@ -62,8 +64,18 @@ def train_on(
             run, stage.training, rows, pad_id(tokenizer), validation=validation,
             initialize=initialize, load_balancing_loss=load_balancing_loss, objective=objective,
         ).run()
+    if stage.domain is not None and is_main():
+        _count_tokens(context, rows, config.vocab_size)
     proof = proof_of_freezing(context, stage.training.trainable, trained.summary)
     return facts | dataclasses.asdict(trained) | proof if is_main() else {}
+
+
+def _count_tokens(context: Context[RowsStage], rows: Rows, vocab_size: int) -> None:
+    """Leave with the checkpoint how often the branch has read each token, up to this stage."""
+    before_V = read_token_counts(context.checkpoint("start"))
+    counts_V = count_tokens(rows, vocab_size)
+    write_token_counts(context.folder / "checkpoint",
+                       counts_V if before_V is None else before_V + counts_V)
 
 
 def model_run(context: Context, config: ModelConfig) -> ModelRun:

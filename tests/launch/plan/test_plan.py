@@ -321,3 +321,19 @@ def test_what_can_not_be_planned_is_reported(arguments, message, seven_b, capsys
 def test_the_toy_has_a_plan(capsys):
     assert main(["plan", str(ROOT / "examples" / "toy.yaml")]) == 0
     assert "722.82 k" in capsys.readouterr().out
+
+
+def test_a_rule_reads_what_is_shared_several_times():
+    """TIES four times of each of five models, the last one to tell distances; the mean once."""
+    def merged(*overrides):
+        recipe = load_recipe(ROOT / "examples" / "toy.yaml", overrides)
+        plans = plan_stages(recipe, planned_model(recipe, None), Machine())
+        return next(p for p in plans if p.stage.name == "merged")
+
+    mean, ties = merged(), merged("merge.shared=ties")
+    one = mean.model.without_experts()
+    ffns = 3 * one.num_layers * one.hidden_size * one.ffn_hidden_size
+    shared = sum(rank_parameters(one, Layout()).values()) - ffns
+    more = (ties.seconds - mean.seconds) * Machine().checkpoint_rate
+    assert more == pytest.approx(3 * 5 * shared * 4)
+    assert ties.memory == mean.memory
