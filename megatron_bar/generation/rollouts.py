@@ -32,8 +32,8 @@ class MegatronEngine:
 
     `model` computes without sequence parallelism, in eval mode. Ranks of one model-parallel group
     call `generate` with the same requests and get the same responses; data-parallel ranks call it
-    with as many requests of their own, since experts may be spread over them. `batch_size` requests
-    are under way at once: as some end, the next ones take their places.
+    with requests of their own, at the same time, since experts may be spread over them.
+    `batch_size` requests are under way at once: as some end, the next ones take their places.
     """
 
     def __init__(self, model: LanguageModel, batch_size: int) -> None:
@@ -49,9 +49,7 @@ class MegatronEngine:
     ) -> list[Response]:
         """See RolloutEngine. Raises BarError for a prompt that fills all of the model's positions.
         """
-        if not requests:
-            return []
-        longest = max(len(request.prompt) for request in requests)
+        longest = max((len(request.prompt) for request in requests), default=0)
         if longest >= self.model.max_sequence_length:
             raise BarError(f"a prompt has {longest} tokens, and the model's "
                            f"{self.model.max_sequence_length} positions leave no room to answer; "
@@ -75,23 +73,27 @@ class _Run:
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
         self.waiting = deque(order)
         self.device = torch.device(torch.cuda.current_device())
-        rows, nobody = min(batch_size, len(requests)), len(requests)
+        nobody = len(requests)
+        # The tokens of each request and its response, at most.
+        ends = [len(request.prompt) + sampling.longest(request, model.max_sequence_length)
+                for request in requests]
+        rows, length = self._all_reduce_max(min(batch_size, nobody), max(ends, default=1))
         self.free = list(range(rows))
-        longest = max(len(request.prompt) for request in requests)
-        length = min(longest + sampling.max_new_tokens, model.max_sequence_length)
-        self.cache = RowCache(rows, *self._all_reduce_max(length))
+        self.cache = RowCache(rows, length)
         self.stops = torch.tensor(sorted(sampling.stop_ids), device=self.device)
         self.request_R = self._rows_of(rows, nobody)
         self.token_R = self._rows_of(rows, 0)
         self.position_R = self._rows_of(rows, 0)
         self.prompt_R = self._rows_of(rows, 1)  # its length
-        self.longest = 0  # of all rows, with the token to feed
+        self.end_R = self._rows_of(rows, 0)  # of prompt and response, at most
+        self.longest = 1  # of all rows, with the token to feed
+        self.end_Q = torch.tensor(ends, device=self.device)
         self.tokens_QN = self._rows_of(nobody + 1, 0)[:, None].repeat(1, sampling.max_new_tokens)
         self.logprobs_QN = self.tokens_QN.float()
         self.count_Q = self._rows_of(nobody + 1, 0)
         if sampling.temperature:
-            numbers_QN = uniform_numbers(requests, sampling).to(self.device)
-            self.uniform_QN = torch.cat([numbers_QN, numbers_QN[:1]])
+            self.uniform_QN = torch.zeros_like(self.tokens_QN, dtype=torch.double)
+            self.uniform_QN[:nobody] = uniform_numbers(requests, sampling)
 
     def _rows_of(self, count: int, value: int) -> torch.Tensor:
         return torch.full((count,), value, device=self.device)
@@ -136,7 +138,8 @@ class _Run:
             self.token_R[rows] = torch.tensor([p[-1] for p in prompts], device=self.device)
             self.position_R[rows] = lengths - 1
             self.prompt_R[rows] = lengths
-            self.longest = max(self.longest, *map(len, prompts), 1)
+            self.end_R[rows] = self.end_Q[indices]
+            self.longest = max(self.longest, *map(len, prompts))
         return admitted
 
     def _read(
@@ -169,6 +172,7 @@ class _Run:
         self.cache.keep(index)
         self.request_R, self.token_R = self.request_R[index], self.token_R[index]
         self.position_R, self.prompt_R = self.position_R[index], self.prompt_R[index]
+        self.end_R = self.end_R[index]
 
     def _step(self) -> int:
         """One token of each row; returns how many requests are answered now."""
@@ -180,9 +184,7 @@ class _Run:
         self.tokens_QN[self.request_R, nth_R] = chosen_R
         self.logprobs_QN[self.request_R, nth_R] = logprobs_R
         self.count_Q[self.request_R] = nth_R + 1
-        at_end_R = self.position_R + 2 >= self.cache.max_sequence_length
-        ended_R = torch.isin(chosen_R, self.stops) | at_end_R
-        ended_R |= nth_R + 1 == self.sampling.max_new_tokens
+        ended_R = torch.isin(chosen_R, self.stops) | (self.position_R + 2 >= self.end_R)
         ended_R &= self.request_R < nobody
         going_R = ~ended_R & (self.request_R < nobody)
         self.request_R = self.request_R.where(going_R, nobody)

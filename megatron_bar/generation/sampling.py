@@ -21,7 +21,7 @@ def uniform_numbers(requests: Sequence[Request], sampling: Sampling) -> torch.Te
         )).random(sampling.max_new_tokens)
         for request in requests
     ]
-    return torch.from_numpy(np.stack(drawn))
+    return torch.from_numpy(np.array(drawn).reshape(len(requests), sampling.max_new_tokens))
 
 
 def choose(

@@ -61,11 +61,13 @@ class RlvrStage(TrainingStage):
                 architecture(model)
 
     def check_sources(self, faults: Faults) -> None:
+        from megatron_bar.verifiers.environments import check_environment
         from megatron_bar.verifiers.registry import check_verifier
 
         super().check_sources(faults)
         for source in self.training.data:
             check_verifier(source, self.name, faults)
+            check_environment(source, self.name, faults)
 
     def check_installed(self, faults: Faults) -> None:
         from megatron_bar.generation.vllm_process import find_vllm
