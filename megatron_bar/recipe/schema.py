@@ -244,6 +244,9 @@ class Rlvr(Training):
     rollout_python: str | None = key(None, runtime=True, file=PATH)
     # More options of that server, such as ['--tensor-parallel-size', '8'].
     rollout_options: list[str] = key(list, runtime=True)
+    # Servers give their GPUs' memory back while the policy learns (vLLM's sleep mode); for servers
+    # that share GPUs with the training processes.
+    rollout_sleep: bool = key(False, runtime=True)
     # Whether requests bring seeds; by default they do, but to a vLLM of ours on a CPU, which dies
     # of them.
     rollout_seeds: bool | None = key(None, runtime=True)

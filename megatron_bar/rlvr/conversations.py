@@ -130,7 +130,7 @@ class Conversations:
         """`environments` says whether a prompt of the stage, be it of another rank, has one."""
         self.rules, self.environments = rules, environments
         self.all = [_Conversation(prompt, key, rules) for prompt, key in asked]
-        self.environment_seconds = 0.0
+        self.environment_seconds = self.generation_seconds = 0.0
 
     def finish(self, generate: Callable[[Sequence[Request]], list[Response]]) -> list[Answer]:
         """Take them to their ends, of all ranks side by side; these call this together.
@@ -151,7 +151,10 @@ class Conversations:
     ) -> list[Answer]:
         going = self.all
         for _ in range(self.rules.turns):
-            for each, response in zip(going, generate([each.request() for each in going])):
+            started = time.monotonic()
+            responses = generate([each.request() for each in going])
+            self.generation_seconds += time.monotonic() - started
+            for each, response in zip(going, responses):
                 each.hear(response)
             if not self.environments:
                 break

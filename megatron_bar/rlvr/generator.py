@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
-from megatron_bar.generation.engine import RolloutEngine, Sampling
+from megatron_bar.generation.engine import Response, RolloutEngine, Sampling
 from megatron_bar.generation.openai_engine import OpenAIEngine
 from megatron_bar.generation.probe import Probe
 from megatron_bar.generation.rollouts import MegatronEngine
@@ -67,6 +67,9 @@ class Generator:
                 functools.partial(engine.generate, sampling=self.sampling))
         if self.environments:
             self.seconds.add("environment", conversations.environment_seconds)
+        if self.served is not None:
+            self.seconds.add("servers", conversations.generation_seconds)
+            self.served.rest()
         return answers
 
     def _answers_ahead(self, asked: Pairs, step: int, following: Pairs | None) -> list[Answer]:
@@ -83,11 +86,14 @@ class Generator:
         return answers
 
     def _begin(self, engine: OpenAIEngine, asked: Pairs, step: int) -> PendingRollout:
+        def find(finish: Callable[..., list[Answer]], generate: Callable[..., list[Response]]):
+            conversations = self._conversations(asked, step)
+            answers = finish(conversations, functools.partial(generate, sampling=self.sampling))
+            return answers, conversations.generation_seconds
+
         return PendingRollout(
-            lambda: self._conversations(asked, step).finish_alone(
-                functools.partial(engine.ask, sampling=self.sampling)),
-            lambda: self._conversations(asked, step).finish(
-                functools.partial(engine.generate, sampling=self.sampling)))
+            functools.partial(find, Conversations.finish_alone, engine.ask),
+            functools.partial(find, Conversations.finish, engine.generate))
 
     def _conversations(self, asked: Pairs, step: int) -> Conversations:
         keyed = [(self.prompts[prompt], (step, prompt, sample)) for prompt, sample in asked]

@@ -7,7 +7,6 @@ weights correct what lies between that and what generated (decoupled PPO, arXiv 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -20,45 +19,41 @@ from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import first_of_ranks
 from megatron_bar.runtime.errors import BarError
 
+Found = tuple[list[Answer], float]
+Find = Callable[[], Found]
+
 
 class PendingRollout:
     """Answers that servers are giving, asked by a thread of the rank that asks.
 
     `alone` finds them without other ranks, so that the policy can learn meanwhile; as in
     `OpenAIEngine` the first rank of a model-parallel group does it. `together` does the same with
-    all ranks.
+    all ranks. Both tell how many seconds servers took.
     """
 
-    def __init__(
-        self, alone: Callable[[], list[Answer]], together: Callable[[], list[Answer]]
-    ) -> None:
+    def __init__(self, alone: Find, together: Find) -> None:
         self._together = together
         self._group = parallel_state.get_model_parallel_group()
-        self._asked: Future[tuple[list[Answer], float]] | None = None
+        self._asked: Future[Found] | None = None
         if self._group.rank() == 0:
             threads = ThreadPoolExecutor(1, "rollout")
-            self._asked = threads.submit(_timed, alone)
+            self._asked = threads.submit(alone)
             threads.shutdown(wait=False)
 
-    def result(self) -> tuple[list[Answer], float]:
-        """The answers, and the seconds that they took.
+    def result(self) -> Found:
+        """The answers, and the seconds that servers took.
 
         Every rank calls this. Where a server failed one of them, all ask again, as the engine does
         when nothing is ahead. Raises BarError if that fails too.
         """
         fault = None
-        answers: list[tuple[list[Answer], float] | None] = [None]
+        answers: list[Found | None] = [None]
         try:
             answers = [wait_for(self._asked and self._asked.result)]
         except BarError as error:
             fault = str(error)
         if fault := first_of_ranks(fault):
             say(f"{fault}; the rollout is asked for again")
-            return _timed(self._together)
+            return self._together()
         dist.broadcast_object_list(answers, group=self._group, group_src=0)
         return answers[0]
-
-
-def _timed(find: Callable[[], list[Answer]]) -> tuple[list[Answer], float]:
-    started = time.monotonic()
-    return find(), time.monotonic() - started

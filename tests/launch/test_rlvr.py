@@ -148,6 +148,7 @@ def test_a_stage_that_has_nothing_to_learn_from_saves_and_says_so(recipe, tmp_pa
     ("loss_type=ppo", "loss_type 'ppo' is not dapo, cispo or gspo"),
     ("loss_type=gspo", "math/rlvr: clip_high is 0.272, which is for ratios of single tokens; with"),
     ("rollouts_ahead=1", "math/rlvr: rollouts_ahead is 1, and the training processes generate"),
+    ("rollout_sleep=true", "math/rlvr: rollout_sleep is for servers; give rollout_servers or"),
     ("rollouts_ahead=2", "rollouts_ahead 2 is not 0 or 1"),
     ("backend=nemo", "math/rlvr: backend is 'nemo'; there are nemo_aligner, native"),
     ("data=[{toy: math, count: 9, verifier: maths}]", "math/rlvr: verifier 'maths' is unknown"),

@@ -41,10 +41,9 @@ def test_what_servers_failed_to_answer_is_asked_for_again(capsys):
     def fail():
         raise BarError("http://a doesn't answer")
 
-    again = [Answer([7], [True], [-1.0], stopped=True)]
+    again = [Answer([7], [True], [-1.0], stopped=True)], 0.5
     with process_groups(Layout()):
-        answers, _ = PendingRollout(fail, lambda: again).result()
-    assert answers == again
+        assert PendingRollout(fail, lambda: again).result() == again
     assert "http://a doesn't answer; the rollout is asked for again" in capsys.readouterr().out
 
 
@@ -61,5 +60,6 @@ def test_answers_come_from_the_weights_of_a_step_ago_and_are_weighed(checkpoint,
         assert step["rollout_logprob_gap"] > 1e-3 and step["importance_weight"] != 1
     for step in steps:
         assert 0 < step["waiting_share"] < 1 and step["seconds_servers"] > 0
+        assert 0 <= step["servers_waiting_share"] < 1
     for other, _ in others:
         assert_same_run(other, first)
