@@ -57,7 +57,7 @@ def turn_ids(
 
 
 def reply_message(reply: str) -> Message:
-    """What a model said, as it said it."""
+    """The message of a reply, with the words as the model said them."""
     return {"role": "assistant", CONTENT: reply}
 
 

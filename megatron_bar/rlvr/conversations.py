@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for all conversations of a stage."""
+    """Limits and tools of all conversations of a stage."""
 
     chat_format: ChatFormat
     longest: int  # tokens that may follow a prompt, an environment's among them

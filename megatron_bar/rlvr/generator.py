@@ -25,7 +25,7 @@ Pairs = Sequence[tuple[int, int]]  # of a prompt's number and a sample's
 
 
 class Generator:
-    """What answers this rank's prompts, step by step. All ranks call it together."""
+    """Generates the answers to this rank's prompts, step by step. All ranks call it together."""
 
     def __init__(
         self,

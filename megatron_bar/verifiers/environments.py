@@ -29,7 +29,7 @@ Environment = Callable[[Sequence[Message]], Move]
 
 
 def environment_of(source: Source, conversation: Conversation) -> Environment | None:
-    """What answers the policy in an item of `source`, from any thread; None where nothing does.
+    """A function that answers the policy in an item of `source`, from any thread, or None.
 
     Raises BarError for a file of the user's that can't be loaded. What is returned raises it for an
     item that the environment calls broken, VerifierFailed for whatever else the environment does
