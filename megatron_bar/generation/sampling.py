@@ -31,7 +31,10 @@ def choose(
 
     With a temperature, the token at which the cumulative probability passes the number drawn.
     """
-    logprobs_RV = (logits_RV.float() / (temperature or 1.0)).log_softmax(-1)
+    logits_RV = logits_RV.float()
+    if temperature not in (0.0, 1.0):
+        logits_RV = logits_RV / temperature
+    logprobs_RV = logits_RV.log_softmax(-1)
     if temperature:
         cumulative_RV = logprobs_RV.double().exp_().cumsum_(-1)
         drawn_R1 = uniform_R[:, None] * cumulative_RV[:, -1:]
