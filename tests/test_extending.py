@@ -37,7 +37,7 @@ def _files() -> Iterator[tuple[str, list[str], list[list[str]]]]:
             yield (path, hunks[0], []) if old == _NEW else (path, [], hunks[1:])
 
 
-def _added(path: str) -> str:
+def added(path: str) -> str:
     """The text of a file that a diff adds."""
     (lines,) = [lines for name, lines, _ in _files() if name == path]
     assert all(line.startswith("+") for line in lines)
@@ -49,7 +49,7 @@ def _apply(folder: Path) -> None:
         target = folder / path
         if new:
             assert not target.exists(), path
-            target.write_text(_added(path))
+            target.write_text(added(path))
             continue
         text = target.read_text()
         for hunk in hunks:
@@ -96,7 +96,7 @@ def _says(folder: Path, code: str) -> str:
 
 def _names(path: str) -> dict:
     names: dict = {}
-    exec(_added(path), names)
+    exec(added(path), names)
     return names
 
 
@@ -112,6 +112,27 @@ from megatron_bar.recipe.schema import Source
 from megatron_bar.verifiers.registry import verifier_for
 mine = Source(path="x.jsonl", verifier="examples/citations.py:score")
 assert verifier_for(mine)("", "See 1 U.S.C. 2.", "1 U.S.C. 2 and 3 U.S.C. 4") == 0.5
+""")
+
+
+def test_an_environment(extended):
+    step = _names("examples/calculator.py")["step"]
+
+    def says(content):
+        return [{"role": "assistant", "content": content}]
+
+    assert step(says("<function_calls>7 * 6</function_calls>"), "42") == "42"
+    assert step(says("It is 42."), "42") is None
+    _says(extended, """
+from megatron_bar.data.sources import Conversation
+from megatron_bar.recipe.schema import Source
+from megatron_bar.verifiers.environments import environment_of
+mine = Source(path="x.jsonl", verifier="exact", environment="examples/calculator.py:step")
+item = Conversation([], "sums", {"answer": "5"}, "sums.jsonl:1")
+move = environment_of(mine, item)
+called = "<function_calls>2+3</function_calls>"
+assert move([{"role": "assistant", "content": called}]) == {"role": "environment", "content": "5"}
+assert move([{"role": "assistant", "content": "5"}]) is None
 """)
 
 

@@ -203,7 +203,7 @@ def rendered(
         raise BarError("the conversation has no assistant turn that carries loss")
     if messages[-1]["role"] != "assistant":
         raise BarError(f"the conversation ends with a {messages[-1]['role']} turn, not a reply")
-    shown = _as_shown(tokenizer, messages, template)
+    shown = as_shown(tokenizer, messages, template)
     ends = ends_of_turn(tokenizer)
     text, spans = _text(tokenizer, shown, template, prompt=False)
     if len(spans) != len(learned):
@@ -268,7 +268,7 @@ def _prompt(
     messages = before_reply(messages)
     if not messages:
         raise BarError("the conversation has nothing before its reply")
-    shown = _as_shown(tokenizer, messages, template)
+    shown = as_shown(tokenizer, messages, template)
     try:
         return _text(tokenizer, shown, template, prompt=True)
     except UnprovenReplies:  # the text is sure; that it is cut nowhere changes few of its tokens
@@ -285,7 +285,7 @@ def _text(
                         shown, prompt, ends_of_turn(tokenizer))
 
 
-def _as_shown(
+def as_shown(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template: str
 ) -> list[Message]:
     """The messages as the template gets them: checked, reasoning under the name that it knows."""

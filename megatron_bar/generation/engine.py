@@ -13,6 +13,7 @@ class Request:
 
     prompt: Sequence[int]
     key: tuple[int, ...] = ()
+    most: int | None = None  # tokens, where the sampling's max_new_tokens are too many
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class Sampling:
     stop_ids: frozenset[int]
     temperature: float = 0.0
     seed: int = 0
+
+    def longest(self, request: Request, positions: int) -> int:
+        """Tokens that the answer may have, where a row has at most so many `positions`."""
+        room = positions - len(request.prompt)
+        return min(self.max_new_tokens, room, room if request.most is None else request.most)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,6 @@ class RolloutEngine(Protocol):
         """A response to each request, in their order; `advance` is told how many have ended.
 
         Ranks of one model-parallel group are given the same requests, data-parallel ranks each
-        their own, as many as the others.
+        their own; all call this together, also those that have none.
         """
         ...

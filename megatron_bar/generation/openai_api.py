@@ -4,9 +4,12 @@
     POST /v1/completions         token ids in and out (`return_token_ids`), log-probabilities
     POST /collective_rpc         a method of vLLM's workers: read the model's folder again
     POST /reset_prefix_cache     forget what the old weights remember
+    POST /sleep, /wake_up        give the GPU's memory back, and take it again
+    GET  /is_sleeping
 
-The last two are vLLM's, for servers started with VLLM_SERVER_DEV_MODE=1. An answer counts only as
-what was asked: a server that is ill may well say 200.
+All after completions is vLLM's, for servers started with VLLM_SERVER_DEV_MODE=1, and sleep for
+those with --enable-sleep-mode too. An answer counts only as what was asked: a server that is ill
+may well say 200.
 """
 
 from __future__ import annotations
@@ -114,6 +117,20 @@ class OpenAIApi:
             if not self.serves():
                 raise ServerFault(f"{self.address} died over /{path}")
         asked.result()
+
+    def sleep(self) -> None:
+        """Have it give up all of its GPU's memory, weights too: the next ones are other ones."""
+        self._reply("POST", f"{self.address}/sleep?level=2", {}, _REFRESH_SECONDS)
+
+    def is_asleep(self) -> bool:
+        url = f"{self.address}/is_sleeping"
+        reply = self._reply("GET", url)
+        with _as_asked(url):
+            return bool(reply["is_sleeping"])
+
+    def wake_up(self, part: str) -> None:
+        """Have it take memory again for a `part`: weights, or kv_cache."""
+        self._reply("POST", f"{self.address}/wake_up?tags={part}", {}, _REFRESH_SECONDS)
 
     def _reply(
         self, method: str, url: str, content: Any = None, seconds: float | None = None

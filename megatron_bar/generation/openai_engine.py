@@ -132,11 +132,10 @@ class _Round:
         # Ranks start at other servers.
         api = living[(parallel_state.get_data_parallel_rank() + index) % len(living)]
         request = self.requests[index]
-        room = self.asking.max_sequence_length - len(request.prompt)
+        most = self.sampling.longest(request, self.asking.max_sequence_length)
         seed = request_seed(request, self.sampling.seed) if self.asking.seeds else None
         try:
-            self.answers[index] = api.complete(
-                request, self.sampling, min(self.sampling.max_new_tokens, room), seed)
+            self.answers[index] = api.complete(request, self.sampling, most, seed)
             self.advance(1)
         except ServerFault as fault:
             faults.setdefault(api.address, str(fault))

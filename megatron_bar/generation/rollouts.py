@@ -32,8 +32,8 @@ class MegatronEngine:
 
     `model` computes without sequence parallelism, in eval mode. Ranks of one model-parallel group
     call `generate` with the same requests and get the same responses; data-parallel ranks call it
-    with as many requests of their own, since experts may be spread over them. `batch_size` requests
-    are under way at once: as some end, the next ones take their places.
+    with requests of their own, at the same time, since experts may be spread over them.
+    `batch_size` requests are under way at once: as some end, the next ones take their places.
     """
 
     def __init__(self, model: LanguageModel, batch_size: int) -> None:
@@ -49,9 +49,7 @@ class MegatronEngine:
     ) -> list[Response]:
         """See RolloutEngine. Raises BarError for a prompt that fills all of the model's positions.
         """
-        if not requests:
-            return []
-        longest = max(len(request.prompt) for request in requests)
+        longest = max((len(request.prompt) for request in requests), default=0)
         if longest >= self.model.max_sequence_length:
             raise BarError(f"a prompt has {longest} tokens, and the model's "
                            f"{self.model.max_sequence_length} positions leave no room to answer; "
@@ -64,7 +62,8 @@ class _Run:
 
     A row holds a request, the token to feed next and its position. Reading a prompt leaves out its
     last token, which is the first to be fed; so every pass over the rows yields a token of each.
-    Request number Q stands for none: rows without a request compute, and nobody looks.
+    Rows without a request compute, and nobody looks. Who is where stands in lists: of a step's few
+    numbers tensors would take longer than the numbers themselves.
     """
 
     def __init__(
@@ -75,26 +74,20 @@ class _Run:
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
         self.waiting = deque(order)
         self.device = torch.device(torch.cuda.current_device())
-        rows, nobody = min(batch_size, len(requests)), len(requests)
+        # The tokens of each request and its response, at most.
+        self.ends = [len(request.prompt) + sampling.longest(request, model.max_sequence_length)
+                     for request in requests]
+        rows, length = self._all_reduce_max(
+            min(batch_size, len(requests)), max(self.ends, default=1))
+        self.cache = RowCache(rows, length)
         self.free = list(range(rows))
-        longest = max(len(request.prompt) for request in requests)
-        length = min(longest + sampling.max_new_tokens, model.max_sequence_length)
-        self.cache = RowCache(rows, *self._all_reduce_max(length))
-        self.stops = torch.tensor(sorted(sampling.stop_ids), device=self.device)
-        self.request_R = self._rows_of(rows, nobody)
-        self.token_R = self._rows_of(rows, 0)
-        self.position_R = self._rows_of(rows, 0)
-        self.prompt_R = self._rows_of(rows, 1)  # its length
-        self.longest = 0  # of all rows, with the token to feed
-        self.tokens_QN = self._rows_of(nobody + 1, 0)[:, None].repeat(1, sampling.max_new_tokens)
-        self.logprobs_QN = self.tokens_QN.float()
-        self.count_Q = self._rows_of(nobody + 1, 0)
+        self.in_row: list[int | None] = [None] * rows  # requests, by number
+        self.positions = [0] * rows
+        self.token_R = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.tokens: list[list[int]] = [[] for _ in requests]
+        self.logprobs: list[list[float]] = [[] for _ in requests]
         if sampling.temperature:
-            numbers_QN = uniform_numbers(requests, sampling).to(self.device)
-            self.uniform_QN = torch.cat([numbers_QN, numbers_QN[:1]])
-
-    def _rows_of(self, count: int, value: int) -> torch.Tensor:
-        return torch.full((count,), value, device=self.device)
+            self.uniform_QN = uniform_numbers(requests, sampling).numpy()
 
     def finish(self, advance: Callable[[int], None]) -> list[Response]:
         """Generate until all requests are answered, on all ranks that share experts."""
@@ -129,14 +122,12 @@ class _Run:
         count = min(len(self.free), len(self.waiting))
         admitted = [(self.free.pop(), self.waiting.popleft()) for _ in range(count)]
         if admitted:
-            rows, indices = (torch.tensor(x, device=self.device) for x in zip(*admitted))
-            prompts = [self.requests[i].prompt for _, i in admitted]
-            lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-            self.request_R[rows] = indices
-            self.token_R[rows] = torch.tensor([p[-1] for p in prompts], device=self.device)
-            self.position_R[rows] = lengths - 1
-            self.prompt_R[rows] = lengths
-            self.longest = max(self.longest, *map(len, prompts), 1)
+            for row, number in admitted:
+                self.in_row[row] = number
+                self.positions[row] = len(self.requests[number].prompt) - 1
+            rows = torch.tensor([row for row, _ in admitted], device=self.device)
+            self.token_R[rows] = torch.tensor(
+                [self.requests[number].prompt[-1] for _, number in admitted], device=self.device)
         return admitted
 
     def _read(
@@ -167,33 +158,29 @@ class _Run:
         self.free = [new for new, old in enumerate(kept) if old in free]
         index = torch.tensor(kept, device=self.device)
         self.cache.keep(index)
-        self.request_R, self.token_R = self.request_R[index], self.token_R[index]
-        self.position_R, self.prompt_R = self.position_R[index], self.prompt_R[index]
+        self.token_R = self.token_R[index]
+        self.in_row = [self.in_row[row] for row in kept]
+        self.positions = [self.positions[row] for row in kept]
 
     def _step(self) -> int:
         """One token of each row; returns how many requests are answered now."""
-        self.cache.decode(self.position_R, self.longest)
-        logits_RV = self._forward(self.token_R[:, None])
-        nobody = len(self.requests)
-        nth_R = self.position_R + 1 - self.prompt_R
-        chosen_R, logprobs_R = self._choose(logits_RV, nth_R)
-        self.tokens_QN[self.request_R, nth_R] = chosen_R
-        self.logprobs_QN[self.request_R, nth_R] = logprobs_R
-        self.count_Q[self.request_R] = nth_R + 1
-        at_end_R = self.position_R + 2 >= self.cache.max_sequence_length
-        ended_R = torch.isin(chosen_R, self.stops) | at_end_R
-        ended_R |= nth_R + 1 == self.sampling.max_new_tokens
-        ended_R &= self.request_R < nobody
-        going_R = ~ended_R & (self.request_R < nobody)
-        self.request_R = self.request_R.where(going_R, nobody)
-        self.token_R = chosen_R.where(going_R, 0)
-        self.position_R = (self.position_R + 1).where(going_R, 0)
-        self.prompt_R = self.prompt_R.where(going_R, 1)
-        *ended, last = torch.cat([ended_R, self.position_R.max()[None]]).tolist()
-        self.longest = last + 1
-        ended_rows = [row for row, has_ended in enumerate(ended) if has_ended]
-        self.free += ended_rows
-        return len(ended_rows)
+        self.cache.decode(self.positions, self.device)
+        tokens, logprobs = self._choose(self._forward(self.token_R[:, None]))
+        ended = []
+        for row, number in enumerate(self.in_row):
+            if number is not None and self._add(row, number, int(tokens[row]), logprobs[row]):
+                ended.append(row)
+        for row in ended:
+            self.in_row[row], self.positions[row] = None, 0
+        self.free += ended
+        return len(ended)
+
+    def _add(self, row: int, number: int, token: int, logprob: float) -> bool:
+        """Add a token to the response to the request in a row; whether it is the last one."""
+        self.tokens[number].append(token)
+        self.logprobs[number].append(logprob)
+        self.positions[row] += 1
+        return token in self.sampling.stop_ids or self.positions[row] + 1 >= self.ends[number]
 
     def _forward(self, tokens_RS: torch.Tensor) -> torch.Tensor | None:
         """What the model says after the last tokens; `[R, V]` on the last pipeline stage."""
@@ -211,31 +198,31 @@ class _Run:
             return None
         return output[:, -1, : model.unpadded_vocab_size]
 
-    def _choose(
-        self, logits_RV: torch.Tensor | None, nth_R: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The next token of each row and its log-probability, as one rank of the last stage has it.
+    def _choose(self, logits_RV: torch.Tensor | None) -> tuple[list[float], list[float]]:
+        """The next token of each row, which is fed next, and its log-probability.
+
+        All ranks get what one of the last stage's has.
 
         Tensor-parallel ranks have the same logits, but a GPU may sum them up in another order each
         time: one that drew another token than the others would go on with another text.
         """
-        both = torch.empty(2, len(nth_R), dtype=torch.double, device=self.device)
+        both = torch.empty(2, len(self.in_row), dtype=torch.double, device=self.device)
         if logits_RV is not None:
-            temperature = self.sampling.temperature
-            uniform_R = self.uniform_QN[self.request_R, nth_R] if temperature else None
-            both[0], both[1] = choose(logits_RV, temperature, uniform_R)
+            uniform_R = None
+            if self.sampling.temperature:
+                uniform_R = torch.tensor(
+                    [0.0 if number is None else self.uniform_QN[number, len(self.tokens[number])]
+                     for number in self.in_row], dtype=torch.double, device=self.device)
+            both[0], both[1] = choose(logits_RV, self.sampling.temperature, uniform_R)
         group = parallel_state.get_model_parallel_group()
         if group.size() > 1:
             # Ordered by stage, and within a stage by tensor-parallel rank.
             first_of_last = -parallel_state.get_tensor_model_parallel_world_size()
             dist.broadcast(both, dist.get_process_group_ranks(group)[first_of_last], group=group)
-        return both[0].long(), both[1].float()
+        self.token_R = both[0].long()
+        tokens, logprobs = both.tolist()  # the one time that a step waits for the device
+        return tokens, logprobs
 
     def _responses(self) -> list[Response]:
-        responses = []
-        for tokens, logprobs, count in zip(
-            self.tokens_QN[:-1].tolist(), self.logprobs_QN.tolist(), self.count_Q.tolist()
-        ):
-            stopped = tokens[count - 1] in self.sampling.stop_ids
-            responses.append(Response(tokens[:count], logprobs[:count], stopped))
-        return responses
+        return [Response(tokens, logprobs, tokens[-1] in self.sampling.stop_ids)
+                for tokens, logprobs in zip(self.tokens, self.logprobs)]

@@ -23,7 +23,7 @@ def uniform_numbers(requests: Sequence[Request], sampling: Sampling) -> torch.Te
         )).random(sampling.max_new_tokens)
         for request in requests
     ]
-    return torch.from_numpy(np.stack(drawn))
+    return torch.from_numpy(np.array(drawn).reshape(len(requests), sampling.max_new_tokens))
 
 
 def choose(
@@ -33,7 +33,10 @@ def choose(
 
     With a temperature, the token at which the cumulative probability passes the number drawn.
     """
-    logprobs_RV = (logits_RV.float() / (temperature or 1.0)).log_softmax(-1)
+    logits_RV = logits_RV.float()
+    if temperature not in (0.0, 1.0):
+        logits_RV = logits_RV / temperature
+    logprobs_RV = logits_RV.log_softmax(-1)
     if temperature:
         # In whole numbers, whose sums are the same in whatever order a GPU takes them.
         shares_RV = logprobs_RV.double().exp_().mul_(_WHOLE).long()

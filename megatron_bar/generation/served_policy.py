@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
 from megatron_bar.generation.openai_engine import Asking, OpenAIEngine
@@ -52,11 +54,11 @@ class Server(Protocol):
 class OthersServer:
     """A server that someone else has started and starts again: it is told to read its folder."""
 
-    def __init__(self, address: str, answer_seconds: float) -> None:
-        self.api = OpenAIApi(address, answer_seconds)
+    def __init__(self, address: str, answer_seconds: float, sleeps: bool) -> None:
+        self.api, self.sleeps = OpenAIApi(address, answer_seconds), sleeps
 
     def take_weights(self) -> None:
-        self.api.call_workers("reload_weights")
+        _wake_with_weights(self.api, self.sleeps, "reload_weights")
 
     def take_weights_anew(self) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -72,8 +74,8 @@ class OthersServer:
 class OwnServer:
     """A server that this process has started, and starts anew."""
 
-    def __init__(self, process: VllmProcess) -> None:
-        self.process = process
+    def __init__(self, process: VllmProcess, sleeps: bool) -> None:
+        self.process, self.sleeps = process, sleeps
 
     @property
     def api(self) -> OpenAIApi:
@@ -82,7 +84,7 @@ class OwnServer:
 
     def take_weights(self) -> None:
         if self.process.runs:
-            self.api.call_workers("take_weights", str(self.process.folder))
+            _wake_with_weights(self.api, self.sleeps, "take_weights", str(self.process.folder))
         else:
             self.process.start()
 
@@ -91,6 +93,16 @@ class OwnServer:
 
     def stop(self) -> None:
         self.process.stop()
+
+
+def _wake_with_weights(api: OpenAIApi, sleeps: bool, method: str, *arguments: str) -> None:
+    """Have workers take weights by `method`; one that sleeps first gets memory for just these."""
+    asleep = sleeps and api.is_asleep()
+    if asleep:
+        api.wake_up("weights")
+    api.call_workers(method, *arguments)
+    if asleep:
+        api.wake_up("kv_cache")
 
 
 class ServedPolicy:
@@ -124,15 +136,17 @@ class ServedPolicy:
     def _servers(self, dtype: str) -> Iterator[Server]:
         settings = self.settings
         for address in settings.rollout_servers:
-            yield OthersServer(address, settings.rollout_answer_seconds)
+            yield OthersServer(address, settings.rollout_answer_seconds, settings.rollout_sleep)
         if settings.rollout_python is not None:
+            sleep_mode = ["--enable-sleep-mode"] if settings.rollout_sleep else []
             alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
             yield OwnServer(VllmProcess(
                 settings.rollout_python,
-                ["--dtype", dtype, "--max-model-len", str(self._row), *settings.rollout_options],
+                ["--dtype", dtype, "--max-model-len", str(self._row), *sleep_mode,
+                 *settings.rollout_options],
                 self.folder, self._log,
                 "127.0.0.1" if alone else socket.gethostname(), settings.rollout_answer_seconds,
-            ))
+            ), settings.rollout_sleep)
 
     @property
     def _log(self) -> Path:
@@ -161,10 +175,24 @@ class ServedPolicy:
 
         self._on_main(export)
         exported = time.monotonic()
+        if self.settings.rollout_sleep:
+            torch.cuda.empty_cache()  # servers on these GPUs need what updates have left
         addresses = self._bring()
         self.numbers["seconds_export"] = exported - started
         self.numbers["seconds_refresh"] = time.monotonic() - exported
         return OpenAIEngine(addresses, self.asking, lambda: self._bring(anew=True))
+
+    def rest(self) -> None:
+        """Have servers give their GPUs' memory back until the next weights, by rollout_sleep."""
+        def sleep() -> None:
+            for server in self.servers:
+                try:
+                    server.api.sleep()
+                except ServerFault as fault:
+                    say(f"{self.run.label}: {fault}; it keeps its memory in this step")
+
+        if self.settings.rollout_sleep:
+            self._on_main(sleep)
 
     def close(self) -> None:
         """Stop what this process has started, and remove the folder that it made for that."""

@@ -74,7 +74,8 @@ class Trial:
         words = [f"{self._share(kind)} {what}" for kind, what in (
             (RIGHT, "reference answers earn 1"), (EMPTY, "empty answers earn 0"),
             (WRONG, "wrong answers earn 0")) if self.tried[kind]]
-        return ", ".join(words or ["no item could be scored"])
+        none = "no answer's worth is known" if self.items else "no item could be scored"
+        return ", ".join(words or [none])
 
     def _share(self, kind: str) -> str:
         due, tried = self.as_due[kind], self.tried[kind]

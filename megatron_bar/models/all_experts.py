@@ -225,3 +225,21 @@ class AllExpertsLayer(MoELayer):
         self.token_dispatcher = AllExpertsDispatcher(
             self.config, pg_collection, self.local_expert_indices[0], self.num_local_experts
         )
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`x_SBH -> y_SBH`, and no bias; see Megatron's.
+
+        Without gradients nothing is recomputed, and the parts follow each other directly: what
+        Megatron does between them takes as long as they do on a generation step's few tokens.
+        """
+        if torch.is_grad_enabled() or args or any(kwargs.values()):
+            return super().forward(hidden_states, *args, **kwargs)
+        dispatcher = self.token_dispatcher
+        probs_TE, _ = self.router(hidden_states)
+        x_TH, probs_TE = dispatcher.dispatch_preprocess(hidden_states, None, probs_TE)
+        x_TH, probs_TE = dispatcher.token_dispatch(x_TH, probs_TE)
+        x_TH, _, probs_Te = dispatcher.dispatch_postprocess(x_TH, probs_TE)
+        y_TH, _ = self.experts(x_TH, None, probs_Te)
+        return dispatcher.combine_postprocess(dispatcher.token_combine(y_TH)), None

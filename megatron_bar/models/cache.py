@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ class _Pass:
 
     cos_SR1h: torch.Tensor  # fp32; R may be 1, where all rows are at the same positions
     sin_SR1h: torch.Tensor
-    visible_R1SL: torch.Tensor | None  # None: each position sees itself and all before it
+    visible_R1SL: torch.Tensor | None  # None: each position sees itself and what is before it
 
 
 class RowCache(BaseInferenceContext):
@@ -58,12 +59,17 @@ class RowCache(BaseInferenceContext):
         self._positions_SR = torch.arange(length, device=rows.device)[:, None]
         self._passes.clear()
 
-    def decode(self, positions_R: torch.Tensor, longest: int) -> None:
-        """The next pass is over one token of each row, at these positions, all below `longest`."""
+    def decode(self, positions: Sequence[int], device: torch.device) -> None:
+        """The next pass is over one token of each row, at these positions.
+
+        Where all are the same, nothing has to be hidden, and keys go to one place.
+        """
         self._decoding = True
-        self._every_R = torch.arange(self.rows, device=positions_R.device)
-        self._seen = longest
-        self._positions_SR = positions_R[None]
+        self._seen = max(positions) + 1
+        self._together = min(positions) == max(positions)
+        self._every_R = torch.arange(self.rows, device=device)
+        of_rows = positions[:1] if self._together else positions
+        self._positions_SR = torch.tensor([of_rows], device=device)
         self._passes.clear()
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -101,7 +107,8 @@ class RowCache(BaseInferenceContext):
             q_RKXD = q_SRND.permute(1, 2, 0, 3)
         x_RKXD = torch.nn.functional.scaled_dot_product_attention(
             q_RKXD, k_RLKD.transpose(1, 2), v_RLKD.transpose(1, 2), attn_mask=now.visible_R1SL,
-            is_causal=now.visible_R1SL is None, scale=scale, enable_gqa=not self._decoding,
+            is_causal=now.visible_R1SL is None and not self._decoding, scale=scale,
+            enable_gqa=not self._decoding,
         )
         if self._decoding:
             return x_RKXD.reshape(1, len(x_RKXD), -1)
@@ -111,7 +118,8 @@ class RowCache(BaseInferenceContext):
         angles_SR1D = angles_L11D[self._positions_SR, 0]
         angles_SR1h = angles_SR1D[..., : angles_SR1D.shape[-1] // 2].float()
         visible_R1SL = None
-        if self._decoding or (window is not None and window < self._seen):
+        apart = self._decoding and not self._together
+        if apart or (window is not None and window < self._seen):
             places_L = torch.arange(self._seen, device=angles_L11D.device)
             distance_R1SL = self._positions_SR.T[:, None, :, None] - places_L
             visible_R1SL = distance_R1SL >= 0
@@ -128,7 +136,10 @@ class RowCache(BaseInferenceContext):
             tensors_RLKD[layer] = new_SRKD.new_zeros(shape)
         tensor_RLKD = tensors_RLKD[layer]
         if self._decoding:
-            tensor_RLKD[self._every_R, self._positions_SR[0]] = new_SRKD[0]
+            if self._together:
+                tensor_RLKD[:, self._seen - 1] = new_SRKD[0]
+            else:
+                tensor_RLKD[self._every_R, self._positions_SR[0]] = new_SRKD[0]
             return tensor_RLKD[:, : self._seen]
         new_RSKD = new_SRKD.transpose(0, 1)
         tensor_RLKD[self._targets, : self._seen] = new_RSKD[self._sources]

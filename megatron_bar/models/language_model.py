@@ -40,6 +40,7 @@ from megatron_bar.models.attention_choice import (
     AttentionChoice,
     choose_attention,
 )
+from megatron_bar.models.cache import RowCache
 from megatron_bar.models.config import ModelConfig, Yarn
 from megatron_bar.models.linear import LocalParts
 from megatron_bar.models.loss import Targets, linear_loss
@@ -205,6 +206,25 @@ class DecoderLayer(TransformerLayer):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.bias_dropout_add_exec_handler = contextlib.nullcontext
+
+    def forward(
+        self, hidden_states: torch.Tensor, *args, inference_context: RowCache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, None]:
+        """`x_SBH -> x_SBH`, and no context; see Megatron's.
+
+        While generating its parts follow each other directly, as what Megatron does for a backward
+        pass between them takes a good part of a step of few tokens.
+        """
+        if inference_context is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        x_SBH = hidden_states
+        attended = self.self_attention(
+            self.input_layernorm(x_SBH), rotary_pos_emb=kwargs["rotary_pos_emb"],
+            inference_context=inference_context)
+        x_SBH = self.self_attn_bda(False, False)(attended, x_SBH, 0.0)
+        computed = self.mlp(self.pre_mlp_layernorm(x_SBH))
+        return self.mlp_bda(False, False)(computed, x_SBH, 0.0), None
 
 
 class LanguageModel(GPTModel):

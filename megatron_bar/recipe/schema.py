@@ -78,6 +78,9 @@ class Source:
     # function in a file of yours, such as verifiers/law.py:score; a toy domain's own rule, else
     # exact, by default. What a reference is, each verifier's file says.
     verifier: str | None = key(None, file=FUNCTION, contents=FUNCTION, forms=(PROMPTS, ITEMS))
+    # What answers the policy, in RLVR with several turns: a function in a file of yours, such as
+    # tools/calculator.py:step. Where no verifier is named, rewards are what it gives.
+    environment: str | None = key(None, file=FUNCTION, contents=FUNCTION, forms=(PROMPTS,))
     # A server of OpenAI's chat API, such as http://node7:8000, whose model judges for the verifier
     # safety whether an answer refuses; without it, phrases do.
     judge: str | None = key(None, forms=(PROMPTS, ITEMS))
@@ -223,7 +226,8 @@ class Rlvr(Training):
     prompts_per_step: int = 64  # in a rollout
     samples_per_prompt: int = 8  # responses to each
     prompt_length: int = 2048  # longer prompts are left out
-    response_length: int = 4096  # tokens at most
+    response_length: int = 4096  # tokens at most; those of an environment are among them
+    max_turns: int = key(8, COUNT)  # replies of the policy to a prompt that has an environment
     temperature: float = 1.0  # of sampling
     advantage: str = "centered"  # centered, grpo (over the deviation too) or rloo
     # dapo (published), cispo (the gradient of a clipped token stays) or gspo (one ratio for a whole
@@ -259,6 +263,9 @@ class Rlvr(Training):
     rollout_python: str | None = key(None, runtime=ROUNDING, file=PATH)
     # More options of that server, such as ['--tensor-parallel-size', '8'].
     rollout_options: list[str] = key(list, runtime=ROUNDING)
+    # Servers give their GPUs' memory back while the policy learns (vLLM's sleep mode); for servers
+    # that share GPUs with the training processes.
+    rollout_sleep: bool = key(False, runtime=True)
     # Whether requests bring seeds; by default they do, but to a vLLM of ours on a CPU, which dies
     # of them.
     rollout_seeds: bool | None = key(None, runtime=True)

@@ -17,12 +17,10 @@ from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.number_types import type_name
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
-from megatron_bar.generation.engine import Request, Response, Sampling
-from megatron_bar.generation.openai_engine import OpenAIEngine
 from megatron_bar.generation.probe import Probe
-from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.generation.served_policy import ServedPolicy
 from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.rlvr.generator import Generator
 from megatron_bar.rlvr.objective import (
     compute_advantages,
     importance_weights,
@@ -37,10 +35,9 @@ from megatron_bar.rlvr.rollout import (
     as_rollout,
     optimizer_batches,
     pad_right,
-    response_mask,
+    replies,
     without_empty_ends,
 )
-from megatron_bar.rlvr.rollouts_ahead import PendingRollout
 from megatron_bar.rlvr.settings import asks_reference, reference_share
 from megatron_bar.rlvr.step_seconds import StepSeconds
 from megatron_bar.runtime.console import progress
@@ -92,8 +89,9 @@ class Learner:
         self.stop = stop
         self.stopped: str | None = None  # why it ends before its last step
         # While servers generate, and verifiers finish, the devices that train have nothing to do.
+        # An environment is a part of the rollout.
         self.seconds = StepSeconds(waiting=frozenset(
-            ("rollout", "verification") if settings.served else ("verification",)))
+            ("verification", "rollout" if settings.served else "environment")))
         self.rewards = Rewards(prompts, self.decode, settings, self.seconds)
         updates = settings.steps * (settings.rows_per_step // settings.global_batch_size)
         setup = set_up(run, settings, updates)
@@ -113,8 +111,10 @@ class Learner:
         self.order = PromptOrder(len(prompts), run.seed)
         if self.step:
             self.order.restore(self.progress.order)
+        self.generator = Generator(run, settings, prompts, chat_format, self.policy, self.served,
+                                   self._probe, self.rewards.failures, self.seconds)
         self._due: Asked | None = None  # by the step under way, where that is known
-        self._ahead: tuple[Asked, PendingRollout] | None = None  # what servers are answering
+        self._following: Asked | None = None  # by the next, which servers answer
         self.reward = float("nan")  # mean of the last step
         self._learned = False  # whether an update from the last rollout had tokens
 
@@ -151,58 +151,15 @@ class Learner:
 
     def generate(self, asked: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """This rank's part of a rollout: sampled by the seed, the step, prompt and sample alone."""
-        with self.seconds.of("rollout"):
-            if self.settings.rollouts_ahead:
-                responses = self._answered_ahead()
-            else:
-                responses = self._respond(self._requests(asked, self.step))
-        prompts = [prompt for prompt, _ in asked]
-        return as_rollout([self.prompts[prompt].ids for prompt in prompts], prompts, responses,
-                          self.pad_id)
-
-    def _requests(self, asked: Sequence[tuple[int, int]], step: int) -> list[Request]:
-        return [Request(self.prompts[prompt].ids, (step, prompt, sample))
-                for prompt, sample in asked]
-
-    @property
-    def _sampling(self) -> Sampling:
         settings = self.settings
-        return Sampling(
-            settings.response_length, self.stop_ids, settings.temperature, self.run.seed)
-
-    def _answered_ahead(self) -> list[Response]:
-        """The answers to the prompts that are due; the next ones are asked, with today's weights.
-
-        After a stop none is under way: those of the step that comes are asked with its own weights.
-        """
-        engine = None
-        if self._ahead is None:
-            engine = self._served_engine()
-            self._ahead = self.due, self._pending(engine, self.due, self.step)
-        responses, seconds = self._ahead[1].result()
-        self.seconds.add("servers", seconds)
-        self._ahead = None
-        if self.step + 1 < self.settings.steps:
-            following = self.order.peek(self.settings.prompts_per_step, after=self.due)
-            self._ahead = following, self._pending(
-                engine or self._served_engine(), following, self.step + 1)
-        return responses
-
-    def _pending(self, engine: OpenAIEngine, asked: Asked, step: int) -> PendingRollout:
-        return PendingRollout(engine, self._requests(self._share(asked), step), self._sampling)
-
-    def _respond(self, requests: Sequence[Request]) -> list[Response]:
-        """Responses by the weights of now, of the model itself or of servers that have them."""
-        if self.served is not None:
-            return self._served_engine().generate(requests, self._sampling)
-        with self.policy.generating() as model:
-            return MegatronEngine(model, self.settings.rollout_batch_size).generate(
-                requests, self._sampling)
-
-    def _served_engine(self) -> OpenAIEngine:
-        """What asks the servers, which have the weights of now."""
-        assert self.served is not None, "only where servers generate"
-        return self.served.engine(self.policy.model, self._probe())
+        if settings.rollouts_ahead and self.step + 1 < settings.steps:
+            self._following = self.order.peek(settings.prompts_per_step, after=self.due)
+        following = self._share(self._following) if self._following else None
+        with self.seconds.of("rollout"):
+            answers = self.generator.answers(asked, self.step, following)
+        prompts = [prompt for prompt, _ in asked]
+        return as_rollout([self.prompts[prompt].ids for prompt in prompts], prompts, answers,
+                          self.pad_id)
 
     def _probe(self) -> Probe:
         """What the policy says now of the beginnings of the first prompts."""
@@ -244,14 +201,16 @@ class Learner:
 
     def describe(self, rollout: Rollout) -> Numbers:
         """The metrics of a whole rollout; a response of each verifier is kept as text."""
-        rewards_B, lengths = rollout["rewards"], rollout["response_lengths"]
+        rewards_B, mask_BT = rollout["rewards"], rollout["response_mask"]
         numbers = {
             "reward": rewards_B.mean().item(),
-            "response_length": (lengths - rollout["prompt_lengths"]).float().mean().item(),
+            "response_length": mask_BT.sum(-1).mean().item(),
             "truncated": 1 - rollout["is_end"].float().mean().item(),
             "verifier_failures": self.rewards.failed(),
             "prompts": (self.step + 1) * self.settings.prompts_per_step,
         }
+        if self.generator.environments:
+            numbers["turns"] = replies(mask_BT).float().mean().item()
         prompts = [self.prompts[number] for number in rollout["prompt_ids"].tolist()]
         verifiers = [prompt.verifier for prompt in prompts]
         for name in sorted(set(verifiers)):
@@ -273,7 +232,7 @@ class Learner:
         """
         self._learned = False
         settings, logprobs_BT = self.settings, rollout["logprobs"]
-        mask_BT = response_mask(rollout)
+        mask_BT = rollout["response_mask"]
         gap_BT = (logprobs_BT - rollout["rollout_logprobs"]).abs() * mask_BT
         numbers = {
             "entropy": masked_mean(rollout["entropy"], mask_BT).item(),
@@ -292,7 +251,7 @@ class Learner:
             rollout["rewards"], kl_B, mask_BT, rollout["is_end"], settings)
         asked = self.due
         self.order.pass_by(asked)
-        self._due = self._ahead[0] if self._ahead else None
+        self._due, self._following = self._following, None
         self.order.rest(
             [prompt for prompt, solved in zip(asked.prompts, found.solved_G.tolist()) if solved])
         numbers |= {"groups_dropped": 1 - len(found.groups) / len(asked.prompts),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from megatron_bar.data.batches import Batches
+from megatron_bar.data.chat import Message
+from megatron_bar.verifiers.environments import Environment
 
 
 @dataclass(frozen=True)
@@ -13,13 +15,15 @@ class Prompt:
     """A task: the tokens to answer, and what a response is worth, from 0 to 1.
 
     `score` raises BarError for a reference that is broken, VerifierFailed for a response that the
-    verifier fails on.
+    verifier fails on; and so does `environment`, which answers the policy.
     """
 
     ids: list[int]
     text: str
     verifier: str  # what logs call the rule
     score: Callable[[str], float]
+    messages: Sequence[Message] = ()  # as the template gets them
+    environment: Environment | None = None
 
 
 @dataclass(frozen=True)

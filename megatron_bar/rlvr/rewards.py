@@ -35,7 +35,7 @@ class Rewards:
         self.seconds = seconds
         self.cut_earn_nothing = settings.truncated == "zero"
         self.threads = ThreadPoolExecutor(settings.verifier_workers)
-        self.failures = Failures()
+        self.failures = Failures()  # of environments too
         self._failed_before = 0
 
     def score(self, rollout: Rollout) -> PendingRewards:
@@ -45,19 +45,31 @@ class Rewards:
         """
         group = parallel_state.get_model_parallel_group()
         rows = list(zip(*(rollout[name].tolist() for name in (
-            "prompt_ids", "response_tokens", "prompt_lengths", "response_lengths", "is_end"))))
+            "prompt_ids", "response_tokens", "response_mask", "response_lengths", "is_end",
+            "given_rewards"))))
         tasks = [self.threads.submit(self._score, *row)
                  for row in rows[group.rank()::group.size()]]
         return PendingRewards(tasks, len(rows), group, self.seconds)
 
-    def _score(self, prompt: int, tokens: list[int], start: int, end: int, stopped: bool) -> float:
+    def _score(
+        self, prompt: int, tokens: list[int], mask: list[float], end: int, stopped: bool,
+        given: float,
+    ) -> float:
+        if given >= 0:
+            return given
         if not stopped and self.cut_earn_nothing:
             return 0.0
+        # The last reply: back to the last token that isn't the policy's own.
+        start = end
+        while start > 1 and mask[start - 2]:
+            start -= 1
         return self.failures.score(
             self.prompts[prompt].score, self.decode(tokens[start : end - stopped]))
 
     def failed(self) -> int:
-        """The responses that a verifier failed on since the last call, on any rank. All call this.
+        """The responses that a verifier or an environment failed on since the last call.
+
+        Those of all ranks, which all call this.
         """
         count = torch.tensor(self.failures.count - self._failed_before,
                              device=torch.cuda.current_device())

@@ -4,13 +4,16 @@ B responses, those to one prompt next to each other; S tokens of the longest seq
 where place t holds what is said of token t + 1. A rollout has these keys, NeMo-Aligner's where it
 has one for the thing, so that the functions here take the batches of every backend:
 
-    response_tokens   [B, S]  a prompt and the response to it, padded on the right
+    response_tokens   [B, S]  a prompt and the response to it, padded on the right; the turns of an
+                              environment are a part of the response
     prompt_lengths    [B]
     response_lengths  [B]     of both together
     is_end            [B]     whether the response came to its end; False where it was cut
     prompt_ids        [B]     the prompt, by number
-    rollout_logprobs  [B, T]  of the response's tokens, as they were sampled
-    rewards           [B]     what the verifiers found, from 0 to 1
+    response_mask     [B, T]  1 where the policy's own tokens are said, 0 elsewhere
+    rollout_logprobs  [B, T]  of the policy's own tokens, as they were sampled
+    given_rewards     [B]     what environments gave; -1 where the verifier scores the last reply
+    rewards           [B]     what the verifiers or environments found, from 0 to 1
     logprobs          [B, T]  of the policy in training, before the step's first update
     entropy           [B, T]  of the distributions that these come from
     init_logprobs     [B, T]  of the policy at the stage's start; in steps that ask for them
@@ -24,29 +27,37 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_bar.generation.engine import Response
+from megatron_bar.rlvr.conversations import Answer
 from megatron_bar.rlvr.policy import Rows
 
 Rollout = Mapping[str, torch.Tensor]
+_NOT_GIVEN = -1.0
 
 
 def as_rollout(
     prompts: Sequence[Sequence[int]],
     numbers: Sequence[int],
-    responses: Sequence[Response],
+    answers: Sequence[Answer],
     pad_id: int,
 ) -> dict[str, torch.Tensor]:
-    """`responses` to `prompts`, whose `numbers` are given, as the first six keys of a rollout."""
+    """`answers` to `prompts`, whose `numbers` are given, as the first eight keys of a rollout."""
     device = torch.cuda.current_device()
-    whole = [[*prompt, *response.tokens] for prompt, response in zip(prompts, responses)]
-    sampled_at = [[0.0] * (len(p) - 1) + r.logprobs for p, r in zip(prompts, responses)]
+    whole = [[*prompt, *answer.tokens] for prompt, answer in zip(prompts, answers)]
+    of_prompt = [[0.0] * (len(prompt) - 1) for prompt in prompts]
     return {
         "response_tokens": pad_right(whole, pad_id, torch.int64),
         "prompt_lengths": torch.tensor([len(prompt) for prompt in prompts], device=device),
         "response_lengths": torch.tensor([len(row) for row in whole], device=device),
-        "is_end": torch.tensor([response.stopped for response in responses], device=device),
+        "is_end": torch.tensor([answer.stopped for answer in answers], device=device),
         "prompt_ids": torch.tensor(numbers, device=device),
-        "rollout_logprobs": pad_right(sampled_at, 0.0, torch.float32),
+        "response_mask": pad_right(
+            [zeros + answer.own for zeros, answer in zip(of_prompt, answers)], 0, torch.float32),
+        "rollout_logprobs": pad_right(
+            [zeros + answer.logprobs for zeros, answer in zip(of_prompt, answers)],
+            0.0, torch.float32),
+        "given_rewards": torch.tensor(
+            [_NOT_GIVEN if answer.reward is None else answer.reward for answer in answers],
+            device=device),
     }
 
 
@@ -60,13 +71,10 @@ def pad_right(
     return padded.to(torch.cuda.current_device())
 
 
-def response_mask(rollout: Rollout) -> torch.Tensor:
-    """`[B, T]`: 1 where a response's token is said, 0 at the prompt and the padding."""
-    tokens_BS = rollout["response_tokens"]
-    places_T = torch.arange(1, tokens_BS.shape[1], device=tokens_BS.device)
-    in_response_BT = (places_T >= rollout["prompt_lengths"][:, None]) & (
-        places_T < rollout["response_lengths"][:, None])
-    return in_response_BT.float()
+def replies(mask_BT: torch.Tensor) -> torch.Tensor:
+    """`[B, T] -> [B]`: how often the policy begins to speak."""
+    before_BT = torch.nn.functional.pad(mask_BT, (1, -1))
+    return (mask_BT > before_BT).sum(-1)
 
 
 def optimizer_batches(

@@ -38,6 +38,9 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
     if settings.rollout_servers and settings.rollout_python is not None:
         raise BarError("rollout_servers are servers that others start, rollout_python starts one; "
                        "give one of the two")
+    if settings.rollout_sleep and not settings.served:
+        raise BarError("rollout_sleep is for servers; give rollout_servers or rollout_python, or "
+                       "leave it out")
     if settings.rollouts_ahead == 1:
         _check_ahead(settings)
     if settings.steps is None:
@@ -74,6 +77,9 @@ def _check_ahead(settings: Rlvr) -> None:
         raise BarError("rollouts_ahead is 1, and the training processes generate themselves, which "
                        "they can't while they train; give rollout_servers or rollout_python, or "
                        "leave it out")
+    if settings.rollout_sleep:
+        raise BarError("rollouts_ahead is 1, so that servers answer while the policy learns, and "
+                       "rollout_sleep has them sleep then; leave one of the two out")
     if settings.truncated_importance_sampling is None:
         raise BarError("rollouts_ahead is 1, so that answers come from weights of a step ago; give "
                        "the weights that correct it, such as truncated_importance_sampling: 2")

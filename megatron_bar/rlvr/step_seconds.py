@@ -42,12 +42,16 @@ class StepSeconds:
         """The metrics of the step, of the slowest rank in each part.
 
         Every rank calls this. `seconds_step` is the whole, with what no part has; `waiting_share`
-        is the share of it in which the training devices wait.
+        is the share of it in which the training devices wait, `servers_waiting_share` that in which
+        servers, where these generate, have nothing to answer.
         """
         parts = {"step": time.monotonic() - self._since, **self._taken}
         seconds = torch.tensor(list(parts.values()), device=torch.cuda.current_device())
         dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
         parts = dict(zip(parts, seconds.tolist()))
+        step = max(parts["step"], 1e-9)
         waited = sum(taken for part, taken in parts.items() if part in self.waiting)
-        return {f"seconds_{part}": taken for part, taken in parts.items()} | {
-            "waiting_share": waited / max(parts["step"], 1e-9)}
+        shares = {"waiting_share": waited / step}
+        if "servers" in parts:  # which may have begun in the step before
+            shares["servers_waiting_share"] = max(0.0, 1 - parts["servers"] / step)
+        return {f"seconds_{part}": taken for part, taken in parts.items()} | shares

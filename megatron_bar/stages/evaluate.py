@@ -55,6 +55,9 @@ class EvaluateStage(Stage):
         for task, sources in self.tasks.items():
             for source in sources:
                 check_verifier(source, f"tasks of {task}", faults)
+                if source.environment is not None:
+                    faults.add("environment is for the prompts of rlvr; an evaluation asks each "
+                               "item once, so leave it out here", f"tasks of {task}")
 
     def plan(self, model: ModelConfig, machine: Machine, stored: torch.dtype) -> StagePlan:
         from megatron_bar.stages.plan import plan_evaluation

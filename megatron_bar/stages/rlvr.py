@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_bar.recipe.fields import PROMPTS
 from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.stage import Reading
 from megatron_bar.stages.training_stage import TrainingStage
 
@@ -61,11 +62,13 @@ class RlvrStage(TrainingStage):
                 architecture(model)
 
     def check_sources(self, faults: Faults) -> None:
+        from megatron_bar.verifiers.environments import check_environment
         from megatron_bar.verifiers.registry import check_verifier
 
         super().check_sources(faults)
         for source in self.training.data:
             check_verifier(source, self.name, faults)
+            check_environment(source, self.name, faults)
 
     def check_installed(self, faults: Faults) -> None:
         from megatron_bar.generation.vllm_process import find_vllm
@@ -75,7 +78,10 @@ class RlvrStage(TrainingStage):
             faults.add(missing, self.name)
         if self.training.rollout_python is not None:
             with faults.of(self.name):
-                find_vllm(self.training.rollout_python)
+                vllm = find_vllm(self.training.rollout_python)
+                if vllm.on_cpu and self.training.rollout_sleep:
+                    raise BarError("rollout_python has a vLLM for CPUs, which can't sleep; leave "
+                                   "rollout_sleep out")
         super().check_installed(faults)
 
     def prepare(self) -> None:

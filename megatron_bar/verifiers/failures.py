@@ -1,4 +1,7 @@
-"""Answers on which a verifier failed: they earn nothing, the first are told, all are counted."""
+"""Answers on which a verifier or an environment failed.
+
+They earn nothing, the first are told, all are counted.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,11 @@ class Failures:
         try:
             return verify(response)
         except VerifierFailed as error:
-            self._add(error)
+            self.add(error)
             return 0.0
 
-    def _add(self, error: VerifierFailed) -> None:
+    def add(self, error: VerifierFailed) -> None:
+        """Count an answer that earns nothing, and tell of it if it is one of the first."""
         with self._lock:
             self.count += 1
             number = self.count

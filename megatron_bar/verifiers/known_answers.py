@@ -15,7 +15,13 @@ from megatron_bar.recipe.schema import Source
 from megatron_bar.verifiers import math, own
 from megatron_bar.verifiers.call_references import read_reference
 from megatron_bar.verifiers.reference import structured
-from megatron_bar.verifiers.registry import ANY_ANSWER, reference_of, reply_text, verifier_name
+from megatron_bar.verifiers.registry import (
+    ANY_ANSWER,
+    judged_by_environment,
+    reference_of,
+    reply_text,
+    verifier_name,
+)
 
 RIGHT, EMPTY, WRONG = "the reference answer", "an empty answer", "a wrong answer"
 
@@ -41,6 +47,8 @@ def known_answers(source: Source, conversation: Conversation) -> list[KnownAnswe
 
     Raises BarError for a reference that is missing or of no form that its verifier knows.
     """
+    if judged_by_environment(source):
+        return [KnownAnswer("an answer", ANY_ANSWER, None)]
     right, wrong = right_answer(source, conversation), _wrong_answer(source, conversation)
     found = [KnownAnswer("an answer", ANY_ANSWER, None) if right is None
              else KnownAnswer(RIGHT, right, 1.0)]
@@ -62,7 +70,7 @@ def right_answer(source: Source, conversation: Conversation) -> str | None:
 def _wrong_answer(source: Source, conversation: Conversation) -> str | None:
     if source.toy and source.verifier is None:
         return f"{right_answer(source, conversation)}1"
-    if own.short_name(source.verifier or ""):
+    if own.short_name(source.verifier):
         return _IGNORANCE
     spoil = _WRONG.get(verifier_name(source))
     return spoil and spoil(reference_of(source, conversation))

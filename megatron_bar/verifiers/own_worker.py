@@ -16,38 +16,45 @@ from pathlib import Path
 from typing import Any
 
 from megatron_bar.runtime.errors import BarError, VerifierFailed
-from megatron_bar.verifiers.scores import as_score
+from megatron_bar.verifiers.own_kinds import KINDS, Kind
 from megatron_bar.verifiers.workers import serve
 
 _LIMIT = "SECONDS"  # the name in the file of how long an answer may take
 _GRACE_SECONDS = 2
 _LONGEST = 1000  # characters of a reason
 
-Function = Callable[[str, str, Any], Any]
+Function = Callable[..., Any]
 
 
-def main(control: int, path: str, name: str, usual_seconds: float) -> None:
+def main(control: int, kind: Kind, path: str, name: str, usual_seconds: float) -> None:
     with socket.socket(fileno=control) as trainer:
         try:
-            function, seconds = _load(Path(path), name, usual_seconds)
+            function, seconds = _load(kind, Path(path), name, usual_seconds)
         except BarError as error:
             trainer.sendall(json.dumps({"fault": str(error)}).encode())
             return
-        def score(descriptor: int) -> dict[str, Any]:
-            # The trainer kills what takes too long. Should that be gone, this does.
-            signal.alarm(math.ceil(seconds) + _GRACE_SECONDS)
-            reply = _answer(function, descriptor, Path(path))
-            signal.alarm(0)
-            return reply
 
-        serve(trainer, {"seconds": seconds}, lambda _, descriptors: score(descriptors[0]))
+        def answer(descriptor: int) -> dict[str, Any]:
+            """Write the answer where the question stood."""
+            with open(descriptor, "r+b") as paper:
+                arguments = pickle.load(paper)
+                # The trainer kills what takes too long. Should that be gone, this does.
+                signal.alarm(math.ceil(seconds) + _GRACE_SECONDS)
+                reply = _reply(function, kind, arguments, Path(path))
+                signal.alarm(0)
+                paper.seek(0)
+                paper.truncate()
+                paper.write(json.dumps(reply).encode())
+            return {}
+
+        serve(trainer, {"seconds": seconds}, lambda _, descriptors: answer(descriptors[0]))
 
 
-def _load(path: Path, name: str, usual_seconds: float) -> tuple[Function, float]:
+def _load(kind: Kind, path: Path, name: str, usual_seconds: float) -> tuple[Function, float]:
     """The function, and the seconds it has. Raises BarError for a file that isn't as it should be.
     """
     # Not by its own name: a file may be called as a library is.
-    spec = importlib.util.spec_from_file_location(f"verifier_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{kind.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     sys.path.insert(0, str(path.parent))  # for what it imports from beside it
@@ -56,7 +63,7 @@ def _load(path: Path, name: str, usual_seconds: float) -> tuple[Function, float]
     except SyntaxError as error:
         raise BarError(f"{error.filename}:{error.lineno}: not Python: {error.msg}") from None
     except (Exception, SystemExit) as error:
-        raise BarError(f"verifier {path} can't be loaded: {_reason(error, path)}") from None
+        raise BarError(f"{kind.name} {path} can't be loaded: {_reason(error, path)}") from None
     function, seconds = getattr(module, name, None), getattr(module, _LIMIT, usual_seconds)
     if not callable(function):
         own = [key for key, value in vars(module).items()
@@ -64,10 +71,10 @@ def _load(path: Path, name: str, usual_seconds: float) -> tuple[Function, float]
         raise BarError(f"{path} has no function {name}; there are {', '.join(own) or 'none'}")
     try:
         signature = inspect.signature(function)
-        signature.bind("prompt", "response", "reference")
+        signature.bind(*kind.arguments)
     except TypeError:
-        raise BarError(f"{path}: {name}{signature} can't be called as a verifier is: "
-                       f"{name}(prompt, response, reference)") from None
+        raise BarError(f"{path}: {name}{signature} can't be called as {kind.name}s are: "
+                       f"{name}({', '.join(kind.arguments)})") from None
     except ValueError:
         pass  # one written in C, which tells nothing
     if not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
@@ -75,11 +82,11 @@ def _load(path: Path, name: str, usual_seconds: float) -> tuple[Function, float]
     return function, float(seconds)
 
 
-def _answer(function: Function, descriptor: int, path: Path) -> dict[str, Any]:
-    with open(descriptor, "rb") as question:
-        arguments = pickle.load(question)
+def _reply(
+    function: Function, kind: Kind, arguments: tuple[Any, ...], path: Path
+) -> dict[str, Any]:
     try:
-        return {"score": as_score(function(*arguments))}
+        return {"value": kind.read(function(*arguments))}
     except VerifierFailed as error:
         return {"failed": str(error)}
     except BarError as error:
@@ -97,4 +104,4 @@ def _reason(error: BaseException, path: Path) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4]))
+    main(int(sys.argv[1]), KINDS[sys.argv[2]], sys.argv[3], sys.argv[4], float(sys.argv[5]))

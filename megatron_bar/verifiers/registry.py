@@ -86,14 +86,16 @@ def scorer(source: Source, conversation: Conversation) -> Callable[[str], float]
     the item's place. What is returned raises it for a reference that is broken; VerifierFailed
     where the verifier fails on the response; MachineError where the machine does.
     """
-    with _naming_item(conversation):
+    with naming_item(conversation):
         verifier = verifier_for(source)
         prompt, reference = prompt_text(conversation), reference_of(source, conversation)
         if isinstance(reference, str):
             check_text(str(reference), "the reference")  # a number of any size is one, too
 
+    what = f"verifier {verifier_name(source)} can't score an answer to"
+
     def score(response: str) -> float:
-        with _naming_item(conversation), _naming_failure(source, conversation):
+        with naming_item(conversation), naming_failure(what, conversation):
             return as_score(verifier(prompt, response, reference))
 
     return score
@@ -126,7 +128,7 @@ class Scorers:
 
 
 @contextlib.contextmanager
-def _naming_item(conversation: Conversation) -> Iterator[None]:
+def naming_item(conversation: Conversation) -> Iterator[None]:
     """Name the conversation's place in errors of the block."""
     try:
         yield
@@ -137,8 +139,8 @@ def _naming_item(conversation: Conversation) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _naming_failure(source: Source, conversation: Conversation) -> Iterator[None]:
-    """Tell in a line what a verifier does that it isn't meant to; a traceback names no item."""
+def naming_failure(what: str, conversation: Conversation) -> Iterator[None]:
+    """Tell in a line what the block does that it isn't meant to; a traceback names no item."""
     try:
         yield
     except VerifierFailed as error:
@@ -151,8 +153,7 @@ def _naming_failure(source: Source, conversation: Conversation) -> Iterator[None
         reason = " ".join(f"{type(error).__name__}: {error}".split())
     else:
         return
-    raise kind(f"verifier {verifier_name(source)} can't score an answer to this item of source "
-               f"{conversation.source}: {reason}")
+    raise kind(f"{what} this item of source {conversation.source}: {reason}")
 
 
 def verifier_for(source: Source) -> Verifier:
@@ -161,7 +162,9 @@ def verifier_for(source: Source) -> Verifier:
     Raises BarError for an unknown one, for a file of the user's that can't be loaded, and for a
     judge of what has none.
     """
-    if own.short_name(source.verifier or "") and source.judge is None:
+    if judged_by_environment(source):
+        return _left_to_the_environment
+    if own.short_name(source.verifier) and source.judge is None:
         return own.load(source.verifier)
     name = verifier_name(source)
     if source.judge is not None:
@@ -176,20 +179,31 @@ def verifier_for(source: Source) -> Verifier:
 
 def check_verifier(source: Source, where: str, faults: Faults) -> None:
     """Add to `faults` of `where` what is wrong with the verifier of a source."""
-    with faults.of(where, absent=own.is_absent(source.verifier or "")):
+    with faults.of(where, absent=own.is_absent(source.verifier)):
         verifier_for(source)
 
 
 def verifier_name(source: Source) -> str:
     """The name in logs of the rule that scores answers to a source's items."""
-    return (own.short_name(source.verifier or "") or source.verifier
-            or (f"toy/{source.toy}" if source.toy else "exact"))
+    judge = source.environment if judged_by_environment(source) else source.verifier
+    return own.short_name(judge) or judge or (f"toy/{source.toy}" if source.toy else "exact")
+
+
+def judged_by_environment(source: Source) -> bool:
+    """Whether rewards are what its environment gives, since it names no verifier beside that."""
+    return source.environment is not None and not (source.verifier or source.toy)
+
+
+def _left_to_the_environment(prompt: str, response: str, reference: Any) -> float:
+    """What a conversation earns that was cut before its environment gave a reward."""
+    return 0.0
 
 
 def reference_of(source: Source, conversation: Conversation) -> Any:
     """The item's reference: its column, else the reply that the conversation ends with.
 
-    Raises BarError if there is neither, and for a column that the recipe names and isn't there.
+    Raises BarError if there is neither, unless an environment judges, which may do without; and for
+    a column that the recipe names and isn't there.
     """
     if (reference := _in_column(source, conversation)) is not None:
         return reference
@@ -199,6 +213,8 @@ def reference_of(source: Source, conversation: Conversation) -> Any:
                        "leave the item out")
     last = conversation.messages[-1]
     if last["role"] != "assistant":
+        if judged_by_environment(source):
+            return None
         raise BarError(f"there is no column {REFERENCES!r} and no reply to compare "
                        "answers with; set reference_column")
     return reply_text(last)

@@ -17,11 +17,12 @@ def as_score(value: Any) -> float:
     except Exception:  # whatever a foreign type may raise
         number = None
     if number is None or not 0 <= number <= 1:  # nan compares as false
-        raise VerifierFailed(f"it returned {_shown(value)}, and a score is a number from 0 to 1")
+        raise VerifierFailed(f"it returned {shown(value)}, and a score is a number from 0 to 1")
     return number
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A few words that show the value and its type, for a message."""
     try:
         text = repr(value)
     except Exception:

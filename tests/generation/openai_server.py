@@ -1,7 +1,7 @@
 """A server of completions with transformers, which answers as vLLM's documentation has it.
 
 Token ids in and out, log-probabilities at the sampling temperature and of the prompt,
-`collective_rpc` with `reload_weights`, `reset_prefix_cache`. One request at a time.
+`collective_rpc` with `reload_weights`, `reset_prefix_cache`, sleep mode. One request at a time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ from transformers import AutoModelForCausalLM
 
 
 class CompletionServer:
-    """Serves the model in `folder`; `reloads` counts how often it was told to read it again."""
+    """Serves the model in `folder`; `reloads` counts how often it was told to read it again.
+
+    `calls` are the paths of what it was asked, without repetitions; asleep it answers nothing.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.reloads = 0
         self.requests: list[dict[str, Any]] = []
+        self.calls: list[str] = []
+        self.asleep: set[str] = set()  # the parts that have no memory
         self._one_at_a_time = threading.Lock()
         self._load()
 
@@ -34,11 +39,22 @@ class CompletionServer:
     def get(self, path: str) -> Any:
         if path == "/health":
             return None
+        if path == "/is_sleeping":
+            return {"is_sleeping": bool(self.asleep)}
         assert path == "/v1/models", path
         return {"object": "list", "data": [{"id": "policy", "object": "model"}]}
 
     def post(self, path: str, content: dict[str, Any]) -> Any:
         with self._one_at_a_time:
+            if [path] != self.calls[-1:]:
+                self.calls.append(path)
+            if path == "/sleep?level=2":
+                self.asleep = {"weights", "kv_cache"}
+                return None
+            if path.startswith("/wake_up?tags="):
+                self.asleep.remove(path.partition("=")[2])
+                return None
+            assert "weights" not in self.asleep
             if path == "/collective_rpc":
                 assert content == {"method": "reload_weights", "args": []}
                 self._load()
@@ -46,7 +62,7 @@ class CompletionServer:
                 return {"results": [None]}
             if path == "/reset_prefix_cache":
                 return None
-            assert path == "/v1/completions", path
+            assert path == "/v1/completions" and not self.asleep, path
             if "prompt_logprobs" in content:
                 return self._of_prompt(content)
             self.requests.append(content)

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,12 +71,13 @@ def test_a_server_gives_what_the_model_itself_gives(model, temperature, tmp_path
 
 
 def _stage(
-    model: Path, served: CompletionServer, folder: Path, layout: Layout, *others: str, lr=1e-2
+    model: Path, served: CompletionServer, folder: Path, layout: Layout, *others: str, lr=1e-2,
+    **more: Any,
 ) -> Path:
     """A stage whose rollouts come from a server of the folder `served`, and from `others`."""
     with serving(served) as server:
         settings = Rlvr(**ranks.SETTINGS | dict(
-            rollout_servers=[*others, server], rollout_folder=str(served.folder), lr=lr))
+            rollout_servers=[*others, server], rollout_folder=str(served.folder), lr=lr, **more))
         folder.mkdir()
         processes.start(
             ranks.run_reinforce, model / "checkpoint", layout, settings, folder,
@@ -98,8 +100,22 @@ def test_a_stage_whose_rollouts_are_served_trains_on_its_own_weights(model, tmp_
     for line in metrics:
         assert line["rollout_logprob_gap_max"] < 1e-4 and line["refresh_logprob_gap"] < 1e-4
         assert line["seconds_export"] > 0 and line["seconds_refresh"] > 0
+        assert 0 < line["seconds_servers"] < line["seconds_rollout"]
+        assert line["servers_waiting_share"] == pytest.approx(
+            1 - line["seconds_servers"] / line["seconds_step"])
     assert metrics[-1]["kl"] > 1e-3  # the weights did move
     assert len({json.dumps(asked["seed"]) for asked in served.requests}) == len(served.requests)
+
+
+@pytest.mark.distributed
+def test_servers_sleep_while_the_policy_learns(model, tmp_path):
+    """New weights come when there is memory for them, questions when there is for their cache."""
+    export_hf(model / "checkpoint", tmp_path / "served")
+    served = CompletionServer(tmp_path / "served")
+    _stage(model, served, tmp_path / "run", Layout(), rollout_sleep=True, steps=2)
+    answered = ["/collective_rpc", "/reset_prefix_cache", "/v1/completions", "/sleep?level=2"]
+    woken = ["/wake_up?tags=weights", *answered[:2], "/wake_up?tags=kv_cache", *answered[2:]]
+    assert served.calls == [*answered, *woken]
 
 
 class _KeepsItsWeights(CompletionServer):

@@ -155,7 +155,7 @@ def test_a_reference_whose_settings_are_no_settings(brought):
     ("def score(prompt, response, reference): return 'right'",
      "questions.jsonl:1: verifier mine.py:score can't score an answer to this item of source "
      "questions: it returned 'right' (str), and a score is a number from 0 to 1"),
-    ("def score(answer): return 1", "score(answer) can't be called as a verifier is"),
+    ("def score(answer): return 1", "score(answer) can't be called as verifiers are"),
 ])
 def test_a_verifier_of_ones_own_is_tried(brought, text, message):
     Path("mine.py").write_text(text)

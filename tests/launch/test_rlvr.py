@@ -14,6 +14,7 @@ from megatron_bar.rlvr.backends import backend_of
 from megatron_bar.stages.context import read_done
 from megatron_bar.stages.rlvr import RLVR_GROUPS
 from megatron_bar.training.metrics import read_metrics
+from tests.test_extending import added
 
 if module := backend_of(None).PRELOAD:
     processes.preload(module)
@@ -103,6 +104,31 @@ def test_a_dense_model_is_reinforced_with_every_parameter_by_a_verifier_of_ones_
     assert tasks["math"]["verifier_failures"] == 4 * (1 - tasks["math"]["score"])
 
 
+def test_a_tool_answers_the_policy_which_answers_then(recipe, tmp_path, monkeypatch):
+    """The model has learned by heart to call the calculator of docs/extending.md."""
+    monkeypatch.chdir(tmp_path)
+    Path("calculator.py").write_text(added("examples/calculator.py"))
+    call = "<function_calls>2 + 3</function_calls>"
+    asked = {"role": "user", "content": "2 + 3?"}
+    taught = [asked, {"role": "assistant", "content": call},
+              {"role": "environment", "content": "5"}, {"role": "assistant", "content": "5"}]
+    Path("taught.jsonl").write_text(80 * f"{json.dumps({'messages': taught})}\n")
+    Path("sums.jsonl").write_text(
+        4 * f"{json.dumps({'messages': [asked], 'answer': '5'})}\n")
+    source = "path: sums.jsonl, verifier: exact, environment: calculator.py:step"
+    assert main(["run", str(recipe), "method=continued", "domains.math.sft.steps=40",
+                 "domains.math.sft.data=[{path: taught.jsonl}]", "domains.math.rlvr.steps=2",
+                 f"domains.math.rlvr.data=[{{{source}}}]", "domains.math.rlvr.layout.expert=1",
+                 "domains.math.rlvr.response_length=90", "domains.math.rlvr.max_turns=3",
+                 "domains.math.rlvr.temperature=0.2", "domains.math.tasks=[]"]) == 0
+    folder = tmp_path / "runs" / "mini" / "all" / "rlvr"
+    for line in read_metrics(folder):
+        assert line["verifier_failures"] == 0 and line["rollout_logprob_gap_max"] < 1e-3
+        assert line["turns"] > 1 and line["reward"] > 0
+    sample = json.loads((folder / "samples.jsonl").read_text().splitlines()[0])["response"]
+    assert sample.startswith(call) and "environment\n5" in sample
+
+
 def test_a_stage_that_has_nothing_to_learn_from_saves_and_says_so(recipe, tmp_path, capsys):
     """Cut after one token, no answer is worth anything, so the optimizer takes no step."""
     changes = ("truncated=zero", "response_length=1", "save_every=1", "steps=2", "layout.expert=1")
@@ -122,9 +148,13 @@ def test_a_stage_that_has_nothing_to_learn_from_saves_and_says_so(recipe, tmp_pa
     ("loss_type=ppo", "loss_type 'ppo' is not dapo, cispo or gspo"),
     ("loss_type=gspo", "math/rlvr: clip_high is 0.272, which is for ratios of single tokens; with"),
     ("rollouts_ahead=1", "math/rlvr: rollouts_ahead is 1, and the training processes generate"),
+    ("rollout_sleep=true", "math/rlvr: rollout_sleep is for servers; give rollout_servers or"),
     ("rollouts_ahead=2", "rollouts_ahead 2 is not 0 or 1"),
     ("backend=nemo", "math/rlvr: backend is 'nemo'; there are nemo_aligner, native"),
     ("data=[{toy: math, count: 9, verifier: maths}]", "math/rlvr: verifier 'maths' is unknown"),
+    ("data=[{toy: math, count: 9, environment: tool}]",
+     "math/rlvr: environment 'tool' is no file; write it as FILE.py:FUNCTION"),
+    ("max_turns=0", "max_turns 0 is not at least 1"),
 ])
 def test_what_can_not_work_is_reported_before_anything_runs(
     recipe, tmp_path, capsys, override, message

@@ -31,6 +31,22 @@ def _whole(q_SND, k_SKD, v_SKD, angles_L11D, window):
 
 
 @pytest.mark.parametrize("window", [None, 3])
+def test_rows_that_stand_at_one_position_see_what_they_would_alone(window):
+    """They are computed without a mask, or with one for all of them."""
+    torch.manual_seed(0)
+    angles_L11D = torch.rand(LENGTH, 1, 1, WIDTH // 2).repeat(1, 1, 1, 2) * 3
+    q_RSND, k_RSKD, v_RSKD = (torch.randn(2, LENGTH, heads, WIDTH)
+                              for heads in (HEADS, KV_HEADS, KV_HEADS))
+    expected = [_whole(q, k, v, angles_L11D, window) for q, k, v in zip(q_RSND, k_RSKD, v_RSKD)]
+    cache = RowCache(2, LENGTH)
+    for place in range(LENGTH):
+        cache.decode([place, place], torch.device("cpu"))
+        found = cache.attend(1, *(x[:, place][None] for x in (q_RSND, k_RSKD, v_RSKD)),
+                             angles_L11D, window, SCALE)
+        torch.testing.assert_close(found[0], torch.stack([row[place] for row in expected]))
+
+
+@pytest.mark.parametrize("window", [None, 3])
 def test_prefill_and_decode_give_what_the_whole_row_gives(window):
     torch.manual_seed(0)
     angles_L11D = torch.rand(LENGTH, 1, 1, WIDTH // 2).repeat(1, 1, 1, 2) * 3
@@ -58,7 +74,7 @@ def test_prefill_and_decode_give_what_the_whole_row_gives(window):
             order = torch.tensor([2, 1])
             cache.keep(order)
         places = torch.tensor([positions[row] for row in order.tolist()])
-        cache.decode(places, int(places.max()) + 1)
+        cache.decode(places.tolist(), places.device)
         found = attend(*(x[order, places][None] for x in (q_RSND, k_RSKD, v_RSKD)))
         for row, output in zip(order.tolist(), found[0]):
             torch.testing.assert_close(output, expected[row][positions[row]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.model_io import load_model, save_model
+from megatron_bar.checkpoints.tokenizer_files import ChatFormat
+from megatron_bar.data.chat import Message, prompt_ids
+from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.generation.engine import Request, Sampling
 from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.launch import processes
@@ -24,11 +28,13 @@ from megatron_bar.rlvr.policy import Policy, Rows
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.reinforce import reinforce
 from megatron_bar.runtime.distributed import process_groups
+from megatron_bar.runtime.errors import VerifierFailed
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.rlvr import RLVR_GROUPS
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.setup import set_up
+from megatron_bar.verifiers.moves import Move
 from tests import kills
 
 SETTINGS = dict(
@@ -52,6 +58,43 @@ def likes_small_tokens(response: str) -> float:
 def prompts() -> list[Prompt]:
     ids = [[(7 * i + 3 * j) % 300 + 1 for j in range(4 + i % 3)] for i in range(8)]
     return [Prompt(row, str(row), "small", likes_small_tokens) for row in ids]
+
+
+# A letter for the role, so that a turn is a few tokens.
+TURNS_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role[0] + m.content + '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>a' }}{% endif %}")
+
+
+def talking(folder: Path) -> ChatFormat:
+    """A format of bytes, in which a third of the tokens end a reply."""
+    tokenizer = train_tokenizer(["a"], 264, folder / "tokenizer", TURNS_TEMPLATE)
+    return ChatFormat(tokenizer, TURNS_TEMPLATE, frozenset(range(0, 331, 3)), 0)
+
+
+def counts_characters(messages: Sequence[Message]) -> Move:
+    """An environment whose rewards and turns differ from reply to reply."""
+    replies = sum(message["role"] == "assistant" for message in messages)
+    said = len(messages[-1]["content"])
+    if said == 2:
+        raise VerifierFailed("two characters")
+    if replies == 3:
+        return said % 5 / 4
+    return None if said > 4 else {"role": "environment", "content": "=" * said}
+
+
+def run_conversations(checkpoint: Path, layout: Layout, settings: Rlvr, folder: Path) -> None:
+    """The stage, on prompts of which most have an environment."""
+    backend_of(settings.backend).prepare()
+    chat = talking(folder / f"rank{os.environ.get('RANK', '0')}")
+    asked = [[{"role": "user", "content": text}] for text in ("1", "2+", "3", "4++", "5", "6")]
+    prompts = [Prompt(
+        prompt_ids(chat.tokenizer, messages, chat.template), messages[0]["content"], "length",
+        lambda response: len(response) % 3 / 2, messages, counts_characters if i else None)
+        for i, messages in enumerate(asked)]
+    with process_groups(layout):
+        run = ModelRun(ModelConfig.load(checkpoint), checkpoint, folder, layout, 1, "test")
+        reinforce(run, settings, prompts, chat)
 
 
 def run_reinforce(

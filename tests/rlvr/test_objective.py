@@ -18,7 +18,6 @@ from megatron_bar.rlvr.objective import (
     nonzero_std_groups,
     policy_loss,
 )
-from megatron_bar.rlvr.rollout import response_mask
 
 REWARDS = torch.tensor([[1.0, 0.0, 0.0, 1.0], [3.0, 3.0, 3.0, 3.0], [4.0, 0.0, 0.0, 0.0]])
 
@@ -81,13 +80,6 @@ def test_divergence_is_the_mean_over_a_responses_own_tokens():
     start = torch.tensor([[0.0, -2.0, -5.0], [0.0, 0.0, 0.0]])
     mask = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     assert kl_to_reference(ours, start, mask).tolist() == [(1.0 + 3.0) / 2, 0.0]
-
-
-def test_the_mask_has_a_responses_tokens_alone():
-    """Place t is that of token t + 1."""
-    rollout = {"response_tokens": torch.zeros(2, 6), "prompt_lengths": torch.tensor([2, 1]),
-               "response_lengths": torch.tensor([5, 6])}
-    assert response_mask(rollout).tolist() == [[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
 
 def test_truncated_responses_can_be_masked():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from megatron_bar.checkpoints.convert import export_hf
-from megatron_bar.generation.engine import Request, Response, Sampling
 from megatron_bar.launch import processes
 from megatron_bar.recipe.schema import Rlvr
 from megatron_bar.rlvr.backends import BACKENDS, backend_of
+from megatron_bar.rlvr.conversations import Answer
 from megatron_bar.rlvr.rollouts_ahead import PendingRollout
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
@@ -37,21 +37,13 @@ def _run(checkpoint, backend, folder):
     return folder, server
 
 
-class _Failing:
-    """An engine whose servers fail while the policy learns, and are back then."""
-
-    def ask(self, requests, sampling):
+def test_what_servers_failed_to_answer_is_asked_for_again(capsys):
+    def fail():
         raise BarError("http://a doesn't answer")
 
-    def generate(self, requests, sampling):
-        return [Response([7], [-1.0], stopped=True) for _ in requests]
-
-
-def test_what_servers_failed_to_answer_is_asked_for_again(capsys):
+    again = [Answer([7], [True], [-1.0], stopped=True)], 0.5
     with process_groups(Layout()):
-        pending = PendingRollout(_Failing(), [Request([1]), Request([2])], Sampling(4, frozenset()))
-        responses, _ = pending.result()
-    assert [response.tokens for response in responses] == [[7], [7]]
+        assert PendingRollout(fail, lambda: again).result() == again
     assert "http://a doesn't answer; the rollout is asked for again" in capsys.readouterr().out
 
 
@@ -68,5 +60,6 @@ def test_answers_come_from_the_weights_of_a_step_ago_and_are_weighed(checkpoint,
         assert step["rollout_logprob_gap"] > 1e-3 and step["importance_weight"] != 1
     for step in steps:
         assert 0 < step["waiting_share"] < 1 and step["seconds_servers"] > 0
+        assert 0 <= step["servers_waiting_share"] < 1
     for other, _ in others:
         assert_same_run(other, first)

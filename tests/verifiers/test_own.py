@@ -100,7 +100,7 @@ def test_it_says_that_a_reference_is_broken(tmp_path):
     ("raise SystemExit", r"mine.py can't be loaded: SystemExit"),
     ("def judge(a, b, c): pass", "mine.py has no function score; there are judge"),
     ("score = 3", "mine.py has no function score; there are none"),
-    ("def score(answer): pass", r"mine.py: score\(answer\) can't be called as a verifier is: "
+    ("def score(answer): pass", r"mine.py: score\(answer\) can't be called as verifiers are: "
                                 r"score\(prompt, response, reference\)"),
     ("SECONDS = 0\ndef score(a, b, c): pass", "SECONDS is 0; give a number of seconds above 0"),
 ])

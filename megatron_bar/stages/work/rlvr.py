@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.data.bad_items import BadItems, LeftOut
-from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.chat import as_shown, before_reply, prompt_ids
 from megatron_bar.data.chat_format import check_prompt_length, load_chat_format
+from megatron_bar.data.next_turn import check_turns
 from megatron_bar.data.sources import Conversation, load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Rlvr
@@ -24,7 +25,10 @@ from megatron_bar.stages.context import Context
 from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.work.out_of_memory import explain_out_of_memory
 from megatron_bar.stages.work.train import model_run, proof_of_freezing
+from megatron_bar.verifiers.environments import environment_of
 from megatron_bar.verifiers.registry import Scorers, prompt_text, verifier_name
+
+Given, Found = TypeVar("Given"), TypeVar("Found")
 
 
 def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:
@@ -69,9 +73,11 @@ def load_prompts(
     leaves no room to answer, and a missing reference, with its place, unless its source says to
     skip such items: then they are in `left_out`. An item may turn out to be such a one later, when
     an answer is scored: where it is skipped the answer earns nothing. Raises BarError too if no
-    prompt is short enough.
+    prompt is short enough, and for a template that can't go on with an environment's turns.
     """
     prompts = []
+    if any(source.environment is not None for source in settings.data):
+        check_turns(tokenizer, template)
     for source in settings.data:
         bad, scorers = left_out.of(source_name(source), source), Scorers(source)
         for conversation in load_conversations(source, seed, bad):
@@ -79,9 +85,12 @@ def load_prompts(
                 ids = prompt_ids(tokenizer, conversation.messages, template)
                 if len(ids) <= settings.prompt_length:
                     check_prompt_length(len(ids), positions)
-                    prompts.append(Prompt(ids, prompt_text(conversation), verifier_name(source),
-                                          _reward(scorers.scorer(conversation), conversation,
-                                                  bad)))
+                    environment = environment_of(source, conversation)
+                    prompts.append(Prompt(
+                        ids, prompt_text(conversation), verifier_name(source),
+                        _caught(scorers.scorer(conversation), conversation, bad),
+                        as_shown(tokenizer, before_reply(conversation.messages), template),
+                        environment and _caught(environment, conversation, bad)))
     if not prompts:
         raise BarError("; ".join([
             f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
@@ -89,13 +98,13 @@ def load_prompts(
     return prompts
 
 
-def _reward(
-    score: Callable[[str], float], conversation: Conversation, bad: BadItems
-) -> Callable[[str], float]:
-    """`score`, but 0 where the item's reference is broken and such items are to be skipped."""
-    def reward(response: str) -> float:
+def _caught(
+    judge: Callable[[Given], Found], conversation: Conversation, bad: BadItems
+) -> Callable[[Given], Found | float]:
+    """`judge`, but 0 where the item turns out to be broken and such items are to be skipped."""
+    def judged(given: Given) -> Found | float:
         with bad.caught(conversation.number, conversation.where):
-            return score(response)
+            return judge(given)
         return 0.0
 
-    return reward
+    return judged
