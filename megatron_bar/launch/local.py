@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import cores
+from megatron_bar.runtime.stop_file import stop_file_in
 from megatron_bar.runtime.stopping import ContinueLater, StopSignals
 from megatron_bar.stages.context import read_done, replaced_folder
 from megatron_bar.stages.evaluate import EvaluateStage
@@ -58,8 +60,8 @@ def run_recipe(recipe: Recipe, jobs: int | None = None, yes: bool = False) -> Pa
 
     Raises BarError before anything is written for a recipe that can't work, for training that the
     user doesn't want to be replaced, or if another `run` or a SLURM job is at work; StagesFailed,
-    with messages and logs; and ContinueLater when a stop signal came, which the stages that run
-    were given too.
+    with messages and logs; and ContinueLater when a stop signal or a stop file came, at which the
+    stages that run were asked to stop too.
     """
     (run,) = run_recipes([recipe], jobs, yes)
     return run
@@ -107,6 +109,7 @@ def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
         check_no_slurm_jobs(run)
         save_recipe(recipe, run / "recipe.yaml")
         stages = stage_graph(recipe)
+        remove_stop_files(run, stages)
         take_over(stages, run, [Path(other) for other in recipe.reuse])
         todo = stale_stages(stages, run)
         _tell(run, stages, todo)
@@ -139,6 +142,14 @@ def only_run(run: Path) -> Iterator[None]:
         yield
 
 
+def remove_stop_files(run: Path, stages: Sequence[Stage]) -> None:
+    """Remove what an earlier execution was asked to stop by, and say so: this one is to go on."""
+    for folder in (run, *(run / stage.name for stage in stages)):
+        if path := stop_file_in(folder):
+            path.unlink(missing_ok=True)
+            say(f"{path} is removed, so that the run goes on")
+
+
 def check_no_slurm_jobs(run: Path) -> None:
     """Raise BarError if `submit` has jobs at work, which write into the same folders.
 
@@ -162,13 +173,13 @@ class _Scheduler:
         self.running: list[_Running] = []
         self.failed: list[str] = []
         self.stopped: list[str] = []
+        self.asked = False  # to stop, all of it
 
     def run_all(self) -> None:
         try:
             with progress("stages", len(self.waiting)) as advance, StopSignals() as signals:
                 while self.waiting or self.running:
-                    if signals.received is not None:
-                        self._pass_on(signals.received)
+                    self._pass_on(signals.received)
                     while stage := self._startable():
                         self._start(stage)
                     for _ in self._ended():
@@ -179,16 +190,23 @@ class _Scheduler:
                 running.job.stop()
         if self.failed:
             raise StagesFailed(self.failed)
-        if self.stopped or signals.received is not None:
+        if self.stopped or self.asked:
             raise ContinueLater(f"{self.run}: {', '.join(self.stopped) or 'no stage'} was stopped")
 
-    def _pass_on(self, number: int) -> None:
-        """Start nothing more, and let what runs save and end."""
-        self.waiting.clear()
+    def _pass_on(self, number: int | None) -> None:
+        """Let what runs save and end where it is to stop, by a signal or a stop file.
+
+        If that is for the whole run, nothing more is started.
+        """
+        if number is not None or stop_file_in(self.run):
+            self.asked = True
+            self.waiting.clear()
         for running in self.running:
-            if not running.job.asked_to_stop:
+            if running.job.asked_to_stop:
+                continue
+            if self.asked or stop_file_in(self.run / running.stage.name):
                 say(f"{running.stage.name}: asked to save and stop; Ctrl-C ends it at once")
-                running.job.ask_to_stop(number)
+                running.job.ask_to_stop(number or signal.SIGUSR1)
 
     def _startable(self) -> Stage | None:
         """The first stage whose inputs are done and whose processes fit beside those that run.
