@@ -23,6 +23,7 @@ from megatron_bar.runtime.devices import check_ranks
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import Faults, require
 from megatron_bar.runtime.locks import locked
+from megatron_bar.runtime.stop_file import stop_file_in
 from megatron_bar.stages.evaluate import EvaluateStage
 from megatron_bar.stages.export_hf import MODEL_FOLDER, ExportStage
 from megatron_bar.stages.rlvr import RlvrStage
@@ -38,8 +39,8 @@ def run_recipe(recipe: Recipe, jobs: int | None = None, yes: bool = False) -> Pa
 
     Raises BarError before anything is written for a recipe that can't work, for training that the
     user doesn't want to be replaced, or if another `run` or a SLURM job is at work; StagesFailed,
-    with messages and logs; and ContinueLater when a stop signal came, which the stages that run
-    were given too.
+    with messages and logs; and ContinueLater when a stop signal or a stop file came, at which the
+    stages that run were asked to stop too.
     """
     (run,) = run_recipes([recipe], jobs, yes)
     return run
@@ -96,6 +97,7 @@ def run_checked(recipe: Recipe, jobs: int | None = None) -> Path:
         check_no_slurm_jobs(run)
         save_recipe(recipe, run / "recipe.yaml")
         stages = stage_graph(recipe)
+        remove_stop_files(run, stages)
         take_over(stages, run, [Path(other) for other in recipe.reuse])
         todo = stale_stages(stages, run)
         _tell(run, stages, todo)
@@ -122,6 +124,14 @@ def only_run(run: Path) -> Iterator[None]:
     """One `run` at a time in a run's folder."""
     with locked(run / ".lock", f"another megatron-bar run is at work in {run}"):
         yield
+
+
+def remove_stop_files(run: Path, stages: Sequence[Stage]) -> None:
+    """Remove what an earlier execution was asked to stop by, and say so: this one is to go on."""
+    for folder in (run, *(run / stage.name for stage in stages)):
+        if path := stop_file_in(folder):
+            path.unlink(missing_ok=True)
+            say(f"{path} is removed, so that the run goes on")
 
 
 def check_no_slurm_jobs(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.devices import visible_gpus
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.pool import cores
+from megatron_bar.runtime.stop_file import stop_file_in
 from megatron_bar.runtime.stopping import ContinueLater, StopSignals
 from megatron_bar.stages.context import read_done, replaced_folder
 from megatron_bar.stages.stage import Stage
@@ -52,13 +54,13 @@ class LocalScheduler:
         self.running: list[_Running] = []
         self.failed: list[str] = []
         self.stopped: list[str] = []
+        self.asked = False  # to stop, all of it
 
     def run_all(self) -> None:
         try:
             with progress("stages", len(self.waiting)) as advance, StopSignals() as signals:
                 while self.waiting or self.running:
-                    if signals.received is not None:
-                        self._pass_on(signals.received)
+                    self._pass_on(signals.received)
                     while stage := self._startable():
                         self._start(stage)
                     for _ in self._ended():
@@ -69,16 +71,23 @@ class LocalScheduler:
                 running.job.stop()
         if self.failed:
             raise StagesFailed(self.failed)
-        if self.stopped or signals.received is not None:
+        if self.stopped or self.asked:
             raise ContinueLater(f"{self.run}: {', '.join(self.stopped) or 'no stage'} was stopped")
 
-    def _pass_on(self, number: int) -> None:
-        """Start nothing more, and let what runs save and end."""
-        self.waiting.clear()
+    def _pass_on(self, number: int | None) -> None:
+        """Let what runs save and end where it is to stop, by a signal or a stop file.
+
+        If that is for the whole run, nothing more is started.
+        """
+        if number is not None or stop_file_in(self.run):
+            self.asked = True
+            self.waiting.clear()
         for running in self.running:
-            if not running.job.asked_to_stop:
+            if running.job.asked_to_stop:
+                continue
+            if self.asked or stop_file_in(self.run / running.stage.name):
                 say(f"{running.stage.name}: asked to save and stop; Ctrl-C ends it at once")
-                running.job.ask_to_stop(number)
+                running.job.ask_to_stop(number or signal.SIGUSR1)
 
     def _startable(self) -> Stage | None:
         """The first stage whose inputs are done, and which fits beside those that run."""

@@ -54,7 +54,7 @@ def reinforce(
         raise BarError(f"{run.label}: there are {len(prompts)} prompts and a step asks {needed}; "
                        "give more data or lower prompts_per_step")
     backend = backend_of(settings.backend)
-    with StopAtStep(settings.stop_after_minutes) as stop:
+    with StopAtStep(run.folder, settings.stop_after_minutes) as stop:
         return load_or_run(run.folder, RlvrResult, lambda: _trained(
             Learner(run, settings, prompts, chat_format, stop), backend))
 

@@ -1,4 +1,4 @@
-"""Being asked to stop, by a signal or by the clock, and to go on later.
+"""Being asked to stop, by a signal, by a file or by the clock, and to go on later.
 
 A scheduler that takes a machine away says so beforehand: SIGTERM, SIGUSR1, or a time that is known
 from the start; a person presses Ctrl-C (SIGINT). A stage that trains then saves at its next step
@@ -17,12 +17,18 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, NoneType, TracebackType
+
+from megatron_bar.runtime.ranks import is_main
+from megatron_bar.runtime.stop_file import STOP_FILE, run_of, stop_file_in
 
 # EX_TEMPFAIL of sysexits.h. The exit status of `megatron-bar stage` and `megatron-bar run` (and of
 # each rank) when they were asked to stop before the work was done: start them again, unchanged.
 CONTINUE_LATER = 75
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Says that a stop file was found, among the numbers of signals, which are less.
+_BY_FILE = 1 << 16
 # When to save and stop, in seconds since 1970; what a batch system knows of a job's end.
 STOP_AT = "MEGATRON_BAR_STOP_AT"
 
@@ -127,15 +133,18 @@ class RaiseOnStopSignal(StopSignals):
 
 
 class StopAtStep(StopSignals):
-    """Notes stop signals and watches the clock, for a loop that can only stop between steps.
+    """Notes stop signals, a stop file and the clock, for a loop that can only stop between steps.
 
     Within RaiseOnStopSignal it takes its place, so set-up and saves in the block aren't cut short.
     A signal after the last step finds nothing left to stop, and is forgotten.
-    `minutes` counts from here. The environment's MEGATRON_BAR_STOP_AT holds too.
+    The file lies in the stage's `folder`, or in that of its run. `minutes` counts from here. The
+    environment's MEGATRON_BAR_STOP_AT holds too.
     """
 
-    def __init__(self, minutes: float | None = None) -> None:
+    def __init__(self, folder: Path, minutes: float | None = None) -> None:
         super().__init__()
+        run = run_of(folder)
+        self.folders = [folder] if run is None else [folder, run]
         times = [] if minutes is None else [time.time() + 60 * minutes]
         if STOP_AT in os.environ:
             times.append(float(os.environ[STOP_AT]))
@@ -146,10 +155,14 @@ class StopAtStep(StopSignals):
         import torch  # not for the helpers that import this, such as the sandbox
         import torch.distributed as dist
 
-        mine = self.received or (-1 if time.time() >= self.time else 0)
+        # One rank alone looks for the file: the file system is asked once a step.
+        by_file = _BY_FILE if is_main() and stop_file_in(*self.folders) else None
+        mine = by_file or self.received or (-1 if time.time() >= self.time else 0)
         worst = torch.tensor([mine, -mine], device=torch.cuda.current_device())
         dist.all_reduce(worst, op=dist.ReduceOp.MAX)
         number, clock = worst.tolist()
+        if number == _BY_FILE:
+            return f"asked by the file {STOP_FILE}, which run and submit remove"
         if number > 0:
             return f"asked by {signal.Signals(number).name}"
         return "its time is up" if clock > 0 else None

@@ -75,8 +75,8 @@ class TrainingRun:
         Raises BarError for settings that don't fit the model, the layout or the data, and for a bad
         step; ContinueLater when it was asked to stop, with its state saved.
         """
-        with StopAtStep(self.training.stop_after_minutes) as stop:
-            folder = self.model_run.folder
+        folder = self.model_run.folder
+        with StopAtStep(folder, self.training.stop_after_minutes) as stop:
             return load_or_run(folder, TrainingResult, lambda: _Stage(self).run(stop))
 
 

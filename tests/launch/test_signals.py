@@ -1,4 +1,5 @@
-"""A signal to all processes of a run at once, as a terminal, systemd or SLURM gives it."""
+"""A stop signal to all processes of a run at once, as a terminal, systemd or SLURM gives it; and a
+stop file."""
 
 from __future__ import annotations
 
@@ -32,17 +33,21 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.fixture
-def started(tmp_path) -> Iterator[subprocess.Popen]:
+def _start(recipe: Path) -> subprocess.Popen:
     """A run in a process group of its own."""
-    recipe = small_recipe(tmp_path)
-    recipe["pretrain"]["training"] |= _LONG
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "megatron_bar", "run", str(tmp_path / "small.yaml")], cwd=ROOT,
+    return subprocess.Popen(
+        [sys.executable, "-m", "megatron_bar", "run", str(recipe)], cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         preexec_fn=_hear_ctrl_c,
     )
+
+
+@pytest.fixture
+def started(tmp_path) -> Iterator[subprocess.Popen]:
+    recipe = small_recipe(tmp_path)
+    recipe["pretrain"]["training"] |= _LONG
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(recipe))
+    process = _start(tmp_path / "small.yaml")
     yield process
     process.kill()
     process.wait()
@@ -95,3 +100,26 @@ def test_who_presses_ctrl_c_twice_waits_no_longer(started, tmp_path):
     said = started.communicate(timeout=60)[0]
     assert started.returncode == 130 and "Ctrl-C ends it at once" in said
     assert_group_ends(started.pid, seconds=60)
+
+
+def test_a_stop_file_stops_a_run_and_the_next_start_removes_it(started, tmp_path):
+    """First in the run's folder, then in the stage's."""
+    run, stage = tmp_path / "small", tmp_path / "small" / "base"
+    _wait_for_steps(started, stage, 3)
+    (run / "STOP").touch()
+    said = started.communicate()[0]
+    assert started.returncode == CONTINUE_LATER and "run it again to go on" in said, said
+    steps = len(read_metrics(stage))
+    assert saved_steps(stage) == [steps]
+    log = (run / "logs" / "base.txt").read_text()
+    assert f"asked by the file STOP, which run and submit remove, saved after step {steps}" in log
+    again = _start(tmp_path / "small.yaml")
+    try:
+        _wait_for_steps(again, stage, steps + 1)
+        (stage / "STOP").touch()
+        said = again.communicate()[0]
+    finally:
+        again.kill()
+    assert again.returncode == CONTINUE_LATER, said
+    assert "small/STOP is removed, so that the run goes on" in said.replace("\n", "")
+    assert saved_steps(stage)[-1] == len(read_metrics(stage)) > steps

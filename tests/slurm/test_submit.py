@@ -29,6 +29,7 @@ from megatron_bar.models.presets import PRESETS
 from megatron_bar.rlvr.backends import warn_once
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
+from megatron_bar.runtime.stopping import CONTINUE_LATER
 from megatron_bar.stages.made_of import record
 from megatron_bar.stages.stage import Stage
 
@@ -119,6 +120,28 @@ def test_every_script_is_valid_shell_however_things_are_called(workplace, capsys
         for script in _scripts(capsys, "--site", site).values():
             assert "\necho ${HOME}\n" in script
             subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize("asks", [None, "STOP", "math/sft/STOP"])
+def test_a_job_that_saved_is_queued_again_unless_a_stop_file_asks_it_to_stop(
+    asks, workplace, capsys, tmp_path, monkeypatch
+):
+    """The script itself runs, among commands that do what SLURM's do at that moment."""
+    script = _scripts(capsys, "--only", "math/sft")["math/sft"]
+    calls = tmp_path / "calls"
+    commands = {"srun": "exit 75", "squeue": "echo RUNNING", "sleep": "",
+                "scontrol": f'echo "$*" >> {calls}\necho NodeAddr=127.0.0.1'}
+    _fake_commands(tmp_path / "bin", commands, monkeypatch)
+    if asks is not None:
+        (workplace / "runs" / "bar-7b" / asks).parent.mkdir(parents=True)
+        (workplace / "runs" / "bar-7b" / asks).touch()
+    ended = subprocess.run(
+        ["bash"], input=script, text=True, capture_output=True, timeout=30, env=os.environ | {
+            "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "SLURM_JOB_NODELIST": "n1"})
+    assert ended.returncode == CONTINUE_LATER, ended.stderr
+    assert ("requeue 7" in calls.read_text().splitlines()) == (asks is None)
+    if asks is not None:
+        assert f"runs/bar-7b/{asks}; submit again to go on" in ended.stdout
 
 
 @pytest.fixture
@@ -231,6 +254,12 @@ def _fake_slurm(folder: Path, monkeypatch) -> None:
                   'echo "$job|PENDING|None|0:00"; done\n',
         "scancel": "",
     }
+    _fake_commands(folder, commands, monkeypatch)
+
+
+def _fake_commands(folder: Path, commands: dict[str, str], monkeypatch) -> None:
+    """Put shell scripts before the commands of their names."""
+    folder.mkdir(exist_ok=True)
     for name, script in commands.items():
         (folder / name).write_text(f"#!/bin/sh\n{script}")
         (folder / name).chmod(0o755)

@@ -22,6 +22,7 @@ import psutil
 
 from megatron_bar.launch.slurm.attempts import begin_attempt
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.stop_file import stop_file_in
 from megatron_bar.runtime.stopping import CONTINUE_LATER, STOP_SIGNALS
 
 # srun ends with the highest status of its tasks: what failed must outdo what was only stopped.
@@ -92,6 +93,9 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("stage")
     args = parser.parse_args()
+    if path := stop_file_in(args.run, args.run / args.stage):
+        print(f"{args.stage}: not begun, {path} is there; submit again to go on", file=sys.stderr)
+        return CONTINUE_LATER
     try:
         begin_attempt(args.run, args.stage)
     except BarError as error:

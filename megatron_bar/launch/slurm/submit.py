@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from megatron_bar.launch.check import check_works
-from megatron_bar.launch.local import only_run
+from megatron_bar.launch.local import only_run, remove_stop_files
 from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.replacing import confirm_replacing
 from megatron_bar.launch.reuse import take_over
@@ -163,6 +163,7 @@ def _open_run(run: Path) -> Iterator[None]:
 
 def _write(recipe: Recipe, run: Path, scripts: Mapping[str, str]) -> None:
     save_recipe(recipe, run / "recipe.yaml")
+    remove_stop_files(run, stage_graph(recipe))
     for name, script in scripts.items():
         script_path(run, name).write_text(script)
 
