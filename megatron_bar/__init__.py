@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from megatron_bar.api.model import Chat, Model, Reply, Word, load
     from megatron_bar.api.runs import Run, load_recipe, run
-    from megatron_bar.api.training import dpo, midtrain, rlvr, route, sft
+    from megatron_bar.api.training import dpo, midtrain, reinforce, route, sft
     from megatron_bar.recipe.schema import (
         Domain,
         Dpo,
@@ -46,7 +46,7 @@ __all__ = [  # noqa: RUF022  (by the module that has them)
     "Checkpoint", "MergedCheckpoint", "branch", "export_hf", "import_hf", "merge",
     "Chat", "Model", "Reply", "Word", "load",
     "Run", "load_recipe", "run",
-    "dpo", "midtrain", "rlvr", "route", "sft",
+    "dpo", "midtrain", "reinforce", "route", "sft",
     "Domain", "Dpo", "Evaluate", "Merge", "Pretrain", "Recipe", "Rlvr", "Route", "RouteTraining",
     "Source", "Training",
     "BarError", "ContinueLater", "Layout",
@@ -57,7 +57,7 @@ _MODULES = {
                         "merge"),
     "api.model": ("Chat", "Model", "Reply", "Word", "load"),
     "api.runs": ("Run", "load_recipe", "run"),
-    "api.training": ("dpo", "midtrain", "rlvr", "route", "sft"),
+    "api.training": ("dpo", "midtrain", "reinforce", "route", "sft"),
     "recipe.schema": ("Domain", "Dpo", "Evaluate", "Merge", "Pretrain", "Recipe", "Rlvr", "Route",
                       "RouteTraining", "Source", "Training"),
     "runtime.errors": ("BarError",),

@@ -71,7 +71,7 @@ def dpo(
     return _adapt(DpoStage, start, training, out, chat_template, seed, overwrite)
 
 
-def rlvr(
+def reinforce(
     start: StrPath,
     training: Rlvr,
     out: StrPath,
@@ -80,7 +80,7 @@ def rlvr(
     seed: int = 0,
     overwrite: bool = False,
 ) -> Checkpoint:
-    """Train the checkpoint `start` on prompts whose answers a verifier scores; see `sft`."""
+    """Train the checkpoint `start` by RLVR, on answers that a verifier scores; see `sft`."""
     return _adapt(RlvrStage, start, training, out, chat_template, seed, overwrite)
 
 

@@ -72,7 +72,7 @@ def copied_at_once(
 
 
 class MadeAhead(Generic[_T]):
-    """What `make` makes of whole numbers, in their order, the next one while one is in use.
+    """The things that `make` makes of whole numbers, in their order, the next while one is in use.
 
     In a thread, on a machine with a GPU. A CPU has no time to spare, so there it is made when it is
     asked for.
@@ -86,7 +86,7 @@ class MadeAhead(Generic[_T]):
             self._thread = concurrent.futures.ThreadPoolExecutor(1, "made-ahead")
 
     def take(self, number: int) -> _T:
-        """What belongs to `number`. Raises what `make` raised."""
+        """Return what belongs to `number`. Raises what `make` raised."""
         if self._thread is None:
             return self.make(number)
         made = self._next

@@ -29,10 +29,11 @@ def _piped(monkeypatch, said: str, *arguments: str) -> int:
 def test_a_pipe_gets_the_answers_alone(two_talking, monkeypatch, capsys):
     questions = ["What is 17 + 25?", "And 18 + 25?"]
     assert _piped(monkeypatch, "\n".join([*questions, "", "/new", questions[0]]), str(two_talking),
-                  "--max-new-tokens", "5", "--temperature", "1", "--seed", "2") == 0
+                  "--system", "Be short.", "--max-new-tokens", "5", "--temperature", "1",
+                  "--seed", "2") == 0
     shown = capsys.readouterr()
     with load(two_talking) as model:
-        talk = model.chat(max_new_tokens=5, temperature=1.0, seed=2)
+        talk = model.chat(system="Be short.", max_new_tokens=5, temperature=1.0, seed=2)
         answers = [talk.ask(question).text for question in questions]
     assert shown.out == f"{answers[0]}\n{answers[1]}\n{answers[0]}\n"
     told = re.findall(r"^megatron-bar: \[anchor (\d+)%  expert1 (\d+)%  cut after 5 tokens\]$",

@@ -104,7 +104,7 @@ def test_router_rows_are_drawn_as_those_of_branches(anchor, domains, tmp_path):
 
 def test_many_processes_write_the_same_bytes(anchor, domains, small_parts, tmp_path):
     for name, processes in (("one", 1), ("two", 2)):
-        dense.average(domains, tmp_path / f"mean-{name}", anchor, processes)
+        dense.average(domains, tmp_path / f"mean-{name}", anchor, processes=processes)
         dense.stack(anchor, domains, tmp_path / f"stack-{name}", processes=processes)
     for kind in ("mean", "stack"):
         one, two = (tmp_path / f"{kind}-{name}" for name in ("one", "two"))

@@ -12,6 +12,7 @@ from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.checkpoints.merge import merge
 from megatron_bar.checkpoints.merging import rule_named, sources
 from megatron_bar.checkpoints.token_counts import write_token_counts
+from megatron_bar.cli import main
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.names import MERGE_RULES
 from megatron_bar.runtime.errors import BarError
@@ -49,10 +50,12 @@ def _ties(base, branches, density):
 def test_rules_of_whole_branches_are_what_torch_says(anchor, moved, tmp_path):
     base = random_dense(0).state_dict()
     found = {}
-    for name, settings in {"task_arithmetic": {"scale": 0.7}, "ties": {"density": 0.3}}.items():
+    for name, setting in {"task_arithmetic": "--scale=0.7", "ties": "--density=0.3"}.items():
         target = tmp_path / name
-        done = merge(moved, target, anchor, rule=rule_named(name, **settings))
-        assert done.model.merged_from == () and done.model.experts_per_token == 3
+        assert main(["merge", *map(str, moved), "--rule", name, setting, "--anchor", str(anchor),
+                     "--out", str(target)]) == 0
+        model = ModelConfig.load(target)
+        assert model.merged_from == () and model.experts_per_token == 3
         found[name] = tensors(target, tmp_path)
     both = [tensors(b, tmp_path) for b in moved]
     for name in filter(is_shared, base):

@@ -1,4 +1,4 @@
-"""What is said and left when a GPU's memory is too small for a stage."""
+"""The message and the file of a stage that doesn't fit a GPU's memory."""
 
 from __future__ import annotations
 

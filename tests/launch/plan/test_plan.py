@@ -140,7 +140,7 @@ def test_one_key_is_changed_before_the_layout_is():
     assert suggest_training(model, layout, wide, groups, limit) == {"dtype": "bfloat16"}
     long = Training(dtype="bfloat16", global_batch_size=256, sequence_length=16384)
     assert suggest_training(model, layout, long, groups, limit) == {"recompute": "full"}
-    both = dataclasses.replace(long, micro_batch_size=8)
+    both = dataclasses.replace(long, micro_batch_size=16)
     assert suggest_training(model, layout, both, groups, limit) == {
         "micro_batch_size": 1, "recompute": "full"}
     many = Rlvr(dtype="bfloat16", recompute="full", rollout_batch_size=64, steps=3)
