@@ -36,7 +36,7 @@ from megatron_bar.data.batch import Batch
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.language_model import build_model
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import console
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.fusing import kernels_in_use

@@ -26,7 +26,7 @@ from megatron_bar.data import toy
 from megatron_bar.data.chat import chat_template
 from megatron_bar.data.encoding import encode_conversations
 from megatron_bar.data.sources import load_conversations
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.console import console
 
 DOMAIN = "tool_use"

@@ -24,7 +24,7 @@ from megatron_bar.data.batch import Batch
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import console
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout

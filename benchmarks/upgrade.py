@@ -22,7 +22,8 @@ from rich.table import Table
 from megatron_bar.analysis.upgrade import Upgrade
 from megatron_bar.launch.upgrade import UpgradeRequest, upgrade
 from megatron_bar.methods.load import load_recipe, save_recipe
-from megatron_bar.recipe.schema import Domain, Source
+from megatron_bar.recipe.schema import Domain
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.console import console
 
 

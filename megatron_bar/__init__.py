@@ -27,17 +27,13 @@ if TYPE_CHECKING:
     from megatron_bar.api.training import dpo, midtrain, reinforce, route, sft
     from megatron_bar.recipe.schema import (
         Domain,
-        Dpo,
         Evaluate,
         Merge,
         Pretrain,
         Recipe,
-        Rlvr,
         Route,
-        RouteTraining,
-        Source,
-        Training,
     )
+    from megatron_bar.recipe.training import Dpo, Rlvr, RouteTraining, Source, Training
     from megatron_bar.runtime.errors import BarError
     from megatron_bar.runtime.layout import Layout
     from megatron_bar.runtime.stopping import ContinueLater
@@ -47,8 +43,8 @@ __all__ = [  # noqa: RUF022  (by the module that has them)
     "Chat", "Model", "Reply", "Word", "load",
     "Run", "load_recipe", "run",
     "dpo", "midtrain", "reinforce", "route", "sft",
-    "Domain", "Dpo", "Evaluate", "Merge", "Pretrain", "Recipe", "Rlvr", "Route", "RouteTraining",
-    "Source", "Training",
+    "Domain", "Evaluate", "Merge", "Pretrain", "Recipe", "Route",
+    "Dpo", "Rlvr", "RouteTraining", "Source", "Training",
     "BarError", "ContinueLater", "Layout",
 ]
 
@@ -58,8 +54,8 @@ _MODULES = {
     "api.model": ("Chat", "Model", "Reply", "Word", "load"),
     "api.runs": ("Run", "load_recipe", "run"),
     "api.training": ("dpo", "midtrain", "reinforce", "route", "sft"),
-    "recipe.schema": ("Domain", "Dpo", "Evaluate", "Merge", "Pretrain", "Recipe", "Rlvr", "Route",
-                      "RouteTraining", "Source", "Training"),
+    "recipe.schema": ("Domain", "Evaluate", "Merge", "Pretrain", "Recipe", "Route"),
+    "recipe.training": ("Dpo", "Rlvr", "RouteTraining", "Source", "Training"),
     "runtime.errors": ("BarError",),
     "runtime.stopping": ("ContinueLater",),
     "runtime.layout": ("Layout",),

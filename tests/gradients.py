@@ -13,7 +13,7 @@ from megatron_bar.checkpoints.names import slots
 from megatron_bar.data.batch import Batch
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.step import forward_backward

@@ -14,7 +14,7 @@ import pytest
 import megatron_bar
 from megatron_bar.cli import api_reference, main, reference
 from megatron_bar.cli.parser import build_parser
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from tests.test_docs import DOCS, FENCE, PAGES, ROOT
 
 _OPTION = re.compile(r"--[a-z][a-z-]*")

@@ -108,7 +108,7 @@ def test_a_verifier(extended):
     with pytest.raises(BarError, match="names no statute"):
         score("", "42 U.S.C. 1983", "none")
     _says(extended, """
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.verifiers.registry import verifier_for
 mine = Source(path="x.jsonl", verifier="examples/citations.py:score")
 assert verifier_for(mine)("", "See 1 U.S.C. 2.", "1 U.S.C. 2 and 3 U.S.C. 4") == 0.5
@@ -125,7 +125,7 @@ def test_an_environment(extended):
     assert step(says("It is 42."), "42") is None
     _says(extended, """
 from megatron_bar.data.sources import Conversation
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.verifiers.environments import environment_of
 mine = Source(path="x.jsonl", verifier="exact", environment="examples/calculator.py:step")
 item = Conversation([], "sums", {"answer": "5"}, "sums.jsonl:1")
@@ -203,7 +203,7 @@ else:
 
 def test_a_backend(extended):
     _says(extended, """
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.backends import backend_of
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.layout import Layout

@@ -12,7 +12,7 @@ from megatron_bar.api.checkpoints import StrPath, checkpoint_folder, exported_by
 from megatron_bar.api.model import Model
 from megatron_bar.generation.openai_api import OpenAIApi
 from megatron_bar.generation.probe import distance
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime.errors import BarError
 
 _ROWS, _TOKENS = 4, 64

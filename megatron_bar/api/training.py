@@ -18,7 +18,8 @@ from megatron_bar.methods.graph import DENSE_GROUPS, ROUTE_EPOCHS
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.layers import overridden
 from megatron_bar.recipe.paths import all_located
-from megatron_bar.recipe.schema import Dpo, Rlvr, Route, Source, Training
+from megatron_bar.recipe.schema import Route
+from megatron_bar.recipe.training import Dpo, Rlvr, Source, Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.dpo import DpoStage

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from megatron_bar.recipe.fields import FUNCTION
 from megatron_bar.recipe.paths import located
-from megatron_bar.recipe.schema import Evaluate, Source
+from megatron_bar.recipe.schema import Evaluate
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError, raise_all
 
 # NAME=FILE:VERIFIER, of which the last may be FILE.py:FUNCTION.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from megatron_bar.data.paths import files_of
 from megatron_bar.data.sources import open_source
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 
 

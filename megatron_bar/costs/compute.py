@@ -20,7 +20,8 @@ from megatron_bar.costs.memory import (
 )
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
-from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
+from megatron_bar.recipe.schema import Evaluate
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout

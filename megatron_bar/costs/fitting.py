@@ -10,7 +10,8 @@ from typing import Any
 
 from megatron_bar.costs.memory import evaluation_memory, training_memory
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
+from megatron_bar.recipe.schema import Evaluate
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout

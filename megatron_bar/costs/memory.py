@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.loss_chunks import KEPT_BYTES, chunk_tokens
-from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
+from megatron_bar.recipe.schema import Evaluate
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.disk_space import point_bytes

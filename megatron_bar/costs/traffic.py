@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from megatron_bar.costs.memory import WIDTH, rank_parameters
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.layout import Layout
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError, MachineError, VerifierFailed
 from megatron_bar.runtime.files import write_json_lines

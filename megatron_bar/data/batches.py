@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from megatron_bar.data.rows import Rows
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.recipe.units import token_count
 from megatron_bar.runtime.errors import BarError
 

@@ -21,7 +21,7 @@ from megatron_bar.data.forms import Form, preferences
 from megatron_bar.data.paths import path_name
 from megatron_bar.data.records import Listed, Record, Records
 from megatron_bar.data.tables import Dataset
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 

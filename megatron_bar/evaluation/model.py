@@ -27,7 +27,8 @@ from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import LanguageModel, build_model
 from megatron_bar.models.router import leave_out
-from megatron_bar.recipe.schema import Evaluate, Source
+from megatron_bar.recipe.schema import Evaluate
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.errors import BarError

@@ -23,7 +23,7 @@ from megatron_bar.generation.probe import Probe, distance
 from megatron_bar.generation.vllm_process import START_SECONDS, VllmProcess, find_vllm
 from megatron_bar.generation.waiting import wait_for
 from megatron_bar.models.language_model import LanguageModel
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime.beats import beat
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import on_main

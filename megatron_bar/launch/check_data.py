@@ -29,7 +29,8 @@ from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
 from megatron_bar.launch.starts import start_tokenizer
 from megatron_bar.recipe.fields import CHATS, ITEMS, PAIRS, TEXTS
-from megatron_bar.recipe.schema import Recipe, Source
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError, VerifierFailed
 from megatron_bar.runtime.faults import Faults, require
 from megatron_bar.stages.stage import Reading, Stage

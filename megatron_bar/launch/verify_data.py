@@ -18,7 +18,8 @@ from megatron_bar.launch.check_data import contents, readings
 from megatron_bar.launch.contamination import find_contamination
 from megatron_bar.methods import stage_graph
 from megatron_bar.recipe.fields import ITEMS, PROMPTS
-from megatron_bar.recipe.schema import Recipe, Source
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.errors import BarError, VerifierFailed
 from megatron_bar.runtime.faults import Faults

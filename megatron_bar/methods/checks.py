@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from megatron_bar.methods.graph import ADAPTING, routing_data, training_of
 from megatron_bar.recipe.fields import RUNTIME, names_with
 from megatron_bar.recipe.names import MERGE_RULES
-from megatron_bar.recipe.schema import Merge, Recipe, Rlvr
+from megatron_bar.recipe.schema import Merge, Recipe
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.training_stage import TrainingStage

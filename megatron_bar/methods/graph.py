@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from megatron_bar.recipe.names import ALL, WITHOUT
-from megatron_bar.recipe.schema import Domain, Recipe, Rlvr, Source, Training
+from megatron_bar.recipe.schema import Domain, Recipe
+from megatron_bar.recipe.training import Rlvr, Source, Training
 from megatron_bar.stages.branch import AdoptStage, BranchStage
 from megatron_bar.stages.dpo import DpoStage
 from megatron_bar.stages.evaluate import EvaluateStage

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from megatron_bar.methods import check_method, stage_graph
 from megatron_bar.methods.graph import ADAPTING, route_training, training_of
 from megatron_bar.recipe.names import TAKEN_NAMES, TAKEN_STARTS
-from megatron_bar.recipe.schema import Domain, Recipe, Training
+from megatron_bar.recipe.schema import Domain, Recipe
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.route import RouteStage
 

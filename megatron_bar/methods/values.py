@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.graph import ADAPTING, route_training, training_of
 from megatron_bar.recipe.fields import AT_LEAST_0, faults
-from megatron_bar.recipe.schema import Evaluate, Recipe, Rlvr, Training
+from megatron_bar.recipe.schema import Evaluate, Recipe
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.recipe.units import token_count
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout

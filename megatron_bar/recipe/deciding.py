@@ -19,7 +19,7 @@ from typing import Any
 
 from megatron_bar.recipe.fields import FORMS, ROUNDING, RUNTIME, about
 from megatron_bar.recipe.renamed import with_present_names
-from megatron_bar.recipe.schema import REFERENCES, Source
+from megatron_bar.recipe.training import REFERENCES, Source
 
 
 @dataclass(frozen=True)

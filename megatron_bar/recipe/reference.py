@@ -20,7 +20,8 @@ _HEAD = """\
 # Recipe reference
 
 Every key a recipe may have, with its type and default. Written by `make docs` from
-[`recipe/schema.py`](../megatron_bar/recipe/schema.py); change the comments there.
+[`recipe/schema.py`](../megatron_bar/recipe/schema.py) and
+[`recipe/training.py`](../megatron_bar/recipe/training.py); change the comments there.
 
 `${...}` refers to another key, and `a.b=c` on the command line overrides one;
 `domains.math.tasks.0.count=20` changes an item of a list, counted from 0. A key that isn't here is

@@ -12,7 +12,7 @@ from megatron_bar.generation.openai_engine import OpenAIEngine
 from megatron_bar.generation.probe import Probe
 from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.generation.served_policy import ServedPolicy
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.conversations import Answer, Conversations, Rules
 from megatron_bar.rlvr.policy import Policy
 from megatron_bar.rlvr.prompts import Prompt

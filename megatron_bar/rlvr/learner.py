@@ -19,7 +19,7 @@ from megatron_bar.checkpoints.number_types import type_name
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.generation.probe import Probe
 from megatron_bar.generation.served_policy import ServedPolicy
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.generator import Generator
 from megatron_bar.rlvr.objective import (
     compute_advantages,

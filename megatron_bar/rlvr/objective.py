@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 
 ADVANTAGES = ("centered", "grpo", "rloo")
 _EPS = 1e-6  # keeps equal rewards, whose deviation is 0, from dividing 0 by 0

@@ -22,7 +22,7 @@ from megatron.core.utils import unwrap_model
 
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.models.loss import Targets
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.objective import mean_weights, policy_loss
 
 Rows = dict[str, torch.Tensor]

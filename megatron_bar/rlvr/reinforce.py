@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.backends import Backend, backend_of
 from megatron_bar.rlvr.learner import Learner
 from megatron_bar.rlvr.prompts import Prompt

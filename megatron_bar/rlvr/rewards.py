@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.rollout import Rollout
 from megatron_bar.rlvr.step_seconds import StepSeconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.backends import BACKENDS
 from megatron_bar.rlvr.objective import ADVANTAGES
 from megatron_bar.runtime.errors import BarError

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_bar.recipe.fields import PAIRS
-from megatron_bar.recipe.schema import Dpo
+from megatron_bar.recipe.training import Dpo
 from megatron_bar.stages.train import AdaptStage
 
 if TYPE_CHECKING:

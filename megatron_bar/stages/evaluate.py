@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from megatron_bar.recipe.deciding import KeyPath, Setting
 from megatron_bar.recipe.fields import ITEMS, TEMPLATE, key
 from megatron_bar.recipe.names import GENERAL
-from megatron_bar.recipe.schema import Evaluate, Source
+from megatron_bar.recipe.schema import Evaluate
+from megatron_bar.recipe.training import Source
 from megatron_bar.stages.stage import Reading, Stage
 
 if TYPE_CHECKING:

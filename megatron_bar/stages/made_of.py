@@ -24,7 +24,7 @@ from megatron_bar.recipe.fields import (
     TEMPLATE,
 )
 from megatron_bar.recipe.paths import function_in
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.digests import content_digest
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import json_digest, read_json

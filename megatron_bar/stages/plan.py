@@ -21,7 +21,7 @@ from megatron_bar.costs.fitting import suggest_evaluation, suggest_training
 from megatron_bar.costs.memory import Memory, evaluation_memory, saved_bytes, training_memory
 from megatron_bar.costs.traffic import Traffic, step_traffic
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.schema import Rlvr, Training
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.groups import group_sizes, matching

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from megatron_bar.recipe.fields import PROMPTS
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.stage import Reading
 from megatron_bar.stages.training_stage import TrainingStage

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_bar.recipe.deciding import Looks
 from megatron_bar.recipe.fields import key
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.stages.rows_stage import RowsStage
 
 if TYPE_CHECKING:

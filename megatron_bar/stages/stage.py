@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_bar.recipe.deciding import KeyPath, Looks, Setting, deciding, rounding
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.layout import Layout
 
 if TYPE_CHECKING:

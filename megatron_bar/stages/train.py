@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from megatron_bar.recipe.deciding import Looks
 from megatron_bar.recipe.fields import TEXTS
-from megatron_bar.recipe.schema import Source, Training
+from megatron_bar.recipe.training import Source, Training
 from megatron_bar.stages.rows_stage import RowsStage
 
 # What trains by default in BAR; expert 1 is the branch's domain expert.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from megatron_bar.recipe.fields import TEMPLATE, key
-from megatron_bar.recipe.schema import Source, Training
+from megatron_bar.recipe.training import Source, Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.stage import Stage
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.data.batch import Batch
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import all_reduce_any
 from megatron_bar.runtime.errors import BarError

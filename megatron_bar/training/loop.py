@@ -15,7 +15,7 @@ from megatron_bar.data.batch import Batch, to_batch
 from megatron_bar.data.batches import Batches, planned_steps
 from megatron_bar.data.rows import Rows
 from megatron_bar.data.transfer import MadeAhead
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import progress, say
 from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
 from megatron_bar.training.bad_steps import BadStepCheck, describe_items

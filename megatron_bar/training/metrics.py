@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.ranks import is_main
 from megatron_bar.training.step_lines import StepLines, read_lines
 from megatron_bar.training.trackers import Trackers

@@ -20,7 +20,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
 from megatron.core.utils import unwrap_model
 
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.distributed import all_reduce_any, gloo_groups
 from megatron_bar.training.groups import selects
 from megatron_bar.training.overrides import data_parallel_overrides

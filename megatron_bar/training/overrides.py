@@ -19,7 +19,7 @@ from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.recipe.typed import as_type, did_you_mean
 from megatron_bar.runtime.errors import raise_all
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from megatron_bar.recipe.schema import Profile
+from megatron_bar.recipe.training import Profile
 from megatron_bar.runtime.console import say
 
 FOLDER = "profile"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_bar.checkpoints.model_io import load_shards, save_shards, sharded_model_state
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import all_reduce_any, is_main, on_main, written_together
 from megatron_bar.runtime.errors import BarError

@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from megatron_bar.data.batch import to_batch
 from megatron_bar.data.rows import Rows
 from megatron_bar.models.language_model import LanguageModel
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import progress
 from megatron_bar.training.objective import Objective
 from megatron_bar.training.step import forward_backward

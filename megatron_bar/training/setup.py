@@ -13,7 +13,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.checkpoints.number_types import compute_type, stored_types, type_name
 from megatron_bar.models.language_model import LanguageModel, build_model
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import console, say
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.training.budget import Budget, stage_budget

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.routing_record import RoutingRecord, layer_means, record_routing
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.training.mfu import PeakFlops
 from megatron_bar.training.step import StepResult
 

@@ -1,7 +1,7 @@
 """Services that get the metrics of a training too: Weights & Biases and MLflow.
 
-Each is a class here, with a key of the same name in `recipe.schema.Training` for the project or the
-experiment. A stage that goes on after an interruption goes on in the same run of the service.
+Each is a class here, with a key of the same name in `recipe.training.Training` for the project or
+the experiment. A stage that goes on after an interruption goes on in the same run of the service.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from megatron_bar.data.chat import Message
 from megatron_bar.data.sources import Conversation
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import VerifierFailed
 from megatron_bar.runtime.faults import Faults
 from megatron_bar.verifiers import own

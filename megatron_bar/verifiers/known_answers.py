@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_bar.data.sources import Conversation
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.verifiers import math, own
 from megatron_bar.verifiers.call_references import read_reference
 from megatron_bar.verifiers.reference import structured

@@ -16,7 +16,7 @@ from typing import Any
 from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.chat import Message, check_text
 from megatron_bar.data.sources import Conversation
-from megatron_bar.recipe.schema import REFERENCES, Source
+from megatron_bar.recipe.training import REFERENCES, Source
 from megatron_bar.runtime.errors import BarError, MachineError, VerifierFailed
 from megatron_bar.runtime.faults import Faults
 from megatron_bar.verifiers import (

@@ -11,7 +11,7 @@ from megatron_bar.data import store, toy
 from megatron_bar.data.bad_items import LEFT_OUT
 from megatron_bar.data.sources import load_conversations, load_texts, open_source
 from megatron_bar.data.store import StoredDocuments, store_conversations, store_texts
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 
 TEMPLATE = toy.CHAT_TEMPLATE

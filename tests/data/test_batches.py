@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_bar.data.batches import Batches, planned_steps
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.errors import BarError
 
 

@@ -13,7 +13,7 @@ from megatron_bar.data import byte_files
 from megatron_bar.data.byte_files import GzipBytes
 from megatron_bar.data.paths import files_of
 from megatron_bar.data.sources import load_conversations, load_texts, open_source, source_name
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 
 CHAT = [{"role": "user", "content": "Hi é"}, {"role": "assistant", "content": "Yo"}]

@@ -12,7 +12,7 @@ import pytest
 from megatron_bar.data.chat import TEMPLATES, render
 from megatron_bar.data.forms.calls import calls_text
 from megatron_bar.data.sources import load_conversations, open_source
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.verifiers.call_formats import Call, parse_calls
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_bar.data.mixture import check_mixture, natural_size, picks, shares, stratified
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_bar.data.mixture import natural_size, picks, shares, stratified
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from tests.properties import examples
 
 sizes = st.lists(st.integers(1, 60), min_size=1, max_size=5)

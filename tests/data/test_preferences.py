@@ -13,7 +13,7 @@ from megatron_bar.data.sources import open_source
 from megatron_bar.data.store import StoredDocuments, store_preferences
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 
 USER, GOOD, BAD = ({"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"},

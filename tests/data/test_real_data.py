@@ -14,7 +14,7 @@ from megatron_bar.data.encoding import encode_conversations, encode_texts
 from megatron_bar.data.packing import pack, pack_examples, pack_texts
 from megatron_bar.data.sources import load_conversations, load_texts, open_source
 from megatron_bar.data.store import StoredDocuments, store_conversations, store_texts
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 
 

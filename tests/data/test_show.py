@@ -9,7 +9,7 @@ from megatron_bar.data.encoding import encode_conversations, encode_texts
 from megatron_bar.data.packing import Examples, pack, pack_texts
 from megatron_bar.data.show import LEARNED, shown_documents
 from megatron_bar.data.sources import load_conversations
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 
 
 def test_learned_tokens_are_coloured(small_tokenizer):

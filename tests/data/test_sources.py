@@ -11,7 +11,7 @@ import pytest
 
 from megatron_bar.data import toy
 from megatron_bar.data.sources import load_conversations, load_texts, source_name
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 
 

@@ -27,7 +27,7 @@ from megatron_bar.evaluation.routed_tokens import route_texts
 from megatron_bar.evaluation.token_kinds import LabelledText
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
-from megatron_bar.recipe.schema import Dpo, Training
+from megatron_bar.recipe.training import Dpo, Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training import resume

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_bar.data.rows import PackedRows, PackReport
 from megatron_bar.launch import processes
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.layout import Layout
 from tests.distributed import ranks
 

@@ -10,7 +10,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics

@@ -11,7 +11,7 @@ import torch
 
 from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime import distributed
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.route import ROUTE_GROUPS

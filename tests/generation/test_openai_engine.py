@@ -22,7 +22,7 @@ from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
 from megatron_bar.generation.openai_engine import Asking, OpenAIEngine, request_seed
 from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout

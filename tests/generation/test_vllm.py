@@ -25,7 +25,7 @@ from megatron_bar.generation.probe import distance
 from megatron_bar.generation.served_policy import LOG_FILE
 from megatron_bar.generation.vllm_process import VllmProcess
 from megatron_bar.launch import processes
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.metrics import read_metrics

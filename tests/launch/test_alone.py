@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_bar.launch import alone
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
 from megatron_bar.runtime.stopping import ContinueLater

@@ -8,7 +8,8 @@ import pytest
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
-from megatron_bar.recipe.schema import Domain, Source
+from megatron_bar.recipe.schema import Domain
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import require
 

@@ -18,7 +18,7 @@ from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.launch import check_data
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.methods.load import load_recipe
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from tests.models_hf import random_dense
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from megatron_bar.models.config import ModelConfig, SlidingWindow
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.language_model import build_model
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.route import ROUTE_GROUPS

@@ -11,7 +11,7 @@ from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.models.router import leave_out, routers
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.groups import freeze

@@ -7,7 +7,8 @@ import pytest
 
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe, save_recipe
-from megatron_bar.recipe.schema import Evaluate, Source
+from megatron_bar.recipe.schema import Evaluate
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.context import identity
 from megatron_bar.stages.stage import Stage

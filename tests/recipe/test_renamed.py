@@ -9,7 +9,7 @@ import pytest
 
 from megatron_bar.methods.load import load_recipe, load_recipes, save_recipe
 from megatron_bar.recipe.renamed import renamed, tell_renamed
-from megatron_bar.recipe.schema import Rlvr, RouteTraining, Training
+from megatron_bar.recipe.training import Rlvr, RouteTraining, Training
 from megatron_bar.runtime.errors import BarError
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"

@@ -22,7 +22,7 @@ from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
-from megatron_bar.recipe.schema import Rlvr, Training
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.rlvr.backends import backend_of
 from megatron_bar.rlvr.policy import Policy, Rows
 from megatron_bar.rlvr.prompts import Prompt

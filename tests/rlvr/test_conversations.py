@@ -9,7 +9,7 @@ import pytest
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data.chat import prompt_ids
 from megatron_bar.generation.engine import Response
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.conversations import Answer, Conversations, Rules
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.rewards import Rewards

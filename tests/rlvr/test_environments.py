@@ -9,7 +9,7 @@ import pytest
 
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.launch import processes
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.backends import BACKENDS, backend_of
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.groups import group_digests

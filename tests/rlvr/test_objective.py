@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.objective import (
     Advantages,
     compute_advantages,

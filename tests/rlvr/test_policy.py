@@ -12,7 +12,7 @@ import torch
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.checkpoints.hf_weights import HfReader
 from megatron_bar.launch import processes
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.objective import mean_weights, policy_loss
 from tests.layouts import EXPERTS
 from tests.models_hf import imported, random_experts

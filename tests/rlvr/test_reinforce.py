@@ -11,7 +11,7 @@ import pytest
 
 from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.learner import SAMPLES_FILE
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.rlvr import RLVR_GROUPS

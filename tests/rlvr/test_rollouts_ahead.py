@@ -6,7 +6,7 @@ import pytest
 
 from megatron_bar.checkpoints.convert import export_hf
 from megatron_bar.launch import processes
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.backends import BACKENDS, backend_of
 from megatron_bar.rlvr.conversations import Answer
 from megatron_bar.rlvr.rollouts_ahead import PendingRollout

@@ -9,13 +9,13 @@ import torch
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import transformer_config
-from megatron_bar.recipe.schema import Rlvr, Training
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.overrides import transformer_overrides
 
 _PREPARED = """
 import os, torch
-from megatron_bar.recipe.schema import Rlvr, Training
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.train import SftStage
 {kind}.prepare()

@@ -12,7 +12,7 @@ from megatron_bar.data import toy
 from megatron_bar.data.bad_items import LEFT_OUT, LeftOut
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.evaluation.model import load_items
-from megatron_bar.recipe.schema import Rlvr, Source
+from megatron_bar.recipe.training import Rlvr, Source
 from megatron_bar.runtime.errors import BarError, VerifierFailed
 from megatron_bar.stages.work.rlvr import load_prompts
 from megatron_bar.verifiers.registry import VERIFIERS

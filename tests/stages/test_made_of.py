@@ -15,7 +15,7 @@ import yaml
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.recipe.renamed import renamed
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime import digests
 from megatron_bar.stages.made_of import changes, record
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout

@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import transformer_config
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.overrides import (

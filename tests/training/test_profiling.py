@@ -9,7 +9,7 @@ import torch
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.fields import faults
-from megatron_bar.recipe.schema import Profile, Training
+from megatron_bar.recipe.training import Profile, Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.groups import freeze, group_sizes, matching

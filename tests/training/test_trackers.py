@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.metrics import Metrics, read_metrics
 from megatron_bar.training.trackers import missing_trackers

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.sources import Conversation
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import MachineError, VerifierFailed
 from megatron_bar.verifiers.failures import Failures
 from megatron_bar.verifiers.registry import VERIFIERS, score_answers, scorer

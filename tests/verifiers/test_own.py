@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from megatron_bar.data.sources import Conversation
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError, VerifierFailed
 from megatron_bar.verifiers.registry import scorer, verifier_for
 

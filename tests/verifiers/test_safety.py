@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError, MachineError
 from megatron_bar.verifiers import judge, safety
 from megatron_bar.verifiers.registry import verifier_for

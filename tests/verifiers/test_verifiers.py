@@ -10,7 +10,7 @@ import pytest
 from megatron_bar.data import toy
 from megatron_bar.data.bad_items import BadItems
 from megatron_bar.data.sources import Conversation
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.verifiers import code_tests
 from megatron_bar.verifiers.failures import Failures

@@ -27,7 +27,8 @@ from megatron_bar.launch.rehearse.rewrite import few
 from megatron_bar.launch.verify_data import try_known_answers
 from megatron_bar.methods import stage_graph
 from megatron_bar.recipe.fields import CHATS, ITEMS, PAIRS, PROMPTS, TEXTS
-from megatron_bar.recipe.schema import REFERENCES, Recipe, Source
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.recipe.training import REFERENCES, Source
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import Faults

@@ -13,15 +13,8 @@ from megatron_bar.data.sources import open_source
 from megatron_bar.launch.rehearse.fold import folded
 from megatron_bar.methods.graph import ADAPTING, route_training, routing_data, training_of
 from megatron_bar.recipe.fields import CHATS, ITEMS, PAIRS, PROMPTS, TEXTS
-from megatron_bar.recipe.schema import (
-    Domain,
-    Evaluate,
-    Pretrain,
-    Recipe,
-    Rlvr,
-    Source,
-    Training,
-)
+from megatron_bar.recipe.schema import Domain, Evaluate, Pretrain, Recipe
+from megatron_bar.recipe.training import Rlvr, Source, Training
 from megatron_bar.stages.training_stage import TrainingStage
 
 _STEPS = 2

@@ -11,7 +11,7 @@ from megatron_bar.launch.rehearse.fold import lost_kinds
 from megatron_bar.launch.rehearse.rehearsal import Rehearsed
 from megatron_bar.methods.graph import Stage
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.schema import Rlvr, Training
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.evaluate import EvaluateStage
 from megatron_bar.stages.plan import StagePlan

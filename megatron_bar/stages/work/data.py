@@ -29,7 +29,7 @@ from megatron_bar.data.store import (
     store_texts,
 )
 from megatron_bar.recipe.fields import CHATS, PAIRS, TEXTS
-from megatron_bar.recipe.schema import Source
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import from_main, is_main
 from megatron_bar.stages.context import Context

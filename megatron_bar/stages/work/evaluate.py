@@ -6,7 +6,8 @@ from pathlib import Path
 
 from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.evaluation.model import evaluate
-from megatron_bar.recipe.schema import Evaluate, Source
+from megatron_bar.recipe.schema import Evaluate
+from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 

@@ -11,7 +11,7 @@ import torch
 from megatron_bar.checkpoints.number_types import compute_type, type_name
 from megatron_bar.costs.fitting import keys_of, suggest_training
 from megatron_bar.costs.memory import training_memory
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.groups import group_sizes, matching
 from megatron_bar.training.model_run import ModelRun

@@ -14,7 +14,7 @@ from megatron_bar.data.chat_format import check_prompt_length, load_chat_format
 from megatron_bar.data.next_turn import check_turns
 from megatron_bar.data.sources import Conversation, load_conversations, source_name
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.schema import Rlvr
+from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.backends import backend_name
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.reinforce import reinforce

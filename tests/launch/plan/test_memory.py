@@ -12,7 +12,7 @@ from megatron_bar.costs.memory import rank_memory, saved_bytes
 from megatron_bar.launch import processes
 from megatron_bar.launch.processes import JobFailed
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.schema import Training
+from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS
 from megatron_bar.training.groups import group_sizes

@@ -34,7 +34,8 @@ from megatron_bar.launch.plan.stages import plan_stages, planned_model
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.presets import PRESETS
-from megatron_bar.recipe.schema import Evaluate, Rlvr, Training
+from megatron_bar.recipe.schema import Evaluate
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.rlvr import RLVR_GROUPS
 
