@@ -37,7 +37,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.language_model import build_model
 from megatron_bar.recipe.training import Training
-from megatron_bar.runtime.console import console
+from megatron_bar.runtime.console import print_wide
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.fusing import kernels_in_use
 from megatron_bar.runtime.layout import Layout
@@ -177,7 +177,7 @@ def report(results: list[dict[str, object]], options: argparse.Namespace) -> Non
             r["kind"], r["who"], f"{1e3 * r['seconds']:.1f}", f"{r['tokens'] / r['seconds']:,.0f}",
             f"{r['of_floor']:.3f}", ratio, f"{r['memory'] / 2**30:.1f}", f"{r['loss']:.3f}",
             f"{r['note']}; products {r['peak'] / 1e12:.3g} TFLOP/s")
-    console.print(table)
+    print_wide(table)
 
 
 def main() -> None:
