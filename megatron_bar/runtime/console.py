@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from megatron_bar.runtime.beats import beat
+from megatron_bar.runtime.beats import beat, work
 from megatron_bar.runtime.ranks import is_main
 
 console = Console(highlight=False, soft_wrap=True)
@@ -57,11 +57,19 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
 
     A terminal gets a bar with rate and time left; a notebook a line that changes in its place; a
     log a line every ten seconds. Each call of `advance`, on every rank, is a sign that the rank
-    doesn't hang.
+    doesn't hang, and where they all do the same, of how far it is.
     """
-    if not is_main():
-        yield lambda units=1, note="": beat()
-        return
+    with work(what), _shown(what, total) if is_main() else _unseen() as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _unseen() -> Iterator[Callable[..., None]]:
+    yield lambda units=1, note="": beat(units)
+
+
+@contextlib.contextmanager
+def _shown(what: str, total: int) -> Iterator[Callable[..., None]]:
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                    TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
@@ -70,7 +78,7 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
             task = bar.add_task(what, total=total, note="", rate="")
 
             def advance(units: int = 1, note: str = "") -> None:
-                beat()
+                beat(units)
                 speed = bar.tasks[0].speed
                 rate = f"{speed:.1f}/s" if speed else ""
                 bar.update(task, advance=units, note=note, rate=rate)
@@ -83,7 +91,7 @@ def progress(what: str, total: int) -> Iterator[Callable[..., None]]:
 
     def log(units: int = 1, note: str = "") -> None:
         nonlocal done, last
-        beat()
+        beat(units)
         done += units
         now = time.monotonic()
         if done and now - last >= every:  # before that there is no rate

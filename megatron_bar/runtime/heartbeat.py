@@ -2,7 +2,9 @@
 
 A rank that waits in a collective for one that never comes waits until the collective times out, and
 then blames the collective. Here a thread of every rank watches its main thread's progress and
-leaves signs of life where all can see them, so that the one at fault is named.
+leaves signs of life where all can see them, so that the one at fault is named: the one that has
+got on less far than the others, or is in another place. How a rank waits says little of it: over
+NCCL it waits wherever it next asks its GPU for a number.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
 
-from megatron_bar.runtime.beats import beat, seconds_still
+from megatron_bar.runtime.beats import beat, done, seconds_still
 
 HANG_MINUTES = "MEGATRON_BAR_HANG_MINUTES"
 HUNG = 70  # exit status
@@ -58,11 +61,14 @@ def watched(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Sign:
-    """What a rank leaves in the store: that it lives, and when it last got on."""
+    """What a rank leaves in the store: that it lives, when it last got on, and how far it is."""
 
     host: str
     at: float  # seconds since 1970
     beat: float
+    work: str
+    done: int  # units of the work
+    place: str
 
 
 class _Watchdog(threading.Thread):
@@ -108,7 +114,7 @@ class _Watchdog(threading.Thread):
         if self.store is None:
             return
         now = time.time()
-        sign = _Sign(self.host, now, now - seconds_still())
+        sign = _Sign(self.host, now, now - seconds_still(), *done(), self._place()[0])
         with contextlib.suppress(dist.DistError):
             self.store.set(str(self.rank), json.dumps(dataclasses.astuple(sign)))
 
@@ -124,12 +130,11 @@ class _Watchdog(threading.Thread):
         return signs
 
     def _report(self, still: float, signs: dict[int, _Sign | None]) -> None:
-        frames = traceback.extract_stack(sys._current_frames()[self.main])
-        ours = [f for f in frames if "megatron_bar" in f.filename] or frames
-        place = f"{ours[-1].name} ({ours[-1].filename}:{ours[-1].lineno})"
-        waits = any("torch/distributed" in frame.filename for frame in frames)
-        doing = f"waits for other ranks in {place}" if waits else f"is stuck in {place}"
+        place, in_collective = self._place()
+        doing = f"waits for other ranks in {place}" if in_collective else f"is in {place}"
         print(f"{self.what} has made no progress for {still:.0f} s: it {doing}", file=sys.stderr)
+        for line in behind({rank: sign for rank, sign in signs.items() if sign is not None}):
+            print(f"{self.what} sees that {line}", file=sys.stderr)
         for rank, sign in signs.items():
             if sign is None:
                 print(f"{self.what} sees that rank {rank} never gave a sign of life",
@@ -138,3 +143,30 @@ class _Watchdog(threading.Thread):
                 print(f"{self.what} sees that rank {rank} on {sign.host} has given no sign of "
                       f"life for {age:.0f} s", file=sys.stderr)
         sys.stderr.flush()
+
+    def _place(self) -> tuple[str, bool]:
+        """The main thread's place in the project's code, and whether it waits in a collective."""
+        frames = traceback.extract_stack(sys._current_frames()[self.main])
+        ours = [f for f in frames if "megatron_bar" in f.filename] or frames
+        return (f"{ours[-1].name} ({ours[-1].filename}:{ours[-1].lineno})",
+                any("torch/distributed" in frame.filename for frame in frames))
+
+
+def behind(signs: Mapping[int, _Sign]) -> Iterator[str]:
+    """A line for each rank that most likely holds up the others, as the end of a sentence.
+
+    Where all do the same work, those that have done least of it; if all are equally far, those that
+    are where fewer are. None if all are in one place, or half are in each of two.
+    """
+    if len({sign.work for sign in signs.values()}) != 1:
+        return
+    least, most = (of(sign.done for sign in signs.values()) for of in (min, max))
+    ranks_at = Counter(sign.place for sign in signs.values())
+    (crowded, crowd), *_ = ranks_at.most_common()
+    for rank, sign in signs.items():
+        named = f"rank {rank} on {sign.host}"
+        if least < most and sign.done == least:
+            yield (f"{named} is behind, at {least} of {sign.work} where others are at {most}: it "
+                   f"is in {sign.place}")
+        elif least == most and ranks_at[sign.place] < crowd:
+            yield f"{named} is in {sign.place}, and {crowd} ranks are in {crowded}"

@@ -86,7 +86,7 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_stage():
     shown = node.communicate()[1]
     assert node.returncode == FAILED
     assert "[n1 rank 1] math/sft: rank 1 on n1 has made no progress" in shown, shown
-    assert "it is stuck in <module> (<string>:7)" in shown
+    assert "it is in <module> (<string>:7)" in shown
 
 
 def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others():
