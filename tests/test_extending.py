@@ -19,7 +19,7 @@ from megatron_bar.checkpoints.names import slots
 from megatron_bar.costs.compute import Machine
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.made_of import changes, record
+from megatron_bar.stages.provenance import changes, record
 
 ROOT = Path(__file__).parents[1]
 _DIFF = re.compile(r"^```diff\n(.*?)^```", re.MULTILINE | re.DOTALL)

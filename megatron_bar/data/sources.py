@@ -52,7 +52,7 @@ class Preference:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SourceSample:
     """The records that a source contributes once, in its order: all, or `count` of them.
 
     `repeat` and `weight` are for the mixture; here every record counts once. Where a method takes
@@ -155,7 +155,7 @@ def source_name(source: Source) -> str:
     return path_name(value) if kind == "path" else Path(value).name
 
 
-def open_source(source: Source, seed: int, texts: bool) -> Drawn:
+def open_source(source: Source, seed: int, texts: bool) -> SourceSample:
     """The items that `source` contributes, read only when they are asked for.
 
     Raises BarError for a source that is missing, broken or too small for `count`.
@@ -181,16 +181,16 @@ def open_source(source: Source, seed: int, texts: bool) -> Drawn:
     if size == 0:
         raise BarError(f"source {name} is empty")
     if source.count is None:
-        return Drawn(source, name, records, range(size))
+        return SourceSample(source, name, records, range(size))
     if source.count > size:
         raise BarError(f"source {name}: count is {source.count}, but it holds {size} examples")
-    return Drawn(source, name, records, choose(size, source.count, f"source/{seed}"))
+    return SourceSample(source, name, records, choose(size, source.count, f"source/{seed}"))
 
 
 def load_conversations(
     source: Source, seed: int, bad: BadItems | None = None
 ) -> list[Conversation]:
-    """All conversations that a source contributes, `repeat` times. Raises as `Drawn` does.
+    """All conversations that a source contributes, `repeat` times. Raises as `SourceSample` does.
 
     Those that `on_bad_item: skip` leaves out are listed in `bad`, or said.
     """
@@ -199,12 +199,14 @@ def load_conversations(
 
 
 def load_texts(source: Source, seed: int) -> list[str]:
-    """All texts that a source contributes, `repeat` times. Raises as `Drawn` does."""
+    """All texts that a source contributes, `repeat` times. Raises as `SourceSample` does."""
     drawn = open_source(source, seed, texts=True)
     return _all(drawn, drawn.texts, None) * source.repeat
 
 
-def _all(drawn: Drawn, read: Callable[..., Iterator[Item]], bad: BadItems | None) -> list[Item]:
+def _all(
+    drawn: SourceSample, read: Callable[..., Iterator[Item]], bad: BadItems | None
+) -> list[Item]:
     listed = bad or BadItems.of(drawn.source)
     found = list(read(bad=listed))
     left_out = list(listed.listed.values())

@@ -34,7 +34,7 @@ from megatron_bar.data.encoding import (
 )
 from megatron_bar.data.forms import preferences
 from megatron_bar.data.packing import Example
-from megatron_bar.data.sources import Drawn
+from megatron_bar.data.sources import SourceSample
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import (
@@ -157,7 +157,8 @@ class StoredDocuments:
 
 
 def store_texts(
-    drawn: Drawn, tokenizer: PreTrainedTokenizerBase, root: Path, processes: int | None = None
+    drawn: SourceSample, tokenizer: PreTrainedTokenizerBase, root: Path,
+    processes: int | None = None,
 ) -> Path:
     """The folder with the source's texts, a document each that ends with eos. See `_store`."""
     def encode(start: int, stop: int, seen: _Seen) -> Iterator[Example]:
@@ -168,7 +169,7 @@ def store_texts(
 
 
 def store_conversations(
-    drawn: Drawn,
+    drawn: SourceSample,
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     root: Path,
@@ -183,7 +184,7 @@ def store_conversations(
 
 
 def store_preferences(
-    drawn: Drawn,
+    drawn: SourceSample,
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     root: Path,
@@ -201,7 +202,7 @@ def store_preferences(
 
 
 def stored_path(
-    drawn: Drawn, tokenizer: PreTrainedTokenizerBase, template: str | None, root: Path
+    drawn: SourceSample, tokenizer: PreTrainedTokenizerBase, template: str | None, root: Path
 ) -> Path:
     """The folder where the source's documents lie, or will: named by the source and their making.
     """
@@ -210,7 +211,7 @@ def stored_path(
 
 
 def _store(
-    drawn: Drawn,
+    drawn: SourceSample,
     tokenizer: PreTrainedTokenizerBase,
     template: str | None,
     encode: Callable[[int, int, _Seen], Iterator[Example]],
@@ -263,7 +264,7 @@ def _store(
     return _accepted(target, drawn)
 
 
-def _accepted(target: Path, drawn: Drawn) -> Path:
+def _accepted(target: Path, drawn: SourceSample) -> Path:
     """`target`, unless items were left out that may not be any more."""
     bad = BadItems.of(drawn.source)
     if not bad.skip:
@@ -273,7 +274,7 @@ def _accepted(target: Path, drawn: Drawn) -> Path:
 
 
 def _write_shards(
-    drawn: Drawn,
+    drawn: SourceSample,
     encode: Callable[[int, int, _Seen], Iterator[Example]],
     with_loss: bool,
     dtype: type,
@@ -320,7 +321,7 @@ def _write_shard(
     return sum(builder.sequence_lengths)
 
 
-def _seen_in(shards: list[Path], drawn: Drawn) -> _Seen:
+def _seen_in(shards: list[Path], drawn: SourceSample) -> _Seen:
     """What was met in all shards. Raises BarError as `_accepted` does: some may be old."""
     whole = _Seen(BadItems.of(drawn.source))
     for shard in shards:

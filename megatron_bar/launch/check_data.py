@@ -24,7 +24,7 @@ from megatron_bar.data.encoding import encode_conversations, encode_preferences,
 from megatron_bar.data.json_text import parse_json
 from megatron_bar.data.paths import files_of
 from megatron_bar.data.records import Listed
-from megatron_bar.data.sources import Conversation, Drawn, open_source, source_name
+from megatron_bar.data.sources import Conversation, SourceSample, open_source, source_name
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
 from megatron_bar.launch.starts import start_tokenizer
@@ -167,7 +167,7 @@ def _check(
             _check_prompts(drawn, language, length, positions)
 
 
-def sampled(source: Source, seed: int, texts: bool) -> Drawn:
+def sampled(source: Source, seed: int, texts: bool) -> SourceSample:
     """A sample of what a source contributes. Raises BarError as `open_source` does."""
     if source.toy:
         source = dataclasses.replace(source, count=source.count and min(source.count, _TOY))
@@ -175,7 +175,7 @@ def sampled(source: Source, seed: int, texts: bool) -> Drawn:
     path = Path(source.path or "")
     if path.suffix == ".jsonl" and path.is_file() and path.stat().st_size > _LARGE:
         records = list(_lines_of(path))
-        return Drawn(source, source_name(source), Listed(
+        return SourceSample(source, source_name(source), Listed(
             [record for _, record in records], lambda index: records[index][0]),
             range(len(records)))
     drawn = open_source(source, seed, texts)
@@ -210,13 +210,13 @@ def _record(line: bytes, where: str) -> object:
         return BarError(f"{where}: {error}")
 
 
-def _check_texts(drawn: Drawn, language: _Language | None) -> None:
+def _check_texts(drawn: SourceSample, language: _Language | None) -> None:
     texts = list(drawn.texts())
     if language is not None and not any(map(len, encode_texts(language.tokenizer, texts))):
         raise BarError(f"source {drawn.name} holds no tokens to train on")
 
 
-def _check_chats(drawn: Drawn, language: _Language | None, length: int | None) -> None:
+def _check_chats(drawn: SourceSample, language: _Language | None, length: int | None) -> None:
     conversations = drawn.conversations()
     if language is None or language.template is None:
         for _ in conversations:
@@ -230,7 +230,7 @@ def _check_chats(drawn: Drawn, language: _Language | None, length: int | None) -
                        "with megatron-bar data show")
 
 
-def _check_pairs(drawn: Drawn, language: _Language | None, length: int | None) -> None:
+def _check_pairs(drawn: SourceSample, language: _Language | None, length: int | None) -> None:
     pairs = drawn.preferences()
     if language is None or language.template is None:
         for _ in pairs:
@@ -246,7 +246,7 @@ def _check_pairs(drawn: Drawn, language: _Language | None, length: int | None) -
 
 
 def _check_prompts(
-    drawn: Drawn, language: _Language | None, longest: int | None, positions: int | None
+    drawn: SourceSample, language: _Language | None, longest: int | None, positions: int | None
 ) -> None:
     bad = BadItems.of(drawn.source)
     items = list(drawn.conversations(bad=bad))

@@ -23,12 +23,12 @@ from megatron_bar.recipe.training import REFERENCES, Source
 
 
 @dataclass(frozen=True)
-class Looks:
-    """Inputs that a kind of stage looks at, of all that it is given."""
+class Relevance:
+    """The part of its settings that is relevant to what a kind of stage makes."""
 
-    form: str | None = None  # that it reads its sources in; None: any
-    not_at: frozenset[str] = frozenset()  # fields of its own, and of its sources
-    at_names: bool = False  # a draw depends on what its sources are called
+    form: str | None = None  # the form that it reads sources in; None: any
+    ignored: frozenset[str] = frozenset()  # fields of its own, and of its sources, that aren't
+    names_matter: bool = False  # a draw depends on what its sources are called
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ KeyPath = tuple[str | int, ...]  # the keys and places that lead to a setting
 
 
 def deciding(
-    schema: type, values: Mapping[str, Any], looks: Looks = Looks()
+    schema: type, values: Mapping[str, Any], relevance: Relevance = Relevance()
 ) -> dict[KeyPath, Setting]:
     """The settings that decide, each by its key path; an empty list or dict is one, too.
 
@@ -51,61 +51,61 @@ def deciding(
     that a stage was made with by an earlier version: fields that weren't there then are at their
     default, and those that had another name have the present one.
     """
-    return {key_path: setting for key_path, setting in _dataclass(schema, values, looks, ())
+    return {key_path: setting for key_path, setting in _dataclass(schema, values, relevance, ())
             if RUNTIME not in setting.metadata}
 
 
 def rounding(
-    schema: type, values: Mapping[str, Any], looks: Looks = Looks()
+    schema: type, values: Mapping[str, Any], relevance: Relevance = Relevance()
 ) -> dict[KeyPath, Setting]:
     """The settings that change how numbers are rounded and nothing else, as `deciding` has them."""
-    return {key_path: setting for key_path, setting in _dataclass(schema, values, looks, ())
+    return {key_path: setting for key_path, setting in _dataclass(schema, values, relevance, ())
             if setting.metadata.get(RUNTIME) == ROUNDING}
 
 
 def _dataclass(
-    schema: type, values: Mapping[str, Any], looks: Looks, key_path: KeyPath
+    schema: type, values: Mapping[str, Any], relevance: Relevance, key_path: KeyPath
 ) -> Iterator[tuple[KeyPath, Setting]]:
     values = _defaults(schema) | with_present_names(schema, values)
     if schema is Source:
-        values, left_out = _source(values, looks)
+        values, left_out = _source(values, relevance)
     else:
-        left_out = looks.not_at if not key_path else frozenset()
+        left_out = relevance.ignored if not key_path else frozenset()
     for name, hint in _hints(schema).items():
         metadata = about(schema, name)
-        read = looks.form is None or looks.form in metadata.get(FORMS, (looks.form,))
+        read = relevance.form is None or relevance.form in metadata.get(FORMS, (relevance.form,))
         if name not in values or name in left_out or not read:
             continue
         of_runtime = {RUNTIME: metadata[RUNTIME]} if RUNTIME in metadata else {}
-        for inner, setting in _value(hint, values[name], looks, (*key_path, name), metadata):
+        for inner, setting in _value(hint, values[name], relevance, (*key_path, name), metadata):
             yield inner, Setting(setting.value, {**setting.metadata, **of_runtime})
 
 
 def _value(
-    hint: Any, value: Any, looks: Looks, key_path: KeyPath, metadata: Mapping[str, Any]
+    hint: Any, value: Any, relevance: Relevance, key_path: KeyPath, metadata: Mapping[str, Any]
 ) -> Iterator[tuple[KeyPath, Setting]]:
     hint = _given(hint)
     if (isinstance(value, Mapping) and isinstance(hint, type)
             and dataclasses.is_dataclass(hint)):
-        yield from _dataclass(hint, value, looks, key_path)
+        yield from _dataclass(hint, value, relevance, key_path)
     elif isinstance(value, (Mapping, list, tuple)) and value:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         inner = (typing.get_args(hint) or (Any,))[-1]
         for key, each in items:
-            yield from _value(inner, each, looks, (*key_path, key), metadata)
+            yield from _value(inner, each, relevance, (*key_path, key), metadata)
     else:
         yield key_path, Setting([] if value == () else value, metadata)
 
 
-def _source(values: dict[str, Any], looks: Looks) -> tuple[dict[str, Any], frozenset[str]]:
+def _source(values: dict[str, Any], relevance: Relevance) -> tuple[dict[str, Any], frozenset[str]]:
     """A source's name is for logs, unless a draw depends on it.
 
     The usual column of references, written out or not, leads to the same result if to any.
     """
     values = values | {"reference_column": values["reference_column"] or REFERENCES}
-    if looks.at_names or values["weight"] is not None:
-        return values | {"name": values["name"] or _usual_name(values)}, looks.not_at
-    return values, looks.not_at | {"name"}
+    if relevance.names_matter or values["weight"] is not None:
+        return values | {"name": values["name"] or _usual_name(values)}, relevance.ignored
+    return values, relevance.ignored | {"name"}
 
 
 def _usual_name(source: Mapping[str, Any]) -> str | None:

@@ -25,7 +25,7 @@ from megatron_bar.runtime.files import (
     write_json,
 )
 from megatron_bar.stages.continued import differences, manner
-from megatron_bar.stages.made_of import Change, changes, record
+from megatron_bar.stages.provenance import Change, changes, record
 from megatron_bar.stages.stage import Stage
 from megatron_bar.training.saved import saved_steps
 

@@ -1,7 +1,7 @@
 """Stages that were cut short and go on in another way than they began: what differs, what follows.
 
 What decides the result isn't looked at here: where that has changed a stage starts anew
-(`made_of`). Layouts, versions and a few settings don't decide it, but for rounding.
+(`provenance`). Layouts, versions and a few settings don't decide it, but for rounding.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from megatron_bar.recipe.deciding import Looks
+from megatron_bar.recipe.deciding import Relevance
 from megatron_bar.recipe.fields import key
 from megatron_bar.recipe.training import Source
 from megatron_bar.stages.rows_stage import RowsStage
@@ -39,7 +39,7 @@ class RouteStage(RowsStage):
 
     KIND = "route"
     LABEL = "train the router"
-    LOOKS = Looks(not_at=frozenset({"weight", "repeat"}), at_names=True)
+    RELEVANCE = Relevance(ignored=frozenset({"weight", "repeat"}), names_matter=True)
 
     def sources(self) -> list[Source]:
         """Every source of every domain once (`data.mixture.distinct_sources`)."""

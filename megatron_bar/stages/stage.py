@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron_bar.recipe.deciding import KeyPath, Looks, Setting, deciding, rounding
+from megatron_bar.recipe.deciding import KeyPath, Relevance, Setting, deciding, rounding
 from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.layout import Layout
 
@@ -49,7 +49,8 @@ class Stage:
     """One node. Its folder is runs/NAME/`name`; its checkpoint, if it makes one, is in there.
 
     `inputs` maps a role to the stage that plays it. All fields but these four are settings, and
-    decide what the stage makes unless they or the class say otherwise (`recipe.fields`, `LOOKS`).
+    decide what the stage makes unless they or the class say otherwise (`recipe.fields`,
+    `RELEVANCE`).
     """
 
     name: str
@@ -61,7 +62,7 @@ class Stage:
     LABEL: ClassVar[str]  # what reports call it
     ON_GPU: ClassVar[bool] = False  # whether its ranks need one each
     FORM: ClassVar[str | None] = None  # that it reads its sources in, if it is one
-    LOOKS: ClassVar[Looks] = Looks()  # but for the form
+    RELEVANCE: ClassVar[Relevance] = Relevance()  # but for the form
 
     # What it reads, and what it is.
 
@@ -125,13 +126,13 @@ class Stage:
     @classmethod
     def deciding(cls, settings: Mapping[str, Any]) -> dict[KeyPath, Setting]:
         """The `settings`, of this version or an earlier one, that decide what is made."""
-        return deciding(cls, settings, dataclasses.replace(cls.LOOKS, form=cls.FORM))
+        return deciding(cls, settings, dataclasses.replace(cls.RELEVANCE, form=cls.FORM))
 
     def rounding(self) -> dict[str, Any]:
         """The settings that change its rounding and nothing else, by their names in the recipe."""
-        looks = dataclasses.replace(self.LOOKS, form=self.FORM)
+        relevance = dataclasses.replace(self.RELEVANCE, form=self.FORM)
         return {self.recipe_key(key_path): setting.value
-                for key_path, setting in rounding(type(self), self.settings(), looks).items()}
+                for key_path, setting in rounding(type(self), self.settings(), relevance).items()}
 
     def recipe_key(self, key_path: KeyPath) -> str:
         """The recipe's name of the setting at `key_path`."""

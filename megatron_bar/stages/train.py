@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from megatron_bar.recipe.deciding import Looks
+from megatron_bar.recipe.deciding import Relevance
 from megatron_bar.recipe.fields import TEXTS
 from megatron_bar.recipe.training import Source, Training
 from megatron_bar.stages.rows_stage import RowsStage
@@ -48,7 +48,7 @@ class MidtrainStage(AdaptStage):
     KIND = "midtrain"
     LABEL = "mid-training"
     FORM = TEXTS
-    LOOKS = Looks(not_at=frozenset({"chat_template"}))
+    RELEVANCE = Relevance(ignored=frozenset({"chat_template"}))
     BYTES_PER_TOKEN = 4.5  # as OLMo-2's tokenizer cuts them
 
 

@@ -19,7 +19,7 @@ from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
 from megatron_bar.stages.context import read_done, replaced_folder
-from megatron_bar.stages.made_of import record
+from megatron_bar.stages.provenance import record
 from megatron_bar.training.groups import group_digests
 
 HOURS = 7200.0  # that a stage took

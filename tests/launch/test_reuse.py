@@ -12,7 +12,7 @@ from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.stale import stale_stages
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
-from megatron_bar.stages.made_of import record
+from megatron_bar.stages.provenance import record
 
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 

@@ -30,7 +30,7 @@ from megatron_bar.rlvr.backends import warn_once
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import write_json
 from megatron_bar.runtime.stopping import CONTINUE_LATER
-from megatron_bar.stages.made_of import record
+from megatron_bar.stages.provenance import record
 from megatron_bar.stages.stage import Stage
 
 BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"

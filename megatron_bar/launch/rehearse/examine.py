@@ -16,8 +16,8 @@ from megatron_bar.data.chat import Message, prompt_ids, render
 from megatron_bar.data.chat_format import check_prompt_length, closing_tokens
 from megatron_bar.data.sources import (
     Conversation,
-    Drawn,
     Preference,
+    SourceSample,
     choose,
     open_source,
     source_name,
@@ -82,7 +82,8 @@ def _examine(
             for _ in texts:  # that it can be read is what counts
                 pass
         return
-    bad, items = BadItems.of(source), Drawn.preferences if form == PAIRS else Drawn.conversations
+    bad = BadItems.of(source)
+    items = SourceSample.preferences if form == PAIRS else SourceSample.conversations
     own = list(items(sample, bad=bad))
     read = [item for part in at_ends for item in items(drawn, *part, bad=bad)] + own
     examples = list({example.where: example for example in read}.values())
@@ -126,7 +127,7 @@ def _prompt(messages: Sequence[Message], chat_format: ChatFormat) -> list[int]:
 
 
 def _check_longest(
-    reading: Reading, drawn: Drawn, chat_format: ChatFormat, positions: int
+    reading: Reading, drawn: SourceSample, chat_format: ChatFormat, positions: int
 ) -> None:
     """Raise BarError for a prompt that leaves the model no room to answer."""
     most = reading.length  # longer prompts are left out

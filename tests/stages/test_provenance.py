@@ -17,7 +17,7 @@ from megatron_bar.methods.load import load_recipe
 from megatron_bar.recipe.renamed import renamed
 from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime import digests
-from megatron_bar.stages.made_of import changes, record
+from megatron_bar.stages.provenance import changes, record
 
 _TRAINING = {"steps": 3, "global_batch_size": 2}
 _EARLIER = Path(__file__).parent / "earlier"
