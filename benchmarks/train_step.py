@@ -30,6 +30,7 @@ from benchmarks.timing import clock_named, device, machine, medians
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.model_io import load_model
 from megatron_bar.data.batch import Batch
+from megatron_bar.data.transfer import on_device
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.language_model import build_model
@@ -173,7 +174,7 @@ def products(config: ModelConfig) -> dict[str, tuple[Callable[[], torch.Tensor],
 
 def measure(hidden: int, experts: int, repetitions: int, clock: Callable[[], float], table: Table):
     """Add a row for a full-training and one for a mid-training step."""
-    batch = random_batch().to(device())
+    (batch,) = on_device([random_batch()])
     tokens = batch.tokens_BS.numel()
     work = Work(tokens, int((batch.positions_BS + 1).sum()), 0)
     with tempfile.TemporaryDirectory() as name:

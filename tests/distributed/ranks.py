@@ -23,6 +23,7 @@ from megatron_bar.checkpoints.number_types import compute_type
 from megatron_bar.data.batch import Batch, to_batch
 from megatron_bar.data.packing import PackedDocuments
 from megatron_bar.data.rows import PackedRows
+from megatron_bar.data.transfer import on_device
 from megatron_bar.evaluation.routed_tokens import route_texts
 from megatron_bar.evaluation.token_kinds import LabelledText
 from megatron_bar.models.config import ModelConfig
@@ -63,7 +64,7 @@ def gathered_logits(model: torch.nn.Module, batches: list[Batch]) -> torch.Tenso
     """This data-parallel rank's logits over the whole vocabulary, on one of its ranks."""
 
     def forward_step(data, model):
-        batch = next(data).context_part().to(torch.cuda.current_device())
+        (batch,) = on_device([next(data).context_part()])
         logits = model(batch.tokens_BS, batch.positions_BS, batch.attention_mask_B1SS)
         return logits, lambda logits, non_loss_data: logits
 

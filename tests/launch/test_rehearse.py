@@ -13,7 +13,7 @@ import yaml
 from megatron_bar.checkpoints.convert import export_hf, import_hf
 from megatron_bar.cli import main
 from megatron_bar.data.chat import TEMPLATES
-from megatron_bar.launch import local
+from megatron_bar.launch import local_scheduler
 from megatron_bar.methods.run import run_stage
 from megatron_bar.stages.work import train
 from tests.launch.conftest import small_recipe
@@ -89,10 +89,8 @@ def run_stage_in_half(run: Path, name: str) -> None:
     run_stage(run, name)
 
 
-
-
 def test_a_stage_that_changes_the_type_of_frozen_tensors(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(local, "run_stage", run_stage_in_half)
+    monkeypatch.setattr(local_scheduler, "run_stage", run_stage_in_half)
     recipe = _written(tmp_path, _one_domain(tmp_path / "runs"))
     assert main(["rehearse", recipe]) == 1
     said = capsys.readouterr()
