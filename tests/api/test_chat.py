@@ -142,6 +142,7 @@ def test_a_terminal_shows_colours_and_keeps_the_chat_when_an_answer_is_ended(ter
     assert "\x1b[36mexpert1" in told  # cyan
     assert re.search(r"\[anchor \d+%  expert1 \d+%  ended", _COLOUR.sub("", told))
     terminal.expect("> ")
+    time.sleep(0.5)  # Python hears it a moment after the question is shown
     terminal.type("\x03")  # at the question it ends nothing
     terminal.expect("> ")
     terminal.type("how " * 600 + "\n")
