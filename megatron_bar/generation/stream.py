@@ -40,7 +40,7 @@ def stream_tokens(
     token at least.
     """
     device = torch.device(torch.cuda.current_device())
-    length = min(len(prompt) + sampling.max_new_tokens, model.max_sequence_length)
+    length = len(prompt) + sampling.longest(Request(prompt), model.max_sequence_length)
     cache = RowCache(1, length)
     row_R = torch.zeros(1, dtype=torch.long, device=device)
     if len(prompt) > 1:
@@ -51,7 +51,7 @@ def stream_tokens(
         uniform_RN = uniform_numbers([Request(prompt)], sampling).to(device)
     token = prompt[-1]
     for nth, position in enumerate(range(len(prompt) - 1, length - 1)):
-        cache.decode(torch.tensor([position], device=device), position + 1)
+        cache.decode([position], device)
         logits_RV, shares = _forward(model, cache, [token], device)
         drawn_R = None if uniform_RN is None else uniform_RN[:, nth]
         chosen_R, logprob_R = choose(logits_RV, sampling.temperature, drawn_R)
