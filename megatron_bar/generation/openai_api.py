@@ -120,7 +120,7 @@ class OpenAIApi:
 
     def sleep(self) -> None:
         """Have it give up all of its GPU's memory, weights too: the next ones are other ones."""
-        self._reply("POST", f"{self.address}/sleep?level=2", {}, _REFRESH_SECONDS)
+        self._call_engine("sleep?level=2", {})
 
     def is_asleep(self) -> bool:
         url = f"{self.address}/is_sleeping"
@@ -130,7 +130,7 @@ class OpenAIApi:
 
     def wake_up(self, part: str) -> None:
         """Have it take memory again for a `part`: weights, or kv_cache."""
-        self._reply("POST", f"{self.address}/wake_up?tags={part}", {}, _REFRESH_SECONDS)
+        self._call_engine(f"wake_up?tags={part}", {})
 
     def _reply(
         self, method: str, url: str, content: Any = None, seconds: float | None = None
