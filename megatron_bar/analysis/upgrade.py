@@ -103,10 +103,11 @@ def _changes(before: Path, after: Path, meant: set[str]) -> list[Change]:
     old, new = (_tasks(run) for run in (before, after))
     changes = []
     for task in [*new, *(task for task in old if task not in new)]:
-        results = [tasks.get(task) for tasks in (old, new)]
-        intervals = [None if result is None else score_interval(result) for result in results]
-        paired = None if None in results else paired_test(results[1], results[0])
-        changes.append(Change(task, *intervals, paired, task in meant))
+        was, now = old.get(task), new.get(task)
+        changes.append(Change(
+            task, None if was is None else score_interval(was),
+            None if now is None else score_interval(now),
+            None if was is None or now is None else paired_test(now, was), task in meant))
     return changes
 
 

@@ -17,7 +17,8 @@ from megatron_bar.runtime.console import say
 
 COMPILE = "MEGATRON_BAR_COMPILE"
 _VARIANTS = 64  # of a function, by widths, types and what is left out; torch's own limit is 8
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _failures: list[str] = []  # why nothing more is compiled in this process
 
 
