@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 
 from megatron_bar.data.batches import check_length
 from megatron_bar.data.rows import PackedRows
-from megatron_bar.models.packed import PackedDocuments, pack_documents
+from megatron_bar.models.packed import PackedDocuments, pack_documents, starts
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,8 @@ def to_batch(rows: PackedRows, pad_id: int) -> Batch:
     )
 
 
-def _starts(documents_BS: torch.Tensor) -> torch.Tensor:
-    """True at the first token of each document and of each padding."""
-    starts_BS = torch.ones_like(documents_BS, dtype=torch.bool)
-    starts_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
-    return starts_BS
-
-
 def _positions(documents_BS: torch.Tensor) -> torch.Tensor:
     """Distance from the first token of the own document."""
     place_S = torch.arange(documents_BS.shape[1])
-    first_BS = torch.where(_starts(documents_BS), place_S, 0).cummax(dim=1).values
+    first_BS = torch.where(starts(documents_BS), place_S, 0).cummax(dim=1).values
     return torch.where(documents_BS > 0, place_S - first_BS, 0)
-

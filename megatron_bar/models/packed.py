@@ -61,9 +61,7 @@ def pack_documents(documents_BT: torch.Tensor, ranks: int = 1, rank: int = 0) ->
     `documents_BT` is on the CPU and of whole rows, so nothing waits for a device.
     """
     rows, length = documents_BT.shape
-    is_start_BT = torch.ones_like(documents_BT, dtype=torch.bool)
-    is_start_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
-    starts_D = torch.nonzero(is_start_BT.flatten()).flatten()
+    starts_D = torch.nonzero(starts(documents_BT).flatten()).flatten()
     if ranks == 1:
         return _with_spans((_span(starts_D, 0, rows * length, 0),), rows)
     size = length // (2 * ranks)
@@ -74,6 +72,13 @@ def pack_documents(documents_BT: torch.Tensor, ranks: int = 1, rank: int = 0) ->
             spans.append(_span(starts_D, begin, begin + size, at))
             at += size
     return _with_spans(tuple(spans), rows)
+
+
+def starts(documents_BT: torch.Tensor) -> torch.Tensor:
+    """True at the first token of each document and of each padding."""
+    starts_BT = torch.ones_like(documents_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
+    return starts_BT
 
 
 def _with_spans(spans: tuple[Span, ...], rows: int) -> PackedDocuments:

@@ -180,4 +180,3 @@ class Policy:
                             settings)
         sums = torch.stack([found.loss.detach(), found.clipped, found.ratio_error])
         return found.loss * scale, sums
-
