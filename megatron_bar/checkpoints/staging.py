@@ -11,7 +11,6 @@ Beside the target TARGET stands `.TARGET.partial/`:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_bar.checkpoints.plan import Part
-from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import publish, read_json, staging_path, write_json
+from megatron_bar.runtime.locks import hold
 
 
 class Staging:
@@ -121,23 +120,13 @@ def _locked(folder: Path, target: Path) -> Iterator[None]:
         except OSError as error:
             raise BarError(f"{target} can't be written: {error.strerror}") from None
         try:
-            _lock(descriptor, target)
+            hold(descriptor, path, f"{target} is being written by another converter; wait for it "
+                 "or choose another name")
             if _is_at(descriptor, path):
                 yield
                 return
         finally:
             os.close(descriptor)
-
-
-def _lock(descriptor: int, target: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BarError(f"{target} is being written by another converter; wait for it or choose "
-                       "another name") from None
-    except OSError as error:  # some network file systems are mounted without locks
-        say(f"{target}: this file system has no locks ({error.strerror}); see to it that no other "
-            "converter writes it")
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

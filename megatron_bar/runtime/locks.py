@@ -35,7 +35,7 @@ def locked(path: Path, taken: str, patience: float = 0.0) -> Iterator[None]:
             raise  # explained where the disk is known
         raise BarError(f"{path} can't be written: {error.strerror}") from None
     try:
-        _lock(file, path, taken, patience)
+        hold(file, path, taken, patience)
         with contextlib.suppress(OSError):  # a full disk; it only helps a message
             os.ftruncate(file, 0)
             os.pwrite(file, _myself().encode(), 0)
@@ -44,7 +44,8 @@ def locked(path: Path, taken: str, patience: float = 0.0) -> Iterator[None]:
         os.close(file)
 
 
-def _lock(file: int, path: Path, taken: str, patience: float) -> None:
+def hold(file: int, path: Path, taken: str, patience: float = 0.0) -> None:
+    """Lock the open file at `path` until it is closed; see `locked`, whose errors are raised."""
     deadline, told = time.monotonic() + patience, False
     while True:
         try:
