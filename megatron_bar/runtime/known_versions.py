@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from packaging.specifiers import SpecifierSet
-
 
 @dataclass(frozen=True)
 class KnownFault:
@@ -53,6 +51,8 @@ def installed(package: str) -> str | None:
 
 def faults_here() -> Iterator[tuple[str, KnownFault]]:
     """The known faults of what is installed, each with the version that is here."""
+    from packaging.specifiers import SpecifierSet  # not for `status`, which has to be quick
+
     for known in KNOWN_FAULTS:
         version = installed(known.package)
         if version and SpecifierSet(known.versions).contains(version, prereleases=True):

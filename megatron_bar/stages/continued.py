@@ -7,12 +7,12 @@ What decides the result isn't looked at here: where that has changed a stage sta
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_bar.runtime.known_versions import installed
 from megatron_bar.stages.stage import Stage
 from megatron_bar.training.saved import saved_steps
 
@@ -23,14 +23,7 @@ def manner(stage: Stage) -> dict[str, Any]:
     """The way in which `stage` is computed here and now, a JSON value for its record."""
     return {"layout": dataclasses.asdict(stage.layout), "rounding": stage.rounding(),
             "versions": {"python": platform.python_version()} | {
-                package: _version(package) for package in _PACKAGES}}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+                package: installed(package) or "not installed" for package in _PACKAGES}}
 
 
 def differences(begun: Mapping[str, Any], stage: Stage, folder: Path) -> list[str]:
