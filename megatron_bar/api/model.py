@@ -11,7 +11,6 @@ import os
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -129,9 +128,8 @@ class Model:
         for row in rows:
             tokens_BS = torch.tensor([list(row)], device=device)
             positions_BS = torch.arange(len(row), device=device)[None]
-            logits_BSV = model(tokens_BS, positions_BS, None)[..., : model.unpadded_vocab_size]
-            logprobs_BSV = logits_BSV[:, :-1].float().log_softmax(-1)
-            found.append(logprobs_BSV.gather(-1, tokens_BS[:, 1:, None])[0, :, 0].tolist())
+            loss_BS = model(tokens_BS, positions_BS, None, labels=tokens_BS.roll(-1, dims=1))
+            found.append((-loss_BS[0, :-1]).tolist())
         return found
 
     def close(self) -> None:
@@ -143,12 +141,7 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _open(self) -> LanguageModel:
