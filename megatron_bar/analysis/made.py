@@ -9,10 +9,8 @@ from typing import Any
 from megatron_bar.analysis.formats import duration, number
 from megatron_bar.checkpoints.model_card import parameters, times_the_dense
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.names import ANCHOR, MERGED, ROUTED
+from megatron_bar.recipe.names import ANCHOR, EXPORTED, MERGED, ROUTED
 from megatron_bar.runtime.errors import BarError
-
-_EXPORT = "hf"
 
 
 def made_model(
@@ -20,7 +18,7 @@ def made_model(
 ) -> list[tuple[str, str]]:
     """Facts of the model and of its making, each with what it is; [] before there is a model."""
     done = {stage["stage"]: stage for stage in stages}
-    exported = done.get(_EXPORT, {}).get("inputs", {}).get("checkpoint", {}).get("stage")
+    exported = done.get(EXPORTED, {}).get("inputs", {}).get("checkpoint", {}).get("stage")
     model = _model(run, exported, ROUTED, MERGED)
     if model is None:
         return []
@@ -33,8 +31,8 @@ def made_model(
                   f"{speed:.1f} times the operations (counted, not measured)")
         facts.append(("experts", ", ".join(model.all_expert_names)))
     facts.insert(0, ("size", words))
-    if _EXPORT in done:
-        facts.append(("lies in", f"{_EXPORT}/model of the run's folder, with a model card "
+    if EXPORTED in done:
+        facts.append(("lies in", f"{EXPORTED}/model of the run's folder, with a model card "
                       "(README.md)"))
     trained = [stage for stage in stages if "trainable" in stage]
     seconds = sum(stage["seconds"] * stage["layout"]["processes"] for stage in trained)

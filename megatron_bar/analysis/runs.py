@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.recipe.names import ALL, ANCHOR, MERGED, ROUTED, WITHOUT
+from megatron_bar.recipe.names import ALL, ANCHOR, EXPORTED, MERGED, ROUTED, WITHOUT
 from megatron_bar.recipe.schema import Domain
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
@@ -18,7 +18,7 @@ from megatron_bar.runtime.plain_yaml import read_yaml
 _STARTS = ("base", "anchor", "pretrained")
 # A domain's stages are called as their keys in the recipe, which stand in the order of training.
 _OF_DOMAIN = [key.name for key in fields(Domain)]
-_ENDS = (MERGED, ROUTED, "hf", "evaluate", "report")
+_ENDS = (MERGED, ROUTED, EXPORTED, "evaluate", "report")
 
 
 def read_recipe(run: Path) -> dict[str, Any]:

@@ -20,9 +20,11 @@ from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.checkpoints.merging import Rule
 from megatron_bar.data.chat_format import find_chat_format
 from megatron_bar.models.config import FILE_NAME, ModelConfig
+from megatron_bar.recipe.names import EXPORTED
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.disk import check_output_folder
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.export_hf import MODEL_FOLDER
 
 StrPath = str | os.PathLike[str]
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -171,7 +173,7 @@ def is_hf(folder: Path) -> bool:
 
 def exported_by(run: Path) -> Path | None:
     """The Hugging Face folder that a run has exported; None for any other folder."""
-    exported = run / "hf" / "model"
+    exported = run / EXPORTED / MODEL_FOLDER
     return exported if exported.is_dir() else None
 
 

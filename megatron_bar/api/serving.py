@@ -12,6 +12,7 @@ from megatron_bar.api.checkpoints import StrPath, checkpoint_folder, exported_by
 from megatron_bar.api.model import Model
 from megatron_bar.generation.openai_api import OpenAIApi
 from megatron_bar.generation.probe import distance
+from megatron_bar.models.config import FILE_NAME
 from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime.errors import BarError
 
@@ -56,7 +57,7 @@ def _served_folder(model: StrPath) -> tuple[str, list[list[str]]]:
     if not given.is_dir() or is_hf(given):
         return os.fspath(model), []
     checkpoint = checkpoint_folder(given)
-    if not (checkpoint / "model.json").is_file():
+    if not (checkpoint / FILE_NAME).is_file():
         raise BarError(f"{given} is neither a run that exported its model nor a checkpoint nor a "
                        "Hugging Face folder")
     target = f"{given}-hf"

@@ -30,6 +30,7 @@ from megatron_bar.methods import stage_graph
 from megatron_bar.methods.graph import ADAPTING, routing_data
 from megatron_bar.methods.load import load_recipe, save_recipe
 from megatron_bar.models.config import FILE_NAME as MODEL_FILE
+from megatron_bar.recipe.names import EXPORTED
 from megatron_bar.recipe.schema import Domain, Recipe
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
@@ -49,7 +50,7 @@ from megatron_bar.stages.route import RouteStage
 _RECIPE, _NEXT, _FINISHED = "recipe.yaml", "next.yaml", "upgrade.json"
 # What every upgrade makes anew. Benchmarks' scores of the model before are taken away.
 _SUITES = "suites"
-_MADE_ANEW = ("merged", "routed", "hf", "evaluate", "report", "report.html", "routing.html",
+_MADE_ANEW = ("merged", "routed", EXPORTED, "evaluate", "report", "report.html", "routing.html",
               _SUITES)
 # The last one first.
 _STAGES_OF_DOMAIN = (*(kind.KIND for kind in reversed(ADAPTING)), BranchStage.KIND)
@@ -289,7 +290,7 @@ def _apply(run: Path) -> Recipe:
     if not plan["applied"]:
         asked, recipe = plan["asked"], load_recipe(run / BEFORE / _NEXT)
         gone = [*asked["replace"], *asked["drop"], *(f"evaluate/{name}" for name in asked["drop"])]
-        for name in [*gone, _SUITES, *([] if recipe.export else ["hf"])]:
+        for name in [*gone, _SUITES, *([] if recipe.export else [EXPORTED])]:
             _remove(run / name)
         save_recipe(recipe, run / _RECIPE)
         write_json(run / BEFORE / PLAN, plan | {"applied": True})

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from megatron_bar.recipe.names import ALL, WITHOUT
+from megatron_bar.recipe.names import ALL, EXPORTED, WITHOUT
 from megatron_bar.recipe.schema import Domain, Recipe
 from megatron_bar.recipe.training import Rlvr, Source, Training
 from megatron_bar.stages.branch import AdoptStage, BranchStage
@@ -126,8 +126,8 @@ class Graph:
         ]
         inputs = {stage.name: stage.name for stage in evaluated}
         if recipe.export:
-            inputs["hf"] = self.add(ExportStage(
-                "hf", {"checkpoint": final}, method=recipe.method,
+            inputs[EXPORTED] = self.add(ExportStage(
+                EXPORTED, {"checkpoint": final}, method=recipe.method,
                 chat_template=recipe.chat_template,
             ))
         return [*self.stages, *evaluated, ReportStage("report", inputs)]

@@ -7,6 +7,7 @@ ANCHOR, MERGED, ROUTED = "anchor", "merged", "routed"
 ALL = "all"  # the folder of stages that train on all domains at once, and the model they make
 # A routed model that is evaluated without one of its experts.
 WITHOUT = "without-"
+EXPORTED = "hf"  # the stage that makes a Hugging Face folder
 GENERAL = "general"  # the task that belongs to no domain
 
 # Words of merge.shared that name a rule over the branches' changes from the anchor, and the keys of
@@ -19,8 +20,8 @@ MERGE_RULES: dict[str, tuple[str, ...]] = {
 
 # Folders of a run, a task, or a word of merge.shared, that a domain's name would collide with.
 TAKEN_NAMES = frozenset({
-    ANCHOR, MERGED, ROUTED, ALL, GENERAL, "base", "pretrained", "hf", "evaluate", "report", "logs",
-    "data", "published", "branches", "sections", "suites", "before", "slurm", "replaced",
+    ANCHOR, MERGED, ROUTED, ALL, GENERAL, "base", "pretrained", EXPORTED, "evaluate", "report",
+    "logs", "data", "published", "branches", "sections", "suites", "before", "slurm", "replaced",
     "rehearsal", *MERGE_RULES,
 })
 # No domain's name begins so: it would pass for a model without an expert, or its logs for an
