@@ -45,6 +45,7 @@ demo-fast: setup
 
 test: $(VENV)/all
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE)
 
 soak: setup
@@ -116,6 +117,7 @@ $(VENV)/docs: $(VENV)/ready
 
 lint: setup
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
 clean:

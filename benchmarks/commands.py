@@ -51,8 +51,13 @@ def run(command: Sequence[str], **environment: str) -> Run:
     process, sampled every 10 ms.
     """
     start = time.perf_counter()
-    process = psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                           env=os.environ | environment)
+    process = psutil.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+    )
     cpu: dict[int, float] = {}
     peak = 0
     while process.poll() is None:

@@ -48,26 +48,51 @@ def contestants(
     for count in processes:
         more = ["--processes", str(count)]
         yield f"import, {count}", hf, [*OURS, "import", str(hf), str(target), *more]
-        yield (f"export, {count}", checkpoint,
-               [*OURS, "export", str(checkpoint), str(target), *more])
-        yield (f"branch, {count}", checkpoint,
-               [*OURS, "branch", "--anchor", str(checkpoint), "--out", str(target), *more])
+        yield (
+            f"export, {count}",
+            checkpoint,
+            [*OURS, "export", str(checkpoint), str(target), *more],
+        )
+        yield (
+            f"branch, {count}",
+            checkpoint,
+            [*OURS, "branch", "--anchor", str(checkpoint), "--out", str(target), *more],
+        )
     yield "transformers", hf, [*TRANSFORMERS, str(hf), str(target)]
 
 
-def add_row(table: Table, gib: float, cache: str, name: str, size: int, figures: Run,
-            cp_speed: float) -> None:
+def add_row(
+    table: Table, gib: float, cache: str, name: str, size: int, figures: Run, cp_speed: float
+) -> None:
     speed = size / figures.seconds
     table.add_row(
-        f"{gib:g}", cache, name, f"{size / 2**30:.2f}", f"{figures.seconds:.1f}",
-        f"{speed / 1e9:.2f}", f"{speed / cp_speed:.2f}", f"{figures.cpu_seconds:.1f}",
+        f"{gib:g}",
+        cache,
+        name,
+        f"{size / 2**30:.2f}",
+        f"{figures.seconds:.1f}",
+        f"{speed / 1e9:.2f}",
+        f"{speed / cp_speed:.2f}",
+        f"{figures.cpu_seconds:.1f}",
         f"{figures.peak_anonymous / 2**20:.0f}",
     )
 
 
 def new_table(title: str) -> Table:
-    return Table("model GiB", "cache", "who, processes", "GiB written", "s", "GB/s", "of cp",
-                 "CPU s", "peak MiB", title=title, title_justify="left", box=None)
+    return Table(
+        "model GiB",
+        "cache",
+        "who, processes",
+        "GiB written",
+        "s",
+        "GB/s",
+        "of cp",
+        "CPU s",
+        "peak MiB",
+        title=title,
+        title_justify="left",
+        box=None,
+    )
 
 
 def _best_runs(

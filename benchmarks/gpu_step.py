@@ -53,9 +53,13 @@ WARM_UP = 2
 def model_of(options: argparse.Namespace) -> ModelConfig:
     heads = max(options.hidden // 128, 1)
     return ModelConfig(
-        vocab_size=options.vocabulary, hidden_size=options.hidden,
-        ffn_hidden_size=options.hidden * 43 // 16, num_layers=options.layers, num_heads=heads,
-        num_kv_heads=heads, max_position_embeddings=options.length,
+        vocab_size=options.vocabulary,
+        hidden_size=options.hidden,
+        ffn_hidden_size=options.hidden * 43 // 16,
+        num_layers=options.layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        max_position_embeddings=options.length,
     ).with_experts(options.experts)
 
 
@@ -70,7 +74,8 @@ def random_batch(options: argparse.Namespace) -> Batch:
     tokens_BS = torch.randint(options.vocabulary, (rows, length + 1), generator=generator)
     document_S = (torch.arange(length) >= length // 3).long()
     return Batch(
-        tokens_BS=tokens_BS[:, :-1].contiguous(), labels_BS=tokens_BS[:, 1:].contiguous(),
+        tokens_BS=tokens_BS[:, :-1].contiguous(),
+        labels_BS=tokens_BS[:, 1:].contiguous(),
         loss_mask_BS=torch.ones(rows, length),
         positions_BS=(torch.arange(length) - document_S * (length // 3)).repeat(rows, 1),
         sources_BS=torch.zeros(rows, length, dtype=torch.long),
@@ -85,8 +90,13 @@ def our_step(
     model = model_of(options)
     patterns = open_groups(kind, options.experts)
     training = Training(trainable=patterns, lr=1e-4, recompute=recompute)
-    built = build_model(model, Layout(), getattr(torch, options.dtype), 1e-3,
-                        overrides=transformer_overrides(training))
+    built = build_model(
+        model,
+        Layout(),
+        getattr(torch, options.dtype),
+        1e-3,
+        overrides=transformer_overrides(training),
+    )
     freeze(built, model, matching(list(group_sizes(model)), patterns, "benchmark"))
     wrapped = wrap(built, training)
     optimizer = build_optimizer(wrapped, training)
@@ -123,10 +133,22 @@ def contestant(options: argparse.Namespace, who: str, kind: str) -> dict[str, ob
     model = model_of(options)
     groups = matching(list(group_sizes(model)), open_groups(kind, options.experts), "benchmark")
     needed = step_flops(model, work, groups).total
-    memory = (torch.cuda.max_memory_allocated() if options.device == "cuda"
-              else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    return {"who": who, "kind": kind, "seconds": seconds, "tokens": tokens, "loss": loss,
-            "of_floor": needed / seconds / peak, "peak": peak, "memory": memory, "note": note}
+    memory = (
+        torch.cuda.max_memory_allocated()
+        if options.device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return {
+        "who": who,
+        "kind": kind,
+        "seconds": seconds,
+        "tokens": tokens,
+        "loss": loss,
+        "of_floor": needed / seconds / peak,
+        "peak": peak,
+        "memory": memory,
+        "note": note,
+    }
 
 
 def peak_flops(options: argparse.Namespace) -> float:
@@ -134,10 +156,15 @@ def peak_flops(options: argparse.Namespace) -> float:
     device = torch.cuda.current_device()
     tokens, hidden, ffn = options.rows * options.length, options.hidden, options.hidden * 43 // 16
     best = 0.0
-    for rows, inner, columns in ((tokens, hidden, 2 * ffn), (tokens, ffn, hidden),
-                                 (hidden, tokens, 2 * ffn)):
-        left, right = (torch.randn(*shape, dtype=getattr(torch, options.dtype), device=device)
-                       for shape in ((rows, inner), (inner, columns)))
+    for rows, inner, columns in (
+        (tokens, hidden, 2 * ffn),
+        (tokens, ffn, hidden),
+        (hidden, tokens, 2 * ffn),
+    ):
+        left, right = (
+            torch.randn(*shape, dtype=getattr(torch, options.dtype), device=device)
+            for shape in ((rows, inner), (inner, columns))
+        )
         seconds = min(timed(lambda left=left, right=right: left @ right) for _ in range(12))
         best = max(best, 2 * rows * inner * columns / seconds)
     return best
@@ -155,7 +182,9 @@ def measured_apart(who: str, kind: str) -> dict[str, object]:
     """What `contestant` finds in a process of its own; its last words if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu_step", *sys.argv[1:], "--only", who, kind],
-        capture_output=True, text=True)
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no words"]
         return {"who": who, "kind": kind, "failed": lines[-1]}
@@ -163,10 +192,22 @@ def measured_apart(who: str, kind: str) -> dict[str, object]:
 
 
 def report(results: list[dict[str, object]], options: argparse.Namespace) -> None:
-    table = Table("step", "who", "ms", "tokens/s", "of floor", "ours is faster by", "GiB", "loss",
-                  "note", box=None, title=(
-                      f"{options.layers} layers, hidden {options.hidden}, {options.experts} "
-                      f"experts, {options.rows} x {options.length} tokens, {options.dtype}"))
+    table = Table(
+        "step",
+        "who",
+        "ms",
+        "tokens/s",
+        "of floor",
+        "ours is faster by",
+        "GiB",
+        "loss",
+        "note",
+        box=None,
+        title=(
+            f"{options.layers} layers, hidden {options.hidden}, {options.experts} "
+            f"experts, {options.rows} x {options.length} tokens, {options.dtype}"
+        ),
+    )
     ours = {r["kind"]: r["seconds"] for r in results if r["who"] == "ours" and "failed" not in r}
     for r in results:
         if "failed" in r:
@@ -174,9 +215,16 @@ def report(results: list[dict[str, object]], options: argparse.Namespace) -> Non
             continue
         ratio = f"{r['seconds'] / ours[r['kind']]:.2f}" if r["kind"] in ours else "-"
         table.add_row(
-            r["kind"], r["who"], f"{1e3 * r['seconds']:.1f}", f"{r['tokens'] / r['seconds']:,.0f}",
-            f"{r['of_floor']:.3f}", ratio, f"{r['memory'] / 2**30:.1f}", f"{r['loss']:.3f}",
-            f"{r['note']}; products {r['peak'] / 1e12:.3g} TFLOP/s")
+            r["kind"],
+            r["who"],
+            f"{1e3 * r['seconds']:.1f}",
+            f"{r['tokens'] / r['seconds']:,.0f}",
+            f"{r['of_floor']:.3f}",
+            ratio,
+            f"{r['memory'] / 2**30:.1f}",
+            f"{r['loss']:.3f}",
+            f"{r['note']}; products {r['peak'] / 1e12:.3g} TFLOP/s",
+        )
     print_wide(table)
 
 
@@ -185,8 +233,15 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--who", nargs="+", choices=WHO, default=list(WHO))
     parser.add_argument("--kinds", nargs="+", choices=("mid", "all"), default=["mid", "all"])
-    for name, size in (("layers", 4), ("hidden", 4096), ("vocabulary", 100_352), ("experts", 2),
-                       ("rows", 2), ("length", 4096), ("steps", 5)):
+    for name, size in (
+        ("layers", 4),
+        ("hidden", 4096),
+        ("vocabulary", 100_352),
+        ("experts", 2),
+        ("rows", 2),
+        ("length", 4096),
+        ("steps", 5),
+    ):
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # a contestant's own process
@@ -194,8 +249,9 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU; --device cpu shows at a small size that it works")
     if options.only is None:
-        report([measured_apart(who, kind) for kind in options.kinds for who in options.who],
-               options)
+        report(
+            [measured_apart(who, kind) for kind in options.kinds for who in options.who], options
+        )
         return
     with process_groups(Layout()):
         print(json.dumps(contestant(options, *options.only)))

@@ -33,28 +33,47 @@ DOMAINS = ("math", "code", "tool_use", "safety")
 NAME = "growth"
 
 
-def recipe(
-    runs: Path, domain: str, number: int, steps: int, route_steps: int
-) -> dict[str, Any]:
+def recipe(runs: Path, domain: str, number: int, steps: int, route_steps: int) -> dict[str, Any]:
     """A recipe of one domain, `domain` of the toy world, called by its number."""
     training = dict(
-        sequence_length=256, global_batch_size=4, micro_batch_size=4, lr=4e-3, steps=steps)
-    chats = [{"toy": domain, "count": 400, "name": f"{domain}_{number}"},
-             {"toy": "general", "count": 200}]
+        sequence_length=256, global_batch_size=4, micro_batch_size=4, lr=4e-3, steps=steps
+    )
+    chats = [
+        {"toy": domain, "count": 400, "name": f"{domain}_{number}"},
+        {"toy": "general", "count": 200},
+    ]
     return {
-        "name": NAME, "runs": str(runs), "export": False,
-        "pretrain": {"vocab_size": 1024, "chat": [{"toy": "general", "count": 200}],
-                     "training": training | {"data": [
-                         {"toy": "general", "count": 200, "name": "prose"},
-                         *({"toy": name, "count": 200, "name": f"{name}_text"}
-                           for name in ("math", "code")),
-                     ]}},
-        "domains": {f"expert_{number}": {"sft": training | {
-            "data": chats, "trainable": ["expert.1", "router.1"],
-        }}},
+        "name": NAME,
+        "runs": str(runs),
+        "export": False,
+        "pretrain": {
+            "vocab_size": 1024,
+            "chat": [{"toy": "general", "count": 200}],
+            "training": training
+            | {
+                "data": [
+                    {"toy": "general", "count": 200, "name": "prose"},
+                    *(
+                        {"toy": name, "count": 200, "name": f"{name}_text"}
+                        for name in ("math", "code")
+                    ),
+                ]
+            },
+        },
+        "domains": {
+            f"expert_{number}": {
+                "sft": training
+                | {
+                    "data": chats,
+                    "trainable": ["expert.1", "router.1"],
+                }
+            }
+        },
         "route": {"training": training | {"lr": 1e-2, "steps": route_steps}},
-        "evaluate": {"general": [{"toy": "general", "split": "heldout", "count": 2}],
-                     "max_new_tokens": 4},
+        "evaluate": {
+            "general": [{"toy": "general", "split": "heldout", "count": 2}],
+            "max_new_tokens": 4,
+        },
     }
 
 
@@ -93,9 +112,9 @@ def main() -> None:
         for number in range(1, options.experts + 1):
             path = runs / f"expert_{number}.yaml"
             domain = DOMAINS[(number - 1) % len(DOMAINS)]
-            path.write_text(yaml.safe_dump(
-                recipe(runs, domain, number, options.steps, options.route_steps)
-            ))
+            path.write_text(
+                yaml.safe_dump(recipe(runs, domain, number, options.steps, options.route_steps))
+            )
             if number == 1:
                 run = run_recipe(load_recipe(path))
             else:
@@ -107,14 +126,23 @@ def main() -> None:
 def _table(rows: list[dict[str, dict[str, float]]]) -> Table:
     table = Table(title=f"Cost of the N-th expert, {machine(1, 'wall')}", box=None)
     parts = ("branch", "merge", "route")
-    for column in ("N", *(f"{part} s" for part in parts), "sum s", "branch tokens", "route tokens",
-                   "branch GFLOP", "route GFLOP", "sum GFLOP"):
+    for column in (
+        "N",
+        *(f"{part} s" for part in parts),
+        "sum s",
+        "branch tokens",
+        "route tokens",
+        "branch GFLOP",
+        "route GFLOP",
+        "sum GFLOP",
+    ):
         table.add_column(column, justify="right")
     for number, costs in enumerate(rows, 1):
         seconds = [costs[part]["seconds"] for part in parts]
         work = [costs[part]["operations"] / 1e9 for part in ("branch", "route")]
         table.add_row(
-            str(number), *(f"{value:.1f}" for value in [*seconds, sum(seconds)]),
+            str(number),
+            *(f"{value:.1f}" for value in [*seconds, sum(seconds)]),
             *(f"{costs[part]['tokens']:,.0f}" for part in ("branch", "route")),
             *(f"{value:,.0f}" for value in [*work, sum(work)]),
         )

@@ -47,12 +47,14 @@ def lm_eval_judge() -> Callable[[dict[str, Any], str], list[bool]]:
     splitter, words = punkt.tokenizer_for("english"), NLTKWordTokenizer()
     instructions_util.count_sentences = lambda text: len(splitter.tokenize(text))
     instructions_util.nltk.word_tokenize = lambda text: [
-        word for sentence in splitter.tokenize(text) for word in words.tokenize(sentence)]
+        word for sentence in splitter.tokenize(text) for word in words.tokenize(sentence)
+    ]
     langdetect.DetectorFactory.seed = 0
 
     def judge(item: dict[str, Any], answer: str) -> list[bool]:
-        example = InputExample(item["key"], item["instruction_id_list"], item["prompt"],
-                               item["kwargs"])
+        example = InputExample(
+            item["key"], item["instruction_id_list"], item["prompt"], item["kwargs"]
+        )
         return test_instruction_following_strict(example, answer).follow_instruction_list
 
     return judge
@@ -92,8 +94,9 @@ def main() -> None:
     for who in starts:
         table.add_row(who, f"{starts[who]:.2f}", f"{1000 * seconds[who] / judged:.3f}")
     console.print(table)
-    console.print(f"{same.total()} of {judged} judgements agree; differ: {dict(differ)}",
-                  markup=False)
+    console.print(
+        f"{same.total()} of {judged} judgements agree; differ: {dict(differ)}", markup=False
+    )
 
 
 if __name__ == "__main__":

@@ -54,8 +54,10 @@ def main() -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     padded = -(-args.vocabulary // 128) * 128
-    x_TH, head_VH = (torch.randn(rows, args.hidden, generator=generator).to(
-        getattr(torch, args.dtype)) for rows in (args.tokens, padded))
+    x_TH, head_VH = (
+        torch.randn(rows, args.hidden, generator=generator).to(getattr(torch, args.dtype))
+        for rows in (args.tokens, padded)
+    )
     labels_T = torch.randint(args.vocabulary, (args.tokens,), generator=generator)
     with process_groups(Layout()):
         x_TH, head_VH, labels_T = (tensor.to(device()) for tensor in (x_TH, head_VH, labels_T))
@@ -63,8 +65,7 @@ def main() -> None:
         losses = {
             "ours": lambda *inputs: linear_loss(*inputs, args.vocabulary, group)[0],
             "Megatron's": functools.partial(_whole, _megatron, vocabulary=args.vocabulary),
-            "torch's, one rank only": functools.partial(
-                _whole, _torch, vocabulary=args.vocabulary),
+            "torch's, one rank only": functools.partial(_whole, _torch, vocabulary=args.vocabulary),
         }
         grads: dict[str, torch.Tensor] = {}
 
@@ -74,17 +75,25 @@ def main() -> None:
             losses[name](x, head, labels_T).sum().backward()
             grads[name] = x.grad
 
-        seconds = medians({name: lambda name=name: step(name) for name in losses},
-                          args.repetitions, clock_named(args.clock))
+        seconds = medians(
+            {name: lambda name=name: step(name) for name in losses},
+            args.repetitions,
+            clock_named(args.clock),
+        )
         exact = x_TH.double().requires_grad_()
-        _whole(_torch, exact, head_VH.double(), labels_T,
-               vocabulary=args.vocabulary).sum().backward()
+        _whole(
+            _torch, exact, head_VH.double(), labels_T, vocabulary=args.vocabulary
+        ).sum().backward()
         console.print(machine(1, args.clock))
         table = Table("", "ms a step", "ours is faster by", "error of the gradient", box=None)
         for name in losses:
             error = (grads[name].double() - exact.grad).norm() / exact.grad.norm()
-            table.add_row(name, f"{1000 * seconds[name]:.0f}",
-                          f"{seconds[name] / seconds['ours']:.2f}", f"{error:.1e}")
+            table.add_row(
+                name,
+                f"{1000 * seconds[name]:.0f}",
+                f"{seconds[name] / seconds['ours']:.2f}",
+                f"{error:.1e}",
+            )
         console.print(table)
 
 

@@ -30,8 +30,22 @@ from benchmarks.conversion import OURS
 from benchmarks.models import model_of_size, write_hf_folder
 from megatron_bar.runtime.console import console
 
-_NEEDS = ["transformers>=5,<6", "accelerate", "peft", "immutables", "scipy", "sentencepiece",
-          "protobuf", "cryptography", "cffi", "click", "pydantic", "tqdm", "pyyaml", "jinja2"]
+_NEEDS = [
+    "transformers>=5,<6",
+    "accelerate",
+    "peft",
+    "immutables",
+    "scipy",
+    "sentencepiece",
+    "protobuf",
+    "cryptography",
+    "cffi",
+    "click",
+    "pydantic",
+    "tqdm",
+    "pyyaml",
+    "jinja2",
+]
 
 
 def mergekit_in(environment: Path) -> str:
@@ -58,9 +72,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="on the disk to measure")
     args = parser.parse_args()
     mergekit = mergekit_in(args.mergekit)
-    table = Table("dense GiB", "cache", "who, processes", "GiB read", "GiB written", "s", "GB/s",
-                  "CPU s/GiB", "peak MiB", title=f"Merges of {args.branches} branches and the "
-                  "anchor", title_justify="left", box=None)
+    table = Table(
+        "dense GiB",
+        "cache",
+        "who, processes",
+        "GiB read",
+        "GiB written",
+        "s",
+        "GB/s",
+        "CPU s/GiB",
+        "peak MiB",
+        title=f"Merges of {args.branches} branches and the anchor",
+        title_justify="left",
+        box=None,
+    )
     for gib in args.gib:
         with tempfile.TemporaryDirectory(dir=args.folder) as name:
             _measure(Path(name), gib, args, mergekit, table)
@@ -84,18 +109,40 @@ def _measure(
         run([*OURS, "branch", "--anchor", str(moved), "--out", str(branch)])
         shutil.rmtree(moved)
     config = folder / "mergekit.yaml"
-    config.write_text(yaml.safe_dump({
-        "merge_method": "linear", "dtype": "bfloat16",
-        "models": [{"model": str(hf), "parameters": {"weight": 1.0}} for hf in dense],
-    }))
-    theirs = (f"{mergekit} {config} {target} --lazy-unpickle --no-write-model-card "
-              f"--no-copy-tokenizer; find {target} -type f -exec sync {{}} +")
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "merge_method": "linear",
+                "dtype": "bfloat16",
+                "models": [{"model": str(hf), "parameters": {"weight": 1.0}} for hf in dense],
+            }
+        )
+    )
+    theirs = (
+        f"{mergekit} {config} {target} --lazy-unpickle --no-write-model-card "
+        f"--no-copy-tokenizer; find {target} -type f -exec sync {{}} +"
+    )
     contestants = {
         "cp of a branch": ([branches[0]], copy_command(branches[0], target, to_disk=True)),
-        **{f"ours, {count}": ([anchor, *branches], [
-            *OURS, "merge", "--anchor", str(anchor), "--out", str(target), "--anchor-ffn",
-            "average", "--processes", str(count), *map(str, branches)])
-           for count in args.processes},
+        **{
+            f"ours, {count}": (
+                [anchor, *branches],
+                [
+                    *OURS,
+                    "merge",
+                    "--anchor",
+                    str(anchor),
+                    "--out",
+                    str(target),
+                    "--anchor-ffn",
+                    "average",
+                    "--processes",
+                    str(count),
+                    *map(str, branches),
+                ],
+            )
+            for count in args.processes
+        },
         "mergekit, dense": (dense, ["sh", "-c", theirs]),
     }
     run(copy_command(branches[0], target, to_disk=True))  # uses memory that never was before
@@ -108,16 +155,19 @@ def _measure(
                 best[who] = min(best.get(who, this), this, key=lambda one: one[0].seconds)
         for who, (figures, read, written) in best.items():
             table.add_row(
-                f"{gib:g}", cache, who, f"{read / 2**30:.2f}", f"{written / 2**30:.2f}",
-                f"{figures.seconds:.1f}", f"{(read + written) / figures.seconds / 1e9:.2f}",
+                f"{gib:g}",
+                cache,
+                who,
+                f"{read / 2**30:.2f}",
+                f"{written / 2**30:.2f}",
+                f"{figures.seconds:.1f}",
+                f"{(read + written) / figures.seconds / 1e9:.2f}",
                 f"{figures.cpu_seconds / (read + written) * 2**30:.2f}",
                 f"{figures.peak_anonymous / 2**20:.0f}",
             )
 
 
-def _run(
-    inputs: list[Path], target: Path, command: list[str], cold: bool
-) -> tuple[Run, int, int]:
+def _run(inputs: list[Path], target: Path, command: list[str], cold: bool) -> tuple[Run, int, int]:
     """A run, the bytes it read and those it wrote."""
     set_cache(inputs, cold)
     figures = run(command, HF_HUB_OFFLINE="1", OMP_NUM_THREADS=str(os.cpu_count()))

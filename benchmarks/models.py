@@ -21,8 +21,14 @@ def model_of_size(gib: float) -> ModelConfig:
     """OLMo-2 1B's width with a small vocabulary and as many layers as make `gib` GiB in bf16."""
     vocabulary = 16384
     layers = round((gib * 2**30 - 4 * vocabulary * 2048) / _LAYER_BYTES)
-    return ModelConfig(vocab_size=vocabulary, hidden_size=2048, ffn_hidden_size=8192,
-                       num_layers=max(layers, 1), num_heads=16, num_kv_heads=16)
+    return ModelConfig(
+        vocab_size=vocabulary,
+        hidden_size=2048,
+        ffn_hidden_size=8192,
+        num_layers=max(layers, 1),
+        num_heads=16,
+        num_kv_heads=16,
+    )
 
 
 def write_hf_folder(folder: Path, model: ModelConfig, seed: int = 0) -> None:
@@ -38,10 +44,20 @@ def write_hf_folder(folder: Path, model: ModelConfig, seed: int = 0) -> None:
             start = (number * 7919) % (_POOL - count + 1)
             shards.setdefault(file, {})[name] = (file, start, count, shape)
     for file, tensors in shards.items():
-        save_file({name: pool[start : start + count].clone().reshape(shape)
-                   for name, (_, start, count, shape) in tensors.items()}, folder / file,
-                  metadata={"format": "pt"})
-    (folder / INDEX).write_text(json.dumps({
-        "metadata": {}, "weight_map": {n: file for file, t in shards.items() for n in t},
-    }))
+        save_file(
+            {
+                name: pool[start : start + count].clone().reshape(shape)
+                for name, (_, start, count, shape) in tensors.items()
+            },
+            folder / file,
+            metadata={"format": "pt"},
+        )
+    (folder / INDEX).write_text(
+        json.dumps(
+            {
+                "metadata": {},
+                "weight_map": {n: file for file, t in shards.items() for n in t},
+            }
+        )
+    )
     (folder / "config.json").write_text(json.dumps(hf_config(model, torch.bfloat16, {})))

@@ -30,8 +30,10 @@ from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 
 TOKENS = 1024
-PARTS = {"stock": (MoELayer, SequentialMLP, RowRouter),
-         "ours": (AllExpertsLayer, AllExperts, AllExpertsRouter)}
+PARTS = {
+    "stock": (MoELayer, SequentialMLP, RowRouter),
+    "ours": (AllExpertsLayer, AllExperts, AllExpertsRouter),
+}
 
 
 def layers(hidden: int, experts: int) -> dict[str, MoELayer]:
@@ -44,9 +46,16 @@ def layers(hidden: int, experts: int) -> dict[str, MoELayer]:
     )
     built = {}
     for name, (layer, experts_class, router) in PARTS.items():
-        built[name] = layer(config, submodules=MoESubmodules(
-            experts=ModuleSpec(experts_class, submodules=linears), router=router
-        )).to(device()).train()
+        built[name] = (
+            layer(
+                config,
+                submodules=MoESubmodules(
+                    experts=ModuleSpec(experts_class, submodules=linears), router=router
+                ),
+            )
+            .to(device())
+            .train()
+        )
         last = (f"local_experts.{experts - 1}.", f"rows.{experts - 1}")
         for key, parameter in built[name].named_parameters():
             parameter.requires_grad_(any(part in key for part in last))
@@ -89,20 +98,28 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    table = Table("hidden", "experts", "stock, tok/s", "ours, tok/s", "ours / stock",
-                  "stock keeps, B", "ours keeps, B", box=None,
-                  title=machine(options.threads, options.clock))
+    table = Table(
+        "hidden",
+        "experts",
+        "stock, tok/s",
+        "ours, tok/s",
+        "ours / stock",
+        "stock keeps, B",
+        "ours keeps, B",
+        box=None,
+        title=machine(options.threads, options.clock),
+    )
     with process_groups(Layout()):
         for hidden in options.hidden:
             for experts in options.experts:
                 built = layers(hidden, experts)
-                x_SBH = torch.randn(
-                    TOKENS, 1, hidden, device=device(), requires_grad=True)
+                x_SBH = torch.randn(TOKENS, 1, hidden, device=device(), requires_grad=True)
                 steps = {name: step(layer, x_SBH) for name, layer in built.items()}
                 assert torch.allclose(steps["stock"](), steps["ours"](), atol=1e-5)
                 seconds = medians(steps, options.repetitions, clock_named(options.clock))
                 table.add_row(
-                    str(hidden), str(experts),
+                    str(hidden),
+                    str(experts),
                     *(f"{TOKENS / seconds[name]:,.0f}" for name in PARTS),
                     f"{seconds['stock'] / seconds['ours']:.2f}",
                     *(f"{kept_bytes(layer, x_SBH):,}" for layer in built.values()),

@@ -64,9 +64,13 @@ def measure(folder: Path, count: int, seed: int) -> Known:
 
 def new_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Special tokens that stand in the domain's conversations and not in general ones."""
+
     def special(domain: str) -> set[int]:
-        texts = [str(turn) for c in toy.conversations(domain, "train", 50, 0)
-                 for turn in tokenizer.apply_chat_template(c["messages"], tokenize=True)]
+        texts = [
+            str(turn)
+            for c in toy.conversations(domain, "train", 50, 0)
+            for turn in tokenizer.apply_chat_template(c["messages"], tokenize=True)
+        ]
         return {int(text) for text in texts} & set(tokenizer.added_tokens_decoder)
 
     return special(DOMAIN) - special("general")
@@ -74,8 +78,9 @@ def new_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 def last_model(run: Path) -> Path:
     """The checkpoint of the run's last model."""
-    return next(folder for name in ("routed", "merged") if (folder := run / name / "checkpoint")
-                .is_dir())
+    return next(
+        folder for name in ("routed", "merged") if (folder := run / name / "checkpoint").is_dir()
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,13 +91,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     table = Table("run", "model", "loss", "of new tokens", "their probability")
     for run in args.runs:
-        for name, checkpoint in (("branch", run / DOMAIN / "sft" / "checkpoint"),
-                                 ("last", last_model(run))):
+        for name, checkpoint in (
+            ("branch", run / DOMAIN / "sft" / "checkpoint"),
+            ("last", last_model(run)),
+        ):
             with tempfile.TemporaryDirectory() as scratch:
                 export_hf(checkpoint, Path(scratch) / "model")
                 known = measure(Path(scratch) / "model", args.count, args.seed)
-            table.add_row(run.name, name, f"{known.loss:.3f}", f"{known.new_loss:.3f}",
-                          f"{known.new_probability:.3f}")
+            table.add_row(
+                run.name,
+                name,
+                f"{known.loss:.3f}",
+                f"{known.new_loss:.3f}",
+                f"{known.new_probability:.3f}",
+            )
     console.print(table)
 
 

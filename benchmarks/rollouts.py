@@ -46,21 +46,35 @@ Prompts = list[list[int]]
 def build(hidden: int, folder: Path) -> tuple[LanguageModel, dict[str, FlexOlmoForCausalLM]]:
     """The same weights as ours, and as transformers' with either attention."""
     torch.manual_seed(0)
-    FlexOlmoForCausalLM(FlexOlmoConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=2 * hidden,
-        num_hidden_layers=LAYERS, num_attention_heads=8, num_key_value_heads=4,
-        max_position_embeddings=PROMPT + NEW, rope_theta=500_000.0, rms_norm_eps=1e-6,
-        num_experts=2, num_experts_per_tok=2, norm_topk_prob=False, tie_word_embeddings=False,
-        pad_token_id=None, bos_token_id=None, eos_token_id=0, initializer_range=0.1,
-    )).save_pretrained(folder / "hf")
+    FlexOlmoForCausalLM(
+        FlexOlmoConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            max_position_embeddings=PROMPT + NEW,
+            rope_theta=500_000.0,
+            rms_norm_eps=1e-6,
+            num_experts=2,
+            num_experts_per_tok=2,
+            norm_topk_prob=False,
+            tie_word_embeddings=False,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=0,
+            initializer_range=0.1,
+        )
+    ).save_pretrained(folder / "hf")
     import_hf(folder / "hf", folder / "checkpoint")
     config = ModelConfig.load(folder / "checkpoint")
     ours = build_model(config, Layout(), sequence_parallel=False)
     load_model(ours, folder / "checkpoint")
     theirs = {
-        name: FlexOlmoForCausalLM.from_pretrained(
-            folder / "hf", attn_implementation=name
-        ).to(device()).eval()
+        name: FlexOlmoForCausalLM.from_pretrained(folder / "hf", attn_implementation=name)
+        .to(device())
+        .eval()
         for name in ("eager", "sdpa")
     }
     return ours.eval(), theirs
@@ -86,8 +100,12 @@ def their_answers(
         for first in range(0, len(prompts), batch):
             tokens = torch.tensor(prompts[first : first + batch], device=device())
             found = model.generate(
-                tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=NEW,
-                eos_token_id=stops, pad_token_id=0, **sampled,
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=NEW,
+                eos_token_id=stops,
+                pad_token_id=0,
+                **sampled,
             )
             answers += [_up_to_stop(row, sampling) for row in found[:, PROMPT:].tolist()]
         return answers
@@ -101,7 +119,8 @@ def _up_to_stop(tokens: list[int], sampling: Sampling) -> list[int]:
 
 
 def rates(
-    contestants: dict[str, Callable[[], list[list[int]]]], repetitions: int,
+    contestants: dict[str, Callable[[], list[list[int]]]],
+    repetitions: int,
     clock: Callable[[], float],
 ) -> tuple[float, float]:
     """Tokens/s of ours and of the best of theirs."""
@@ -146,9 +165,18 @@ def main() -> None:
         parser.error("--clock cpu counts one thread")
     clock = clock_named(options.clock)
     torch.set_num_threads(options.threads)
-    table = Table("hidden", "batch", "even: ours, tok/s", "theirs", "ratio",
-                  "uneven: ours, tok/s", "theirs", "ratio", box=None,
-                  title=machine(options.threads, options.clock))
+    table = Table(
+        "hidden",
+        "batch",
+        "even: ours, tok/s",
+        "theirs",
+        "ratio",
+        "uneven: ours, tok/s",
+        "theirs",
+        "ratio",
+        box=None,
+        title=machine(options.threads, options.clock),
+    )
     with process_groups(Layout()):
         for hidden in options.hidden:
             measure(hidden, options.batch, options.repetitions, clock, table)

@@ -57,8 +57,7 @@ def _mixed(problems: list[Problem]) -> list[tuple[str, Problem, float]]:
         elif kind < 9:
             source = _BROKEN[kind - 6].format(code=source)
         else:
-            source += "".join(f"\ndef {name}(*a, **k):\n    {_ENDLESS[turn % 2]}"
-                              for name in names)
+            source += "".join(f"\ndef {name}(*a, **k):\n    {_ENDLESS[turn % 2]}" for name in names)
         answers.append((f"Here it is:\n```python\n{source}\n```", problem, score))
     return answers
 
@@ -72,14 +71,16 @@ def _measure_mix(problems: list[Problem]) -> None:
         seconds = time.monotonic() - started
     wrong = [answer for answer, score in zip(answers, scores) if score != answer[2]]
     assert not wrong, wrong
-    busy, asleep = (len(answers[9 + 10 * turn::20]) for turn in (0, 1))
+    busy, asleep = (len(answers[9 + 10 * turn :: 20]) for turn in (0, 1))
     sleep = 4 * Limits.cpu
     floor = max(busy * Limits.cpu / cores(), asleep * sleep / runs_at_a_time())
     console.print(
         f"verifier: {60 * len(answers) / seconds:.0f} answers a minute, the mix ({len(answers)} in "
         f"{seconds:.1f} s, of which the limits ask for {floor:.1f} s: {busy} busy for "
         f"{Limits.cpu} s on {cores()} cores, {asleep} asleep for {sleep} s in "
-        f"{runs_at_a_time()} places)", markup=False)
+        f"{runs_at_a_time()} places)",
+        markup=False,
+    )
 
 
 def _script(problem: Problem) -> str:
@@ -87,8 +88,9 @@ def _script(problem: Problem) -> str:
 
 
 def _fresh_interpreter(problem: Problem) -> bool:
-    done = subprocess.run([sys.executable, "-I", "-c", _script(problem)], capture_output=True,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _script(problem)], capture_output=True, check=False
+    )
     return done.returncode == 0
 
 
@@ -102,13 +104,30 @@ def _bubblewrap() -> str | None:
 
 
 def _in_bubblewrap(bwrap: str, problem: Problem) -> bool:
-    shown = [folder for folder in (sys.base_prefix, "/usr", "/lib", "/lib64")
-             if os.path.isdir(folder)]
+    shown = [
+        folder for folder in (sys.base_prefix, "/usr", "/lib", "/lib64") if os.path.isdir(folder)
+    ]
     done = subprocess.run(
-        [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv",
-         "--cap-drop", "ALL", *(word for folder in shown for word in ("--ro-bind", folder, folder)),
-         "--tmpfs", "/tmp", "--dev", "/dev", os.path.realpath(sys.executable), "-I", "-c",
-         _script(problem)], capture_output=True, check=False,
+        [
+            bwrap,
+            "--unshare-all",
+            "--die-with-parent",
+            "--new-session",
+            "--clearenv",
+            "--cap-drop",
+            "ALL",
+            *(word for folder in shown for word in ("--ro-bind", folder, folder)),
+            "--tmpfs",
+            "/tmp",
+            "--dev",
+            "/dev",
+            os.path.realpath(sys.executable),
+            "-I",
+            "-c",
+            _script(problem),
+        ],
+        capture_output=True,
+        check=False,
     )
     return done.returncode == 0
 
@@ -151,27 +170,30 @@ def main() -> None:
     options = parser.parse_args()
     with open(options.mbpp, encoding="utf-8") as file:
         problems = [json.loads(line) for line in file]
-    problems = [p for p in problems if p["task_id"] not in _SLOW][:options.count]
+    problems = [p for p in problems if p["task_id"] not in _SLOW][: options.count]
     _measure_mix(problems)
     sandbox = Sandbox(options.workers)
     console.print(f"sandbox: {sandbox.describe()}", markup=False)
 
     def ours(problem: Problem) -> bool:
         tests, setup = problem["test_list"], problem["test_setup_code"]
-        return all(sandbox.run_tests(problem["code"], tests, names_under_test(tests, setup),
-                                     setup=setup))
+        return all(
+            sandbox.run_tests(problem["code"], tests, names_under_test(tests, setup), setup=setup)
+        )
 
     with ThreadPoolExecutor(options.workers) as threads:
-        list(threads.map(ours, problems[:2 * options.workers]))  # all zygotes have started
+        list(threads.map(ours, problems[: 2 * options.workers]))  # all zygotes have started
         rates = {
             "sandbox": _rate(lambda: list(threads.map(ours, problems)), len(problems)),
             "fresh interpreter": _rate(
-                lambda: list(threads.map(_fresh_interpreter, problems)), len(problems)),
+                lambda: list(threads.map(_fresh_interpreter, problems)), len(problems)
+            ),
         }
         if bwrap := _bubblewrap():
             rates["bubblewrap, a fresh interpreter"] = _rate(
                 lambda: list(threads.map(lambda p: _in_bubblewrap(bwrap, p), problems)),
-                len(problems))
+                len(problems),
+            )
     sandbox.close()
     rates["bare fork"] = _rate(lambda: _bare_forks(problems, options.workers), len(problems))
     table = Table("", "problems / s", "tests / s", "sandbox / this")

@@ -62,7 +62,8 @@ def measure(config: ModelConfig, layout: Layout, folder: Path, out: Path) -> Non
                     points.finish()
             prefix = f"__{os.environ['RANK']}_"
             found[name]["written"] = sum(
-                path.stat().st_size for path in (points.folder / "1").glob(f"{prefix}*"))
+                path.stat().st_size for path in (points.folder / "1").glob(f"{prefix}*")
+            )
         with _costs(read) as found["digests"]:
             find_damage(points.folder / "1")
         with _costs(read) as found["resume"]:
@@ -81,13 +82,17 @@ def _costs(read: list[int]) -> Iterator[dict[str, float]]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak is that from now on
     before, read_before, began = _memory("VmRSS"), sum(read), time.monotonic()
     yield costs
-    costs |= {"seconds": time.monotonic() - began, "read": sum(read) - read_before,
-              "memory": _memory("VmHWM") - before}
+    costs |= {
+        "seconds": time.monotonic() - began,
+        "read": sum(read) - read_before,
+        "memory": _memory("VmHWM") - before,
+    }
 
 
 def _memory(what: str) -> int:
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines()
-               if line.startswith(what)]
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)
+    ]
     return int(line.split()[1]) * 1024
 
 
@@ -119,22 +124,42 @@ def main() -> None:
     hidden = options.hidden
     config = ModelConfig(16 * hidden, hidden, 4 * hidden, 4, hidden // 64, hidden // 64)
     config = config.with_experts(2)
-    table = Table("ranks", "phase", "ideal MiB", "wrote", "read", "memory MiB", "pause s",
-                  "hiccup s", "seconds", box=None)
+    table = Table(
+        "ranks",
+        "phase",
+        "ideal MiB",
+        "wrote",
+        "read",
+        "memory MiB",
+        "pause s",
+        "hiccup s",
+        "seconds",
+        box=None,
+    )
     for count in options.processes:
         with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
             folder = Path(temporary)
-            processes.start(measure, config, Layout(count), folder, folder,
-                            processes=count).wait()
+            processes.start(measure, config, Layout(count), folder, folder, processes=count).wait()
             ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
             sizes = dict.fromkeys(ranks[0], size_of(folder / "save" / "resume" / "1"))
             sizes["start"] = size_of(folder / "save_async" / "checkpoint")
         for phase, size in sizes.items():
             table.add_row(
-                str(count), phase, f"{size / count / _MIB:.2f}",
-                *(_range_over(ranks, phase, name, unit) for name, unit in (
-                    ("written", _MIB), ("read", _MIB), ("memory", _MIB), ("pause", 1),
-                    ("hiccup", 1), ("seconds", 1))))
+                str(count),
+                phase,
+                f"{size / count / _MIB:.2f}",
+                *(
+                    _range_over(ranks, phase, name, unit)
+                    for name, unit in (
+                        ("written", _MIB),
+                        ("read", _MIB),
+                        ("memory", _MIB),
+                        ("pause", 1),
+                        ("hiccup", 1),
+                        ("seconds", 1),
+                    )
+                ),
+            )
     print_wide(table)
 
 

@@ -48,8 +48,11 @@ def time_steps(config: ModelConfig, layout: Layout, rows: int, repetitions: int,
         wrapped.train()
         tokens_BS = torch.randint(config.vocab_size, (rows, LENGTH + 1))
         batch = Batch(
-            tokens_BS[:, :-1], tokens_BS[:, 1:], torch.ones(rows, LENGTH),
-            torch.arange(LENGTH).expand(rows, -1), torch.zeros(rows, LENGTH, dtype=torch.long),
+            tokens_BS[:, :-1],
+            tokens_BS[:, 1:],
+            torch.ones(rows, LENGTH),
+            torch.arange(LENGTH).expand(rows, -1),
+            torch.zeros(rows, LENGTH, dtype=torch.long),
             ~torch.ones(rows, 1, LENGTH, LENGTH, dtype=torch.bool).tril(),
         )
 
@@ -76,15 +79,26 @@ def main() -> None:
     config = ModelConfig(
         4096, options.hidden, options.hidden * 43 // 16, 4, heads, heads // 2
     ).with_experts(options.experts)
-    table = Table("batch", "processes", "tok/s", "efficiency", box=None,
-                  title=f"{os.cpu_count()} cores, {machine(1, 'wall')}")
+    table = Table(
+        "batch",
+        "processes",
+        "tok/s",
+        "efficiency",
+        box=None,
+        title=f"{os.cpu_count()} cores, {machine(1, 'wall')}",
+    )
     for kind in ("strong", "weak"):
         alone = None
         for count in options.processes:
             rows = options.rows if kind == "weak" else max(options.processes) // count
             with tempfile.TemporaryDirectory() as folder:
                 processes.start(
-                    time_steps, config, Layout(count), rows, options.repetitions, Path(folder),
+                    time_steps,
+                    config,
+                    Layout(count),
+                    rows,
+                    options.repetitions,
+                    Path(folder),
                     processes=count,
                 ).wait()
                 seconds = json.loads((Path(folder) / "seconds.json").read_text())

@@ -21,20 +21,32 @@ from megatron_bar.runtime.console import console
 # What it is for, what both sides need, a module of ours, a library's.
 PAIRS = (
     ("intervals", "numpy", "megatron_bar.analysis.intervals", "scipy.stats"),
-    ("index of a checkpoint", "torch", "megatron_bar.checkpoints.dcp_index",
-     "torch.distributed.checkpoint.filesystem"),
+    (
+        "index of a checkpoint",
+        "torch",
+        "megatron_bar.checkpoints.dcp_index",
+        "torch.distributed.checkpoint.filesystem",
+    ),
     ("safetensors, read", "torch", None, "safetensors"),
     ("safetensors, shards", "torch", None, "huggingface_hub.serialization"),
-    ("IFEval", "torch", "megatron_bar.verifiers.instructions",
-     "lm_eval.tasks.ifeval.instructions_registry"),
+    (
+        "IFEval",
+        "torch",
+        "megatron_bar.verifiers.instructions",
+        "lm_eval.tasks.ifeval.instructions_registry",
+    ),
     ("HTTP", "json", "urllib.request", "httpx"),
 )
 
 
 def _started(modules: list[str], repeat: int) -> Run:
     runs = [run([sys.executable, "-c", f"import {', '.join(modules)}"]) for _ in range(repeat)]
-    return Run(*(statistics.median(getattr(one, name) for one in runs)
-                 for name in ("seconds", "cpu_seconds", "peak_anonymous")))
+    return Run(
+        *(
+            statistics.median(getattr(one, name) for one in runs)
+            for name in ("seconds", "cpu_seconds", "peak_anonymous")
+        )
+    )
 
 
 def main() -> None:
@@ -48,8 +60,12 @@ def main() -> None:
             if importlib.util.find_spec(module.partition(".")[0]) is None:
                 continue
             found, before = _started([shared, module], args.repeat), needed[shared]
-            table.add_row(purpose, module, f"{found.cpu_seconds - before.cpu_seconds:.2f}",
-                          f"{(found.peak_anonymous - before.peak_anonymous) / 2**20:.0f}")
+            table.add_row(
+                purpose,
+                module,
+                f"{found.cpu_seconds - before.cpu_seconds:.2f}",
+                f"{(found.peak_anonymous - before.peak_anonymous) / 2**20:.0f}",
+            )
     console.print(table)
 
 

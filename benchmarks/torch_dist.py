@@ -125,10 +125,17 @@ def _their_write(hf: Path, target: Path) -> None:
         number = number_of[slot.key] = number_of.get(slot.key, -1) + 1
         index = MetadataIndex(slot.key, offsets, number)
         slot_at[index] = slot
-        items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=TensorWriteData(
-            ChunkStorageMetadata(offsets, sizes), TensorProperties(dtype=torch.bfloat16),
-            torch.Size(slot.global_shape),
-        )))
+        items.append(
+            WriteItem(
+                index,
+                WriteItemType.SHARD,
+                tensor_data=TensorWriteData(
+                    ChunkStorageMetadata(offsets, sizes),
+                    TensorProperties(dtype=torch.bfloat16),
+                    torch.Size(slot.global_shape),
+                ),
+            )
+        )
 
     class Planner(dcp.SavePlanner):
         def set_up_planner(self, state_dict, storage_meta=None, is_coordinator=False) -> None:
@@ -170,11 +177,26 @@ def _measured(task: str, who: str, source: Path, target: Path, repeat: int) -> R
     runs = []
     for number in range(repeat):
         set_cache([source], cold=False)
-        runs.append(run([sys.executable, "-m", "benchmarks.torch_dist", "--one", task, who,
-                         str(source), str(target / f"{task}-{who}-{number}")]))
+        runs.append(
+            run(
+                [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.torch_dist",
+                    "--one",
+                    task,
+                    who,
+                    str(source),
+                    str(target / f"{task}-{who}-{number}"),
+                ]
+            )
+        )
     middle = statistics.median
-    return Run(middle(r.seconds for r in runs), middle(r.cpu_seconds for r in runs),
-               int(middle(r.peak_anonymous for r in runs)))
+    return Run(
+        middle(r.seconds for r in runs),
+        middle(r.cpu_seconds for r in runs),
+        int(middle(r.peak_anonymous for r in runs)),
+    )
 
 
 def main() -> None:
@@ -191,17 +213,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         write_hf_folder(folder / "hf", model_of_size(args.gib))
-        run([sys.executable, "-m", "megatron_bar", "import", str(folder / "hf"),
-             str(folder / "checkpoint")])
+        run(
+            [
+                sys.executable,
+                "-m",
+                "megatron_bar",
+                "import",
+                str(folder / "hf"),
+                str(folder / "checkpoint"),
+            ]
+        )
         console.print(f"{size_of(folder / 'checkpoint') / 2**30:.2f} GiB")
         alone = _measured("torch alone", "-", folder / "hf", folder, args.repeat)
         for task in (*TASKS, "write"):
             source = folder / ("hf" if task == "write" else "checkpoint")
             for who in READERS:
                 found = _measured(task, who, source, folder, args.repeat)
-                table.add_row(task, who, f"{found.cpu_seconds:.2f}",
-                              f"{found.cpu_seconds - alone.cpu_seconds:.2f}",
-                              f"{found.peak_anonymous / 2**20:.0f}")
+                table.add_row(
+                    task,
+                    who,
+                    f"{found.cpu_seconds:.2f}",
+                    f"{found.cpu_seconds - alone.cpu_seconds:.2f}",
+                    f"{found.peak_anonymous / 2**20:.0f}",
+                )
     console.print(table)
 
 

@@ -51,8 +51,12 @@ def sizes(hidden: int) -> dict[str, int]:
     """OLMo-2's proportions, with fewer kv heads than heads."""
     heads = hidden // HEAD_DIM
     return dict(
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=hidden * 43 // 16,
-        num_hidden_layers=LAYERS, num_attention_heads=heads, num_key_value_heads=heads // 2,
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=hidden * 43 // 16,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
         max_position_embeddings=LENGTH,
     )
 
@@ -109,13 +113,16 @@ def their_steps(
     """
     implementations = [{}]
     if hasattr(FlexOlmoForCausalLM, "set_experts_implementation"):  # transformers 5
-        implementations = [{"experts_implementation": name}
-                           for name in ("eager", "grouped_mm")]
+        implementations = [{"experts_implementation": name} for name in ("eager", "grouped_mm")]
     for choice in implementations:
         for attention in ("eager", "sdpa"):
-            model = FlexOlmoForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation=attention, **choice
-            ).to(device()).train()
+            model = (
+                FlexOlmoForCausalLM.from_pretrained(
+                    folder, dtype=torch.float32, attn_implementation=attention, **choice
+                )
+                .to(device())
+                .train()
+            )
             name = " ".join(["transformers", attention, *choice.values()])
             yield name, _their_step(model, attention, experts, only_last_expert, batch)
 
@@ -133,8 +140,9 @@ def _their_step(
         if fused:
             masked.append(parameter)
     open_ = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(open_, lr=SETTINGS["lr"], weight_decay=SETTINGS["weight_decay"],
-                                  fused=True)
+    optimizer = torch.optim.AdamW(
+        open_, lr=SETTINGS["lr"], weight_decay=SETTINGS["weight_decay"], fused=True
+    )
     mask_B1SS = ~batch.attention_mask_B1SS
     if attention == "eager":
         mask_B1SS = (~mask_B1SS).float() * torch.finfo(torch.float32).min
@@ -142,8 +150,12 @@ def _their_step(
 
     def step() -> float:
         optimizer.zero_grad()
-        logits_BSV = model(batch.tokens_BS, attention_mask=mask_B1SS, use_cache=False,
-                           position_ids=batch.positions_BS).logits
+        logits_BSV = model(
+            batch.tokens_BS,
+            attention_mask=mask_B1SS,
+            use_cache=False,
+            position_ids=batch.positions_BS,
+        ).logits
         loss = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten())
         loss.backward()
         for parameter in masked:
@@ -159,8 +171,15 @@ def products(config: ModelConfig) -> dict[str, tuple[Callable[[], torch.Tensor],
     """Matrix products of the shapes in use, and their operations: what the peak is taken from."""
     tokens, hidden, ffn = SEQUENCES * LENGTH, config.hidden_size, config.ffn_hidden_size
     x_TH, h_TF, g_TG, w1_GH, w2_HF = (
-        torch.randn(*shape, device=device()) for shape in (
-            (tokens, hidden), (tokens, ffn), (tokens, 2 * ffn), (2 * ffn, hidden), (hidden, ffn)))
+        torch.randn(*shape, device=device())
+        for shape in (
+            (tokens, hidden),
+            (tokens, ffn),
+            (tokens, 2 * ffn),
+            (2 * ffn, hidden),
+            (hidden, ffn),
+        )
+    )
     flops = 2 * tokens * hidden * ffn
     return {
         "fc1": (lambda: x_TH @ w1_GH.t(), 2 * flops),
@@ -180,10 +199,16 @@ def measure(hidden: int, experts: int, repetitions: int, clock: Callable[[], flo
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.manual_seed(0)
-        FlexOlmoForCausalLM(FlexOlmoConfig(
-            **sizes(hidden), num_experts=experts, num_experts_per_tok=experts, pad_token_id=None,
-            bos_token_id=None, eos_token_id=0,
-        )).save_pretrained(folder / "hf")
+        FlexOlmoForCausalLM(
+            FlexOlmoConfig(
+                **sizes(hidden),
+                num_experts=experts,
+                num_experts_per_tok=experts,
+                pad_token_id=None,
+                bos_token_id=None,
+                eos_token_id=0,
+            )
+        ).save_pretrained(folder / "hf")
         import_hf(folder / "hf", folder / "checkpoint")
         config = ModelConfig.load(folder / "checkpoint")
         last = experts - 1
@@ -193,9 +218,7 @@ def measure(hidden: int, experts: int, repetitions: int, clock: Callable[[], flo
             steps = {"ours": our_step(folder / "checkpoint", patterns, batch)}
             every = ["expert.*", "router.*"]
             if what == "mid":
-                steps["masked"] = our_step(
-                    folder / "checkpoint", every, batch, frozen
-                )
+                steps["masked"] = our_step(folder / "checkpoint", every, batch, frozen)
             steps |= dict(their_steps(folder / "hf", experts, what == "mid", batch))
             losses = {name: step() for name, step in steps.items()}
             assert max(losses.values()) - min(losses.values()) < 1e-3, losses
@@ -210,16 +233,23 @@ def measure(hidden: int, experts: int, repetitions: int, clock: Callable[[], flo
             best = min(theirs, key=theirs.get)
             ours = seconds["ours"]
             table.add_row(
-                what, str(hidden), str(experts), f"{tokens / ours:,.0f}",
-                f"{needed / peak / ours:.2f}", f"{theirs[best] / ours:.2f}",
+                what,
+                str(hidden),
+                str(experts),
+                f"{tokens / ours:,.0f}",
+                f"{needed / peak / ours:.2f}",
+                f"{theirs[best] / ours:.2f}",
                 best.removeprefix("transformers "),
                 f"{seconds['masked'] / ours:.2f}" if "masked" in seconds else "-",
                 f"{if_masked / needed:.2f}" if "masked" in seconds else "-",
                 f"{peak / 1e9:,.0f}",
             )
-            console.print(f"{what} hidden {hidden}, {experts} experts: "
-                          + ", ".join(f"{n} {tokens / s:,.0f} tok/s" for n, s in seconds.items()
-                                      if n not in gemms))
+            console.print(
+                f"{what} hidden {hidden}, {experts} experts: "
+                + ", ".join(
+                    f"{n} {tokens / s:,.0f} tok/s" for n, s in seconds.items() if n not in gemms
+                )
+            )
 
 
 def main() -> None:
@@ -233,9 +263,20 @@ def main() -> None:
     if options.clock == "cpu" and options.threads > 1:
         parser.error("--clock cpu counts one thread")
     torch.set_num_threads(options.threads)
-    table = Table("step", "hidden", "experts", "ours, tok/s", "of floor", "x transformers",
-                  "its best", "x masked", "by operations", "peak GFLOP/s", box=None,
-                  title=machine(options.threads, options.clock))
+    table = Table(
+        "step",
+        "hidden",
+        "experts",
+        "ours, tok/s",
+        "of floor",
+        "x transformers",
+        "its best",
+        "x masked",
+        "by operations",
+        "peak GFLOP/s",
+        box=None,
+        title=machine(options.threads, options.clock),
+    )
     with process_groups(Layout()):
         for hidden in options.hidden:
             for experts in options.experts:

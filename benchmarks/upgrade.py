@@ -38,12 +38,22 @@ def weakened(
     weak = Domain(sft=dataclasses.replace(whole.sft, steps=steps), tasks=whole.tasks)
     path = folder / f"{run.name}-weak.yaml"
     save_recipe(dataclasses.replace(recipe, domains={domain: weak}), path)
-    tasks = [f"domains.{name}.tasks={_items(known.tasks, items)}"
-             for name, known in recipe.domains.items()]
-    upgrade(run, UpgradeRequest(replace={domain: str(path)}, overrides=(
-        "export=false", f"evaluate.general={_items(recipe.evaluate.general, items)}", *tasks,
-        *overrides,
-    )))
+    tasks = [
+        f"domains.{name}.tasks={_items(known.tasks, items)}"
+        for name, known in recipe.domains.items()
+    ]
+    upgrade(
+        run,
+        UpgradeRequest(
+            replace={domain: str(path)},
+            overrides=(
+                "export=false",
+                f"evaluate.general={_items(recipe.evaluate.general, items)}",
+                *tasks,
+                *overrides,
+            ),
+        ),
+    )
     return run
 
 
@@ -58,16 +68,22 @@ def main() -> None:
     parser.add_argument("--domain", default="code")
     parser.add_argument("--steps", type=int, default=30, help="of the weak expert's SFT")
     parser.add_argument("--items", type=int, default=200, help="held-out items of each task")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value",
-                        help="a key of the recipe for both routed models; may be repeated")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="a key of the recipe for both routed models; may be repeated",
+    )
     options = parser.parse_args()
     table = Table(title=f"{options.domain} replaced", box=None)
     for column in ("run", "task", "before", "after", "change", "noise"):
         table.add_column(column, justify="left" if column in ("run", "task") else "right")
     with tempfile.TemporaryDirectory() as folder:
         for source in options.runs:
-            run = weakened(source, Path(folder), options.domain, options.steps, options.items,
-                           options.set)
+            run = weakened(
+                source, Path(folder), options.domain, options.steps, options.items, options.set
+            )
             better = str(source / options.domain)
             done = upgrade(run, UpgradeRequest(replace={options.domain: better}))
             console.print(done.words())
@@ -77,8 +93,14 @@ def main() -> None:
 
 def _add(table: Table, name: str, done: Upgrade) -> None:
     for change in done.changes:
-        table.add_row(name, change.task, f"{change.before:.3f}", f"{change.after:.3f}",
-                      f"{change.difference:+.3f}", f"{change.noise:.3f}")
+        table.add_row(
+            name,
+            change.task,
+            f"{change.before:.3f}",
+            f"{change.after:.3f}",
+            f"{change.difference:+.3f}",
+            f"{change.noise:.3f}",
+        )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ def pytest_collection_modifyitems(config, items) -> None:
     for item in items:
         limit = item.get_closest_marker("timeout")
         limits[item.path] = max(
-            limits[item.path], limit.args[0] if limit else float(config.getini("timeout")))
+            limits[item.path], limit.args[0] if limit else float(config.getini("timeout"))
+        )
         starts_ranks[item.path] |= item.get_closest_marker("distributed") is not None
     items.sort(key=lambda item: (limits[item.path], starts_ranks[item.path]), reverse=True)
 

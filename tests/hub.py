@@ -19,8 +19,9 @@ NONE: Mapping[str, str] = MappingProxyType({})
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def cached(cache: Path, name: str, folder: Path, files: Sequence[str] = (),
-           commit: str = COMMIT) -> Path:
+def cached(
+    cache: Path, name: str, folder: Path, files: Sequence[str] = (), commit: str = COMMIT
+) -> Path:
     """Lay `files` of a folder, by default all, into the cache as the model's newest commit."""
     model = cache / f"models--{name.replace('/', '--')}"
     snapshot = model / "snapshots" / commit

@@ -14,11 +14,20 @@ from megatron_bar.data.tokenizer import train_tokenizer
 
 # Not square, fewer kv heads than heads, a vocabulary that tensor parallelism must pad.
 SIZES = dict(
-    vocab_size=331, hidden_size=48, intermediate_size=80, num_hidden_layers=4,
-    num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=64,
-    rope_theta=500_000.0, rms_norm_eps=1e-6, tie_word_embeddings=False,
+    vocab_size=331,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=4,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    rope_theta=500_000.0,
+    rms_norm_eps=1e-6,
+    tie_word_embeddings=False,
     # transformers zeroes the gradient of the pad token's embedding row.
-    pad_token_id=None, bos_token_id=None, eos_token_id=0,
+    pad_token_id=None,
+    bos_token_id=None,
+    eos_token_id=0,
 )
 # Of a model that is `talking`: room for the tokens of a small tokenizer, and for a prompt.
 TALKING = dict(vocab_size=400, max_position_embeddings=512)
@@ -30,8 +39,11 @@ _TWO = {"num_experts": 2, "num_experts_per_tok": 2, "norm_topk_prob": False}
 DENSE = {
     "OLMo-2": {"model_type": "olmo2"},
     # Layers 0 to 2 see 5 positions, layer 3 sees all, with RoPE stretched from 8 to 64.
-    "OLMo-3": {"model_type": "olmo3", "sliding_window": 5, "rope_scaling": {
-        "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8}},
+    "OLMo-3": {
+        "model_type": "olmo3",
+        "sliding_window": 5,
+        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8},
+    },
     "Qwen3": {"model_type": "qwen3", "head_dim": 12},
     "Qwen3, tied": {"model_type": "qwen3", "head_dim": 12, "tie_word_embeddings": True},
 }
@@ -123,8 +135,10 @@ def _masks(model: PreTrainedModel, batch: Batch) -> torch.Tensor | dict[str, tor
         return full_B1SS
     place_S = torch.arange(hidden_B1SS.shape[-1], device=hidden_B1SS.device)
     too_far_SS = place_S[:, None] - place_S >= window
-    return {"full_attention": full_B1SS,
-            "sliding_attention": (hidden_B1SS | too_far_SS).float() * minus_inf}
+    return {
+        "full_attention": full_B1SS,
+        "sliding_attention": (hidden_B1SS | too_far_SS).float() * minus_inf,
+    }
 
 
 def imported(model: PreTrainedModel, folder: Path) -> Path:

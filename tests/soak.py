@@ -46,8 +46,13 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "examples" / "toy-fast.yaml"
 # Two states, so that a damaged one doesn't end a stage.
 _SAVING = ("save_every=5", "keep=2")
-_TRAININGS = ("pretrain.training", "domains.code.midtrain", "domains.code.sft",
-              "domains.safety.sft", "route.training")
+_TRAININGS = (
+    "pretrain.training",
+    "domains.code.midtrain",
+    "domains.code.sft",
+    "domains.safety.sft",
+    "route.training",
+)
 _DAY = 86400.0
 Fault = Callable[[random.Random], bool]  # strikes; False where it has nothing to strike
 
@@ -63,8 +68,12 @@ class LocalRun:
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "megatron_bar", "run", *self._words], cwd=ROOT,
-                stdout=log, stderr=log, start_new_session=True)
+                [sys.executable, "-m", "megatron_bar", "run", *self._words],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def is_running(self) -> bool:
         assert self._process is not None
@@ -138,10 +147,22 @@ class SlurmRun:
 
     def start(self) -> None:
         with open(self.log, "ab") as log:
-            subprocess.run([sys.executable, "-m", "megatron_bar", "submit", *self._words,
-                            "--site", str(self._site)], cwd=ROOT, stdout=log, stderr=log,
-                           env=os.environ | self._slurm.environment | {"PYTHONPATH": str(ROOT)},
-                           check=True)
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "megatron_bar",
+                    "submit",
+                    *self._words,
+                    "--site",
+                    str(self._site),
+                ],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env=os.environ | self._slurm.environment | {"PYTHONPATH": str(ROOT)},
+                check=True,
+            )
 
     def is_running(self) -> bool:
         return bool(self._slurm.run("squeue", "-h"))
@@ -149,8 +170,10 @@ class SlurmRun:
     def end(self) -> bool:
         left = [pid for node in ("n1", "n2") for pid in processes_with(f"SLURMD_NODENAME={node}")]
         assert not left, f"processes go on without a job: {left}"
-        return all((self.run / stage.name / DONE_FILE).is_file()
-                   for stage in stage_graph(load_recipe(RECIPE)))
+        return all(
+            (self.run / stage.name / DONE_FILE).is_file()
+            for stage in stage_graph(load_recipe(RECIPE))
+        )
 
     def stop(self) -> None:
         self._slurm.cancel_all()
@@ -210,8 +233,7 @@ def tear_state(run: Path, chance: random.Random) -> bool:
     if not stages:
         return False
     stage = chance.choice(sorted(stages))
-    file = chance.choice(sorted(
-        (stage / FOLDER / str(saved_steps(stage)[-1])).glob("*.distcp")))
+    file = chance.choice(sorted((stage / FOLDER / str(saved_steps(stage)[-1])).glob("*.distcp")))
     with open(file, "r+b") as torn:
         torn.seek(chance.randrange(file.stat().st_size))
         torn.write(bytes(512))
@@ -240,7 +262,8 @@ def result(run: Path) -> dict[str, object]:
     """All that a run is for."""
     found: dict[str, object] = {
         str(path.parent.relative_to(run)): group_digests(path.parent)
-        for path in run.glob("**/checkpoint/model.json")}
+        for path in run.glob("**/checkpoint/model.json")
+    }
     found |= {path.name: file_digest(path) for path in (run / "hf" / "model").glob("*.safetensors")}
     found["scores"] = load_results(run)
     return found
@@ -248,8 +271,9 @@ def result(run: Path) -> dict[str, object]:
 
 def progress(run: Path) -> int:
     """Grows with each step that is logged and each stage that is done."""
-    return sum(path.stat().st_size for name in ("metrics.jsonl", DONE_FILE)
-               for path in run.rglob(name))
+    return sum(
+        path.stat().st_size for name in ("metrics.jsonl", DONE_FILE) for path in run.rglob(name)
+    )
 
 
 def disturb(run: LocalRun | SlurmRun, every: float, chance: random.Random) -> Counter[str]:
@@ -316,12 +340,17 @@ def main() -> None:
                     struck = disturb(run, options.every, random.Random(f"{options.seed} {number}"))
                 finally:
                     run.stop()
-                said = "".join(path.read_text(errors="replace") for path in
-                               [run.log, *(run.run / "logs").glob("*.txt")])
+                said = "".join(
+                    path.read_text(errors="replace")
+                    for path in [run.log, *(run.run / "logs").glob("*.txt")]
+                )
                 assert "Traceback" not in said, said
                 assert result(run.run) == expected, f"round {number} differs"
-                print(f"round {number}: equal to the bit after {dict(struck)}, "
-                      f"{time.monotonic() - began:.0f} s", flush=True)
+                print(
+                    f"round {number}: equal to the bit after {dict(struck)}, "
+                    f"{time.monotonic() - began:.0f} s",
+                    flush=True,
+                )
                 number += 1
 
 

@@ -19,7 +19,10 @@ def assert_group_ends(group: int, seconds: float) -> None:
 
 def _is_alive(group: int) -> bool:
     """Zombies don't count: whoever adopts orphans buries them in its own time."""
-    listed = subprocess.run(["ps", "-axo", "pgid=,stat="], capture_output=True, text=True,
-                            check=True).stdout
-    return any(int(pgid) == group and not state.startswith("Z")
-               for pgid, state in map(str.split, listed.splitlines()))
+    listed = subprocess.run(
+        ["ps", "-axo", "pgid=,stat="], capture_output=True, text=True, check=True
+    ).stdout
+    return any(
+        int(pgid) == group and not state.startswith("Z")
+        for pgid, state in map(str.split, listed.splitlines())
+    )

@@ -41,14 +41,31 @@ def test_help_teaches(capsys):
 
 
 def test_the_commands_in_a_row(hf_dir, tmp_path, capsys):
-    out = {name: str(tmp_path / name)
-           for name in ("anchor", "math", "code", "merged", "smaller", "hf")}
+    out = {
+        name: str(tmp_path / name) for name in ("anchor", "math", "code", "merged", "smaller", "hf")
+    }
     assert main(["import", str(hf_dir), out["anchor"]]) == 0
     for name in ("math", "code"):
-        assert main(["branch", "--anchor", out["anchor"], "--pretrained", out["anchor"],
-                     "--name", name, "--out", out[name]]) == 0
-    assert main(["merge", "--anchor", out["anchor"], "--out", out["merged"], out["math"],
-                 out["code"]]) == 0
+        assert (
+            main(
+                [
+                    "branch",
+                    "--anchor",
+                    out["anchor"],
+                    "--pretrained",
+                    out["anchor"],
+                    "--name",
+                    name,
+                    "--out",
+                    out[name],
+                ]
+            )
+            == 0
+        )
+    assert (
+        main(["merge", "--anchor", out["anchor"], "--out", out["merged"], out["math"], out["code"]])
+        == 0
+    )
     assert "experts anchor, math, code" in capsys.readouterr().out
     assert main(["merge", out["merged"], "--experts", "anchor,code", "--out", out["smaller"]]) == 0
     assert "experts anchor, code" in capsys.readouterr().out
@@ -128,8 +145,21 @@ def test_merge_shows_what_averaging_throws_away(hf_dir, tmp_path, capsys):
     import_hf(hf_dir, tmp_path / "anchor")
     random_experts(2, seed=3).save_pretrained(tmp_path / "moved")
     import_hf(tmp_path / "moved", tmp_path / "math")
-    assert main(["merge", "--anchor", str(tmp_path / "anchor"), "--anchor-ffn", "average",
-                 "--out", str(tmp_path / "merged"), str(tmp_path / "math")]) == 0
+    assert (
+        main(
+            [
+                "merge",
+                "--anchor",
+                str(tmp_path / "anchor"),
+                "--anchor-ffn",
+                "average",
+                "--out",
+                str(tmp_path / "merged"),
+                str(tmp_path / "math"),
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert all(group in shown for group in ("embeddings", "attention", "head", "expert.0"))
     assert "%" in shown
@@ -156,35 +186,63 @@ def test_verify_proves_experts_with_fewer_active_than_there_are(tmp_path, capsys
     assert main(["verify", str(tmp_path / "checkpoint"), str(tmp_path / "hf")]) == 0
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["import", "nowhere", "OUT"], "nowhere is not a folder"),
-    (["export", "nowhere", "OUT"], "not a megatron-bar checkpoint"),
-    (["branch", "--anchor", "nowhere", "--out", "OUT"], "not a megatron-bar checkpoint"),
-    (["merge", "--out", "OUT", "nowhere"], "not a megatron-bar checkpoint"),
-    (["run", "nowhere.yaml"], "nowhere.yaml doesn't exist"),
-    (["run", str(TOY), "rout.fraction=1"], "rout"),
-    (["run", str(TOY), "seed=1", "--jobs", "1", "route.fractio=1"], "fractio"),
-    (["run", str(TOY), "layout.tensor=3", "runs=OUT"], "multiple of 3"),
-    (["run", str(TOY), "layout.processes=8", "layout.tensor=8", "runs=OUT"],
-     "math/midtrain: layout.tensor 8 doesn't divide the model's 4 attention heads"),
-    (["run", str(TOY), "domains.math.sft.trainable=[expert.7]", "runs=OUT"],
-     "math/sft: trainable: 'expert.7' matches no parameter group"),
-    (["run", str(TOY), "domains.math.tasks=[{toy: math, count: 2, verifier: maths}]", "runs=OUT"],
-     "tasks of math: verifier 'maths' is unknown"),
-    (["run", str(TOY), "runs=OUT",
-      "domains.math.sft.data=[{toy: math, count: 9, weight: 2}, {toy: general, count: 9}]"],
-     "math/sft: source math has a weight and general has none"),
-    (["run", str(TOY), "pretrain.model=olmo9", "runs=OUT"], "olmo9"),
-    (["run", str(TOY), "pretrain=null", "anchor=nowhere", "runs=OUT"], "nowhere is not a folder"),
-    (["stage", "nowhere", "math/sft"], "doesn't exist"),
-    (["run", str(TOY), "runs=OUT", "--jobs", "-3"], "--jobs -3: give at least 1"),
-    (["upgrade", "nowhere", "--jobs", "0"], "--jobs 0: give at least 1"),
-    (["data", "prepare", str(TOY), "runs=OUT", "--processes", "0"],
-     "--processes 0: give at least 1"),
-    (["import", "nowhere", "OUT", "--processes", "0"], "--processes 0: give at least 1"),
-    (["plan", str(TOY), "--memory", "0"], "--memory 0: give at least 1"),
-    (["evaluate", "nowhere", "--suite", "paper", "--limit", "-1"], "--limit -1: give at least 1"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["import", "nowhere", "OUT"], "nowhere is not a folder"),
+        (["export", "nowhere", "OUT"], "not a megatron-bar checkpoint"),
+        (["branch", "--anchor", "nowhere", "--out", "OUT"], "not a megatron-bar checkpoint"),
+        (["merge", "--out", "OUT", "nowhere"], "not a megatron-bar checkpoint"),
+        (["run", "nowhere.yaml"], "nowhere.yaml doesn't exist"),
+        (["run", str(TOY), "rout.fraction=1"], "rout"),
+        (["run", str(TOY), "seed=1", "--jobs", "1", "route.fractio=1"], "fractio"),
+        (["run", str(TOY), "layout.tensor=3", "runs=OUT"], "multiple of 3"),
+        (
+            ["run", str(TOY), "layout.processes=8", "layout.tensor=8", "runs=OUT"],
+            "math/midtrain: layout.tensor 8 doesn't divide the model's 4 attention heads",
+        ),
+        (
+            ["run", str(TOY), "domains.math.sft.trainable=[expert.7]", "runs=OUT"],
+            "math/sft: trainable: 'expert.7' matches no parameter group",
+        ),
+        (
+            [
+                "run",
+                str(TOY),
+                "domains.math.tasks=[{toy: math, count: 2, verifier: maths}]",
+                "runs=OUT",
+            ],
+            "tasks of math: verifier 'maths' is unknown",
+        ),
+        (
+            [
+                "run",
+                str(TOY),
+                "runs=OUT",
+                "domains.math.sft.data=[{toy: math, count: 9, weight: 2}, {toy: general, count: 9}]",
+            ],
+            "math/sft: source math has a weight and general has none",
+        ),
+        (["run", str(TOY), "pretrain.model=olmo9", "runs=OUT"], "olmo9"),
+        (
+            ["run", str(TOY), "pretrain=null", "anchor=nowhere", "runs=OUT"],
+            "nowhere is not a folder",
+        ),
+        (["stage", "nowhere", "math/sft"], "doesn't exist"),
+        (["run", str(TOY), "runs=OUT", "--jobs", "-3"], "--jobs -3: give at least 1"),
+        (["upgrade", "nowhere", "--jobs", "0"], "--jobs 0: give at least 1"),
+        (
+            ["data", "prepare", str(TOY), "runs=OUT", "--processes", "0"],
+            "--processes 0: give at least 1",
+        ),
+        (["import", "nowhere", "OUT", "--processes", "0"], "--processes 0: give at least 1"),
+        (["plan", str(TOY), "--memory", "0"], "--memory 0: give at least 1"),
+        (
+            ["evaluate", "nowhere", "--suite", "paper", "--limit", "-1"],
+            "--limit -1: give at least 1",
+        ),
+    ],
+)
 def test_wrong_input_gets_one_line_and_leaves_nothing(
     arguments, message, tmp_path, monkeypatch, capsys
 ):
@@ -198,20 +256,29 @@ def test_wrong_input_gets_one_line_and_leaves_nothing(
 LONG = "x" * 250
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["plan", str(TOY), "--plot", "nope/x.png"], "x.png can't be written: there is no folder nope"),
-    (["plan", str(TOY), "--plot", "x.dog"], "x.dog can't be written: a picture's name ends in"),
-    (["plan", str(TOY), "--plot", "x"], "x can't be written: a picture's name ends in one of"),
-    (["compare", "run", "--json", "nope/x.json"], "can't be written: there is no folder nope"),
-    (["compare", "run", "--json", "run"], "run can't be written: it is a folder; name a file"),
-    (["report", "run", "--out", "file/x.html"], "can't be written: there is no folder file"),
-    (["report", "run", "--out", f"{LONG}.html"], ".html can't be written: File name too long"),
-    (["rehearse", str(TOY), "--keep", "file/x"], "file/x can't be written: Not a directory"),
-    (["rehearse", str(TOY), "--keep", LONG], "can't be written: File name too long"),
-    (["evaluate", "run", "--task", "a=b:exact", "--out", "file/x/y"], "written: Not a directory"),
-    (["import", "org/model", "file/x"], "file/x can't be written: Not a directory"),
-    (["export", "CHECKPOINT", "file/x"], "file/x can't be written: Not a directory"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["plan", str(TOY), "--plot", "nope/x.png"],
+            "x.png can't be written: there is no folder nope",
+        ),
+        (["plan", str(TOY), "--plot", "x.dog"], "x.dog can't be written: a picture's name ends in"),
+        (["plan", str(TOY), "--plot", "x"], "x can't be written: a picture's name ends in one of"),
+        (["compare", "run", "--json", "nope/x.json"], "can't be written: there is no folder nope"),
+        (["compare", "run", "--json", "run"], "run can't be written: it is a folder; name a file"),
+        (["report", "run", "--out", "file/x.html"], "can't be written: there is no folder file"),
+        (["report", "run", "--out", f"{LONG}.html"], ".html can't be written: File name too long"),
+        (["rehearse", str(TOY), "--keep", "file/x"], "file/x can't be written: Not a directory"),
+        (["rehearse", str(TOY), "--keep", LONG], "can't be written: File name too long"),
+        (
+            ["evaluate", "run", "--task", "a=b:exact", "--out", "file/x/y"],
+            "written: Not a directory",
+        ),
+        (["import", "org/model", "file/x"], "file/x can't be written: Not a directory"),
+        (["export", "CHECKPOINT", "file/x"], "file/x can't be written: Not a directory"),
+    ],
+)
 def test_a_place_that_can_not_be_written_is_reported_before_work(
     arguments, message, tmp_path, monkeypatch, capsys, hf_dir
 ):
@@ -233,13 +300,16 @@ def talking_dir(tmp_path_factory):
     return talking(random_dense(**TALKING), tmp_path_factory.mktemp("talking") / "hf")
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--task", "talk=nope.jsonl:exact"], "tasks of talk: nope.jsonl is not a file"),
-    (["--task", "talk=bad.jsonl:exact"], "tasks of talk: bad.jsonl:2: "),
-    (["--task", "talk=items.jsonl:exact", "--chat-template", "chatml"], "'chatml' is unknown"),
-    (["--task", "talk=items.jsonl:exact", "opt_out=[law]"], "there is no expert 'law'"),
-    (["--task", "talk=items.jsonl:mine.py:score"], "/mine.py is not a file"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--task", "talk=nope.jsonl:exact"], "tasks of talk: nope.jsonl is not a file"),
+        (["--task", "talk=bad.jsonl:exact"], "tasks of talk: bad.jsonl:2: "),
+        (["--task", "talk=items.jsonl:exact", "--chat-template", "chatml"], "'chatml' is unknown"),
+        (["--task", "talk=items.jsonl:exact", "opt_out=[law]"], "there is no expert 'law'"),
+        (["--task", "talk=items.jsonl:mine.py:score"], "/mine.py is not a file"),
+    ],
+)
 def test_evaluate_finds_what_is_wrong_before_ranks_start(
     words, message, talking_dir, tmp_path, monkeypatch, capsys
 ):
@@ -260,7 +330,8 @@ def test_evaluate_finds_what_is_wrong_before_ranks_start(
 def test_the_installed_command_exits_with_its_status():
     done = subprocess.run(
         [sys.executable, "-m", "megatron_bar", "import", "nowhere", "out"],
-        capture_output=True, text=True,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1
     assert done.stderr.startswith("megatron-bar: nowhere is not a folder")
@@ -274,8 +345,9 @@ def test_versions_are_reported_whichever_way_it_is_called(capsys):
     assert shown.startswith(f"megatron-bar {megatron_bar.__version__}, Python 3.")
     assert "megatron-core" in shown
     for module in ("megatron_bar", "megatron_bar.cli"):
-        called = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True,
-                                text=True, timeout=60)
+        called = subprocess.run(
+            [sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60
+        )
         assert called.returncode == 0 and called.stdout == shown
 
 
@@ -289,8 +361,9 @@ from megatron_bar.cli import main
 assert main(sys.argv[1:]) == 0
 print({"torch", "megatron.core", "transformers"} & sys.modules.keys())
 """
-    printed = subprocess.run([sys.executable, "-c", code, "status", str(run)], capture_output=True,
-                          text=True, timeout=60)
+    printed = subprocess.run(
+        [sys.executable, "-c", code, "status", str(run)], capture_output=True, text=True, timeout=60
+    )
     assert printed.returncode == 0, printed.stderr
     assert "routed" in printed.stdout and printed.stdout.endswith("set()\n")
 
@@ -307,8 +380,13 @@ sys.exit(cli.main(["status", "x"]))
         reading, writing = os.pipe()
         os.close(reading)
         try:
-            ended = subprocess.run([sys.executable, "-c", code], stdout=writing, text=True,
-                                   stderr=subprocess.PIPE, timeout=60)
+            ended = subprocess.run(
+                [sys.executable, "-c", code],
+                stdout=writing,
+                text=True,
+                stderr=subprocess.PIPE,
+                timeout=60,
+            )
         finally:
             os.close(writing)
         assert ended.stderr == "" and ended.returncode == 128 + signal.SIGPIPE

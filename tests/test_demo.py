@@ -15,8 +15,10 @@ TOY = Path(__file__).parents[1] / "examples" / "toy.yaml"
 def test_every_branch_learns_and_the_routed_model_keeps(tmp_path):
     assert main(["run", str(TOY), f"runs={tmp_path}"]) == 0
     results = load_results(tmp_path / "toy")
-    scores = {name: {task: r["score"] for task, r in result["tasks"].items()}
-              for name, result in results.items()}
+    scores = {
+        name: {task: r["score"] for task, r in result["tasks"].items()}
+        for name, result in results.items()
+    }
     kept = kept_share(results)
     print(scores, kept)
     # What the recipe promises, and for the routed model some room for another CPU's rounding.

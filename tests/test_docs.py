@@ -29,8 +29,9 @@ def _texts(path: Path) -> Iterator[str]:
     """The strings in a Python file, with ... for what is filled in."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
-            yield "".join(part.value if isinstance(part, ast.Constant) else "..."
-                          for part in node.values)
+            yield "".join(
+                part.value if isinstance(part, ast.Constant) else "..." for part in node.values
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
@@ -43,8 +44,7 @@ def _messages() -> list[str]:
 @pytest.fixture(scope="module")
 def said() -> list[str]:
     """Everything the code may say, the job script included."""
-    code = [text for path in sorted((ROOT / "megatron_bar").rglob("*.py"))
-            for text in _texts(path)]
+    code = [text for path in sorted((ROOT / "megatron_bar").rglob("*.py")) for text in _texts(path)]
     script = (ROOT / "slurm" / "stage.sbatch.j2").read_text()
     return [*code, re.sub(r"\$\w+|{{.*?}}", "...", script)]
 
@@ -69,9 +69,15 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize(("index", "pages"), [
-    (DOCS, "[a-z]*.md"), (DOCS, "how-to/*.md"), (DOCS / "results", "[a-z]*.md"),
-], ids=["manual", "how-to", "results"])
+@pytest.mark.parametrize(
+    ("index", "pages"),
+    [
+        (DOCS, "[a-z]*.md"),
+        (DOCS, "how-to/*.md"),
+        (DOCS / "results", "[a-z]*.md"),
+    ],
+    ids=["manual", "how-to", "results"],
+)
 def test_an_index_names_every_page(index, pages):
     named = {target for target, _ in _LINK.findall((index / "README.md").read_text())}
     assert {path.relative_to(index).as_posix() for path in index.glob(pages)} <= named
@@ -98,17 +104,31 @@ def test_the_stages_are_drawn_as_they_train():
     assert first == "mid-training,SFT,RLVR,merge,route"
     opened = [MIDTRAIN_GROUPS, SFT_GROUPS, RLVR_GROUPS, None, ROUTE_GROUPS]
     for row, drawn in zip(
-        [["expert.0"], ["router.0"], ["expert.1"], ["router.1"],
-         ["embeddings", "head", "final_norm"], ["attention", "block_norms"]], rows, strict=True,
+        [
+            ["expert.0"],
+            ["router.0"],
+            ["expert.1"],
+            ["router.1"],
+            ["embeddings", "head", "final_norm"],
+            ["attention", "block_norms"],
+        ],
+        rows,
+        strict=True,
     ):
         shared = "." not in row[0]
         assert drawn.split(",")[-5:] == [
-            ("mean" if shared else "frozen") if groups is None
-            else "trains" if any(fnmatch(row[0], group) for group in groups) else "frozen"
-            for groups in opened]
+            ("mean" if shared else "frozen")
+            if groups is None
+            else "trains"
+            if any(fnmatch(row[0], group) for group in groups)
+            else "frozen"
+            for groups in opened
+        ]
         for groups in opened:
-            assert groups is None or len({any(fnmatch(name, group) for group in groups)
-                                          for name in row}) == 1
+            assert (
+                groups is None
+                or len({any(fnmatch(name, group) for group in groups) for name in row}) == 1
+            )
 
 
 @pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
@@ -124,17 +144,26 @@ def test_quoted_benchmarks_exist(page):
 
 
 def test_the_house_is_drawn_as_it_stands():
-    (listed,) = [block for _, block in FENCE.findall((DOCS / "architecture.md").read_text())
-                 if block.startswith("megatron_bar/\n")]
-    drawn = [text.text for text in ElementTree.parse(DOCS / "figures" / "house.svg").iter(
-        "{http://www.w3.org/2000/svg}text")]
+    (listed,) = [
+        block
+        for _, block in FENCE.findall((DOCS / "architecture.md").read_text())
+        if block.startswith("megatron_bar/\n")
+    ]
+    drawn = [
+        text.text
+        for text in ElementTree.parse(DOCS / "figures" / "house.svg").iter(
+            "{http://www.w3.org/2000/svg}text"
+        )
+    ]
     top_down = FLOORS[::-1]
     assert re.findall(r"^  (\w+)/ ", listed, re.MULTILINE) == top_down
     assert [text for text in drawn if text in FLOORS] == top_down
 
 
-@pytest.mark.parametrize("module", sorted(
-    path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__"))
+@pytest.mark.parametrize(
+    "module",
+    sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__"),
+)
 def test_a_benchmark_can_be_loaded(module):
     """No test runs them, and a name that they import may change."""
     importlib.import_module(f"benchmarks.{module}")

@@ -37,16 +37,25 @@ def _mentioned(page: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def typed() -> dict[str, set[str]]:
     """Each command that tests call, with the options that the same files name."""
-    (action,) = [action for action in build_parser()._actions
-                 if isinstance(action, argparse._SubParsersAction)]
+    (action,) = [
+        action
+        for action in build_parser()._actions
+        if isinstance(action, argparse._SubParsersAction)
+    ]
     found: dict[str, set[str]] = {}
     for path in sorted((ROOT / "tests").rglob("*.py")):
         nodes = list(ast.walk(ast.parse(path.read_text())))
-        texts = [node.value for node in nodes
-                 if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        texts = [
+            node.value
+            for node in nodes
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
         options = {option for text in texts for option in _OPTION.findall(text)}
-        groups = [node.args if isinstance(node, ast.Call) else node.elts for node in nodes
-                  if isinstance(node, ast.Call | ast.List | ast.Tuple)]
+        groups = [
+            node.args if isinstance(node, ast.Call) else node.elts
+            for node in nodes
+            if isinstance(node, ast.Call | ast.List | ast.Tuple)
+        ]
         for group in groups:
             for node in group:
                 if isinstance(node, ast.Constant) and node.value in action.choices:
@@ -79,8 +88,11 @@ def test_a_test_types_what_is_quoted(page, typed):
 def test_quoted_targets_of_make_exist(page):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     text = page.read_text()
-    quoted = [target for _, block in FENCE.findall(text)
-              for target in re.findall(r"^(?:.*&& )?make ([a-z][\w-]*)", block, re.MULTILINE)]
+    quoted = [
+        target
+        for _, block in FENCE.findall(text)
+        for target in re.findall(r"^(?:.*&& )?make ([a-z][\w-]*)", block, re.MULTILINE)
+    ]
     assert {*quoted, *re.findall(r"`make ([a-z][\w-]*)", text)} <= set(targets)
 
 
@@ -88,14 +100,21 @@ def test_workflows_call_targets_of_make_alone():
     """What a workflow does, people can do: its steps are targets, or set a machine up."""
     for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
         for step in re.findall(r"run: (.*)", workflow.read_text()):
-            assert re.fullmatch(r"make( [a-z-]+)+( [A-Z]+=([\w.-]+|\$\{\{[^}]*\}\}))*|"
-                                r"sudo --preserve-env=PATH bash \.ci/run", step), step
+            assert re.fullmatch(
+                r"make( [a-z-]+)+( [A-Z]+=([\w.-]+|\$\{\{[^}]*\}\}))*|"
+                r"sudo --preserve-env=PATH bash \.ci/run",
+                step,
+            ), step
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("name, made", [
-    ("commands", reference.reference), ("api", api_reference.reference),
-])
+@pytest.mark.parametrize(
+    "name, made",
+    [
+        ("commands", reference.reference),
+        ("api", api_reference.reference),
+    ],
+)
 def test_a_page_from_the_code_is_up_to_date(name, made):
     assert (DOCS / f"{name}.md").read_text() == made(), f"docs/{name}.md is stale: run make docs"
 
@@ -116,17 +135,24 @@ def test_public_names_are_told_with_what_they_take(monkeypatch):
     assert "Its keys: [recipe.md](recipe.md#source)." in page
     assert page.endswith(
         "## cut\n\n```python\ncut(text: str, at: int = 3, *, end: str = '...') -> str\n```\n\n"
-        'Cut `text`.\n\n```python\ncut("abcdef", 2)\n\n```\nOr a little less.\n')
+        'Cut `text`.\n\n```python\ncut("abcdef", 2)\n\n```\nOr a little less.\n'
+    )
 
 
 def test_the_first_hour_can_be_typed(tmp_path, monkeypatch, capsys):
     """All of its lines in their order; those that train or read what training made are left out."""
     monkeypatch.chdir(tmp_path)
     page = (DOCS / "first-hour.md").read_text()
-    quick = [words for _, block in FENCE.findall(page) for line in block.splitlines()
-             if line.startswith("megatron-bar ")
-             and ((words := shlex.split(line, comments=True)[1:])[0] in ("init", "plan")
-                  or "--dry-run" in words)]
+    quick = [
+        words
+        for _, block in FENCE.findall(page)
+        for line in block.splitlines()
+        if line.startswith("megatron-bar ")
+        and (
+            (words := shlex.split(line, comments=True)[1:])[0] in ("init", "plan")
+            or "--dry-run" in words
+        )
+    ]
     assert [words[0] for words in quick] == ["init", "run", "init", "plan"]
     for words in quick:
         assert main(words) == 0, words

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "megatron_bar"
-FRAGMENTS = frozenset("""
+FRAGMENTS = frozenset(
+    """
     about after as at before between by for from how if in into like of on out over per since that
     those through to under until what when where which while why with without
-""".split())
+""".split()
+)
 
 
 def _public(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef]:
@@ -41,7 +43,9 @@ def test_public_docstrings_are_no_fragments():
 def test_a_fragment_is_found_with_its_place(tmp_path, monkeypatch):
     path = tmp_path / "megatron_bar" / "costs.py"
     path.parent.mkdir()
-    path.write_text('"""Costs."""\n\n\nclass Memory:\n    def total(self):\n'
-                    '        """Of the GPU."""\n\n    def _own(self):\n        """Of a rank."""\n')
+    path.write_text(
+        '"""Costs."""\n\n\nclass Memory:\n    def total(self):\n'
+        '        """Of the GPU."""\n\n    def _own(self):\n        """Of a rank."""\n'
+    )
     monkeypatch.setitem(globals(), "PACKAGE", path.parent)
     assert list(_fragments(path)) == ["megatron_bar/costs.py:6: Of the GPU."]

@@ -41,19 +41,37 @@ print({"torch", "megatron.core", "transformers"} & sys.modules.keys(), file=sys.
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert told.returncode == 0 and told.stderr.endswith("set()\n"), told.stderr
     states = {finding["part"]: finding["state"] for finding in json.loads(told.stdout)}
-    assert {"Python", "torch", "megatron-core", "GPUs", "Transformer Engine", "nemo-aligner",
-            "vLLM", "sandbox", "SLURM"} <= states.keys()
+    assert {
+        "Python",
+        "torch",
+        "megatron-core",
+        "GPUs",
+        "Transformer Engine",
+        "nemo-aligner",
+        "vLLM",
+        "sandbox",
+        "SLURM",
+    } <= states.keys()
     assert states["Python"] == states["torch"] == "ok"
 
 
 def test_what_every_run_needs_decides_the_status(machine, monkeypatch, capsys):
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: [
-        "torch>=999", "not-to-be-had>=3", 'lm-eval==0; extra == "lm-eval"',
-        'nor-this; extra == "lm-eval"'])
+    monkeypatch.setattr(
+        doctor.metadata,
+        "requires",
+        lambda name: [
+            "torch>=999",
+            "not-to-be-had>=3",
+            'lm-eval==0; extra == "lm-eval"',
+            'nor-this; extra == "lm-eval"',
+        ],
+    )
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("missing  torch") and line.endswith("; pip install 'torch>=999'")
-               for line in lines)
+    assert any(
+        line.startswith("missing  torch") and line.endswith("; pip install 'torch>=999'")
+        for line in lines
+    )
     assert lines[-1] == "missing: torch, not-to-be-had"
     assert not any("nor-this" in line for line in lines)
 
@@ -76,8 +94,10 @@ def test_gpus_under_a_torch_for_cpus_are_told(machine, monkeypatch):
     assert found["GPUs"].found == "2 x NVIDIA H100, 81559 MiB, 570.1"
     assert found["CUDA"].state == "bad" and "build for CPUs" in found["CUDA"].found
     monkeypatch.setattr(doctor, "_torch_cuda", lambda: "13.0")
-    for answer, state in (('{"count": 2, "nccl": "2.29.7"}', "ok"),
-                          ('{"count": 0, "nccl": null}', "bad")):
+    for answer, state in (
+        ('{"count": 2, "nccl": "2.29.7"}', "ok"),
+        ('{"count": 0, "nccl": null}', "bad"),
+    ):
         monkeypatch.setattr(doctor, "_ASK_CUDA", f"print('{answer}')")
         assert _by_part()["CUDA"].state == state
     monkeypatch.setattr(doctor, "_ASK_CUDA", "raise OSError('no libcudart.so.13')")

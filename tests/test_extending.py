@@ -53,8 +53,10 @@ def _apply(folder: Path) -> None:
             continue
         text = target.read_text()
         for hunk in hunks:
-            before, after = ("".join(line[1:] + "\n" for line in hunk if line[0] in signs)
-                             for signs in (" -", " +"))
+            before, after = (
+                "".join(line[1:] + "\n" for line in hunk if line[0] in signs)
+                for signs in (" -", " +")
+            )
             assert text.count(before) == 1, f"{path}:\n{before}"
             text = text.replace(before, after)
         target.write_text(text)
@@ -66,8 +68,9 @@ def _forget_qwen3(folder: Path) -> None:
     (families / "qwen3.py").unlink()
     for path in (families / "__init__.py", folder / "tests" / "models_hf.py"):
         text = path.read_text().replace("olmo3, qwen3\n", "olmo3\n")
-        path.write_text("".join(line for line in text.splitlines(keepends=True)
-                                if "qwen3" not in line))
+        path.write_text(
+            "".join(line for line in text.splitlines(keepends=True) if "qwen3" not in line)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +91,14 @@ def extended(tmp_path_factory) -> Path:
 def _says(folder: Path, code: str) -> str:
     """What the code prints, run in the copy."""
     environment = os.environ | {"PYTHONPATH": str(folder)}
-    ran = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, timeout=120,
-                         text=True, capture_output=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        timeout=120,
+        text=True,
+        capture_output=True,
+    )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
@@ -107,12 +116,15 @@ def test_a_verifier(extended):
     assert score("", "No idea.", reference) == 0
     with pytest.raises(BarError, match="names no statute"):
         score("", "42 U.S.C. 1983", "none")
-    _says(extended, """
+    _says(
+        extended,
+        """
 from megatron_bar.recipe.training import Source
 from megatron_bar.verifiers.registry import verifier_for
 mine = Source(path="x.jsonl", verifier="examples/citations.py:score")
 assert verifier_for(mine)("", "See 1 U.S.C. 2.", "1 U.S.C. 2 and 3 U.S.C. 4") == 0.5
-""")
+""",
+    )
 
 
 def test_an_environment(extended):
@@ -123,7 +135,9 @@ def test_an_environment(extended):
 
     assert step(says("<function_calls>7 * 6</function_calls>"), "42") == "42"
     assert step(says("It is 42."), "42") is None
-    _says(extended, """
+    _says(
+        extended,
+        """
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.training import Source
 from megatron_bar.verifiers.environments import environment_of
@@ -133,13 +147,17 @@ move = environment_of(mine, item)
 called = "<function_calls>2+3</function_calls>"
 assert move([{"role": "assistant", "content": called}]) == {"role": "environment", "content": "5"}
 assert move([{"role": "assistant", "content": "5"}]) is None
-""")
+""",
+    )
 
 
 def test_a_family(extended):
     """It reads and writes a config.json, has the sizes and the tensors, as the whole one has."""
     model = PRESETS["qwen3-8b"]
-    found = json.loads(_says(extended, """
+    found = json.loads(
+        _says(
+            extended,
+            """
 import dataclasses, json, pathlib, tempfile, torch
 from megatron_bar.checkpoints.hf import hf_config, model_config_from_hf
 from megatron_bar.checkpoints.names import slots
@@ -152,13 +170,17 @@ with tempfile.TemporaryDirectory() as folder:
     pathlib.Path(folder, "config.json").write_text(json.dumps(config))
     assert model_config_from_hf(pathlib.Path(folder)) == model
 print(json.dumps([dataclasses.asdict(model), [slot.hf_names for slot in slots(model)]]))
-"""))
+""",
+        )
+    )
     expected = [dataclasses.asdict(model), [slot.hf_names for slot in slots(model)]]
     assert found == json.loads(json.dumps(expected))
 
 
 def test_a_method(extended):
-    _says(extended, """
+    _says(
+        extended,
+        """
 from pathlib import Path
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe, load_recipes
@@ -167,12 +189,14 @@ stages = {stage.name: stage for stage in stage_graph(recipe)}
 assert "routed" not in stages and stages["hf"].inputs == {"checkpoint": "merged"}
 names = [recipe.name for recipe in load_recipes(Path("examples/toy-compare.yaml"))]
 assert "toy-compare/unrouted" in names
-""")
+""",
+    )
 
 
 def test_a_stage(extended):
     stage = _names("megatron_bar/stages/cast.py")["CastStage"](
-        "cast", {"checkpoint": "routed"}, dtype="float16")
+        "cast", {"checkpoint": "routed"}, dtype="float16"
+    )
     made = record(stage)
     assert made == {"kind": "cast", "settings": {"dtype": "float16"}, "outside": {}, "files": {}}
     assert changes(made, stage) == []
@@ -180,7 +204,9 @@ def test_a_stage(extended):
     assert list(map(str, changes(made, other))) == ["cast is bfloat16, was float16"]
     plan = stage.plan(PRESETS["olmo2-1b"], Machine(), torch.bfloat16)
     assert plan.seconds > 0 and plan.memory.total < 8 << 30 and not stage.ON_GPU
-    _says(extended, """
+    _says(
+        extended,
+        """
 from pathlib import Path
 from megatron_bar.launch.check import stage_models
 from megatron_bar.methods import stage_graph
@@ -198,11 +224,14 @@ except BarError as error:
     assert "cast 'int3' is not bfloat16, float16 or float32" in str(error)
 else:
     raise AssertionError
-""")
+""",
+    )
 
 
 def test_a_backend(extended):
-    _says(extended, """
+    _says(
+        extended,
+        """
 from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.backends import backend_of
 from megatron_bar.rlvr.settings import check_settings
@@ -211,4 +240,5 @@ check_settings(Rlvr(steps=1, backend="profiled"), Layout())
 backend = backend_of("profiled")
 assert backend.missing() is None and backend.prepare() is None and backend.PRELOAD is None
 assert backend.fit.__module__.endswith("profiled")
-""")
+""",
+    )

@@ -7,9 +7,26 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "megatron_bar"
 # From the ground up.
-FLOORS = ["runtime", "recipe", "models", "checkpoints", "data", "training", "verifiers",
-          "generation", "rlvr", "analysis", "evaluation", "costs", "stages",
-          "methods", "comparison", "launch", "api", "cli"]
+FLOORS = [
+    "runtime",
+    "recipe",
+    "models",
+    "checkpoints",
+    "data",
+    "training",
+    "verifiers",
+    "generation",
+    "rlvr",
+    "analysis",
+    "evaluation",
+    "costs",
+    "stages",
+    "methods",
+    "comparison",
+    "launch",
+    "api",
+    "cli",
+]
 
 
 def _imports(path: Path) -> set[str]:

@@ -24,8 +24,10 @@ def test_a_start_is_the_example_and_a_site(name, tmp_path, monkeypatch, capsys):
     assert main(["init", name, "my folder"]) == 0
     recipe, site = Path("my folder", f"{name}.yaml"), Path("my folder", "site.yaml")
     assert f"megatron-bar run 'my folder/{name}.yaml'" in capsys.readouterr().out
-    assert load_recipe(recipe, values=False).name == load_recipe(
-        EXAMPLES / f"{name}.yaml", values=False).name
+    assert (
+        load_recipe(recipe, values=False).name
+        == load_recipe(EXAMPLES / f"{name}.yaml", values=False).name
+    )
     load_site(site)
     commands = re.findall(r"^# +megatron-bar (.*)", recipe.read_text(), re.MULTILINE)
     assert commands and not re.search(r"examples/|mycluster/", " ".join(commands))
@@ -53,8 +55,9 @@ def test_what_there_is_to_start_from(capsys):
 
 
 def test_the_recipe_in_the_readme_is_the_law_example():
-    (quoted,) = re.findall(r"^```yaml\n(name: .*?)^```", (ROOT / "README.md").read_text(),
-                           re.MULTILINE | re.DOTALL)
+    (quoted,) = re.findall(
+        r"^```yaml\n(name: .*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
     assert yaml.safe_load(quoted) == _keys(EXAMPLES / "law.yaml")
 
 

@@ -18,8 +18,10 @@ _PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def test_the_import_loads_nothing_that_computes():
-    code = ("import sys, megatron_bar; megatron_bar.Recipe; megatron_bar.BarError; "
-            "print([m for m in ('torch', 'megatron', 'transformers') if m in sys.modules])")
+    code = (
+        "import sys, megatron_bar; megatron_bar.Recipe; megatron_bar.BarError; "
+        "print([m for m in ('torch', 'megatron', 'transformers') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -27,8 +29,12 @@ def test_the_import_loads_nothing_that_computes():
 def test_all_names_are_there_where_a_type_checker_looks():
     tree = ast.parse(Path(megatron_bar.__file__).read_text())
     (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {alias.name: node.module for node in checked.body if isinstance(node, ast.ImportFrom)
-            for alias in node.names}
+    seen = {
+        alias.name: node.module
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     found = {name: f"megatron_bar.{module}" for name, module in megatron_bar._MODULE_OF.items()}
     assert seen == found and set(megatron_bar.__all__) == set(found)
     for name in megatron_bar.__all__:
@@ -63,8 +69,11 @@ def test_the_page_does_what_it_says(workplace, capsys):
     exec("\n".join(line.strip() for line in training), names)  # a cell that is run again
     assert "code-sft: done already" in capsys.readouterr().out
     with pytest.raises(megatron_bar.BarError, match=r"code-sft holds another training .*sft\.lr"):
-        megatron_bar.sft(names["start"], megatron_bar.Training(
-            data=names["data"]["code"], **names["few"] | {"lr": 1e-3}), "work/code-sft")
+        megatron_bar.sft(
+            names["start"],
+            megatron_bar.Training(data=names["data"]["code"], **names["few"] | {"lr": 1e-3}),
+            "work/code-sft",
+        )
 
 
 def test_the_readme_does_what_it_says(workplace):
@@ -74,16 +83,22 @@ def test_the_readme_does_what_it_says(workplace):
         exec(block, {})
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda api: api.sft("none", api.Training(), "out"), "none is not a megatron-bar checkpoint"),
-    (lambda api: api.sft("none", api.Rlvr, "out"), "sft: give a Training, not a type"),
-    (lambda api: api.dpo("none", api.Training(), "out"), "dpo: give a Dpo, not a Training"),
-    (lambda api: api.midtrain("none", api.Training(steps="few"), "out"), "midtrain: steps: "),
-    (lambda api: api.run(api.Recipe(name="law")), "recipe law: "),
-    (lambda api: api.run("none.yaml"), "none.yaml"),
-    (lambda api: api.load("none"), "none is not a folder"),
-    (lambda api: api.route("none", api.Route(), {}, "out"), "route: data is empty"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda api: api.sft("none", api.Training(), "out"),
+            "none is not a megatron-bar checkpoint",
+        ),
+        (lambda api: api.sft("none", api.Rlvr, "out"), "sft: give a Training, not a type"),
+        (lambda api: api.dpo("none", api.Training(), "out"), "dpo: give a Dpo, not a Training"),
+        (lambda api: api.midtrain("none", api.Training(steps="few"), "out"), "midtrain: steps: "),
+        (lambda api: api.run(api.Recipe(name="law")), "recipe law: "),
+        (lambda api: api.run("none.yaml"), "none.yaml"),
+        (lambda api: api.load("none"), "none is not a folder"),
+        (lambda api: api.route("none", api.Route(), {}, "out"), "route: data is empty"),
+    ],
+)
 def test_what_the_user_can_mend_is_one_line(call, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(megatron_bar.BarError) as raised:

@@ -119,11 +119,20 @@ def _while_a_fault_of_the_disk_is_dealt_with(tmp_path, patch) -> None:
             _signalled()
 
 
-@pytest.mark.parametrize("work", [
-    _no_exception_catches_it, _while_a_tokenizer_is_loaded, _while_a_rehearsal_reads_a_tokenizer,
-    _while_a_template_runs, _while_the_index_of_a_checkpoint_is_read, _while_a_tensor_is_read,
-    _while_torch_plans_a_load, _while_a_fault_of_the_disk_is_dealt_with,
-], ids=lambda work: work.__name__.strip("_"))
+@pytest.mark.parametrize(
+    "work",
+    [
+        _no_exception_catches_it,
+        _while_a_tokenizer_is_loaded,
+        _while_a_rehearsal_reads_a_tokenizer,
+        _while_a_template_runs,
+        _while_the_index_of_a_checkpoint_is_read,
+        _while_a_tensor_is_read,
+        _while_torch_plans_a_load,
+        _while_a_fault_of_the_disk_is_dealt_with,
+    ],
+    ids=lambda work: work.__name__.strip("_"),
+)
 def test_it_gets_through(work, listening, tmp_path, monkeypatch):
     with pytest.raises(ContinueLater, match=_SAID):
         work(tmp_path, monkeypatch)
@@ -165,7 +174,8 @@ def test_signals_wait_again_after_one_that_waited():
 
 def test_it_is_told_from_one_process_to_another():
     assert str(pickle.loads(pickle.dumps(ContinueLater("stopped by SIGTERM")))) == (
-        "stopped by SIGTERM")
+        "stopped by SIGTERM"
+    )
 
 
 def _load_with_a_signal_to_rank_1(folder: Path) -> None:

@@ -30,8 +30,14 @@ def varlen_one_by_one(
         count, seen = q_NSD.shape[1], k_KTD.shape[1]
         distance_ST = torch.arange(seen - count, seen)[:, None] - torch.arange(seen)
         visible_ST = (distance_ST >= 0) & ((distance_ST <= left) | (left < 0))
-        parts.append(torch.nn.functional.scaled_dot_product_attention(
-            q_NSD[None], k_KTD[None], v_KTD[None], attn_mask=visible_ST, scale=scale,
-            enable_gqa=True,
-        )[0].transpose(0, 1))
+        parts.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                q_NSD[None],
+                k_KTD[None],
+                v_KTD[None],
+                attn_mask=visible_ST,
+                scale=scale,
+                enable_gqa=True,
+            )[0].transpose(0, 1)
+        )
     return torch.cat(parts)

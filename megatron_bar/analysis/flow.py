@@ -50,16 +50,26 @@ def flow_of(stages: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> Flow
     evaluations = [stage for stage in stages if stage["kind"] == "evaluate"]
     evaluated = sum(stage["seconds"] for stage in evaluations)
     others = [stage for stage in stages if stage["kind"] not in ("evaluate", "report")]
-    kinds = [kind for kind in labels if any(
-        stage["kind"] == kind and "/" in stage["stage"] for stage in others)]
+    kinds = [
+        kind
+        for kind in labels
+        if any(stage["kind"] == kind and "/" in stage["stage"] for stage in others)
+    ]
     longest = max([stage["seconds"] for stage in others] + [evaluated, 1e-9])
     flow = Flow()
     for stage in others:
         name, kind = stage["stage"], stage["kind"]
         domain, inside, _ = name.partition("/")
         what = labels.get(kind, kind) + (f" {name}" if kind == "import" else "")
-        step = Step(name, what, stage["seconds"], stage["seconds"] / longest, _caption(stage),
-                    kinds.index(kind) + 1 if kind in kinds else 1, stage.get("state", DONE))
+        step = Step(
+            name,
+            what,
+            stage["seconds"],
+            stage["seconds"] / longest,
+            _caption(stage),
+            kinds.index(kind) + 1 if kind in kinds else 1,
+            stage.get("state", DONE),
+        )
         if inside:
             flow.lanes.setdefault(domain, []).append(step)
         else:
@@ -67,10 +77,12 @@ def flow_of(stages: Sequence[dict[str, Any]], labels: Mapping[str, str]) -> Flow
     if evaluations:
         models = f"{len(evaluations)} models" if len(evaluations) > 1 else "1 model"
         states = [stage.get("state", DONE) for stage in evaluations]
-        state = next((state for state in (RUNNING, *states) if state in states and state != DONE),
-                     DONE)
-        flow.ends.append(Step("evaluate", "evaluate", evaluated, evaluated / longest, models,
-                              state=state))
+        state = next(
+            (state for state in (RUNNING, *states) if state in states and state != DONE), DONE
+        )
+        flow.ends.append(
+            Step("evaluate", "evaluate", evaluated, evaluated / longest, models, state=state)
+        )
     return flow
 
 

@@ -14,8 +14,9 @@ def cell(value: Any) -> str:
 
 def layout(layout: dict[str, Any]) -> str:
     """A stage's layout, by what is larger than 1."""
-    sizes = [f"{size} {name}" for name, size in layout.items()
-             if isinstance(size, int) and size > 1]
+    sizes = [
+        f"{size} {name}" for name, size in layout.items() if isinstance(size, int) and size > 1
+    ]
     return ", ".join(sizes) or "1 process"
 
 

@@ -39,8 +39,10 @@ def _on_domains(tasks: dict[str, dict[str, Any]]) -> list[str]:
         return []
     if len(scores) == 1:
         return [f"The model scores {score:.2f} on {task}." for task, score in scores.items()]
-    return [f"One model for all {len(scores)} domains scores {fmean(scores.values()):.2f} on them, "
-            f"{_range(scores, '.2f')}."]
+    return [
+        f"One model for all {len(scores)} domains scores {fmean(scores.values()):.2f} on them, "
+        f"{_range(scores, '.2f')}."
+    ]
 
 
 def _range(values: dict[str, float], form: str) -> str:
@@ -71,8 +73,9 @@ def tiles(
     pairs = {task: pair for task in scores.tasks if (pair := _before_after(results, last, task))}
     if own := [pair for task, pair in pairs.items() if task != GENERAL]:
         before, after = (fmean(column) for column in zip(*own))
-        found.append((f"{before:.2f} → {after:.2f}",
-                      f"mean over the domains, base → {scores.last}"))
+        found.append(
+            (f"{before:.2f} → {after:.2f}", f"mean over the domains, base → {scores.last}")
+        )
     if GENERAL in pairs:
         before, after = pairs[GENERAL]
         found.append((f"{before:.2f} → {after:.2f}", f"{GENERAL}, base → {scores.last}"))

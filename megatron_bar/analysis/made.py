@@ -22,22 +22,30 @@ def made_model(
     model = _model(run, exported, ROUTED, MERGED)
     if model is None:
         return []
-    facts = [("base", f"{recipe[role]} ({role})") for role in (ANCHOR, "pretrained")
-             if recipe.get(role)]
+    facts = [
+        ("base", f"{recipe[role]} ({role})") for role in (ANCHOR, "pretrained") if recipe.get(role)
+    ]
     words = f"{number(parameters(model))} parameters"
     if model.num_experts is not None:
         size, speed = times_the_dense(model)
-        words += (f", {size:.1f} times those of the dense model it grew from; each token takes "
-                  f"{speed:.1f} times the operations (counted, not measured)")
+        words += (
+            f", {size:.1f} times those of the dense model it grew from; each token takes "
+            f"{speed:.1f} times the operations (counted, not measured)"
+        )
         facts.append(("experts", ", ".join(model.all_expert_names)))
     facts.insert(0, ("size", words))
     if EXPORTED in done:
-        facts.append(("lies in", f"{EXPORTED}/model of the run's folder, with a model card "
-                      "(README.md)"))
+        facts.append(
+            ("lies in", f"{EXPORTED}/model of the run's folder, with a model card (README.md)")
+        )
     trained = [stage for stage in stages if "trainable" in stage]
     seconds = sum(stage["seconds"] * stage["layout"]["processes"] for stage in trained)
-    facts.append(("training", f"{duration(seconds)} of devices (each process counts) in "
-                  f"{len(trained)} stages"))
+    facts.append(
+        (
+            "training",
+            f"{duration(seconds)} of devices (each process counts) in {len(trained)} stages",
+        )
+    )
     if devices := dict.fromkeys(stage["device"] for stage in trained if "device" in stage):
         facts.append(("on", ", ".join(devices)))
     return facts

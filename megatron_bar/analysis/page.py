@@ -17,7 +17,10 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write_page(target: Path, template: str, **content: Any) -> None:
     """Write `template`, a file of `templates/`, filled with `content`, to `target` in one step."""
     environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         name: getattr(formats, name)

@@ -55,8 +55,9 @@ def paired_test(ours: dict[str, Any], theirs: dict[str, Any]) -> Paired | None:
     differences = np.subtract(mine, other)
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     binary = {*mine, *other} <= {0.0, 1.0}
-    return Paired(bootstrap(differences.tolist()), better, worse,
-                  mcnemar(better, worse) if binary else None)
+    return Paired(
+        bootstrap(differences.tolist()), better, worse, mcnemar(better, worse) if binary else None
+    )
 
 
 def _asked(result: dict[str, Any]) -> list[Any]:

@@ -23,8 +23,15 @@ from matplotlib.figure import Figure
 INK, MUTED, LINE, INVERSE = "#010101", "#020202", "#030303", "#040404"
 BASE, BRANCH, MERGE, ROUTE, SHARE = "#050505", "#060606", "#070707", "#080808", "#090909"
 _NAMES = {
-    INK: "ink", MUTED: "muted", LINE: "line", INVERSE: "inverse", BASE: "base",
-    BRANCH: "branch", MERGE: "merge", ROUTE: "route", SHARE: "share",
+    INK: "ink",
+    MUTED: "muted",
+    LINE: "line",
+    INVERSE: "inverse",
+    BASE: "base",
+    BRANCH: "branch",
+    MERGE: "merge",
+    ROUTE: "route",
+    SHARE: "share",
 }
 _WIDTH = 3.6  # inches of 72 points; an SVG point is 4/3 CSS pixels
 _STYLE = {
@@ -65,7 +72,7 @@ def svg_panel(draw: Callable[[Axes], None], height: float, label: str) -> str:
         file = io.StringIO()
         FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
     svg = file.getvalue()
-    body = svg[svg.index("<svg"):]
+    body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
     body = re.sub(r'xlink:href="', 'href="', re.sub(r' xmlns(:xlink)?="[^"]*"', "", body))
     body = re.sub(r"'?DejaVu Sans'?", "system-ui, sans-serif", body)
@@ -75,10 +82,12 @@ def svg_panel(draw: Callable[[Axes], None], height: float, label: str) -> str:
     body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
     view = re.search(r'viewBox="[^"]*"', body)
     assert view is not None, "matplotlib gives each picture one"
-    inner = body[body.index(">") + 1:]
+    inner = body[body.index(">") + 1 :]
     inner = re.sub(r"\s*\n\s*", "\n", inner).strip()
-    return (f'<svg class="panel" role="img" aria-label="{_escape(label)}" {view[0]} width="100%" '
-            f'stroke-linejoin="round" stroke-linecap="butt">\n{inner}\n')
+    return (
+        f'<svg class="panel" role="img" aria-label="{_escape(label)}" {view[0]} width="100%" '
+        f'stroke-linejoin="round" stroke-linecap="butt">\n{inner}\n'
+    )
 
 
 def _escape(text: str) -> str:

@@ -41,10 +41,14 @@ def training_curves(run: Path) -> str:
         what = "reward" if any("reward" in m for m in metrics) else "loss"
         known = [m for m in metrics if m.get(what) is not None]
         if known:
-            checked = [(m["step"], m["validation_loss"]) for m in metrics
-                       if what == "loss" and m.get("validation_loss") is not None]
-            panels.append(_curve(name, what, [m["step"] for m in known],
-                                 [m[what] for m in known], checked))
+            checked = [
+                (m["step"], m["validation_loss"])
+                for m in metrics
+                if what == "loss" and m.get("validation_loss") is not None
+            ]
+            panels.append(
+                _curve(name, what, [m["step"] for m in known], [m[what] for m in known], checked)
+            )
     return "".join(panels)
 
 
@@ -57,14 +61,27 @@ def _curve(
 ) -> str:
     def draw(axes: Axes) -> None:
         smooth = len(steps) >= _SMOOTH_FROM
-        axes.plot(steps, values, color=BRANCH, linewidth=1.0 if smooth else 1.8,
-                  alpha=0.3 if smooth else 1.0, marker="o" if len(steps) == 1 else None)
+        axes.plot(
+            steps,
+            values,
+            color=BRANCH,
+            linewidth=1.0 if smooth else 1.8,
+            alpha=0.3 if smooth else 1.0,
+            marker="o" if len(steps) == 1 else None,
+        )
         if smooth:
             axes.plot(steps, _smoothed(values), color=BRANCH, linewidth=1.8)
         if checked:
             axes.plot(*zip(*checked), color=MERGE, linewidth=1.2, marker="o", markersize=2.5)
-        axes.annotate(f"{values[-1]:.3f}", (1, 1.03), xycoords="axes fraction", ha="right",
-                      va="bottom", color=BRANCH, weight="bold")
+        axes.annotate(
+            f"{values[-1]:.3f}",
+            (1, 1.03),
+            xycoords="axes fraction",
+            ha="right",
+            va="bottom",
+            color=BRANCH,
+            weight="bold",
+        )
         axes.set_title(name)
         axes.set_xlabel("step")
         axes.set_ylabel(what)
@@ -75,7 +92,9 @@ def _curve(
         axes.grid(axis="y", color=LINE, linewidth=0.6)
 
     return svg_panel(
-        draw, 2.2, f"{what.capitalize()} of {name}: {values[0]:.3f} at step {steps[0]}, "
+        draw,
+        2.2,
+        f"{what.capitalize()} of {name}: {values[0]:.3f} at step {steps[0]}, "
         f"{values[-1]:.3f} at step {steps[-1]}",
     )
 
@@ -86,7 +105,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     means = []
     for i in range(len(values)):
         side = min(reach, i, len(values) - 1 - i)
-        around = [v for v in values[i - side:i + side + 1] if math.isfinite(v)]
+        around = [v for v in values[i - side : i + side + 1] if math.isfinite(v)]
         means.append(fmean(around) if around else math.nan)
     return means
 
@@ -96,8 +115,9 @@ def routing_heatmap(routing: dict[str, list[list[float]]], experts: Sequence[str
     if not routing:
         return ""
     panels = [
-        shares_panel(task, probs_LE, experts, f"Mean router probability on {task}, by layer and "
-                                              "expert")
+        shares_panel(
+            task, probs_LE, experts, f"Mean router probability on {task}, by layer and expert"
+        )
         for task, probs_LE in routing.items()
     ]
     return "".join([*panels, _scale_panel()])
@@ -120,20 +140,32 @@ def shares_panel(
         axes.invert_yaxis()
         axes.spines[:].set_visible(False)
         axes.set_title(title)
-        axes.set_xticks([e + 0.5 for e in range(len(experts))], experts,
-                        rotation=35 if wide else 0, ha="right" if wide else "center")
+        axes.set_xticks(
+            [e + 0.5 for e in range(len(experts))],
+            experts,
+            rotation=35 if wide else 0,
+            ha="right" if wide else "center",
+        )
         axes.tick_params(axis="x", pad=1 if wide else 4)
         if names is None:
             step = max(1, -(-count // 16))
             axes.set_ylabel("layer")
-            axes.set_yticks([row + 0.5 for row in range(0, count, step)],
-                            [str(layer) for layer in range(1, count + 1, step)])
+            axes.set_yticks(
+                [row + 0.5 for row in range(0, count, step)],
+                [str(layer) for layer in range(1, count + 1, step)],
+            )
         else:
             axes.set_yticks([row + 0.5 for row in range(count)], names)
         for row, shares_E in enumerate(shares_RE if printed else ()):
             for e, share in enumerate(shares_E):
-                axes.text(e + 0.5, row + 0.5, f"{share:.2f}", ha="center", va="center",
-                          color=INVERSE if share > _DARK else INK)
+                axes.text(
+                    e + 0.5,
+                    row + 0.5,
+                    f"{share:.2f}",
+                    ha="center",
+                    va="center",
+                    color=INVERSE if share > _DARK else INK,
+                )
 
     height = 0.85 + (0.3 if wide else 0) + min(4.0, max(1.0, count * (0.3 if printed else 0.13)))
     return svg_panel(draw, height, label)
@@ -143,10 +175,17 @@ def _draw_shares(axes: Axes, shares_RE: Sequence[Sequence[float]], gap: float) -
     """A cell for each share, the more opaque the larger it is: readable on light and on dark."""
     for row, shares_E in enumerate(shares_RE):
         for e, share in enumerate(shares_E):
-            axes.add_patch(Rectangle(
-                (e + gap / 2, row + gap / 2), 1 - gap, 1 - gap, facecolor=SHARE,
-                alpha=0.04 + 0.96 * min(max(share, 0.0), 1.0), linewidth=0, clip_on=False,
-            ))
+            axes.add_patch(
+                Rectangle(
+                    (e + gap / 2, row + gap / 2),
+                    1 - gap,
+                    1 - gap,
+                    facecolor=SHARE,
+                    alpha=0.04 + 0.96 * min(max(share, 0.0), 1.0),
+                    linewidth=0,
+                    clip_on=False,
+                )
+            )
     axes.set_xlim(0, len(shares_RE[0]))
     axes.set_ylim(0, len(shares_RE))
 
@@ -173,12 +212,14 @@ def scores_chart(results: dict[str, dict[str, Any]]) -> str:
     panels = []
     for index, task in enumerate(scores.tasks):
         rows = [row for row in scores.rows if row.cells[index]]
-        panels.append(_scores_panel(
-            task,
-            ["branch" if row.model == task else model_label(row.model) for row in rows],
-            [cell for row in rows if (cell := row.cells[index]) is not None],
-            [colours.get(row.model, BRANCH) for row in rows],
-        ))
+        panels.append(
+            _scores_panel(
+                task,
+                ["branch" if row.model == task else model_label(row.model) for row in rows],
+                [cell for row in rows if (cell := row.cells[index]) is not None],
+                [colours.get(row.model, BRANCH) for row in rows],
+            )
+        )
     return "".join(panels)
 
 
@@ -187,9 +228,18 @@ def _scores_panel(task: str, labels: list[str], cells: list[Cell], colours: list
         places = range(len(cells))
         values = [cell.score for cell in cells]
         axes.barh(places, values, color=colours, height=0.68)
-        axes.errorbar(values, places, fmt="none", ecolor=INK, elinewidth=1.0, capsize=2.5,
-                      xerr=[[cell.score - cell.interval.low for cell in cells],
-                            [cell.interval.high - cell.score for cell in cells]])
+        axes.errorbar(
+            values,
+            places,
+            fmt="none",
+            ecolor=INK,
+            elinewidth=1.0,
+            capsize=2.5,
+            xerr=[
+                [cell.score - cell.interval.low for cell in cells],
+                [cell.interval.high - cell.score for cell in cells],
+            ],
+        )
         for place, cell in zip(places, cells):
             axes.text(1.04, place, f"{cell.score:.2f}", va="center", weight="bold")
         axes.set_yticks(places, labels)

@@ -30,9 +30,18 @@ TEMPLATE = "report.html.j2"
 _DEVIATIONS_SHOWN = 5
 # The page's own sections, in order: its id, which is its template's name too, and its title.
 _PARTS = {
-    "flow": "Recipe", "scores": "Scores", "upgrade": "Upgrade", "suites": "Benchmarks",
-    "made": "Model", "router": "Router", "curves": "Training", "trained": "What trained",
-    "anchor": "Anchor", "averaging": "Averaging", "samples": "Answers", "repeat": "Do it again",
+    "flow": "Recipe",
+    "scores": "Scores",
+    "upgrade": "Upgrade",
+    "suites": "Benchmarks",
+    "made": "Model",
+    "router": "Router",
+    "curves": "Training",
+    "trained": "What trained",
+    "anchor": "Anchor",
+    "averaging": "Averaging",
+    "samples": "Answers",
+    "repeat": "Do it again",
 }
 
 
@@ -70,32 +79,48 @@ def write_report(
     columns, trained = trained_stages(run, stages)
     deviations, by_group = _deviations(stages)
     content = {
-        "flow": flow_of(stages, labels), "scores": scores if scores.tasks else None,
+        "flow": flow_of(stages, labels),
+        "scores": scores if scores.tasks else None,
         "made": made_model(run, recipe, stages),
-        "upgrade": read_upgrade(run), "suites": read_suites(run), "router": _routings(results),
-        "curves": Markup(training_curves(run)), "trained": trained,
+        "upgrade": read_upgrade(run),
+        "suites": read_suites(run),
+        "router": _routings(results),
+        "curves": Markup(training_curves(run)),
+        "trained": trained,
         "anchor": anchor_digests(stages),
-        "averaging": deviations, "samples": _samples(results, scores), "repeat": True,
+        "averaging": deviations,
+        "samples": _samples(results, scores),
+        "repeat": True,
     }
     file = run / "recipe.yaml"
     write_page(
-        target, TEMPLATE,
+        target,
+        TEMPLATE,
         name=recipe.get("name") or run.resolve().name,
         when=max((stage["finished"] for stage in stages), default=""),
         parts=section_parts([name for name in _PARTS if content[name]], sections),
         summary=summary(results, last),
         tiles=tiles(results, scores, stages, last),
-        flow=content["flow"], in_sequence=recipe.get("order") == "sequence",
-        scores=scores, suites=content["suites"], curves=content["curves"],
+        flow=content["flow"],
+        in_sequence=recipe.get("order") == "sequence",
+        scores=scores,
+        suites=content["suites"],
+        curves=content["curves"],
         routings=content["router"],
-        routing_page=routing_of(run) is not None, trained=trained, samples=content["samples"],
-        made=content["made"], anchors=content["anchor"], upgrade=content["upgrade"],
-        methods=_methods(scores), asking=_asking(results),
+        routing_page=routing_of(run) is not None,
+        trained=trained,
+        samples=content["samples"],
+        made=content["made"],
+        anchors=content["anchor"],
+        upgrade=content["upgrade"],
+        methods=_methods(scores),
+        asking=_asking(results),
         scores_chart=Markup(scores_chart(results)),
         trained_columns=columns,
         stages=stages,
         seconds=sum(stage["seconds"] for stage in stages),
-        deviations=deviations, deviation_groups=by_group,
+        deviations=deviations,
+        deviation_groups=by_group,
         versions=_versions(stages),
         commands=_commands(recipe, stages),
         recipe=file.read_text(encoding="utf-8") if file.is_file() else "",
@@ -118,28 +143,40 @@ def _routings(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     for model in (ROUTED, MERGED):
         result = results.get(model, {})
         if result.get("routing"):
-            found.append({
-                "model": model,
-                "picture": Markup(routing_heatmap(result["routing"], result["experts"])),
-                "words": describe_routing(result["routing"], result["experts"]),
-            })
+            found.append(
+                {
+                    "model": model,
+                    "picture": Markup(routing_heatmap(result["routing"], result["experts"])),
+                    "words": describe_routing(result["routing"], result["experts"]),
+                }
+            )
     return found
 
 
-def _deviations(
-    stages: list[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _deviations(stages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The shared tensors that averaging moved farthest, and the groups they are in."""
-    all_ = sorted(([{**entry, "name": entry["tensor"]} for stage in stages
-                    for entry in stage.get("deviations", ())]),
-                  key=lambda entry: -entry["largest"])
+    all_ = sorted(
+        (
+            [
+                {**entry, "name": entry["tensor"]}
+                for stage in stages
+                for entry in stage.get("deviations", ())
+            ]
+        ),
+        key=lambda entry: -entry["largest"],
+    )
     groups: dict[str, list[dict[str, Any]]] = {}
     for entry in all_:
         if "group" in entry:
             groups.setdefault(entry["group"], []).append(entry)
-    by_group = [{"name": group.replace("_", " "), "largest": entries[0]["largest"],
-                 "mean": fmean(entry["mean"] for entry in entries)}
-                for group, entries in groups.items()]
+    by_group = [
+        {
+            "name": group.replace("_", " "),
+            "largest": entries[0]["largest"],
+            "mean": fmean(entry["mean"] for entry in entries),
+        }
+        for group, entries in groups.items()
+    ]
     return all_[:_DEVIATIONS_SHOWN], by_group
 
 
@@ -151,10 +188,17 @@ def _samples(results: dict[str, dict[str, Any]], scores: Scores) -> dict[str, li
         for model, result in results.items():
             for sample in result["tasks"].get(task, {}).get("samples", ()):
                 answers = items.setdefault((sample["prompt"], sample["expected"]), [])
-                answers.append({"model": model_label(model), "score": sample["score"],
-                                "response": sample["response"]})
-        samples[task] = [{"prompt": prompt, "expected": expected, "answers": answers}
-                         for (prompt, expected), answers in items.items()]
+                answers.append(
+                    {
+                        "model": model_label(model),
+                        "score": sample["score"],
+                        "response": sample["response"],
+                    }
+                )
+        samples[task] = [
+            {"prompt": prompt, "expected": expected, "answers": answers}
+            for (prompt, expected), answers in items.items()
+        ]
     return samples
 
 
@@ -175,21 +219,31 @@ def _methods(scores: Scores) -> str:
 
 def _asking(results: dict[str, dict[str, Any]]) -> str:
     """How the models were asked, where it wasn't for one greedy answer."""
-    sampled = {(result["samples"], result["temperature"]) for result in results.values()
-            if result.get("temperature")}
-    return " ".join(f"Mean of {samples} answers to each item, drawn at temperature {temperature:g}."
-                    for samples, temperature in sorted(sampled))
+    sampled = {
+        (result["samples"], result["temperature"])
+        for result in results.values()
+        if result.get("temperature")
+    }
+    return " ".join(
+        f"Mean of {samples} answers to each item, drawn at temperature {temperature:g}."
+        for samples, temperature in sorted(sampled)
+    )
 
 
 def _commands(recipe: dict[str, Any], stages: list[dict[str, Any]]) -> list[str]:
     """What to type to have all of it again, where the recipe was run."""
     run = Path(recipe.get("runs", "runs")) / recipe.get("name", "RUN")
-    versions = {package: version for package, version in _versions(stages).items()
-                if package not in ("python", "megatron-bar") and "," not in version
-                and version != "not installed"}
+    versions = {
+        package: version
+        for package, version in _versions(stages).items()
+        if package not in ("python", "megatron-bar")
+        and "," not in version
+        and version != "not installed"
+    }
     # A local version, such as 2.13.0+cpu, is one that the package index doesn't have.
-    pins = " ".join(f"'{package}=={version.partition('+')[0]}'"
-                    for package, version in versions.items())
+    pins = " ".join(
+        f"'{package}=={version.partition('+')[0]}'" for package, version in versions.items()
+    )
     commands = []
     if pins:
         commands += [f"pip install {pins}", "pip install .    # in megatron-bar's checkout"]
@@ -197,5 +251,3 @@ def _commands(recipe: dict[str, Any], stages: list[dict[str, Any]]) -> list[str]
     if any(stage["stage"] == ROUTED for stage in stages):
         commands.append(f"megatron-bar evaluate {run}/routed/checkpoint --recipe recipe.yaml")
     return [*commands, f"megatron-bar report {run}"]
-
-

@@ -17,9 +17,7 @@ def mean_over_layers(probs_LE: Sequence[Sequence[float]]) -> list[float]:
     return [sum(column) / len(probs_LE) for column in zip(*probs_LE)]
 
 
-def describe_routing(
-    routing: dict[str, list[list[float]]], experts: Sequence[str]
-) -> list[str]:
+def describe_routing(routing: dict[str, list[list[float]]], experts: Sequence[str]) -> list[str]:
     """One line a task, on the expert it leans on; then the experts that are dead or dominate.
 
     `routing` is [L][E] by task, `experts` the names by global id.
@@ -68,8 +66,10 @@ def describe_kinds(tasks: dict[str, dict[str, Any]], experts: Sequence[str]) -> 
             if mean_E[e] - every_E[e] >= STANDS_OUT:
                 what = "What the template adds" if name == "template" else f"{name.capitalize()}"
                 what = f"{what} tokens" if by == "speakers" and name != "template" else what
-                lines.append(f"{what}: {experts[e]} has {mean_E[e]:.0%}, where it has "
-                             f"{every_E[e]:.0%} of all tokens.")
+                lines.append(
+                    f"{what}: {experts[e]} has {mean_E[e]:.0%}, where it has "
+                    f"{every_E[e]:.0%} of all tokens."
+                )
     return list(dict.fromkeys(lines))
 
 
@@ -77,22 +77,30 @@ def _pooled(parts: Sequence[dict[str, Any]]) -> list[float]:
     """Mean share by expert, over layers and tokens."""
     tokens = sum(part["tokens"] for part in parts)
     means = [(part["tokens"], mean_over_layers(part["layers"])) for part in parts]
-    return [sum(count * mean_E[e] for count, mean_E in means) / tokens
-            for e in range(len(means[0][1]))]
+    return [
+        sum(count * mean_E[e] for count, mean_E in means) / tokens for e in range(len(means[0][1]))
+    ]
 
 
 def describe_entropy(tasks: dict[str, dict[str, Any]], experts: Sequence[str]) -> str:
     """A sentence on how sharply the routers choose."""
-    layers = [(entropy, layer) for task in tasks.values()
-              for layer, entropy in enumerate(task["entropy"], 1)]
+    layers = [
+        (entropy, layer)
+        for task in tasks.values()
+        for layer, entropy in enumerate(task["entropy"], 1)
+    ]
     mean = sum(entropy for entropy, _ in layers) / len(layers)
-    return (f"A token's probability is spread over {math.exp(mean):.1f} of {len(experts)} experts "
-            f"(the exponential of the mean entropy, {mean:.2f} nats).")
+    return (
+        f"A token's probability is spread over {math.exp(mean):.1f} of {len(experts)} experts "
+        f"(the exponential of the mean entropy, {mean:.2f} nats)."
+    )
 
 
 def describe_drift(drift: dict[str, list[list[float]]], experts: Sequence[str]) -> str:
     """A sentence on how far router training moved the rows from where they were stacked."""
     moved_E = mean_over_layers(drift["relative"])
     most, least = (choose(range(len(experts)), key=moved_E.__getitem__) for choose in (max, min))
-    return (f"Training moved the rows by {moved_E[least]:.0%} ({experts[least]}) to "
-            f"{moved_E[most]:.0%} ({experts[most]}) of their stacked length.")
+    return (
+        f"Training moved the rows by {moved_E[least]:.0%} ({experts[least]}) to "
+        f"{moved_E[most]:.0%} ({experts[most]}) of their stacked length."
+    )

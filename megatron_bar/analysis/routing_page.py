@@ -49,23 +49,31 @@ def write_routing_page(run: Path, target: Path) -> bool:
     layers = _layers(tasks)
     colours = [_colour(e) for e in range(len(experts))]
     write_page(
-        target, _TEMPLATE,
+        target,
+        _TEMPLATE,
         name=read_recipe(run).get("name") or run.resolve().name,
         experts=list(zip(experts, colours)),
         words=describe_routing({task: routed["layers"] for task, routed in tasks.items()}, experts)
-        + describe_kinds(tasks, experts) + [describe_entropy(tasks, experts)]
+        + describe_kinds(tasks, experts)
+        + [describe_entropy(tasks, experts)]
         + ([describe_drift(drift, experts)] if drift else []),
-        by_layer=Markup(routing_heatmap(
-            {task: routed["layers"] for task, routed in tasks.items()}, experts
-        )),
+        by_layer=Markup(
+            routing_heatmap({task: routed["layers"] for task, routed in tasks.items()}, experts)
+        ),
         by_kind=Markup(_panels(tasks, experts, "kinds", "kind of token")),
         by_speaker=Markup(_panels(tasks, experts, "speakers", "speaker")),
         entropy=[(task, routed["tokens"], routed["entropy"]) for task, routed in tasks.items()],
-        drift=drift and [(name, [row[e] for row in drift["relative"]],
-                          [row[e] for row in drift["cosine"]]) for e, name in enumerate(experts)],
-        layers=layers, even=math.log(len(experts)),
-        texts={task: [_tokens(example, experts, colours, layers) for example in routed["examples"]]
-               for task, routed in tasks.items()},
+        drift=drift
+        and [
+            (name, [row[e] for row in drift["relative"]], [row[e] for row in drift["cosine"]])
+            for e, name in enumerate(experts)
+        ],
+        layers=layers,
+        even=math.log(len(experts)),
+        texts={
+            task: [_tokens(example, experts, colours, layers) for example in routed["examples"]]
+            for task, routed in tasks.items()
+        },
     )
     return True
 
@@ -88,14 +96,16 @@ def _layers(tasks: dict[str, Any]) -> list[int]:
     return sorted({round(i * (count - 1) / max(1, shown - 1)) for i in range(shown)})
 
 
-def _panels(
-    tasks: dict[str, Any], experts: Sequence[str], by: str, what: str
-) -> str:
+def _panels(tasks: dict[str, Any], experts: Sequence[str], by: str, what: str) -> str:
     """A panel a task: mean share over the layers, by kind of token or speaker."""
     return "".join(
-        shares_panel(task, [mean_over_layers(part["layers"]) for part in routed[by].values()],
-                     experts, f"Mean share of each expert on {task}, by {what}",
-                     names=list(routed[by]))
+        shares_panel(
+            task,
+            [mean_over_layers(part["layers"]) for part in routed[by].values()],
+            experts,
+            f"Mean share of each expert on {task}, by {what}",
+            names=list(routed[by]),
+        )
         for task, routed in tasks.items()
     )
 
@@ -112,10 +122,14 @@ def _tokens(
         ranked = sorted(range(len(experts)), key=lambda e: -mean_E[e])
         said = ", ".join(f"{experts[e]} {mean_E[e]:.0%}" for e in ranked)
         shown = [_blend(mean_E, colours), *(_blend(shares_LE[i], colours) for i in layers)]
-        tokens.append({
-            "text": text, "speaker": speaker, "title": f"{said} ({kind}, {speaker})",
-            "style": ";".join(f"--c{i}:{colour}" for i, colour in enumerate(shown)),
-        })
+        tokens.append(
+            {
+                "text": text,
+                "speaker": speaker,
+                "title": f"{said} ({kind}, {speaker})",
+                "style": ";".join(f"--c{i}:{colour}" for i, colour in enumerate(shown)),
+            }
+        )
     return tokens
 
 
@@ -130,5 +144,5 @@ def _blend(shares_E: Sequence[float], colours: Sequence[str]) -> str:
     """The colour of the expert with the largest share, the paler the smaller that is."""
     best = max(range(len(shares_E)), key=shares_E.__getitem__)
     strength = 0.15 + 0.65 * shares_E[best]
-    parts = [int(colours[best][i:i + 2], 16) for i in (1, 3, 5)]
+    parts = [int(colours[best][i : i + 2], 16) for i in (1, 3, 5)]
     return "#" + "".join(f"{round(255 + (part - 255) * strength):02x}" for part in parts)

@@ -77,14 +77,19 @@ def load_results(run: Path) -> dict[str, dict[str, Any]]:
 def evaluated(run: Path) -> dict[str, dict[str, Any]]:
     """The same, and {} where no model has been evaluated."""
     names = [n for n in stage_names(run, "results.json") if n.startswith("evaluate/")]
-    return {name.removeprefix("evaluate/"): read_json(Path(run) / name / "results.json")
-            for name in names}
+    return {
+        name.removeprefix("evaluate/"): read_json(Path(run) / name / "results.json")
+        for name in names
+    }
 
 
 def branches(results: dict[str, dict[str, Any]]) -> list[str]:
     """The domains whose branch was evaluated."""
-    return [model for model in results
-            if model not in (ANCHOR, ALL, MERGED, ROUTED) and not model.startswith(WITHOUT)]
+    return [
+        model
+        for model in results
+        if model not in (ANCHOR, ALL, MERGED, ROUTED) and not model.startswith(WITHOUT)
+    ]
 
 
 def kept_share(results: dict[str, dict[str, Any]], last: str = ROUTED) -> dict[str, float]:
@@ -107,9 +112,11 @@ def gained(results: dict[str, dict[str, Any]], last: str = ROUTED) -> dict[str, 
     A domain is left out where the scores of the items aren't known.
     """
     after = results.get(last, {}).get("tasks", {})
-    found = {domain: paired_test(after[domain], results[domain]["tasks"][domain])
-             for domain in branches(results)
-             if domain in after and domain in results[domain]["tasks"]}
+    found = {
+        domain: paired_test(after[domain], results[domain]["tasks"][domain])
+        for domain in branches(results)
+        if domain in after and domain in results[domain]["tasks"]
+    }
     return {domain: paired for domain, paired in found.items() if paired}
 
 
@@ -122,8 +129,9 @@ def compare(results: dict[str, dict[str, Any]], last: str = ROUTED) -> Scores:
         Row(model, model_label(model), tuple(_cell(model, task, result) for task in tasks))
         for model, result in results.items()
     )
-    return Scores(tuple(tasks), rows, kept_share(results, last), gained(results, last),
-                  model_label(last))
+    return Scores(
+        tuple(tasks), rows, kept_share(results, last), gained(results, last), model_label(last)
+    )
 
 
 def model_label(model: str) -> str:
@@ -149,21 +157,35 @@ def score_table(results: dict[str, dict[str, Any]], last: str = ROUTED) -> Table
     for index, task in enumerate(scores.tasks):
         table.add_column(Text(f"{task}\n{scores.items(index)} items"), justify="right")
     for row in scores.rows:
-        cells = [Text(f"{cell.score:.2f}\n{cell.interval.low:.2f}\u2013{cell.interval.high:.2f}",
-                      style="bold" if cell.own else "") if cell else Text(MISSING)
-                 for cell in row.cells]
+        cells = [
+            Text(
+                f"{cell.score:.2f}\n{cell.interval.low:.2f}\u2013{cell.interval.high:.2f}",
+                style="bold" if cell.own else "",
+            )
+            if cell
+            else Text(MISSING)
+            for cell in row.cells
+        ]
         table.add_row(Text(row.label), *cells)
     if scores.kept:
         table.add_section()
-        table.add_row(f"{scores.last} / branch", *(
-            f"{scores.kept[task]:.0%}" if task in scores.kept else MISSING
-            for task in scores.tasks
-        ))
+        table.add_row(
+            f"{scores.last} / branch",
+            *(
+                f"{scores.kept[task]:.0%}" if task in scores.kept else MISSING
+                for task in scores.tasks
+            ),
+        )
     if scores.gained:
-        table.add_row(f"{scores.last} \u2212 branch", *(
-            f"{found.difference.mean:+.2f}\n{found.verdict}"
-            if (found := scores.gained.get(task)) else MISSING for task in scores.tasks
-        ))
+        table.add_row(
+            f"{scores.last} \u2212 branch",
+            *(
+                f"{found.difference.mean:+.2f}\n{found.verdict}"
+                if (found := scores.gained.get(task))
+                else MISSING
+                for task in scores.tasks
+            ),
+        )
     return table
 
 
@@ -174,7 +196,12 @@ def task_table(result: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column in ("task", "method") else "right")
     for task, found in result["tasks"].items():
         interval = score_interval(found)
-        table.add_row(Text(task), str(found["count"]), f"{interval.mean:.3f}",
-                      f"{interval.low:.3f}\u2013{interval.high:.3f}", interval.method,
-                      f"{found['cut']:.0%}")
+        table.add_row(
+            Text(task),
+            str(found["count"]),
+            f"{interval.mean:.3f}",
+            f"{interval.low:.3f}\u2013{interval.high:.3f}",
+            interval.method,
+            f"{found['cut']:.0%}",
+        )
     return table

@@ -24,8 +24,12 @@ def suite_table(suites: Sequence[dict[str, Any]]) -> Table:
         table.add_column(column, justify="right" if column in ("score", "items") else "left")
     for scores in suites:
         for name, category in scores["categories"].items():
-            table.add_row(Text(name, "bold"), "", Text(in_percent(category["score"]), "bold"),
-                          of_all(category))
+            table.add_row(
+                Text(name, "bold"),
+                "",
+                Text(in_percent(category["score"]), "bold"),
+                of_all(category),
+            )
             for benchmark, score in category["benchmarks"].items():
                 table.add_row("", Text(benchmark), in_percent(score["score"]), str(score["items"]))
     return table

@@ -35,12 +35,13 @@ class Trained:
         return self.trainable / max(self.trainable + self.frozen, 1)
 
 
-def trained_stages(
-    run: Path, stages: Sequence[dict[str, Any]]
-) -> tuple[list[str], list[Trained]]:
+def trained_stages(run: Path, stages: Sequence[dict[str, Any]]) -> tuple[list[str], list[Trained]]:
     """The columns, and each stage that trained, in order."""
-    sizes = {stage["stage"]: _sizes(Path(run) / stage["stage"] / "checkpoint")
-             for stage in stages if "trainable" in stage}
+    sizes = {
+        stage["stage"]: _sizes(Path(run) / stage["stage"] / "checkpoint")
+        for stage in stages
+        if "trainable" in stage
+    }
     used = {_column(group) for groups in sizes.values() for group in groups}
     columns = [column for column in _ORDER if column in used]
     rows = []
@@ -56,11 +57,17 @@ def trained_stages(
             by_column[column] = by_column.get(column, 0) + size * (group in opened)
         metrics = read_metrics(Path(run) / stage["stage"])
         speeds = [line["tokens_per_second"] for line in metrics if "tokens_per_second" in line]
-        rows.append(Trained(
-            stage["stage"], stage.get("steps", 0), stage.get("tokens", _generated(metrics, stage)),
-            median(speeds) if speeds else None, stage["trainable"], stage["frozen"],
-            tuple(by_column.get(column) for column in columns),
-        ))
+        rows.append(
+            Trained(
+                stage["stage"],
+                stage.get("steps", 0),
+                stage.get("tokens", _generated(metrics, stage)),
+                median(speeds) if speeds else None,
+                stage["trainable"],
+                stage["frozen"],
+                tuple(by_column.get(column) for column in columns),
+            )
+        )
     return columns, rows
 
 

@@ -36,8 +36,11 @@ class Change:
 
     @property
     def difference(self) -> float | None:
-        return (None if self.before is None or self.after is None
-                else self.after.mean - self.before.mean)
+        return (
+            None
+            if self.before is None or self.after is None
+            else self.after.mean - self.before.mean
+        )
 
     @property
     def verdict(self) -> str:
@@ -70,8 +73,11 @@ class Upgrade:
         tested = {c.task: c.paired for c in self.changes if c.paired is not None and not c.meant}
         if not tested:
             return None
-        moved = [f"{task} {paired.difference.mean:+.2f} ({paired.verdict})"
-                 for task, paired in tested.items() if not paired.within_noise]
+        moved = [
+            f"{task} {paired.difference.mean:+.2f} ({paired.verdict})"
+            for task, paired in tested.items()
+            if not paired.within_noise
+        ]
         if not moved:
             return f"no other task moved: {', '.join(tested)} changed {WITHIN_NOISE}"
         return f"other tasks moved: {', '.join(moved)}"
@@ -79,8 +85,10 @@ class Upgrade:
     def words(self) -> str:
         """The stages that were recomputed, in a line."""
         names = ", ".join(stage["stage"] for stage in self.recomputed) or "nothing"
-        return (f"recomputed: {names}: {len(self.recomputed)} stages, {self.tokens:,} supervised "
-                f"tokens, {self.seconds:.0f} s of stages; left as they were: {self.kept} stages")
+        return (
+            f"recomputed: {names}: {len(self.recomputed)} stages, {self.tokens:,} supervised "
+            f"tokens, {self.seconds:.0f} s of stages; left as they were: {self.kept} stages"
+        )
 
 
 def read_upgrade(run: Path) -> Upgrade | None:
@@ -91,12 +99,14 @@ def read_upgrade(run: Path) -> Upgrade | None:
     plan = read_json(run / BEFORE / PLAN)
     stages = read_stages(run)
     done = [s for s in stages if plan["stages"].get(s["stage"]) != s["id"]]
-    recomputed = [{"stage": s["stage"], "seconds": s["seconds"], "tokens": s.get("tokens", 0)}
-                  for s in done]
+    recomputed = [
+        {"stage": s["stage"], "seconds": s["seconds"], "tokens": s.get("tokens", 0)} for s in done
+    ]
     asked = plan["asked"]
     meant = {*asked.get("replace", ()), *asked.get("add", ()), *asked.get("drop", ())}
-    return Upgrade(asked, _changes(run / BEFORE, run, meant), recomputed,
-                   len(stages) - len(recomputed))
+    return Upgrade(
+        asked, _changes(run / BEFORE, run, meant), recomputed, len(stages) - len(recomputed)
+    )
 
 
 def _changes(before: Path, after: Path, meant: set[str]) -> list[Change]:
@@ -104,10 +114,15 @@ def _changes(before: Path, after: Path, meant: set[str]) -> list[Change]:
     changes = []
     for task in [*new, *(task for task in old if task not in new)]:
         was, now = old.get(task), new.get(task)
-        changes.append(Change(
-            task, None if was is None else score_interval(was),
-            None if now is None else score_interval(now),
-            None if was is None or now is None else paired_test(now, was), task in meant))
+        changes.append(
+            Change(
+                task,
+                None if was is None else score_interval(was),
+                None if now is None else score_interval(now),
+                None if was is None or now is None else paired_test(now, was),
+                task in meant,
+            )
+        )
     return changes
 
 
@@ -126,8 +141,14 @@ def upgrade_table(upgrade: Upgrade) -> Table:
         moved = MISSING if change.difference is None else f"{change.difference:+.2f}"
         clear = change.paired is not None and not change.paired.within_noise
         span = MISSING if change.paired is None else _span(change.paired.difference, "+.2f")
-        table.add_row(Text(change.task), _scored(change.before), _scored(change.after),
-                      Text(moved, style="bold" if clear else ""), span, change.verdict)
+        table.add_row(
+            Text(change.task),
+            _scored(change.before),
+            _scored(change.after),
+            Text(moved, style="bold" if clear else ""),
+            span,
+            change.verdict,
+        )
     return table
 
 

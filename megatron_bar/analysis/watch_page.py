@@ -33,8 +33,16 @@ def write_watch_page(
     `StageStatus` each. The browser loads it anew `every` so many seconds, where that is given.
     """
     write_page(
-        target, TEMPLATE, name=run.resolve().name, said=said, tiles=tiles, rows=rows, every=every,
-        when=time.strftime("%Y-%m-%d %H:%M:%S %Z"), flow=flow_of(stages, labels),
-        seconds=sum(stage["seconds"] for stage in stages), in_sequence=False,
+        target,
+        TEMPLATE,
+        name=run.resolve().name,
+        said=said,
+        tiles=tiles,
+        rows=rows,
+        every=every,
+        when=time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+        flow=flow_of(stages, labels),
+        seconds=sum(stage["seconds"] for stage in stages),
+        in_sequence=False,
         curves=Markup(training_curves(run)),
     )

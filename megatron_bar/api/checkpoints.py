@@ -50,8 +50,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class MergedCheckpoint(Checkpoint):
-    """A merged model, and how far the models lay from the mean that their shared parameters became.
-    """
+    """A merged model, and how far the models lay from the mean that their shared parameters became."""
 
     by_group: list[Deviation]
 
@@ -73,8 +72,9 @@ def import_hf(
     already, unless `overwrite`.
     """
     check_output_folder(Path(out))
-    convert.import_hf(local_folder(os.fspath(model)), Path(out), _dtype(dtype), processes,
-                      overwrite)
+    convert.import_hf(
+        local_folder(os.fspath(model)), Path(out), _dtype(dtype), processes, overwrite
+    )
     return Checkpoint(Path(out))
 
 
@@ -97,8 +97,12 @@ def branch(
     unless `overwrite`.
     """
     branching.branch(
-        checkpoint_folder(anchor), Path(out),
-        None if pretrained is None else checkpoint_folder(pretrained), name, seed, processes,
+        checkpoint_folder(anchor),
+        Path(out),
+        None if pretrained is None else checkpoint_folder(pretrained),
+        name,
+        seed,
+        processes,
         overwrite,
     )
     return Checkpoint(Path(out))
@@ -127,9 +131,16 @@ def merge(
     already, unless `overwrite`.
     """
     merged = merging.merge(
-        [checkpoint_folder(model) for model in models], Path(out),
-        None if anchor is None else checkpoint_folder(anchor), average, weights, anchor_ffn,
-        experts, rule, processes, overwrite,
+        [checkpoint_folder(model) for model in models],
+        Path(out),
+        None if anchor is None else checkpoint_folder(anchor),
+        average,
+        weights,
+        anchor_ffn,
+        experts,
+        rule,
+        processes,
+        overwrite,
     )
     return MergedCheckpoint(Path(out), merged.by_group)
 
@@ -154,8 +165,16 @@ def export_hf(
     unless `overwrite`.
     """
     source = checkpoint_folder(checkpoint)
-    convert.export_hf(source, Path(out), _dtype(dtype), parse_size(max_shard_size), processes,
-                      overwrite, chat=find_chat_format(source, chat_template), active=active)
+    convert.export_hf(
+        source,
+        Path(out),
+        _dtype(dtype),
+        parse_size(max_shard_size),
+        processes,
+        overwrite,
+        chat=find_chat_format(source, chat_template),
+        active=active,
+    )
     return Path(out)
 
 

@@ -64,7 +64,8 @@ class Model:
             self._format = load_chat_format(checkpoint, template)
             with torch.random.fork_rng(devices=[]):  # who loads a model may be drawing numbers
                 self._model: LanguageModel | None = build_model(
-                    self.config, Layout(), compute_type(dtype, checkpoint))
+                    self.config, Layout(), compute_type(dtype, checkpoint)
+                )
             load_model(self._model, checkpoint)
             self._model.eval()
         except BaseException:
@@ -117,8 +118,12 @@ class Model:
         """The answer that streamed words are."""
         tokens = tuple(word.token for word in words)
         shares = [sum(of_expert) / len(tokens) for of_expert in zip(*(t.shares for t in tokens))]
-        return Reply("".join(word.text for word in words), tokens,
-                     bool(tokens) and tokens[-1].ends, dict(zip(self.experts, shares)))
+        return Reply(
+            "".join(word.text for word in words),
+            tokens,
+            bool(tokens) and tokens[-1].ends,
+            dict(zip(self.experts, shares)),
+        )
 
     @torch.no_grad()
     def logprobs(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -154,18 +159,19 @@ class Model:
         said = ""
         for token in tokens:
             if token.ends:
-                yield Word(self._text(ids)[len(said):], token)
+                yield Word(self._text(ids)[len(said) :], token)
                 return
             ids.append(token.id)
             text = self._text(ids)
             # The bytes of a character that isn't whole yet are shown as this one.
             sure = text if not text.endswith("\ufffd") else said
-            yield Word(sure[len(said):], token)
+            yield Word(sure[len(said) :], token)
             said = sure
 
     def _text(self, ids: list[int]) -> str:
         return self._format.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
 
 class Chat:
@@ -198,9 +204,7 @@ class Chat:
                 self.messages = [*asked, {"role": "assistant", "content": said}]
 
 
-def load(
-    model: StrPath, *, chat_template: str | None = None, dtype: str | None = None
-) -> Model:
+def load(model: StrPath, *, chat_template: str | None = None, dtype: str | None = None) -> Model:
     """Load a checkpoint, a stage's folder or a Hugging Face model into this process's memory.
 
     `chat_template` is olmo, tulu or a .jinja file; by default what it was trained with, or its
@@ -223,8 +227,10 @@ class _OneProcess:
     def enter(self) -> None:
         if not self._users:
             if "RANK" in os.environ or dist.is_initialized():
-                raise BarError("this process belongs to a group of processes already, and a model "
-                               "is loaded by one that is alone; load it in another process")
+                raise BarError(
+                    "this process belongs to a group of processes already, and a model "
+                    "is loaded by one that is alone; load it in another process"
+                )
             with torch.random.fork_rng(devices=[]):
                 self._groups.enter_context(process_groups(Layout()))
         self._users += 1

@@ -43,8 +43,10 @@ class Run:
     @property
     def scores(self) -> dict[str, dict[str, float]]:
         """The mean score of each model in each task."""
-        return {model: {task: result["score"] for task, result in found["tasks"].items()}
-                for model, found in self.results.items()}
+        return {
+            model: {task: result["score"] for task, result in found["tasks"].items()}
+            for model, found in self.results.items()
+        }
 
 
 def load_recipe(path: StrPath, *overrides: str) -> Recipe:

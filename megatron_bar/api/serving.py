@@ -42,8 +42,15 @@ def serving_commands(
     Raises BarError for a folder that holds no model.
     """
     folder, commands = _served_folder(model)
-    serve = ["vllm", "serve", folder, "--served-model-name", name or _name(model),
-             "--port", str(port)]
+    serve = [
+        "vllm",
+        "serve",
+        folder,
+        "--served-model-name",
+        name or _name(model),
+        "--port",
+        str(port),
+    ]
     if gpus > 1:
         serve += ["--tensor-parallel-size", str(gpus)]
     return [*commands, serve]
@@ -58,8 +65,10 @@ def _served_folder(model: StrPath) -> tuple[str, list[list[str]]]:
         return os.fspath(model), []
     checkpoint = checkpoint_folder(given)
     if not (checkpoint / FILE_NAME).is_file():
-        raise BarError(f"{given} is neither a run that exported its model nor a checkpoint nor a "
-                       "Hugging Face folder")
+        raise BarError(
+            f"{given} is neither a run that exported its model nor a checkpoint nor a "
+            "Hugging Face folder"
+        )
     target = f"{given}-hf"
     made = [] if is_hf(Path(target)) else [["megatron-bar", "export", str(checkpoint), target]]
     return target, made

@@ -101,17 +101,28 @@ def route(
     `settings.fraction` is sampled.
     """
     settings = _settled(settings, Route, "route")
-    domains = {name: [_settled(source, Source, f"route: data of {name}") for source in sources]
-               for name, sources in data.items()}
+    domains = {
+        name: [_settled(source, Source, f"route: data of {name}") for source in sources]
+        for name, sources in data.items()
+    }
     if not any(domains.values()):
         raise BarError("route: data is empty; give the conversations of at least one domain")
     training: Training = settings.training
     if (training.steps, training.epochs, training.tokens) == (None, None, None):
         training = dataclasses.replace(training, epochs=ROUTE_EPOCHS)
     return _train(
-        RouteStage, merged, with_groups(training, ROUTE_GROUPS), out, chat_template, seed,
-        overwrite, fraction=settings.fraction, sampled=domains, start=settings.start,
-        experts_per_token=settings.experts_per_token, renormalize=settings.renormalize,
+        RouteStage,
+        merged,
+        with_groups(training, ROUTE_GROUPS),
+        out,
+        chat_template,
+        seed,
+        overwrite,
+        fraction=settings.fraction,
+        sampled=domains,
+        start=settings.start,
+        experts_per_token=settings.experts_per_token,
+        renormalize=settings.renormalize,
         load_balancing_loss=settings.load_balancing_loss,
     )
 
@@ -129,8 +140,9 @@ def _adapt(
     training = _settled(training, wanted, kind.KIND)
     model = ModelConfig.load(checkpoint_folder(start))
     groups = DENSE_GROUPS if model.num_experts is None else bar.GROUPS
-    return _train(kind, start, with_groups(training, groups[kind]), out, chat_template, seed,
-                  overwrite)
+    return _train(
+        kind, start, with_groups(training, groups[kind]), out, chat_template, seed, overwrite
+    )
 
 
 def _train(
@@ -145,8 +157,14 @@ def _train(
     **settings: Any,
 ) -> Checkpoint:
     out = Path(out)
-    stage = kind(out.name, layout=training.layout or Layout(), training=training, seed=seed,
-                 chat_template=chat_template, **settings)
+    stage = kind(
+        out.name,
+        layout=training.layout or Layout(),
+        training=training,
+        seed=seed,
+        chat_template=chat_template,
+        **settings,
+    )
     return Checkpoint(train_alone(stage, checkpoint_folder(start), out.parent, overwrite))
 
 

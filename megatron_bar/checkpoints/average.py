@@ -37,8 +37,11 @@ class Mean:
         bands = zip(*(reader.bands(slot, _BAND) for reader, slot in self.sources), strict=True)
         facts: dict[str, Any] = {}
         blocks = mean_blocks(bands, self.weights, self.group, self.tensor, facts)
-        return ItemContent([blocks], [(reader.where(slot), partial(reader.read, slot))
-                                      for reader, slot in self.sources], facts)
+        return ItemContent(
+            [blocks],
+            [(reader.where(slot), partial(reader.read, slot)) for reader, slot in self.sources],
+            facts,
+        )
 
 
 def mean_blocks(
@@ -139,11 +142,26 @@ def deviations_by_group(facts: Iterable[dict[str, Any]]) -> list[Deviation]:
 
 def deviation_table(groups: Iterable[Deviation]) -> Table:
     """A table, for people, of what averaging throws away."""
-    table = Table("group", "max", "mean", "farthest model", "models' mean", "most in",
-                  title="Distance from the mean", title_justify="left", box=None)
+    table = Table(
+        "group",
+        "max",
+        "mean",
+        "farthest model",
+        "models' mean",
+        "most in",
+        title="Distance from the mean",
+        title_justify="left",
+        box=None,
+    )
     for d in groups:
-        table.add_row(d.group, f"{d.max_absolute:.2e}", f"{d.mean_absolute:.2e}",
-                      f"{d.largest:.2%}", f"{d.mean:.2%}", d.tensor)
+        table.add_row(
+            d.group,
+            f"{d.max_absolute:.2e}",
+            f"{d.mean_absolute:.2e}",
+            f"{d.largest:.2%}",
+            f"{d.mean:.2%}",
+            d.tensor,
+        )
     return table
 
 
@@ -153,7 +171,10 @@ def _deviation(facts: Sequence[dict[str, Any]], tensor: str) -> Deviation:
     distances = [math.sqrt(sum(fact["squares"][m] for fact in facts)) / norm for m in models]
     absolute = sum(sum(fact["absolute"]) for fact in facts)
     return Deviation(
-        tensor, facts[0]["group"], max(distances), sum(distances) / len(distances),
+        tensor,
+        facts[0]["group"],
+        max(distances),
+        sum(distances) / len(distances),
         max(fact["max"] for fact in facts),
         absolute / (sum(fact["numel"] for fact in facts) * len(distances)),
     )

@@ -56,8 +56,15 @@ def branch(
     model = dataclasses.replace(dense.with_experts(2), expert_names=("anchor", expert_name))
     items = [_item(slot, dense, experts, seed) for slot in slots(model)]
     write_checkpoint(
-        "branch", target, model, items, [reader.folder for reader in experts],
-        tokenizer_files_of(anchor), settings=seed, processes=processes, overwrite=overwrite,
+        "branch",
+        target,
+        model,
+        items,
+        [reader.folder for reader in experts],
+        tokenizer_files_of(anchor),
+        settings=seed,
+        processes=processes,
+        overwrite=overwrite,
     )
     return model
 
@@ -84,8 +91,10 @@ def _tell_cast(dense: ModelConfig, experts: Sequence[CheckpointReader]) -> None:
     """Say it where the domain expert doesn't start with the pretrained model's bits."""
     anchor, other = (ffn_type(reader, dense) for reader in experts)
     if anchor != other:
-        say(f"branch: the FFNs of {experts[1].folder} are stored in {type_name(other)}; expert 1 "
-            f"starts from them in the anchor's {type_name(anchor)}")
+        say(
+            f"branch: the FFNs of {experts[1].folder} are stored in {type_name(other)}; expert 1 "
+            f"starts from them in the anchor's {type_name(anchor)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,9 @@ def router_rows(shape: Sequence[int], seed: int, layer: int) -> torch.Tensor:
     """Fresh router rows `[E, H]` of one layer, counted from 0."""
     generator = torch.Generator().manual_seed(seed * 100_003 + layer)
     return torch.nn.init.trunc_normal_(
-        torch.empty(shape), std=ROUTER_STD, a=-3 * ROUTER_STD, b=3 * ROUTER_STD,
+        torch.empty(shape),
+        std=ROUTER_STD,
+        a=-3 * ROUTER_STD,
+        b=3 * ROUTER_STD,
         generator=generator,
     )

@@ -116,8 +116,10 @@ def import_hf(
     if model.tied_embeddings:
         _check_tied(source, model)
     if ignored:
-        say(f"{source}: {ignored[0]}{f' and {len(ignored) - 1} more' if ignored[1:] else ''} "
-            "ignored: a buffer, not a weight")
+        say(
+            f"{source}: {ignored[0]}{f' and {len(ignored) - 1} more' if ignored[1:] else ''} "
+            "ignored: a buffer, not a weight"
+        )
 
     def carry(folder: Path) -> None:
         copy_tokenizer_files(source, folder)
@@ -125,8 +127,9 @@ def import_hf(
         ids = {key: config[key] for key in _TOKEN_IDS if key in config}
         write_json(folder / "token_ids.json", ids)
 
-    write_checkpoint("import", target, model, items, [source], carry,
-                     processes=processes, overwrite=overwrite)
+    write_checkpoint(
+        "import", target, model, items, [source], carry, processes=processes, overwrite=overwrite
+    )
     return model
 
 
@@ -142,12 +145,17 @@ def _planned_import(
     model = hf.model_config_from_hf(source)
     check_tokens(source, model.vocab_size)
     reader = HfReader(source)
-    types = {name: reader.check(name, shape) for slot in slots(model)
-             for name, shape in zip(slot.hf_names, slot.hf_shapes)}
+    types = {
+        name: reader.check(name, shape)
+        for slot in slots(model)
+        for name, shape in zip(slot.hf_names, slot.hf_shapes)
+    }
     if dtype is None:
         check_layers_alike(source, model, types)
-    items = [slot_item(slot, dtype or types[slot.hf_names[0]], _Join(reader, slot))
-             for slot in slots(model)]
+    items = [
+        slot_item(slot, dtype or types[slot.hf_names[0]], _Join(reader, slot))
+        for slot in slots(model)
+    ]
     rest = reader.names - types.keys()
     if model.tied_embeddings:
         rest -= set(Slot(model, HEAD_NAME, ()).hf_names)  # which some keep a copy under
@@ -158,8 +166,7 @@ def _planned_import(
 
 
 def _check_tied(source: Path, model: ModelConfig) -> None:
-    """Raises BarError where the folder has a head that isn't the embeddings, though tied to them.
-    """
+    """Raises BarError where the folder has a head that isn't the embeddings, though tied to them."""
     reader = HfReader(source)
     embeddings, head = (Slot(model, name, ()) for name in (EMBEDDINGS_NAME, HEAD_NAME))
     for name, copy, shape in zip(embeddings.hf_names, head.hf_names, head.hf_shapes):
@@ -167,8 +174,10 @@ def _check_tied(source: Path, model: ModelConfig) -> None:
             continue
         reader.check(copy, shape)
         if not same_numbers(reader.read(copy), reader.read(name)):
-            raise BarError(f"{reader.where(copy)} is not {name}, though config.json has "
-                           "tie_word_embeddings true; set it to false, or remove the tensor")
+            raise BarError(
+                f"{reader.where(copy)} is not {name}, though config.json has "
+                "tie_word_embeddings true; set it to false, or remove the tensor"
+            )
 
 
 @dataclass(frozen=True)
@@ -224,8 +233,16 @@ def export_hf(
         write_json(folder / "config.json", hf.hf_config(model, _most(items), token_ids))
         write_model_card(folder, model, origin, chat is not None, trained.experts_per_token)
 
-    convert("export", target, SafetensorsFormat(items, shard_bytes), [source], write_small_files,
-            active, processes, overwrite)
+    convert(
+        "export",
+        target,
+        SafetensorsFormat(items, shard_bytes),
+        [source],
+        write_small_files,
+        active,
+        processes,
+        overwrite,
+    )
     return model
 
 
@@ -233,8 +250,9 @@ def _with_active(source: Path, model: ModelConfig, active: int) -> ModelConfig:
     if model.num_experts is None:
         raise BarError(f"--active: {source} is a dense model, which has no experts")
     if not 1 <= active <= model.num_experts:
-        raise BarError(f"--active {active} is not from 1 to {model.num_experts}, the experts that "
-                       f"{source} has")
+        raise BarError(
+            f"--active {active} is not from 1 to {model.num_experts}, the experts that {source} has"
+        )
     return dataclasses.replace(model, experts_per_token=active)
 
 

@@ -37,8 +37,12 @@ from megatron_bar.runtime.files import write_json
 
 FILE_BYTES = 2**30
 # Megatron-Core's CheckpointingConfig; importing it would cost seconds at each command.
-_CONFIG = {"sharded_backend": "torch_dist", "sharded_backend_version": 1,
-           "common_backend": "torch", "common_backend_version": 1}
+_CONFIG = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 
 
 def chunk_of(slot: Slot) -> Chunk:
@@ -126,8 +130,10 @@ class CheckpointReader:
         try:
             self._index = read_index(self.folder)
         except Exception as error:  # unpickling damaged bytes raises anything
-            raise BarError(f"{folder} is not a readable checkpoint "
-                           f"({folder}/.metadata: {type(error).__name__})") from None
+            raise BarError(
+                f"{folder} is not a readable checkpoint "
+                f"({folder}/.metadata: {type(error).__name__})"
+            ) from None
 
     def _entry(self, slot: Slot) -> StoredTensor:
         entry = self._index.tensors.get(slot.key)
@@ -192,8 +198,10 @@ class CheckpointReader:
     def _chunks(self, slot: Slot) -> _Chunks:
         """The chunks that hold parts of the slot, as views of their files."""
         entry = self._entry(slot)
-        return [(overlap, self._chunk(slot.key, entry, overlap.chunk))
-                for overlap in self._overlaps(slot, entry)]
+        return [
+            (overlap, self._chunk(slot.key, entry, overlap.chunk))
+            for overlap in self._overlaps(slot, entry)
+        ]
 
     def _overlaps(self, slot: Slot, entry: StoredTensor) -> list[_Overlap]:
         region = chunk_of(slot)
@@ -204,8 +212,9 @@ class CheckpointReader:
             for offset, size, whole in zip(region.offsets, region.sizes, entry.size)
         )
         if sum(o.numel for o in found) != stored.numel():
-            raise BarError(f"{self.folder}: tensor {slot.label} is not whole; .metadata lacks "
-                           "chunks of it")
+            raise BarError(
+                f"{self.folder}: tensor {slot.label} is not whole; .metadata lacks chunks of it"
+            )
         return found
 
     def _chunks_by_index(self, key: str, axes: int) -> dict[tuple[int, ...], list[Chunk]]:
@@ -222,8 +231,10 @@ class CheckpointReader:
         try:
             return self._index.places[key, chunk.offsets]
         except KeyError:
-            raise BarError(f"{self.folder}: .metadata doesn't say where tensor {key} at "
-                           f"{tuple(chunk.offsets)} is") from None
+            raise BarError(
+                f"{self.folder}: .metadata doesn't say where tensor {key} at "
+                f"{tuple(chunk.offsets)} is"
+            ) from None
 
     def _chunk(self, key: str, entry: StoredTensor, chunk: Chunk) -> torch.Tensor:
         """A chunk as a view of its file."""
@@ -236,8 +247,10 @@ class CheckpointReader:
         except BarError as error:
             raise BarError(f"{error} (at tensor {key})") from None
         except Exception as error:  # reading damaged bytes raises anything
-            raise BarError(f"{self.folder / place.file}: tensor {key} can't be read "
-                           f"({type(error).__name__}); the file is damaged") from error
+            raise BarError(
+                f"{self.folder / place.file}: tensor {key} can't be read "
+                f"({type(error).__name__}); the file is damaged"
+            ) from error
 
 
 def _whole(slot: Slot, chunks: _Chunks) -> torch.Tensor | None:
@@ -265,8 +278,10 @@ def _assembled(
 
 def _overlap(region: Chunk, chunk: Chunk) -> _Overlap | None:
     starts = tuple(map(max, region.offsets, chunk.offsets))
-    ends = tuple(min(a + b, c + d) for a, b, c, d in
-                 zip(region.offsets, region.sizes, chunk.offsets, chunk.sizes))
+    ends = tuple(
+        min(a + b, c + d)
+        for a, b, c, d in zip(region.offsets, region.sizes, chunk.offsets, chunk.sizes)
+    )
     if any(start >= end for start, end in zip(starts, ends)):
         return None
 

@@ -81,7 +81,8 @@ def read_index(folder: Path) -> Index:
     metadata = _Unpickler(io.BytesIO((Path(folder) / FILE_NAME).read_bytes())).load()
     tensors = {
         key: StoredTensor(
-            entry.properties.state[0], entry.size,
+            entry.properties.state[0],
+            entry.size,
             [Chunk(chunk.offsets, chunk.sizes) for chunk in entry.chunks],
         )
         for key, entry in metadata.state_dict_metadata.items()
@@ -107,7 +108,8 @@ def write_index(folder: Path, index: Index) -> None:
 
     tensors = {
         key: dcp.TensorStorageMetadata(
-            dcp.TensorProperties(dtype=tensor.dtype), tensor.size,
+            dcp.TensorProperties(dtype=tensor.dtype),
+            tensor.size,
             [dcp.ChunkStorageMetadata(chunk.offsets, chunk.sizes) for chunk in tensor.chunks],
         )
         for key, tensor in index.tensors.items()

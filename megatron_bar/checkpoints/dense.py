@@ -47,8 +47,15 @@ def average(
     inputs = _open(({} if anchor is None else {ANCHOR: anchor}) | models)
     items = [_shared_item(inputs, slot, rule) for slot in slots(inputs[0].model)]
     facts = write_checkpoint(
-        "average", target, inputs[0].model, items, [i.folder for i in inputs],
-        tokenizer_files_of(next(iter(models.values()))), repr(rule), processes, overwrite,
+        "average",
+        target,
+        inputs[0].model,
+        items,
+        [i.folder for i in inputs],
+        tokenizer_files_of(next(iter(models.values()))),
+        repr(rule),
+        processes,
+        overwrite,
     )
     return Merged(inputs[0].model, deviations_of(facts), deviations_by_group(facts))
 
@@ -78,18 +85,27 @@ def stack(
     if shared in means:
         sources = means[shared]
     elif not (sources := [i for i in inputs if i.name == shared]):
-        raise BarError(f"shared parameters of {shared!r}: there is no such model; there are "
-                       f"{', '.join(i.name for i in inputs)}")
+        raise BarError(
+            f"shared parameters of {shared!r}: there is no such model; there are "
+            f"{', '.join(i.name for i in inputs)}"
+        )
     names = tuple(i.name for i in inputs)
     model = replace(
-        inputs[0].model.with_experts(len(inputs)), expert_names=names,
+        inputs[0].model.with_experts(len(inputs)),
+        expert_names=names,
         merged_from=tuple(i.name for i in sources) if shared in means and rule is None else (),
     )
     items = [_stacked_item(inputs, sources, slot, seed, rule) for slot in slots(model)]
     facts = write_checkpoint(
-        "stack", target, model, items, [i.folder for i in inputs],
-        tokenizer_files_of(next(iter(models.values()))), [shared, seed, names, repr(rule)],
-        processes, overwrite,
+        "stack",
+        target,
+        model,
+        items,
+        [i.folder for i in inputs],
+        tokenizer_files_of(next(iter(models.values()))),
+        [shared, seed, names, repr(rule)],
+        processes,
+        overwrite,
     )
     return Merged(model, deviations_of(facts), deviations_by_group(facts))
 
@@ -129,12 +145,13 @@ def _copy(source: Input, target: Slot, slot: Slot) -> Item:
 
 
 def _shared_item(inputs: list[Input], slot: Slot, rule: Rule | None) -> Item:
-    """The mean of what the dense models hold in the slot of this name, or what `rule` makes of it.
-    """
+    """The mean of what the dense models hold in the slot of this name, or what `rule` makes of it."""
     if rule is not None:
         dtype = inputs[0].reader.dtype(Slot(inputs[0].model, slot.name, slot.index))
         return slot_item(slot, dtype, Combined(rule, shared_tensor(inputs, slot)))
     sources = tuple((i.reader, Slot(i.model, slot.name, slot.index)) for i in inputs)
-    return slot_item(slot, inputs[0].reader.dtype(sources[0][1]), Mean(
-        slot.name.group, "/".join(slot.hf_names), sources, (1.0,) * len(sources)
-    ))
+    return slot_item(
+        slot,
+        inputs[0].reader.dtype(sources[0][1]),
+        Mean(slot.name.group, "/".join(slot.hf_names), sources, (1.0,) * len(sources)),
+    )

@@ -88,7 +88,9 @@ class DirectFile:
         first = min(_page(start + _ALIGNMENT - 1), end)
         last = max(_page(end), first)
         for begin, stop, whole_pages in (
-            (start, first, False), (first, last, True), (last, end, False)
+            (start, first, False),
+            (first, last, True),
+            (last, end, False),
         ):
             with memoryview(buffer) as view, view[begin - base : stop - base] as piece:
                 self._write_all(piece, begin, whole_pages)

@@ -60,7 +60,8 @@ def convert(
     size = sum(item.nbytes for item in output.items)
     with staged(target, overwrite) as staging:
         records = {
-            number: record for number, record in staging.begin(plan).items()
+            number: record
+            for number, record in staging.begin(plan).items()
             if staging.holds(output.parts[number])
         }
         missing = {n: part for n, part in enumerate(output.parts) if n not in records}
@@ -96,9 +97,14 @@ def sensible_processes(size: int) -> int:
 
 def _fingerprint(folders: Sequence[Path]) -> list[Any]:
     return [
-        [str(folder.resolve()),
-         [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns]
-          for path in sorted(folder.rglob("*")) if path.is_file()]]
+        [
+            str(folder.resolve()),
+            [
+                [str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns]
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            ],
+        ]
         for folder in map(Path, folders)
     ]
 

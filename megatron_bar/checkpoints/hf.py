@@ -18,14 +18,22 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
 _SIZES = {
-    "vocab_size": "vocab_size", "hidden_size": "hidden_size",
-    "intermediate_size": "ffn_hidden_size", "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads", "max_position_embeddings": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "max_position_embeddings": "max_position_embeddings",
 }
 # What would change the model, and the one value of it that is computed here.
 _ONLY = {
-    "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "clip_qkv": None,
-    "quantization_config": None, "partial_rotary_factor": 1.0, "auto_map": None,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "clip_qkv": None,
+    "quantization_config": None,
+    "partial_rotary_factor": 1.0,
+    "auto_map": None,
 }
 
 
@@ -64,9 +72,12 @@ def _model_config(config: dict[str, Any]) -> ModelConfig:
     kv_heads = whole(config, "num_key_value_heads") if "num_key_value_heads" in config else heads
     if heads % kv_heads:
         raise BarError(f"num_attention_heads {heads} is no multiple of {kv_heads} kv heads")
-    fields |= {"num_kv_heads": kv_heads, "family": family.name,
-               "tied_embeddings": flag(config, "tie_word_embeddings"),
-               "rms_norm_eps": positive("rms_norm_eps", config["rms_norm_eps"])}
+    fields |= {
+        "num_kv_heads": kv_heads,
+        "family": family.name,
+        "tied_embeddings": flag(config, "tie_word_embeddings"),
+        "rms_norm_eps": positive("rms_norm_eps", config["rms_norm_eps"]),
+    }
     return ModelConfig(**fields | hf_class.read(config))
 
 
@@ -86,16 +97,22 @@ def hf_config(model: ModelConfig, dtype: torch.dtype, token_ids: dict[str, Any])
     """
     hf_class = family_of(model).hf_class(model)
     return {
-        "architectures": [hf_class.name], "model_type": hf_class.model_type,
+        "architectures": [hf_class.name],
+        "model_type": hf_class.model_type,
         "torch_dtype": str(dtype).removeprefix("torch."),
         # The first to read all of it. Without one, or with a later one of its line, 4.57.6 takes
         # OLMo's tokenizer for Mistral's and tells users to spoil it.
         "transformers_version": "4.57.0",
         **{theirs: getattr(model, ours) for theirs, ours in _SIZES.items()},
-        "num_key_value_heads": model.num_kv_heads, "rms_norm_eps": model.rms_norm_eps,
+        "num_key_value_heads": model.num_kv_heads,
+        "rms_norm_eps": model.rms_norm_eps,
         "rope_theta": model.rope_theta,
-        "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0,
-        "tie_word_embeddings": model.tied_embeddings, "initializer_range": 0.02, "use_cache": True,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": model.tied_embeddings,
+        "initializer_range": 0.02,
+        "use_cache": True,
         **token_ids,
         **hf_class.write(model),
     }

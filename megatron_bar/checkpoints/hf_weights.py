@@ -26,8 +26,12 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 5 * 10**9  # what transformers 4 chooses
 
-_DTYPE_NAMES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
-                "BF16": torch.bfloat16}
+_DTYPE_NAMES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 _NAMES_OF_DTYPES = {dtype: name for name, dtype in _DTYPE_NAMES.items()}
 _LENGTH_BYTES = 8
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -78,19 +82,24 @@ class HfReader:
         file_name = self._file_of[name]
         file = self._file(file_name)
         if name not in file.keys():  # noqa: SIM118 (it is no mapping)
-            raise BarError(f"{self.folder / file_name}: tensor {name} is missing, but {INDEX} "
-                           "says it is here")
+            raise BarError(
+                f"{self.folder / file_name}: tensor {name} is missing, but {INDEX} says it is here"
+            )
         return file
 
     def check(self, name: str, shape: Sequence[int]) -> torch.dtype:
         """The tensor's dtype. Raises BarError unless it is there and has `shape`."""
         entry = self._file_with(name).get_slice(name)
         if tuple(entry.get_shape()) != tuple(shape):
-            raise BarError(f"{self.where(name)} has shape {tuple(entry.get_shape())}, config.json "
-                           f"says {tuple(shape)}")
+            raise BarError(
+                f"{self.where(name)} has shape {tuple(entry.get_shape())}, config.json "
+                f"says {tuple(shape)}"
+            )
         if entry.get_dtype() not in _DTYPE_NAMES:
-            raise BarError(f"{self.where(name)} has dtype {entry.get_dtype()}, not one of "
-                           f"{', '.join(_DTYPE_NAMES)}")
+            raise BarError(
+                f"{self.where(name)} has dtype {entry.get_dtype()}, not one of "
+                f"{', '.join(_DTYPE_NAMES)}"
+            )
         return _DTYPE_NAMES[entry.get_dtype()]
 
     def read(self, name: str) -> torch.Tensor:
@@ -119,8 +128,10 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise BarError(f"{index} has no weight_map") from None
     for tensor, name in file_of.items():
         if not isinstance(name, str) or Path(name).name != name:
-            raise BarError(f"{index} puts tensor {tensor} into {name!r}, which is not the name of "
-                           "a file in this folder")
+            raise BarError(
+                f"{index} puts tensor {tensor} into {name!r}, which is not the name of "
+                "a file in this folder"
+            )
     return file_of
 
 
@@ -156,17 +167,26 @@ class SafetensorsFormat:
         self.items = items
         item_of = {item.names[0]: item for item in items}
         split = split_state_dict_into_shards_factory(
-            item_of, get_storage_size=lambda item: item.nbytes,
-            filename_pattern="model{suffix}.safetensors", max_shard_size=shard_bytes,
+            item_of,
+            get_storage_size=lambda item: item.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=shard_bytes,
         )
-        shards = {file: [item_of[name] for name in names]
-                  for file, names in split.filename_to_tensors.items()}
-        self.parts: list[Part] = [part for file, shard in shards.items()
-                                  for part in parts_of(file, _placed(shard))]
+        shards = {
+            file: [item_of[name] for name in names]
+            for file, names in split.filename_to_tensors.items()
+        }
+        self.parts: list[Part] = [
+            part for file, shard in shards.items() for part in parts_of(file, _placed(shard))
+        ]
         self._index = split.is_sharded and {
             "metadata": split.metadata,
-            "weight_map": {name: file for file, shard in shards.items()
-                           for item in shard for name in item.names},
+            "weight_map": {
+                name: file
+                for file, shard in shards.items()
+                for item in shard
+                for name in item.names
+            },
         }
 
     def prepare(self) -> None:
@@ -184,8 +204,11 @@ def _placed(items: Sequence[Item]) -> Iterator[PlacedItem]:
     for item in items:
         starts.append([])
         for name, shape, size in zip(item.names, item.shapes, item.sizes):
-            header[name] = {"dtype": _NAMES_OF_DTYPES[item.dtype], "shape": list(shape),
-                            "data_offsets": [end, end + size]}
+            header[name] = {
+                "dtype": _NAMES_OF_DTYPES[item.dtype],
+                "shape": list(shape),
+                "data_offsets": [end, end + size],
+            }
             starts[-1].append(end)
             end += size
     encoded = json.dumps(header, separators=(",", ":")).encode()

@@ -28,10 +28,16 @@ def local_folder(name: str | Path, weights: bool = True, download: bool = True) 
     if folder.is_dir():
         return folder
     if match is None:
-        raise BarError(f"{name} is not a folder; give a Hugging Face model folder, or OWNER/NAME "
-                       "of the hub")
-    found = _snapshot(match, (*_WEIGHTS, *TOKENIZER_FILES, "config.json") if weights else
-                      (*TOKENIZER_FILES, "config.json"), download)
+        raise BarError(
+            f"{name} is not a folder; give a Hugging Face model folder, or OWNER/NAME of the hub"
+        )
+    found = _snapshot(
+        match,
+        (*_WEIGHTS, *TOKENIZER_FILES, "config.json")
+        if weights
+        else (*TOKENIZER_FILES, "config.json"),
+        download,
+    )
     missing = missing_weights(found) if weights else None
     if not (found / "config.json").is_file():
         missing = "config.json"
@@ -51,21 +57,30 @@ def _snapshot(match: re.Match[str], files: tuple[str, ...], download: bool) -> P
 
     name, revision = match[0], match["revision"]
     try:
-        return Path(snapshot_download(
-            match["id"], revision=revision, allow_patterns=list(files),
-            local_files_only=not download or constants.HF_HUB_OFFLINE,
-        ))
+        return Path(
+            snapshot_download(
+                match["id"],
+                revision=revision,
+                allow_patterns=list(files),
+                local_files_only=not download or constants.HF_HUB_OFFLINE,
+            )
+        )
     except hub.LocalEntryNotFoundError:
-        raise BarError(f"{name} is neither a folder here nor in the hub's cache; "
-                       f"{_how_to_get(match)}") from None
+        raise BarError(
+            f"{name} is neither a folder here nor in the hub's cache; {_how_to_get(match)}"
+        ) from None
     except hub.GatedRepoError:
-        raise BarError(f"{name} is gated: accept its terms at {constants.ENDPOINT}/{match['id']}, "
-                       "then log in with: hf auth login") from None
+        raise BarError(
+            f"{name} is gated: accept its terms at {constants.ENDPOINT}/{match['id']}, "
+            "then log in with: hf auth login"
+        ) from None
     except hub.RevisionNotFoundError:
         raise BarError(f"{name}: the hub's {match['id']} has no revision {revision}") from None
     except hub.RepositoryNotFoundError:
-        raise BarError(f"{name} is neither a folder here nor a model of the hub; if it is private "
-                       "there, log in with: hf auth login") from None
+        raise BarError(
+            f"{name} is neither a folder here nor a model of the hub; if it is private "
+            "there, log in with: hf auth login"
+        ) from None
     except (OSError, ValueError) as error:  # the hub's other answers, a full disk, a bad name
         raise BarError(f"{name} can't be downloaded: {' '.join(str(error).split())}") from None
 

@@ -58,11 +58,16 @@ def write_manifest(
 ) -> None:
     """Write the manifest of a folder that is complete but for it."""
     tensors = {
-        name: {"dtype": str(item.dtype).removeprefix("torch."), "shape": list(shape),
-               "xxh3": digests[name]}
-        for item in items for name, shape in zip(item.names, item.shapes)
+        name: {
+            "dtype": str(item.dtype).removeprefix("torch."),
+            "shape": list(shape),
+            "xxh3": digests[name],
+        }
+        for item in items
+        for name, shape in zip(item.names, item.shapes)
     }
-    small = sorted(path for path in folder.rglob("*")
-                   if path.is_file() and path.name not in tensor_files)
+    small = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name not in tensor_files
+    )
     files = {str(path.relative_to(folder)): file_digest(path) for path in small}
     write_json(folder / FILE_NAME, {"tensors": tensors, "files": files})

@@ -59,8 +59,10 @@ class MappedFiles:
     def _check(self, name: str, end: int) -> mmap.mmap:
         map_ = self._map(name)
         if end > len(map_):
-            raise BarError(f"{self.folder / name} is truncated: it has {len(map_)} bytes and "
-                           f"should have at least {end}")
+            raise BarError(
+                f"{self.folder / name} is truncated: it has {len(map_)} bytes and "
+                f"should have at least {end}"
+            )
         return map_
 
     def window(self, name: str, offset: int, length: int) -> io.RawIOBase:
@@ -125,8 +127,10 @@ def prefetch(tensor: torch.Tensor, path: Path) -> None:
     length = tensor.data_ptr() + tensor.nbytes - start
     _madvise(start, length, mmap.MADV_WILLNEED)
     if _madvise(start, length, _MADV_POPULATE_READ) and ctypes.get_errno() != errno.EINVAL:
-        raise BarError(f"{path} can't be read ({os.strerror(ctypes.get_errno())}): its disk fails, "
-                       "or it has been cut short meanwhile")
+        raise BarError(
+            f"{path} can't be read ({os.strerror(ctypes.get_errno())}): its disk fails, "
+            "or it has been cut short meanwhile"
+        )
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

@@ -104,8 +104,15 @@ def merge(
     items = [make.item(slot) for slot in slots(model)]
     settings = [by_group, anchor_ffn, repr(rule), [[str(e.source.folder), e.index] for e in chosen]]
     facts = write_checkpoint(
-        "merge", target, model, items, [i.folder for i in inputs.all],
-        tokenizer_files_of(inputs.with_experts[0].folder), settings, processes, overwrite,
+        "merge",
+        target,
+        model,
+        items,
+        [i.folder for i in inputs.all],
+        tokenizer_files_of(inputs.with_experts[0].folder),
+        settings,
+        processes,
+        overwrite,
     )
     return Merged(model, deviations_of(facts), deviations_by_group(facts))
 
@@ -114,8 +121,10 @@ def _check_for_rule(inputs: Inputs, average: str, weights: Sequence[str]) -> Non
     if average != "published" or weights:
         raise BarError("--rule goes in place of a mean; leave out --average and --weights")
     if inputs.merged is not None:
-        raise BarError(f"{inputs.merged.folder} is a merged model, and --rule combines changes "
-                       "from the anchor; give all branches, and --anchor CKPT")
+        raise BarError(
+            f"{inputs.merged.folder} is a merged model, and --rule combines changes "
+            "from the anchor; give all branches, and --anchor CKPT"
+        )
     if inputs.anchor is None:
         raise BarError("--rule combines changes from the anchor; give --anchor CKPT")
 
@@ -157,10 +166,12 @@ class _Maker:
     def item(self, slot: Slot) -> Item:
         first = self.inputs.with_experts[0]
         if slot.name is ROUTER_NAME:
-            row_sources = tuple((e.source.reader, _same(e.source, slot), e.index)
-                                for e in self.chosen[1:])
-            anchor_rows = tuple((i.reader, _same(i, slot), i.branches)
-                                for i in self.inputs.with_experts)
+            row_sources = tuple(
+                (e.source.reader, _same(e.source, slot), e.index) for e in self.chosen[1:]
+            )
+            anchor_rows = tuple(
+                (i.reader, _same(i, slot), i.branches) for i in self.inputs.with_experts
+            )
             dtype = first.reader.dtype(_same(first, slot))
             return slot_item(slot, dtype, _RouterRows(slot, anchor_rows, row_sources))
         if slot.name in EXPERT_FFN_NAMES and slot.index[1]:
@@ -180,9 +191,11 @@ class _Maker:
         sources = tuple((i.reader, _same(i, slot)) for i in averaged)
         if len(averaged) == 1:
             return slot_item(slot, dtype, SlotCopy(*sources[0]))
-        return slot_item(slot, dtype, Mean(
-            group, "/".join(slot.hf_names), sources, tuple(weights[i.name] for i in averaged)
-        ))
+        return slot_item(
+            slot,
+            dtype,
+            Mean(group, "/".join(slot.hf_names), sources, tuple(weights[i.name] for i in averaged)),
+        )
 
 
 def shared_tensor(inputs: Sequence[Input], slot: Slot) -> SharedTensor:
@@ -256,8 +269,10 @@ class _RouterRows:
     def __call__(self) -> ItemContent:
         anchor_rows = [reader.read(slot)[0] for reader, slot, _ in self.anchors]
         others = [reader.read(slot)[index] for reader, slot, index in self.others]
-        sources = [(reader.where(slot), partial(reader.read, slot))
-                   for reader, slot, _ in (*self.anchors, *self.others)]
+        sources = [
+            (reader.where(slot), partial(reader.read, slot))
+            for reader, slot, _ in (*self.anchors, *self.others)
+        ]
         facts: dict[str, Any] = {}
         name = f"{self.slot.hf_names[0]}[0]"
         counts = [float(count) for _, _, count in self.anchors]

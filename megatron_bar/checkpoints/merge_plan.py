@@ -77,17 +77,21 @@ def open_inputs(models: Sequence[Path], anchor: Path | None) -> Inputs:
         raise BarError("merge needs at least one branch")
     for number, folder in enumerate(models):
         if Path(folder).resolve() in [Path(other).resolve() for other in models[:number]]:
-            raise BarError(f"{folder} is given twice, and a model counts once; --weights says what "
-                           "it weighs")
+            raise BarError(
+                f"{folder} is given twice, and a model counts once; --weights says what it weighs"
+            )
     opened = [_open(Path(folder)) for folder in models]
     merged = [i for i in opened if i.name == MERGED]
     branches = [i for i in opened if i.name != MERGED]
     if len(merged) > 1:
-        raise BarError(f"{merged[0].folder} and {merged[1].folder} are both merged models; "
-                       "merge takes one of them and branches")
+        raise BarError(
+            f"{merged[0].folder} and {merged[1].folder} are both merged models; "
+            "merge takes one of them and branches"
+        )
     if merged and anchor is not None:
-        raise BarError(f"{merged[0].folder} is a merged model and holds the anchor; leave out "
-                       "--anchor")
+        raise BarError(
+            f"{merged[0].folder} is a merged model and holds the anchor; leave out --anchor"
+        )
     names = [branch.name for branch in branches]
     if len(set(names)) < len(names):
         if merged:
@@ -102,8 +106,9 @@ def open_inputs(models: Sequence[Path], anchor: Path | None) -> Inputs:
     inputs = Inputs(dense, merged[0] if merged else None, tuple(branches))
     first, *others = inputs.all
     for other in others:
-        check_same_shape(other.folder, other.model.without_experts(),
-                         first.folder, first.model.without_experts())
+        check_same_shape(
+            other.folder, other.model.without_experts(), first.folder, first.model.without_experts()
+        )
     check_one_type([(i.model, i.reader) for i in inputs.all])
     return inputs
 
@@ -135,11 +140,14 @@ def choose_experts(inputs: Inputs, names: Sequence[str] | None) -> list[Expert]:
     if names is None:
         return list(known.values())
     if unknown := [name for name in names if name not in known]:
-        raise BarError(f"--experts: there is no expert {unknown[0]!r}; there are "
-                       f"{', '.join(known)}")
+        raise BarError(
+            f"--experts: there is no expert {unknown[0]!r}; there are {', '.join(known)}"
+        )
     if names[:1] != [ANCHOR] or len(names) < 2 or len(set(names)) < len(names):
-        raise BarError(f"--experts: name {ANCHOR} first, which is always expert 0, then at least "
-                       "one other, each once")
+        raise BarError(
+            f"--experts: name {ANCHOR} first, which is always expert 0, then at least "
+            "one other, each once"
+        )
     return [known[name] for name in names]
 
 
@@ -157,8 +165,9 @@ def default_weights(inputs: Inputs, average: str) -> dict[str, float] | None:
     if average == "branches":
         return {i.name: 1.0 for i in inputs.branches}
     if inputs.anchor is None:
-        raise BarError("the published mean takes the anchor in: give --anchor CKPT, or "
-                       "--average branches")
+        raise BarError(
+            "the published mean takes the anchor in: give --anchor CKPT, or --average branches"
+        )
     return {i.name: 1.0 for i in inputs.all}
 
 
@@ -179,8 +188,10 @@ def group_weights(
         pattern, separator, right = rule.partition("=")
         groups = fnmatch.filter(averaged, pattern)
         if not separator or not groups:
-            raise BarError(f"--weights {rule!r}: write GROUP=NAME:WEIGHT,..., where GROUP is one "
-                           f"of {', '.join(averaged)} or a pattern")
+            raise BarError(
+                f"--weights {rule!r}: write GROUP=NAME:WEIGHT,..., where GROUP is one "
+                f"of {', '.join(averaged)} or a pattern"
+            )
         found |= dict.fromkeys(groups, _parse_weights(rule, right, [i.name for i in inputs.all]))
     if None in found.values():
         raise BarError(
@@ -188,8 +199,10 @@ def group_weights(
             f"mean of; say what it weighs, for example --weights '*={MERGED}:4,"
             f"{inputs.branches[0].name}:1'"
         )
-    return {group: {name: weight for name, weight in weights.items() if weight}
-            for group, weights in found.items()}
+    return {
+        group: {name: weight for name, weight in weights.items() if weight}
+        for group, weights in found.items()
+    }
 
 
 def _parse_weights(rule: str, text: str, names: Sequence[str]) -> dict[str, float]:
@@ -201,8 +214,9 @@ def _parse_weights(rule: str, text: str, names: Sequence[str]) -> dict[str, floa
         except ValueError:
             raise BarError(f"--weights {rule!r}: {term!r} is not NAME:WEIGHT") from None
         if name not in names:
-            raise BarError(f"--weights {rule!r}: there is no {name!r}; there are "
-                           f"{', '.join(names)}")
+            raise BarError(
+                f"--weights {rule!r}: there is no {name!r}; there are {', '.join(names)}"
+            )
         if not 0 <= weights[name] < float("inf"):
             raise BarError(f"--weights {rule!r}: a weight is a number that isn't negative")
     if not any(weights.values()):

@@ -146,15 +146,24 @@ def write_model_card(
         tags.append("mixture-of-experts")
         title = "A mixture of experts"
         looks = f"A mixture of experts made of {family.title} models."
-        more = _routing(model, trained_active or model.experts_per_token,
-                        ", bit for bit" if origin else "")
-    (Path(folder) / "README.md").write_text(_CARD.format(
-        tags=", ".join(tags), metadata=_metadata(origin), architecture=hf_class.name,
-        title=origin.name if origin and origin.name else title, more=more, model=model,
-        description=f"{looks} {origin.words}" if origin else looks,
-        parameters=_billions(parameters(model)), use=(_LOAD + (_CHAT if chats else "")).rstrip(),
-        made=_made(origin) if origin and origin.bases else "",
-    ), encoding="utf-8")
+        more = _routing(
+            model, trained_active or model.experts_per_token, ", bit for bit" if origin else ""
+        )
+    (Path(folder) / "README.md").write_text(
+        _CARD.format(
+            tags=", ".join(tags),
+            metadata=_metadata(origin),
+            architecture=hf_class.name,
+            title=origin.name if origin and origin.name else title,
+            more=more,
+            model=model,
+            description=f"{looks} {origin.words}" if origin else looks,
+            parameters=_billions(parameters(model)),
+            use=(_LOAD + (_CHAT if chats else "")).rstrip(),
+            made=_made(origin) if origin and origin.bases else "",
+        ),
+        encoding="utf-8",
+    )
 
 
 def _routing(model: ModelConfig, trained: int | None, bits: str) -> str:
@@ -163,13 +172,22 @@ def _routing(model: ModelConfig, trained: int | None, bits: str) -> str:
     rule = "**without renormalisation** (`norm_topk_prob: false`)"
     if model.renormalize:
         rule = "**which are made to sum to 1** (`norm_topk_prob: true`)"
-    runs = ("**Every expert runs for every token.**"
-            if model.experts_per_token == model.num_experts else
-            f"{model.experts_per_token} of {model.num_experts} experts run for each token.")
+    runs = (
+        "**Every expert runs for every token.**"
+        if model.experts_per_token == model.num_experts
+        else f"{model.experts_per_token} of {model.num_experts} experts run for each token."
+    )
     return _ROUTING.format(
-        model=model, names=names, rule=rule, bits=bits, runs=runs, size=size, speed=speed,
+        model=model,
+        names=names,
+        rule=rule,
+        bits=bits,
+        runs=runs,
+        size=size,
+        speed=speed,
         trained=(_AS_TRAINED if trained == model.experts_per_token else _FEWER).format(
-            k=model.experts_per_token, trained=trained),
+            k=model.experts_per_token, trained=trained
+        ),
         dense=_billions(parameters(model.without_experts())),
     )
 
@@ -205,6 +223,7 @@ def _metadata(origin: Origin | None) -> str:
 def _made(origin: Origin) -> str:
     return _MADE.format(
         bases=", ".join(f"{name} ({role})" for role, name in origin.bases.items()),
-        steps="\n".join(f"| {step.stage} | {', '.join(step.data)} | {step.amount} |"
-                        for step in origin.steps),
+        steps="\n".join(
+            f"| {step.stage} | {', '.join(step.data)} | {step.amount} |" for step in origin.steps
+        ),
     )

@@ -43,8 +43,15 @@ _Entry = ShardedTensor | ShardedTensorFactory
 _FILES = ("metadata.json", ".metadata")
 _COMMON = "common.pt"  # only where Megatron-Core before 0.19 wrote it, which trips over its absence
 # What Megatron-Core and torch raise over files that are cut short or overwritten.
-_DAMAGE = (CheckpointingException, OSError, EOFError, LookupError, ValueError, RuntimeError,
-           pickle.UnpicklingError)
+_DAMAGE = (
+    CheckpointingException,
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    RuntimeError,
+    pickle.UnpicklingError,
+)
 
 
 def _replicas() -> dist.ProcessGroup:
@@ -117,8 +124,9 @@ def save_shards(state: dict[str, Any], folder: Path) -> dict[str, str]:
     Returns the digests of the files that this rank wrote, by name.
     """
     writer = ShardWriter()
-    dist_checkpointing.save(state, str(folder), _shared_out(writer),
-                            validate_access_integrity=False)
+    dist_checkpointing.save(
+        state, str(folder), _shared_out(writer), validate_access_integrity=False
+    )
     return writer.digests
 
 
@@ -131,8 +139,13 @@ def begin_save(state: dict[str, Any], folder: Path) -> tuple[AsyncRequest, Shard
     if "async_strategy" in inspect.signature(dist_checkpointing.save).parameters:
         more["async_strategy"] = "mcore"  # Megatron-Core 0.19 prefers a package of its own
     request = dist_checkpointing.save(
-        state, str(folder), _shared_out(writer), validate_access_integrity=False,
-        async_sharded_save=True, **more)
+        state,
+        str(folder),
+        _shared_out(writer),
+        validate_access_integrity=False,
+        async_sharded_save=True,
+        **more,
+    )
     return request, writer
 
 

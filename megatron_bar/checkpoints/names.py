@@ -54,8 +54,9 @@ def _pad_vocabulary(model: ModelConfig, tensors: Sequence[torch.Tensor]) -> list
 SAME = Fusion(lambda model, tensors: list(tensors), lambda model, tensor: [[tensor]])
 VOCAB = Fusion(_pad_vocabulary, lambda model, tensor: [[tensor[: model.vocab_size]]])
 QKV = Fusion(_interleave_qkv, _split_qkv)
-GATE_UP = Fusion(lambda model, tensors: list(tensors),
-                 lambda model, tensor: [[half] for half in tensor.chunk(2)])
+GATE_UP = Fusion(
+    lambda model, tensors: list(tensors), lambda model, tensor: [[half] for half in tensor.chunk(2)]
+)
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,16 @@ _QKV = Name("attention", _LAYERS + "self_attention.linear_qkv.weight", _qkv, QKV
 _PROJECTION = Name("attention", _LAYERS + "self_attention.linear_proj.weight", _output)
 _QK_NORMS = {
     "full_width": (
-        Name("attention", _LAYERS + "self_attention.q_norm.weight",
-             lambda m: ((m.num_heads * m.head_dim,),)),
-        Name("attention", _LAYERS + "self_attention.k_norm.weight",
-             lambda m: ((m.num_kv_heads * m.head_dim,),)),
+        Name(
+            "attention",
+            _LAYERS + "self_attention.q_norm.weight",
+            lambda m: ((m.num_heads * m.head_dim,),),
+        ),
+        Name(
+            "attention",
+            _LAYERS + "self_attention.k_norm.weight",
+            lambda m: ((m.num_kv_heads * m.head_dim,),),
+        ),
     ),
     "per_head": (
         Name("attention", _LAYERS + "self_attention.q_layernorm.weight", _one_head),
@@ -149,15 +156,22 @@ EXPERT_FFN_NAMES: tuple[Name, ...] = (
     Name("expert.{expert}", _EXPERTS + "linear_fc2.weight", _down),
 )
 DENSE_OF_EXPERT = dict(zip(EXPERT_FFN_NAMES, DENSE_FFN_NAMES))
-ROUTER_NAME = Name("router.{expert}", _LAYERS + "mlp.router.weight",
-                   lambda m: ((m.num_experts, m.hidden_size),))
+ROUTER_NAME = Name(
+    "router.{expert}", _LAYERS + "mlp.router.weight", lambda m: ((m.num_experts, m.hidden_size),)
+)
 
 
 def shared_names(model: ModelConfig) -> tuple[Name, ...]:
     """All that is neither an FFN nor a router."""
-    return (EMBEDDINGS_NAME, _QKV, *_QK_NORMS[model.qk_norm], _PROJECTION,
-            *_BLOCK_NORMS[model.norm_placement], _FINAL_NORM,
-            *(() if model.tied_embeddings else (HEAD_NAME,)))
+    return (
+        EMBEDDINGS_NAME,
+        _QKV,
+        *_QK_NORMS[model.qk_norm],
+        _PROJECTION,
+        *_BLOCK_NORMS[model.norm_placement],
+        _FINAL_NORM,
+        *(() if model.tied_embeddings else (HEAD_NAME,)),
+    )
 
 
 def table(model: ModelConfig) -> tuple[Name, ...]:
@@ -219,8 +233,10 @@ class Slot:
 
     def to_hf(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """The Hugging Face tensors; those of several pieces are copies."""
-        return [pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-                for pieces in self.pieces_to_hf(tensor)]
+        return [
+            pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            for pieces in self.pieces_to_hf(tensor)
+        ]
 
 
 def slots(model: ModelConfig) -> Iterator[Slot]:

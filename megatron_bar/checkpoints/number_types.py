@@ -82,9 +82,7 @@ def ffn_type(dense: CheckpointReader, model: ModelConfig) -> torch.dtype:
     return dense.dtype(Slot(model, DENSE_FFN_NAMES[0], (0,)))
 
 
-def check_layers_alike(
-    folder: Path, model: ModelConfig, types: Mapping[str, torch.dtype]
-) -> None:
+def check_layers_alike(folder: Path, model: ModelConfig, types: Mapping[str, torch.dtype]) -> None:
     """Raise BarError unless what a Hugging Face folder has for one key is all of one type.
 
     `types` are those of its tensors, by name.
@@ -128,21 +126,30 @@ def _how_to_have_one_type(models: Sequence[tuple[ModelConfig, CheckpointReader]]
     It is the narrowest that one has its FFNs in: cast to it, copies of one anchor that are stored
     in several types are the same again, as a merge wants them.
     """
-    types = {reader.folder: {slot.name: reader.dtype(slot) for slot in slots(model)}
-             for model, reader in models}
+    types = {
+        reader.folder: {slot.name: reader.dtype(slot) for slot in slots(model)}
+        for model, reader in models
+    }
     ffns = DENSE_FFN_NAMES + EXPERT_FFN_NAMES
-    target = min((dtype for of_model in types.values() for name, dtype in of_model.items()
-                  if name in ffns), key=_NARROW_FIRST.index)
-    folders = [str(folder) for folder, of_model in types.items()
-               if set(of_model.values()) != {target}]
+    target = min(
+        (dtype for of_model in types.values() for name, dtype in of_model.items() if name in ffns),
+        key=_NARROW_FIRST.index,
+    )
+    folders = [
+        str(folder) for folder, of_model in types.items() if set(of_model.values()) != {target}
+    ]
     each, them = ("each of ", "them") if folders[1:] else ("", "it")
     named = f"{each}{', '.join(folders)}"
     model, _ = models[0]  # all are alike but for what their experts are called
     try:
         architecture(model)
     except BarError:
-        return (f"make {named} anew from an anchor in {type_name(target)}, which megatron-bar "
-                f"import HF_DIR CKPT --dtype {type_name(target)} makes; there is no Hugging Face "
-                f"class to export {them} in and cast")
-    return (f"cast {named}: megatron-bar export CKPT HF_DIR --dtype {type_name(target)}, then "
-            f"import {them}")
+        return (
+            f"make {named} anew from an anchor in {type_name(target)}, which megatron-bar "
+            f"import HF_DIR CKPT --dtype {type_name(target)} makes; there is no Hugging Face "
+            f"class to export {them} in and cast"
+        )
+    return (
+        f"cast {named}: megatron-bar export CKPT HF_DIR --dtype {type_name(target)}, then "
+        f"import {them}"
+    )

@@ -75,9 +75,13 @@ def compare_with_transformers(
     load_model(ours, checkpoint)
     ours.eval()
     try:
-        theirs = AutoModelForCausalLM.from_pretrained(
-            hf_folder, dtype=torch.float32, attn_implementation="eager"
-        ).to(_device()).eval()
+        theirs = (
+            AutoModelForCausalLM.from_pretrained(
+                hf_folder, dtype=torch.float32, attn_implementation="eager"
+            )
+            .to(_device())
+            .eval()
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise BarError(
             f"{hf_folder} can't be loaded by transformers: {str(error).splitlines()[0]}"

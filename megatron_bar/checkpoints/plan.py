@@ -85,14 +85,20 @@ def parts_of(file: str, placed: Iterable[PlacedItem]) -> Iterator[Part]:
 
 
 def _part(file: str, placed: list[PlacedItem]) -> Part:
-    ends = [offset + size for place in placed
-            for offset, size in zip(place.offsets, place.item.sizes)]
+    ends = [
+        offset + size for place in placed for offset, size in zip(place.offsets, place.item.sizes)
+    ]
     ends += [offset + len(frame) for place in placed for offset, frame in place.frames]
     return Part(file, tuple(placed), max(ends))
 
 
 def description(parts: Iterable[Part]) -> list[Any]:
     """The plan as JSON: equal for equal plans."""
-    return [[part.file, part.end,
-             [[p.item.names, p.item.shapes, str(p.item.dtype), p.offsets] for p in part.placed]]
-            for part in parts]
+    return [
+        [
+            part.file,
+            part.end,
+            [[p.item.names, p.item.shapes, str(p.item.dtype), p.offsets] for p in part.placed],
+        ]
+        for part in parts
+    ]

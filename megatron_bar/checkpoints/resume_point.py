@@ -62,8 +62,9 @@ class ResumePointReader(CheckpointReader):
         super().__init__(folder)
         start = read_json(self.folder / START_FILE)["checkpoint"]
         self._start = None if start is None else open_checkpoint(self.folder / start)
-        self._dtypes = {key.rstrip(".0123456789"): tensor.dtype
-                        for key, tensor in self._index.tensors.items()}
+        self._dtypes = {
+            key.rstrip(".0123456789"): tensor.dtype for key, tensor in self._index.tensors.items()
+        }
 
     def dtype(self, slot: Slot) -> torch.dtype:
         if self._start is None and slot.key in self._dtypes:
@@ -75,13 +76,18 @@ class ResumePointReader(CheckpointReader):
 
     def where(self, slot: Slot) -> str:
         trained = self._trained(slot)
-        return super().where(next(iter(trained.values()))) if trained else (
-            self._before(slot).where(slot))
+        return (
+            super().where(next(iter(trained.values())))
+            if trained
+            else (self._before(slot).where(slot))
+        )
 
     def read(self, slot: Slot) -> torch.Tensor:
         dtype = self.dtype(slot)
-        trained = {row: super(ResumePointReader, self).read(slice_).to(dtype)
-                   for row, slice_ in self._trained(slot).items()}
+        trained = {
+            row: super(ResumePointReader, self).read(slice_).to(dtype)
+            for row, slice_ in self._trained(slot).items()
+        }
         if None in trained:
             return trained[None]
         if not trained:
@@ -110,6 +116,8 @@ class ResumePointReader(CheckpointReader):
 
     def _before(self, slot: Slot) -> CheckpointReader:
         if self._start is None:
-            raise BarError(f"{self.folder}: tensor {slot.label} is missing, and the stage started "
-                           "from no checkpoint")
+            raise BarError(
+                f"{self.folder}: tensor {slot.label} is missing, and the stage started "
+                "from no checkpoint"
+            )
         return self._start

@@ -120,8 +120,12 @@ def _locked(folder: Path, target: Path) -> Iterator[None]:
         except OSError as error:
             raise BarError(f"{target} can't be written: {error.strerror}") from None
         try:
-            hold(descriptor, path, f"{target} is being written by another converter; wait for it "
-                 "or choose another name")
+            hold(
+                descriptor,
+                path,
+                f"{target} is being written by another converter; wait for it "
+                "or choose another name",
+            )
             if _is_at(descriptor, path):
                 yield
                 return

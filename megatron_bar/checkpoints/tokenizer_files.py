@@ -23,8 +23,15 @@ if TYPE_CHECKING:
 TOKENIZER_FOLDER = "hf"  # of a checkpoint
 _TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 _TEMPLATE, _GENERATION = "chat_template.jinja", "generation_config.json"
-TOKENIZER_FILES = (_TOKENIZER, _TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.json",
-                   "merges.txt", _TEMPLATE, _GENERATION)
+TOKENIZER_FILES = (
+    _TOKENIZER,
+    _TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    _TEMPLATE,
+    _GENERATION,
+)
 _ANY_CLASS = "PreTrainedTokenizerFast"  # reads all that it needs from tokenizer.json
 # transformers' own mark of what carries loss, which other programs that serve models don't know.
 _MARK = re.compile(r"\{%([-+]?)\s*((?:end)?generation)\s*([-+]?)%\}")
@@ -48,9 +55,14 @@ class ChatFormat:
         if config.pop("chat_template", None) is not None:
             write_json(folder / _TOKENIZER_CONFIG, config)
         if stops := sorted(self.stop_ids):
-            write_json(folder / _GENERATION, _object(folder / _GENERATION) | {
-                "eos_token_id": stops if stops[1:] else stops[0], "pad_token_id": self.pad_id,
-            })
+            write_json(
+                folder / _GENERATION,
+                _object(folder / _GENERATION)
+                | {
+                    "eos_token_id": stops if stops[1:] else stops[0],
+                    "pad_token_id": self.pad_id,
+                },
+            )
 
 
 def copy_tokenizer_files(source: Path, target: Path) -> None:
@@ -78,8 +90,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     within = _within(folder)
     path = within / _TOKENIZER
     if not path.is_file():
-        raise BarError(f"{folder} has no {_TOKENIZER}; give or import a Hugging Face folder that "
-                       "has its tokenizer")
+        raise BarError(
+            f"{folder} has no {_TOKENIZER}; give or import a Hugging Face folder that "
+            "has its tokenizer"
+        )
     with _readable_tokenizer(within) as readable:
         try:
             # Said because transformers 4.57.3 to 4.57.6 take a large vocabulary for Mistral's.
@@ -102,8 +116,9 @@ def check_tokens(folder: Path, vocab_size: int) -> None:
     """Raise BarError if the tokenizer in `folder`, if any, has a token that no row is for."""
     if not (Path(folder) / _TOKENIZER).is_file():
         return
-    token, number = max(load_tokenizer(folder).get_vocab().items(), key=lambda item: item[1],
-                        default=("", -1))
+    token, number = max(
+        load_tokenizer(folder).get_vocab().items(), key=lambda item: item[1], default=("", -1)
+    )
     if number >= vocab_size:
         raise BarError(
             f"{folder}: the tokenizer's token {token!r} has id {number}, and the model's "

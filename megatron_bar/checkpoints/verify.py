@@ -50,13 +50,19 @@ def verify_folder(folder: Path) -> str:
     names = {tensor.name for tensor in tensors}
     faults = []
     if manifest is not None:
-        faults += [f"{folder}: {FILE_NAME} doesn't know tensor {name}"
-                   for name in sorted(names - set(manifest.tensors))]
-        faults += [f"{folder}: tensor {name} of {FILE_NAME} is missing"
-                   for name in sorted(set(manifest.tensors) - names)]
-        faults += [f"{folder / name} is not what {FILE_NAME} says"
-                   for name, digest in manifest.files.items()
-                   if not (folder / name).is_file() or file_digest(folder / name) != digest]
+        faults += [
+            f"{folder}: {FILE_NAME} doesn't know tensor {name}"
+            for name in sorted(names - set(manifest.tensors))
+        ]
+        faults += [
+            f"{folder}: tensor {name} of {FILE_NAME} is missing"
+            for name in sorted(set(manifest.tensors) - names)
+        ]
+        faults += [
+            f"{folder / name} is not what {FILE_NAME} says"
+            for name, digest in manifest.files.items()
+            if not (folder / name).is_file() or file_digest(folder / name) != digest
+        ]
     with progress("verify", len(tensors)) as advance:
         for tensor in tensors:
             try:
@@ -69,10 +75,14 @@ def verify_folder(folder: Path) -> str:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
         raise BarError(f"{faults[0]}{more}")
     if manifest is None:
-        return (f"{folder}: {len(tensors)} tensors can be read, have the model's shapes and are "
-                f"finite; their bits aren't proven: there is no {FILE_NAME} (training writes none)")
-    return (f"{folder}: {len(tensors)} tensors and {len(manifest.files)} other files are what "
-            f"{FILE_NAME} says")
+        return (
+            f"{folder}: {len(tensors)} tensors can be read, have the model's shapes and are "
+            f"finite; their bits aren't proven: there is no {FILE_NAME} (training writes none)"
+        )
+    return (
+        f"{folder}: {len(tensors)} tensors and {len(manifest.files)} other files are what "
+        f"{FILE_NAME} says"
+    )
 
 
 def _tensors(folder: Path) -> Iterator[_Tensor]:
@@ -86,8 +96,7 @@ def _tensors(folder: Path) -> Iterator[_Tensor]:
         for slot in slots(model):
             for name, shape in zip(slot.hf_names, slot.hf_shapes):
                 hf_reader.check(name, shape)
-                yield _Tensor(name, hf_reader.where(name),
-                              lambda name=name: hf_reader.read(name))
+                yield _Tensor(name, hf_reader.where(name), lambda name=name: hf_reader.read(name))
 
 
 def fits_in_memory(model: ModelConfig, gradients: bool) -> bool:
@@ -142,6 +151,8 @@ def verify_tensors(checkpoint: Path, hf_folder: Path) -> int:
                 compared += 1
             advance()
     if differ:
-        raise BarError(f"{checkpoint} and {hf_folder} differ in {len(differ)} of {compared} "
-                       f"tensors: first {differ[0]}")
+        raise BarError(
+            f"{checkpoint} and {hf_folder} differ in {len(differ)} of {compared} "
+            f"tensors: first {differ[0]}"
+        )
     return compared

@@ -16,8 +16,18 @@ from megatron_bar.runtime.stopping import CONTINUE_LATER, ContinueLater
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell says of a program that the signal has ended
 # Commands that may fetch a model, data or lm-eval's tasks, before any rank or job starts.
-_DOWNLOADING = ("data", "run", "rehearse", "verify-data", "submit", "import", "evaluate", "verify",
-                "chat", "serve")
+_DOWNLOADING = (
+    "data",
+    "run",
+    "rehearse",
+    "verify-data",
+    "submit",
+    "import",
+    "evaluate",
+    "verify",
+    "chat",
+    "serve",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (fault := disk_fault(error)) is None:
             raise
         where = error.filename or "a file"
-        print(f"megatron-bar: {where} can't be written: its disk {fault}; make room and run it "
-              "again", file=sys.stderr)
+        print(
+            f"megatron-bar: {where} can't be written: its disk {fault}; make room and run it again",
+            file=sys.stderr,
+        )
         return 1
     except ContinueLater as asked:
         print(f"megatron-bar: {asked}; run it again to go on", file=sys.stderr)

@@ -1,6 +1,6 @@
 """`docs/api.md`: the public names of the package, with what they take, from their docstrings.
 
-    python -m megatron_bar.cli.api_reference > docs/api.md
+python -m megatron_bar.cli.api_reference > docs/api.md
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ def reference() -> str:
 
 def _section(name: str, value: Any) -> str:
     if getattr(schema, name, None) is value:
-        return (f"## {name}\n\n{_words(value)}\n\n"
-                f"Its keys: [recipe.md](recipe.md#{name.lower()}).\n")
+        return f"## {name}\n\n{_words(value)}\n\nIts keys: [recipe.md](recipe.md#{name.lower()}).\n"
     if not inspect.isclass(value):
         return f"## {name}\n\n```python\n{_called(name, value)}\n```\n\n{_words(value)}\n"
     head = f"```python\n{_called(name, value)}\n```\n\n" if dataclasses.is_dataclass(value) else ""
@@ -69,8 +68,11 @@ def _called(name: str, value: Any) -> str:
         if parameter.default is not parameter.empty:
             text += f" = {_default(parameter.default)}"
         arguments.append(text)
-    returns = ("" if inspect.isclass(value) or signature.return_annotation is signature.empty
-               else f" -> {_type(signature.return_annotation)}")
+    returns = (
+        ""
+        if inspect.isclass(value) or signature.return_annotation is signature.empty
+        else f" -> {_type(signature.return_annotation)}"
+    )
     line = f"{name}({', '.join(arguments)}){returns}"
     if len(line) <= 88:
         return line

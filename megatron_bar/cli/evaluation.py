@@ -83,8 +83,16 @@ def _tasks(args: argparse.Namespace, settings: Evaluate) -> None:
     with _folder(args.out) as folder, as_checkpoint(args.checkpoint, beside) as checkpoint:
         try:
             processes.start(
-                evaluate_checkpoint, checkpoint, args.checkpoint, tasks, settings, template,
-                layout, seed, folder, processes=layout.processes,
+                evaluate_checkpoint,
+                checkpoint,
+                args.checkpoint,
+                tasks,
+                settings,
+                template,
+                layout,
+                seed,
+                folder,
+                processes=layout.processes,
             ).wait()
         except JobFailed as error:
             raise BarError(str(error)) from None
@@ -127,10 +135,11 @@ def _suite(args: argparse.Namespace, settings: Evaluate) -> None:
     from megatron_bar.runtime.console import console, say
     from megatron_bar.runtime.disk import check_output_folder
 
-    if (args.task or args.recipe or settings.temperature or settings.samples > 1
-            or settings.opt_out):
-        raise BarError("--suite asks its own tasks of the whole model, greedily; leave --task, "
-                       "--recipe, temperature, samples and opt_out out")
+    if args.task or args.recipe or settings.temperature or settings.samples > 1 or settings.opt_out:
+        raise BarError(
+            "--suite asks its own tasks of the whole model, greedily; leave --task, "
+            "--recipe, temperature, samples and opt_out out"
+        )
     suite = load_suite(args.suite)
     model, target = _exported(args, suite.name)
     check_output_folder(target)
@@ -157,8 +166,10 @@ def _exported(args: argparse.Namespace, suite: str) -> tuple[Path, Path]:
         return exported, args.out or run / "suites" / suite
     folder = local_folder(args.checkpoint)
     if not (folder / "config.json").is_file():
-        raise BarError(f"{run} is neither a run that exported its model nor a Hugging Face folder; "
-                       "megatron-bar export makes one of a checkpoint")
+        raise BarError(
+            f"{run} is neither a run that exported its model nor a Hugging Face folder; "
+            "megatron-bar export makes one of a checkpoint"
+        )
     if args.out is None:
         raise BarError("--out is missing: where should the scores of a Hugging Face folder go?")
     return folder, args.out

@@ -59,9 +59,11 @@ def write_start(args: argparse.Namespace) -> None:
         write_text(path, text)
         print(f"{path} is written")
     shown = shlex.quote(str(recipe))
-    print(f"next: megatron-bar plan {shown}, then megatron-bar run {shown}\n"
-          f"on a cluster: fill in {site}; megatron-bar submit {shown} --site "
-          f"{shlex.quote(str(site))} --dry-run")
+    print(
+        f"next: megatron-bar plan {shown}, then megatron-bar run {shown}\n"
+        f"on a cluster: fill in {site}; megatron-bar submit {shown} --site "
+        f"{shlex.quote(str(site))} --dry-run"
+    )
 
 
 def _as_seen_from_here(example: Path, folder: Path) -> str:
@@ -71,4 +73,3 @@ def _as_seen_from_here(example: Path, folder: Path) -> str:
     for place in _PLACES:
         text = text.replace(place, here)
     return text
-

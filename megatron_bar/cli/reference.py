@@ -1,6 +1,6 @@
 """`docs/commands.md`: every command with its options, from the parser.
 
-    python -m megatron_bar.cli.reference > docs/commands.md
+python -m megatron_bar.cli.reference > docs/commands.md
 """
 
 from __future__ import annotations
@@ -29,14 +29,24 @@ def reference() -> str:
     """The whole page, in Markdown."""
     sections = [_HEAD]
     for name, summary, parser in _commands(build_parser()):
-        rows = [f"| {_called(action)} | {_cell(action.help or '')} |"
-                for action in parser._actions if action.help != argparse.SUPPRESS
-                and not isinstance(action, argparse._HelpAction)]
+        rows = [
+            f"| {_called(action)} | {_cell(action.help or '')} |"
+            for action in parser._actions
+            if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
+        ]
         table = ["| takes | |", "|---|---|", *rows, ""] if rows else []
-        sections.append("\n".join([
-            f"## {name}", "", f"{summary[0].upper()}{summary[1:]}.", "", *table,
-            _text(EXAMPLES[name]),
-        ]))
+        sections.append(
+            "\n".join(
+                [
+                    f"## {name}",
+                    "",
+                    f"{summary[0].upper()}{summary[1:]}.",
+                    "",
+                    *table,
+                    _text(EXAMPLES[name]),
+                ]
+            )
+        )
     return "\n".join(sections)
 
 
@@ -55,8 +65,9 @@ def _commands(
 
 def _called(action: argparse.Action) -> str:
     """How an argument is written on the command line."""
-    value = action.metavar or ("{" + ",".join(map(str, action.choices)) + "}" if action.choices
-                               else action.dest.upper())
+    value = action.metavar or (
+        "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
+    )
     if not action.option_strings:
         return f"`{value}`"
     if action.nargs == 0:

@@ -25,9 +25,13 @@ def serve(args: argparse.Namespace) -> None:
     tolerance = TOLERANCE if args.tolerance is None else args.tolerance
     with load(args.model, dtype=args.dtype) as model:
         found = compare_served(model, args.check)
-    told = (f"log-probabilities of {found.tokens} tokens are {found.mean:.2g} apart in the mean, "
-            f"{found.largest:.2g} at most")
+    told = (
+        f"log-probabilities of {found.tokens} tokens are {found.mean:.2g} apart in the mean, "
+        f"{found.largest:.2g} at most"
+    )
     if not found.mean <= tolerance:
-        raise BarError(f"{args.check} doesn't serve {args.model}: {told}, and the mean may be "
-                       f"{tolerance:g}; export the model again, and start the server anew")
+        raise BarError(
+            f"{args.check} doesn't serve {args.model}: {told}, and the mean may be "
+            f"{tolerance:g}; export the model again, and start the server anew"
+        )
     print(f"{args.check} serves {args.model}: {told}")

@@ -58,8 +58,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Tokens and time that a system's stages of one kind trained with, added up; of its first seed.
-    """
+    """Tokens and time that a system's stages of one kind trained with, added up; of its first seed."""
 
     kind: str
     stages: int
@@ -138,12 +137,18 @@ def _read(folder: Path) -> _Run:
         if not path.is_file():
             raise BarError(f"{folder}: {stage.name} isn't done; finish the run first")
         done[stage.name] = read_json(path)
-    evaluated = {stage.name.removeprefix("evaluate/"): _results(folder / stage.name)
-                 for stage in graph if isinstance(stage, EvaluateStage)}
+    evaluated = {
+        stage.name.removeprefix("evaluate/"): _results(folder / stage.name)
+        for stage in graph
+        if isinstance(stage, EvaluateStage)
+    }
     own = [stage for stage in graph if not isinstance(stage, _NOT_ITS_OWN)]
     return _Run(
-        folder, recipe, [(stage, done[stage.name]) for stage in own],
-        evaluated[ANCHOR], evaluated[last_model(folder)],
+        folder,
+        recipe,
+        [(stage, done[stage.name]) for stage in own],
+        evaluated[ANCHOR],
+        evaluated[last_model(folder)],
         {name: scores for name, scores in evaluated.items() if name in recipe.domains},
     )
 
@@ -165,33 +170,44 @@ def _system(runs: Sequence[_Run]) -> System:
     runs = sorted(runs, key=lambda run: run.recipe.seed)
     seeds = tuple(run.recipe.seed for run in runs)
     if len(set(seeds)) < len(seeds):
-        raise BarError(f"{', '.join(str(run.folder) for run in runs)} are runs of one recipe, and "
-                       "two have the same seed")
+        raise BarError(
+            f"{', '.join(str(run.folder) for run in runs)} are runs of one recipe, and "
+            "two have the same seed"
+        )
     spent = [_spent(run) for run in runs]
     return System(
-        label=runs[0].folder.name, method=runs[0].recipe.method,
-        runs=tuple(str(run.folder) for run in runs), seeds=seeds,
+        label=runs[0].folder.name,
+        method=runs[0].recipe.method,
+        runs=tuple(str(run.folder) for run in runs),
+        seeds=seeds,
         before=_over_seeds([run.before for run in runs]),
         after=_over_seeds([run.after for run in runs]),
-        branches={name: _over_seeds([run.branches[name] for run in runs])
-                  for name in runs[0].branches},
-        results={task: {run.recipe.seed: run.after[task] for run in runs}
-                 for task in runs[0].after},
-        overall=Numbers(tuple(
-            fmean(result["score"] for result in run.after.values()) for run in runs)),
+        branches={
+            name: _over_seeds([run.branches[name] for run in runs]) for name in runs[0].branches
+        },
+        results={
+            task: {run.recipe.seed: run.after[task] for run in runs} for task in runs[0].after
+        },
+        overall=Numbers(
+            tuple(fmean(result["score"] for result in run.after.values()) for run in runs)
+        ),
         tokens=Numbers(tuple(sum(s.tokens for s in kinds) for kinds in spent)),
-        seconds=Numbers(tuple(
-            sum(done["seconds"] * stage.layout.processes for stage, done in run.stages)
-            for run in runs
-        )),
+        seconds=Numbers(
+            tuple(
+                sum(done["seconds"] * stage.layout.processes for stage, done in run.stages)
+                for run in runs
+            )
+        ),
         spent=tuple(spent[0]),
     )
 
 
 def _over_seeds(results: Sequence[dict[str, Result]]) -> dict[str, Numbers]:
     found = {task: [seed[task] for seed in results] for task in results[0]}
-    return {task: Numbers(tuple(result["score"] for result in of_seeds), _interval(of_seeds))
-            for task, of_seeds in found.items()}
+    return {
+        task: Numbers(tuple(result["score"] for result in of_seeds), _interval(of_seeds))
+        for task, of_seeds in found.items()
+    }
 
 
 def _interval(results: Sequence[Result]) -> Interval | None:
@@ -208,8 +224,12 @@ def mean_of_results(results: Sequence[Result]) -> Result | None:
     if len(items) < len(results) or len({len(scores) for scores in items}) > 1:
         return None
     means = [fmean(scores) for scores in zip(*items)]
-    return {"items": means, "score": fmean(means), "count": len(means),
-            "samples": [sample for result in results for sample in result.get("samples", ())]}
+    return {
+        "items": means,
+        "score": fmean(means),
+        "count": len(means),
+        "samples": [sample for result in results for sample in result.get("samples", ())],
+    }
 
 
 def differences(system: System, other: System) -> dict[str, Paired]:
@@ -221,8 +241,10 @@ def differences(system: System, other: System) -> dict[str, Paired]:
     found = {}
     for task in system.results if seeds else ():
         if task in other.results:
-            ours, theirs = (mean_of_results([one.results[task][seed] for seed in seeds])
-                            for one in (system, other))
+            ours, theirs = (
+                mean_of_results([one.results[task][seed] for seed in seeds])
+                for one in (system, other)
+            )
             if ours and theirs and (paired := paired_test(ours, theirs)):
                 found[task] = paired
     return found
@@ -231,14 +253,21 @@ def differences(system: System, other: System) -> dict[str, Paired]:
 def _spent(run: _Run) -> list[TrainingCost]:
     by_kind: dict[type[TrainingStage], list[tuple[TrainingStage, dict[str, Any]]]] = {}
     for kind in (*ADAPTING, RouteStage):
-        if found := [(stage, done) for stage, done in run.stages
-                     if isinstance(stage, TrainingStage) and type(stage) is kind]:
+        if found := [
+            (stage, done)
+            for stage, done in run.stages
+            if isinstance(stage, TrainingStage) and type(stage) is kind
+        ]:
             by_kind[kind] = found
     return [
         TrainingCost(
-            kind.KIND, len(found), sum(done["steps"] for _, done in found),
-            sum(done["steps"] * stage.training.rows_per_step * stage.training.row_length
-                for stage, done in found),
+            kind.KIND,
+            len(found),
+            sum(done["steps"] for _, done in found),
+            sum(
+                done["steps"] * stage.training.rows_per_step * stage.training.row_length
+                for stage, done in found
+            ),
             tuple(dict.fromkeys(stage.training.lr for stage, _ in found)),
             tuple(dict.fromkeys(done["trainable"] for _, done in found)),
             tuple(dict.fromkeys(word for stage, _ in found for word in _data(stage))),
@@ -250,25 +279,41 @@ def _spent(run: _Run) -> list[TrainingCost]:
 def _data(stage: TrainingStage) -> list[str]:
     if isinstance(stage, RouteStage):
         return [f"{stage.fraction:.0%} of all SFT data"]
-    return [source_name(source) + ("" if source.count is None else f" {source.count}")
-            for source in stage.sources()]
+    return [
+        source_name(source) + ("" if source.count is None else f" {source.count}")
+        for source in stage.sources()
+    ]
 
 
 def comparison_data(systems: Sequence[System]) -> list[dict[str, Any]]:
     """The same as JSON values, each seed's numbers included, and differences from the first."""
-    return [_plain(system) | {"less_first": {
-        task: _plain(paired) | {"within_noise": paired.within_noise}
-        for task, paired in differences(system, systems[0]).items()}} for system in systems]
+    return [
+        _plain(system)
+        | {
+            "less_first": {
+                task: _plain(paired) | {"within_noise": paired.within_noise}
+                for task, paired in differences(system, systems[0]).items()
+            }
+        }
+        for system in systems
+    ]
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Numbers):
         span = value.interval and [value.interval.low, value.interval.high]
-        return {"values": list(value.values), "mean": value.mean, "spread": value.spread,
-                "interval": span}
+        return {
+            "values": list(value.values),
+            "mean": value.mean,
+            "spread": value.spread,
+            "interval": span,
+        }
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name))
-                for field in dataclasses.fields(value) if field.name != "results"}
+        return {
+            field.name: _plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.name != "results"
+        }
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, tuple) else value

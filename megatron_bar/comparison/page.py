@@ -15,11 +15,19 @@ from megatron_bar.comparison.tables import comparison_section
 def write_comparison(name: str, systems: Sequence[System], target: Path) -> None:
     """Write a page called `name` that compares systems to `target`, in one step."""
     best = max(systems, key=lambda system: system.overall.mean)
-    finished = max(stage["finished"] for system in systems for run in system.runs
-                   for stage in read_stages(Path(run)))
+    finished = max(
+        stage["finished"]
+        for system in systems
+        for run in system.runs
+        for stage in read_stages(Path(run))
+    )
     write_page(
-        Path(target), TEMPLATE, name=name, when=finished, tiles=[],
+        Path(target),
+        TEMPLATE,
+        name=name,
+        when=finished,
+        tiles=[],
         summary=f"{len(systems)} systems; {best.label} has the highest mean over the tasks, "
-                f"{best.overall.mean:.2f}. Each run's folder has a report of its own.",
+        f"{best.overall.mean:.2f}. Each run's folder has a report of its own.",
         parts=section_parts([], [comparison_section(systems)]),
     )

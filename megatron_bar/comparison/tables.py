@@ -52,15 +52,27 @@ def _scores(systems: Sequence[System], tasks: Sequence[str]) -> dict[str, Any]:
     forgotten = [task for task in FORGOTTEN if task in tasks]
     return {
         "title": "The last model's scores on held-out items, mean over seeds",
-        "columns": ["system", "seeds", *tasks, "overall",
-                    *(f"{task}\nbefore > after" for task in forgotten),
-                    "tokens", "process\nseconds"],
-        "rows": [[
-            system.label, " ".join(map(str, system.seeds)),
-            *(_shown(system.after.get(task)) for task in tasks), _shown(system.overall),
-            *(_before_after(system, task) for task in forgotten),
-            f"{system.tokens.mean:,.0f}", f"{system.seconds.mean:,.0f}",
-        ] for system in systems],
+        "columns": [
+            "system",
+            "seeds",
+            *tasks,
+            "overall",
+            *(f"{task}\nbefore > after" for task in forgotten),
+            "tokens",
+            "process\nseconds",
+        ],
+        "rows": [
+            [
+                system.label,
+                " ".join(map(str, system.seeds)),
+                *(_shown(system.after.get(task)) for task in tasks),
+                _shown(system.overall),
+                *(_before_after(system, task) for task in forgotten),
+                f"{system.tokens.mean:,.0f}",
+                f"{system.seconds.mean:,.0f}",
+            ]
+            for system in systems
+        ],
     }
 
 
@@ -68,11 +80,30 @@ def _differences(systems: Sequence[System], tasks: Sequence[str]) -> list[dict[s
     """Each system less the first one; no table where none was asked the same items."""
     first, *others = systems
     found = [(system.label, differences(system, first)) for system in others]
-    rows = [[label, *(f"{paired.difference.mean:+.2f}, {paired.verdict}"
-                      if (paired := by_task.get(task)) else "-" for task in tasks)]
-            for label, by_task in found if by_task]
-    return [{"title": f"Less {first.label}, on the same items", "columns": ["system", *tasks],
-             "rows": rows}] if rows else []
+    rows = [
+        [
+            label,
+            *(
+                f"{paired.difference.mean:+.2f}, {paired.verdict}"
+                if (paired := by_task.get(task))
+                else "-"
+                for task in tasks
+            ),
+        ]
+        for label, by_task in found
+        if by_task
+    ]
+    return (
+        [
+            {
+                "title": f"Less {first.label}, on the same items",
+                "columns": ["system", *tasks],
+                "rows": rows,
+            }
+        ]
+        if rows
+        else []
+    )
 
 
 def _own_models(systems: Sequence[System], tasks: Sequence[str]) -> dict[str, Any]:
@@ -80,24 +111,49 @@ def _own_models(systems: Sequence[System], tasks: Sequence[str]) -> dict[str, An
     return {
         "title": "A domain's own model, on its own items, and on general ones",
         "columns": ["system", *domains],
-        "rows": [[system.label, *(
-            ", ".join(_shown(scores.get(task)) for task in (domain, GENERAL) if task in scores)
-            for domain in domains for scores in (system.branches.get(domain, {}),)
-        )] for system in systems if system.branches],
+        "rows": [
+            [
+                system.label,
+                *(
+                    ", ".join(
+                        _shown(scores.get(task)) for task in (domain, GENERAL) if task in scores
+                    )
+                    for domain in domains
+                    for scores in (system.branches.get(domain, {}),)
+                ),
+            ]
+            for system in systems
+            if system.branches
+        ],
     }
 
 
 def _spent(systems: Sequence[System]) -> dict[str, Any]:
     return {
         "title": "What they trained with",
-        "columns": ["system", "stages", "steps", "tokens", "learning rate", "open parameters",
-                    "data"],
+        "columns": [
+            "system",
+            "stages",
+            "steps",
+            "tokens",
+            "learning rate",
+            "open parameters",
+            "data",
+        ],
         "texts": ["data"],
-        "rows": [[
-            "" if index else system.label, f"{spent.stages} {spent.kind}", f"{spent.steps:,}",
-            f"{spent.tokens:,}", ", ".join(f"{lr:g}" for lr in spent.lr),
-            ", ".join(f"{count:,}" for count in spent.trained), ", ".join(spent.data),
-        ] for system in systems for index, spent in enumerate(system.spent)],
+        "rows": [
+            [
+                "" if index else system.label,
+                f"{spent.stages} {spent.kind}",
+                f"{spent.steps:,}",
+                f"{spent.tokens:,}",
+                ", ".join(f"{lr:g}" for lr in spent.lr),
+                ", ".join(f"{count:,}" for count in spent.trained),
+                ", ".join(spent.data),
+            ]
+            for system in systems
+            for index, spent in enumerate(system.spent)
+        ],
     }
 
 

@@ -94,12 +94,16 @@ def stage_seconds(
     return seconds
 
 
-def _rollout_seconds(
-    model: ModelConfig, layout: Layout, settings: Rlvr, machine: Machine
-) -> float:
+def _rollout_seconds(model: ModelConfig, layout: Layout, settings: Rlvr, machine: Machine) -> float:
     return _generation_seconds(
-        model, layout, settings.rows_per_step, settings.rollout_batch_size, settings.prompt_length,
-        settings.response_length, settings.dtype, machine,
+        model,
+        layout,
+        settings.rows_per_step,
+        settings.rollout_batch_size,
+        settings.prompt_length,
+        settings.response_length,
+        settings.dtype,
+        machine,
     )
 
 

@@ -96,9 +96,14 @@ def keys_of(suggestion: Mapping[str, Any]) -> str:
     """Keys that would make a stage fit, in a few words."""
     words = [f"{key} {value}" for key, value in suggestion.items() if key != "layout"]
     layout = suggestion.get("layout")
-    return ", ".join(words + ([] if layout is None else [
-        f"{name} {size}" for name, size in layout_sizes(layout).items()
-    ]))
+    return ", ".join(
+        words
+        + (
+            []
+            if layout is None
+            else [f"{name} {size}" for name, size in layout_sizes(layout).items()]
+        )
+    )
 
 
 def layout_sizes(layout: Layout) -> dict[str, int]:
@@ -119,26 +124,38 @@ def nearest_fit(
     limit: int,
 ) -> Layout | None:
     """The layout with least changed, of as many processes, in which a stage fits."""
-    return min((
-        other for other in _layouts(model, layout)
-        if _shares(training, other)
-        and training_memory(model, other, training, trainable).total <= limit
-    ), key=lambda other: _distance(layout, other), default=None)
+    return min(
+        (
+            other
+            for other in _layouts(model, layout)
+            if _shares(training, other)
+            and training_memory(model, other, training, trainable).total <= limit
+        ),
+        key=lambda other: _distance(layout, other),
+        default=None,
+    )
 
 
 def nearest_evaluation_fit(
     model: ModelConfig, layout: Layout, settings: Evaluate, limit: int
 ) -> Layout | None:
     """The same of an evaluation."""
-    return min((
-        other for other in _layouts(model, layout)
-        if evaluation_memory(model, other, settings).total <= limit
-    ), key=lambda other: _distance(layout, other), default=None)
+    return min(
+        (
+            other
+            for other in _layouts(model, layout)
+            if evaluation_memory(model, other, settings).total <= limit
+        ),
+        key=lambda other: _distance(layout, other),
+        default=None,
+    )
 
 
 def _distance(layout: Layout, other: Layout) -> tuple[float, float]:
-    changes = [abs(math.log2(getattr(other, name) / getattr(layout, name)))
-               for name in ("tensor", "expert", "pipeline")]
+    changes = [
+        abs(math.log2(getattr(other, name) / getattr(layout, name)))
+        for name in ("tensor", "expert", "pipeline")
+    ]
     return sum(changes), changes[2]
 
 
@@ -159,9 +176,7 @@ def _layouts(model: ModelConfig, given: Layout) -> Iterator[Layout]:
         _TENSOR_SIZES, _divisors(model.num_layers), _divisors(experts)
     ):
         for expert_tensor in {tensor, 1 if expert > 1 else tensor}:
-            layout = Layout(
-                given.processes, tensor, pipeline, expert, expert_tensor, given.context
-            )
+            layout = Layout(given.processes, tensor, pipeline, expert, expert_tensor, given.context)
             try:
                 layout.check()
                 model.check(layout)

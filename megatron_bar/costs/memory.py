@@ -40,8 +40,13 @@ class Memory:
     @property
     def total(self) -> int:
         """Bytes of the GPU. It doesn't generate and train at once."""
-        return (self.weights + self.gradients + self.optimizer
-                + max(self.activations, self.cache) + self.buffers)
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + max(self.activations, self.cache)
+            + self.buffers
+        )
 
 
 def rank_parameters(
@@ -102,8 +107,12 @@ def rank_memory(
             # The start's values; while these stand in the parameters, their own are set aside.
             host = 2 * width * sum(sizes.get(group, 0) for group in trainable)
     return Memory(
-        weights=width * sum(sizes.values()), gradients=round(gradients),
-        optimizer=round(optimizer), activations=activations, cache=cache, host=host,
+        weights=width * sum(sizes.values()),
+        gradients=round(gradients),
+        optimizer=round(optimizer),
+        activations=activations,
+        cache=cache,
+        host=host,
     )
 
 
@@ -127,8 +136,10 @@ def training_memory(
 ) -> Memory:
     """Bytes of the rank that needs most."""
     return max(
-        (rank_memory(model, layout, training, trainable, *rank)
-         for rank in itertools.product(range(layout.pipeline), range(layout.expert))),
+        (
+            rank_memory(model, layout, training, trainable, *rank)
+            for rank in itertools.product(range(layout.pipeline), range(layout.expert))
+        ),
         key=lambda memory: memory.total,
     )
 
@@ -140,11 +151,14 @@ def saved_bytes(training: Training, parameters: int) -> int:
 
 def evaluation_memory(model: ModelConfig, layout: Layout, settings: Evaluate) -> Memory:
     """Bytes of the rank that needs most; activations, a token's at a time, are neglected."""
-    weights = max(sum(rank_parameters(model, layout, *rank).values()) for rank in
-                  itertools.product(range(layout.pipeline), range(layout.expert)))
+    weights = max(
+        sum(rank_parameters(model, layout, *rank).values())
+        for rank in itertools.product(range(layout.pipeline), range(layout.expert))
+    )
     tokens = settings.batch_size * answer_length(model, settings)
-    return Memory(WIDTH[settings.dtype] * weights,
-                  cache=cache_bytes(model, layout, tokens, settings.dtype))
+    return Memory(
+        WIDTH[settings.dtype] * weights, cache=cache_bytes(model, layout, tokens, settings.dtype)
+    )
 
 
 def answer_length(model: ModelConfig, settings: Evaluate) -> int:
@@ -178,10 +192,12 @@ def _activations(
     attention = 4 * (hidden + queries + keys)
     if layout.context > 1:
         attention += 2 * keys * layout.context
-    kept = {"none": attention + ffn, "moe": attention,
-            "full": hidden}[training.recompute]
-    once = attention + ffn if training.recompute == "full" else (
-        ffn if training.recompute == "moe" else 0)
+    kept = {"none": attention + ffn, "moe": attention, "full": hidden}[training.recompute]
+    once = (
+        attention + ffn
+        if training.recompute == "full"
+        else (ffn if training.recompute == "moe" else 0)
+    )
     share = training.global_batch_size // (layout.data * training.micro_batch_size)
     in_flight = min(layout.pipeline - pipeline_rank, max(share, 1))
     layers = model.num_layers // layout.pipeline
@@ -210,7 +226,10 @@ def _ffn_elements(model: ModelConfig, layout: Layout, trainable: Sequence[str]) 
 
 
 def _logits(
-    model: ModelConfig, layout: Layout, training: Training, trainable: Sequence[str],
+    model: ModelConfig,
+    layout: Layout,
+    training: Training,
+    trainable: Sequence[str],
     pipeline_rank: int,
 ) -> int:
     """On the last pipeline rank, what models/loss.py holds: a chunk's logits, as they are and twice

@@ -53,13 +53,19 @@ def step_traffic(
     hidden = tokens * model.hidden_size * width
     traffic = Traffic()
     keys_and_values = 2 * row_tokens * model.num_kv_heads * model.head_dim * width / tensor
-    traffic = traffic.plus(2 * layers * keys_and_values * (layout.context - 1) / layout.context,
-                           tensor * layout.context, gpus_per_node)
+    traffic = traffic.plus(
+        2 * layers * keys_and_values * (layout.context - 1) / layout.context,
+        tensor * layout.context,
+        gpus_per_node,
+    )
     traffic = traffic.plus(8 * layers * hidden * (tensor - 1) / tensor, tensor, gpus_per_node)
     routed = model.experts_per_token != model.num_experts
     targets = model.experts_per_token if routed else expert
-    traffic = traffic.plus(4 * layers * targets * hidden / tensor * (expert - 1) / expert,
-                           expert * layout.resolved_expert_tensor, gpus_per_node)
+    traffic = traffic.plus(
+        4 * layers * targets * hidden / tensor * (expert - 1) / expert,
+        expert * layout.resolved_expert_tensor,
+        gpus_per_node,
+    )
     if pipeline > 1:
         traffic = traffic.plus(2 * hidden / tensor, layout.processes, gpus_per_node)
         if model.tied_embeddings and "embeddings" in trainable:
@@ -69,12 +75,17 @@ def step_traffic(
         ways = expert * layout.resolved_expert_tensor if is_expert else tensor
         copies = layout.processes // (ways * pipeline)
         size = max(
-            sum(sizes.get(group, 0) for group in trainable
-                if group.startswith("expert.") is is_expert)
-            for sizes in (rank_parameters(model, layout, p, e)
-                          for p in range(pipeline) for e in range(expert))
+            sum(
+                sizes.get(group, 0)
+                for group in trainable
+                if group.startswith("expert.") is is_expert
+            )
+            for sizes in (
+                rank_parameters(model, layout, p, e) for p in range(pipeline) for e in range(expert)
+            )
         )
         each = 4 + width if training.distributed_optimizer else 8
-        traffic = traffic.plus(each * size * (copies - 1) / copies,
-                               layout.processes // pipeline, gpus_per_node)
+        traffic = traffic.plus(
+            each * size * (copies - 1) / copies, layout.processes // pipeline, gpus_per_node
+        )
     return traffic

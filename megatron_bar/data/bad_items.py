@@ -63,8 +63,11 @@ class LeftOut(dict[str, BadItems]):
 
     def lines(self) -> dict[str, str]:
         """A line on each source of which items were left out."""
-        return {name: describe_left_out(name, list(bad.listed.values()))
-                for name, bad in self.items() if bad.listed}
+        return {
+            name: describe_left_out(name, list(bad.listed.values()))
+            for name, bad in self.items()
+            if bad.listed
+        }
 
     def gather(self) -> None:
         """Take in what was left out on other ranks too. All ranks call this."""
@@ -83,7 +86,12 @@ class LeftOut(dict[str, BadItems]):
         for line in lines.values():
             say(f"{line}; all are listed in {folder / LEFT_OUT}")
         if lines:
-            write_json_lines(folder / LEFT_OUT, (
-                {"source": name, **entry} for name in lines
-                for entry in self[name].listed.values()))
+            write_json_lines(
+                folder / LEFT_OUT,
+                (
+                    {"source": name, **entry}
+                    for name in lines
+                    for entry in self[name].listed.values()
+                ),
+            )
         return {name: len(self[name].listed) for name in lines}

@@ -45,8 +45,7 @@ class Batch:
 
     @property
     def attention_mask_B1SS(self) -> torch.Tensor | None:
-        """True where hidden, as Megatron has it: queries, then keys, of whole rows. None if packed.
-        """
+        """True where hidden, as Megatron has it: queries, then keys, of whole rows. None if packed."""
         if self.packed is not None:
             return None
         if self.whole_documents_BT is None or self.places_S is None:
@@ -76,10 +75,14 @@ class Batch:
         rank = parallel_state.get_context_parallel_rank()
         slices = torch.arange(length, device=self.tokens_BS.device).chunk(2 * ranks)
         places_S = torch.cat([slices[rank], slices[-1 - rank]])
-        parts = {name: x_BS[:, places_S] for name, x_BS in self._tensors().items()
-                 if name.endswith("_BS")}
+        parts = {
+            name: x_BS[:, places_S]
+            for name, x_BS in self._tensors().items()
+            if name.endswith("_BS")
+        }
         return dataclasses.replace(
-            self, **parts, whole_documents_BT=self.documents_BS, places_S=places_S)
+            self, **parts, whole_documents_BT=self.documents_BS, places_S=places_S
+        )
 
     def in_one_sequence(self) -> Batch:
         """The rows, or parts of rows, end to end, with boundaries in place of a mask."""
@@ -88,12 +91,23 @@ class Batch:
             packed = pack_documents(self.documents_BS)
         else:
             packed = pack_documents(
-                whole_BT, parallel_state.get_context_parallel_world_size(),
-                parallel_state.get_context_parallel_rank())
-        flat = {name: x_BS.reshape(1, -1) for name, x_BS in self._tensors().items()
-                if name.endswith("_BS")}
-        return dataclasses.replace(self, **flat, packed=packed, row_length=self.tokens_BS.shape[1],
-                                   whole_documents_BT=None, places_S=None)
+                whole_BT,
+                parallel_state.get_context_parallel_world_size(),
+                parallel_state.get_context_parallel_rank(),
+            )
+        flat = {
+            name: x_BS.reshape(1, -1)
+            for name, x_BS in self._tensors().items()
+            if name.endswith("_BS")
+        }
+        return dataclasses.replace(
+            self,
+            **flat,
+            packed=packed,
+            row_length=self.tokens_BS.shape[1],
+            whole_documents_BT=None,
+            places_S=None,
+        )
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, the boundaries too."""

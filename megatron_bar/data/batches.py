@@ -76,10 +76,12 @@ class Batches:
         if self.seed is None:
             return place % self.rows
         epochs = place // self.rows
-        return np.concatenate([
-            self._permutation(int(epoch))[place[epochs == epoch] % self.rows]
-            for epoch in np.unique(epochs)
-        ])
+        return np.concatenate(
+            [
+                self._permutation(int(epoch))[place[epochs == epoch] % self.rows]
+                for epoch in np.unique(epochs)
+            ]
+        )
 
     def share(self, step: int, rank: int, size: int, micro_batch_size: int = 1) -> np.ndarray:
         """The rows of one data-parallel rank: a slice of the step's batch.
@@ -88,7 +90,7 @@ class Batches:
         """
         check_shares(self.global_batch_size, size, micro_batch_size)
         share = self.global_batch_size // size
-        return self.indices(step)[rank * share:(rank + 1) * share]
+        return self.indices(step)[rank * share : (rank + 1) * share]
 
     def micro_batches(self, step: int, rank: int, size: int, micro_batch_size: int) -> np.ndarray:
         """A rank's rows, a micro batch in each row of the array. Raises BarError as `share`."""

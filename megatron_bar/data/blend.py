@@ -111,9 +111,7 @@ class BlendedRows:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> PackedRows:
         """The rows at `indices`, in that order, read into memory."""
-        rows = PackedRows.empty(
-            len(indices), self.sequence_length, self.source_names, PackReport()
-        )
+        rows = PackedRows.empty(len(indices), self.sequence_length, self.source_names, PackReport())
         for row, index in enumerate(indices):
             window = self._windows[int(index)]
             rows.tokens_RS[row] = window["tokens"].numpy()

@@ -145,7 +145,7 @@ class _GzipReader:
             pass
         pieces = []
         while start < end:
-            pieces.append(self._block[start - self._begin:end - self._begin])
+            pieces.append(self._block[start - self._begin : end - self._begin])
             start += len(pieces[-1])
             if start < end and not self._next():
                 break

@@ -56,8 +56,10 @@ def chat_template(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) 
     """
     source = _source(name_or_path, tokenizer)
     if not source.strip():
-        raise BarError(f"{_from(name_or_path, tokenizer)} is empty, and would show a model nothing "
-                       f"of a conversation; name {', '.join(TEMPLATES)} or another .jinja file")
+        raise BarError(
+            f"{_from(name_or_path, tokenizer)} is empty, and would show a model nothing "
+            f"of a conversation; name {', '.join(TEMPLATES)} or another .jinja file"
+        )
     try:
         template_facts(source)
     except BarError as error:
@@ -96,8 +98,9 @@ def _source(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str
     except OSError as error:
         raise BarError(f"chat_template {path} can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise BarError(f"chat_template {path} isn't UTF-8: {error.reason}; save it as UTF-8"
-                       ) from None
+        raise BarError(
+            f"chat_template {path} isn't UTF-8: {error.reason}; save it as UTF-8"
+        ) from None
 
 
 def differs_from_own(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -108,9 +111,11 @@ def differs_from_own(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     except BarError:
         return False  # there is no format to differ from
     try:
-        return any(run_template(tokenizer, some, template, prompt)[0]
-                   != run_template(tokenizer, some, own, prompt)[0]
-                   for some, prompt in ((chat, False), (chat[:-1], True)))
+        return any(
+            run_template(tokenizer, some, template, prompt)[0]
+            != run_template(tokenizer, some, own, prompt)[0]
+            for some, prompt in ((chat, False), (chat[:-1], True))
+        )
     except BarError:
         return template != own
 
@@ -153,8 +158,10 @@ def check_text(value: Any, what: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BarError(f"{what} holds half of a character ({ascii(value[error.start])[1:-1]}, one "
-                       "of a surrogate pair); mend it or leave the item out") from None
+        raise BarError(
+            f"{what} holds half of a character ({ascii(value[error.start])[1:-1]}, one "
+            "of a surrogate pair); mend it or leave the item out"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -195,8 +202,9 @@ def rendered(
     if tokenizer.eos_token is None:
         raise BarError(f"the tokenizer {tokenizer.name_or_path} has no eos token to end replies")
     check_messages(messages)
-    learned = [message.get(LOSS) is not False for message in messages
-               if message["role"] == "assistant"]
+    learned = [
+        message.get(LOSS) is not False for message in messages if message["role"] == "assistant"
+    ]
     if not learned:
         raise BarError("the conversation has no assistant turn to learn from")
     if not any(learned):
@@ -207,21 +215,27 @@ def rendered(
     ends = ends_of_turn(tokenizer)
     text, spans = _text(tokenizer, shown, template, prompt=False)
     if len(spans) != len(learned):
-        raise BarError(f"the chat template marks {len(spans)} of {len(learned)} replies with "
-                       "{% generation %}")
+        raise BarError(
+            f"the chat template marks {len(spans)} of {len(learned)} replies with "
+            "{% generation %}"
+        )
     check_end(text, spans, ends)
     ids, inside = _tokens(tokenizer, text, spans)
     taught = [span is not None and learned[span] for span in inside]
     notes = [*_unused_keys(messages, template), *_left_out(shown, text, spans)]
-    if (any(message.get(FUNCTION_CALLS) for message in messages)
-            and not any(message.get(FUNCTIONS) for message in messages)):
+    if any(message.get(FUNCTION_CALLS) for message in messages) and not any(
+        message.get(FUNCTIONS) for message in messages
+    ):
         notes.append("functions are called, and none are offered")
     if not all(text[start:end].rstrip().endswith(tuple(ends)) for start, end in spans[:-1]):
-        notes.append("a reply before the last ends outside {% generation %}, so its end isn't "
-                     "learned")
-    if not _is_asked_for(tokenizer, shown, template, text[:spans[-1][0]]):
-        notes.append("the text that asks for the last reply (add_generation_prompt) isn't what "
-                     "stands before it in training")
+        notes.append(
+            "a reply before the last ends outside {% generation %}, so its end isn't learned"
+        )
+    if not _is_asked_for(tokenizer, shown, template, text[: spans[-1][0]]):
+        notes.append(
+            "the text that asks for the last reply (add_generation_prompt) isn't what "
+            "stands before it in training"
+        )
     return Rendered(ids, taught, list(dict.fromkeys(notes)))
 
 
@@ -249,10 +263,15 @@ def prompt_tokens(
     cuts = _cuts(text, spans)
     encoded = _encoded(tokenizer, text, cuts, return_offsets_mapping=True)
     ids = [token for piece in encoded["input_ids"] for token in piece]
-    return ids, text, [
-        (cut + start, cut + end) for cut, piece in zip(cuts, encoded["offset_mapping"])
-        for start, end in piece
-    ]
+    return (
+        ids,
+        text,
+        [
+            (cut + start, cut + end)
+            for cut, piece in zip(cuts, encoded["offset_mapping"])
+            for start, end in piece
+        ],
+    )
 
 
 def before_reply(messages: Sequence[Message]) -> Sequence[Message]:
@@ -281,8 +300,12 @@ def _text(
     """The rendered text and the spans of its characters that the assistant says."""
     if template_facts(template).marks_replies:
         return run_template(tokenizer, shown, template, prompt)
-    return proven_spans(lambda some, asking: run_template(tokenizer, some, template, asking)[0],
-                        shown, prompt, ends_of_turn(tokenizer))
+    return proven_spans(
+        lambda some, asking: run_template(tokenizer, some, template, asking)[0],
+        shown,
+        prompt,
+        ends_of_turn(tokenizer),
+    )
 
 
 def as_shown(
@@ -342,9 +365,7 @@ def _unused_keys(messages: Sequence[Message], template: str) -> Iterator[str]:
             yield f"key {key!r} of a message isn't used"
 
 
-def _left_out(
-    shown: Sequence[Message], text: str, spans: Sequence[Span]
-) -> Iterator[str]:
+def _left_out(shown: Sequence[Message], text: str, spans: Sequence[Span]) -> Iterator[str]:
     """The parts of messages that aren't where they should be in the text."""
     starts = [*(start for start, _ in spans), len(text)]
     replies, since = 0, 0
@@ -354,7 +375,7 @@ def _left_out(
             end, replies = spans[replies][1], replies + 1
             place, since = text[since:end], end
         else:
-            place = text if role == "system" else text[since:starts[replies]]
+            place = text if role == "system" else text[since : starts[replies]]
         for key in (*PARTS, *REASONING):
             part = (message.get(key) or "").strip()
             if part not in place and json.dumps(part, ensure_ascii=False)[1:-1] not in place:
@@ -381,8 +402,12 @@ def _encoded(
     tokenizer: PreTrainedTokenizerBase, text: str, cuts: Sequence[int], **more: bool
 ) -> BatchEncoding:
     """The pieces of the text between the cuts, each tokenized by itself."""
-    return tokenizer([text[start:end] for start, end in pairwise(cuts)],
-                     add_special_tokens=False, verbose=False, **more)
+    return tokenizer(
+        [text[start:end] for start, end in pairwise(cuts)],
+        add_special_tokens=False,
+        verbose=False,
+        **more,
+    )
 
 
 def _cuts(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:

@@ -54,8 +54,10 @@ def named_template(name: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     template = chat_template(name, tokenizer)
     if name is not None and differs_from_own(template, tokenizer):
-        say(f"warning: chat_template {name} is another format than the model's own, so the model "
-            "has to learn it; leave chat_template out to use its own")
+        say(
+            f"warning: chat_template {name} is another format than the model's own, so the model "
+            "has to learn it; leave chat_template out to use its own"
+        )
     return template
 
 
@@ -64,11 +66,12 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def check_prompt_length(length: int, positions: int) -> None:
-    """Raise BarError for a prompt of so many tokens that a model has no position left to answer in.
-    """
+    """Raise BarError for a prompt of so many tokens that a model has no position left to answer in."""
     if length >= positions:
-        raise BarError(f"the prompt has {length} tokens, which leaves no room for an answer in the "
-                       f"model's {positions} positions")
+        raise BarError(
+            f"the prompt has {length} tokens, which leaves no room for an answer in the "
+            f"model's {positions} positions"
+        )
 
 
 def closing_tokens(

@@ -55,8 +55,9 @@ def encode_preferences(
     """
     for pair in preferences:
         with bad.caught(pair.number, pair.where):
-            both = [rendered(tokenizer, messages, template)
-                    for messages in (pair.chosen, pair.rejected)]
+            both = [
+                rendered(tokenizer, messages, template) for messages in (pair.chosen, pair.rejected)
+            ]
             for made in both:
                 notes.update(made.notes)
                 yield _example(made)

@@ -44,8 +44,11 @@ class JsonLines:
         lines = lines[lines[:, 1] > lines[:, 0]]
         short = np.flatnonzero(lines[:, 1] - lines[:, 0] < _SHORTEST_RECORD)
         with self._bytes.open() as reader:
-            blank = [place for place in short
-                     if not _bare(reader.read(*lines[place, :2].tolist())).strip()]
+            blank = [
+                place
+                for place in short
+                if not _bare(reader.read(*lines[place, :2].tolist())).strip()
+            ]
         return np.delete(lines, blank, axis=0)
 
     def __len__(self) -> int:
@@ -117,8 +120,9 @@ def json_records(path: Path) -> Records:
 
 def _is_list(value: Any) -> bool:
     """A list of objects, not of turns."""
-    return (isinstance(value, list) and bool(value)
-            and all(isinstance(entry, dict) for entry in value))
+    return (
+        isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+    )
 
 
 def _bare(line: bytes) -> bytes:

@@ -16,18 +16,62 @@ LOSS_KEYS = (LOSS, "weight", "train", "loss_mask")
 CALL_KEYS = ("tool_calls", "function_call")
 
 # A key with one of these words would change what is learned, and nobody here knows how.
-_CHANGES_LEARNING = frozenset({
-    "weight", "weights", "mask", "masked", "loss", "train", "trained", "training", "trainable",
-    "learn", "supervise", "supervised", "prefix", "refusal", "image", "images", "audio", "video",
-    "videos", "file", "files", "attachment", "attachments", "media", "tool", "tools",
-})
+_CHANGES_LEARNING = frozenset(
+    {
+        "weight",
+        "weights",
+        "mask",
+        "masked",
+        "loss",
+        "train",
+        "trained",
+        "training",
+        "trainable",
+        "learn",
+        "supervise",
+        "supervised",
+        "prefix",
+        "refusal",
+        "image",
+        "images",
+        "audio",
+        "video",
+        "videos",
+        "file",
+        "files",
+        "attachment",
+        "attachments",
+        "media",
+        "tool",
+        "tools",
+    }
+)
 _WORD = re.compile(r"[A-Z]?[a-z]+")
 # They tell where a message comes from, not what it says.
-_HARMLESS = frozenset({
-    "role", "id", "message_id", "uuid", "parent_id", "tool_call_id", "name", "author", "model",
-    "timestamp", "created_at", "updated_at", "create_time", "date", "index", "turn", "lang",
-    "language", "annotations", "metadata",
-})
+_HARMLESS = frozenset(
+    {
+        "role",
+        "id",
+        "message_id",
+        "uuid",
+        "parent_id",
+        "tool_call_id",
+        "name",
+        "author",
+        "model",
+        "timestamp",
+        "created_at",
+        "updated_at",
+        "create_time",
+        "date",
+        "index",
+        "turn",
+        "lang",
+        "language",
+        "annotations",
+        "metadata",
+    }
+)
 
 
 def changes_learning(key: str) -> bool:

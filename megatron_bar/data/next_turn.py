@@ -48,12 +48,13 @@ def turn_ids(
     whole = run_template(tokenizer, [*messages, said, *shown], template, True)[0]
     for end in ends_of_turn(tokenizer):
         if whole.startswith(before := asked + reply + end):
-            behind = whole[len(before):]
+            behind = whole[len(before) :]
             return tokenizer(behind, add_special_tokens=False, verbose=False)["input_ids"]
     raise RewrittenReply(
         f"the chat template rewrites what the model said ({reply[-40:]!r}) once a turn follows it, "
         "so that the tokens of the conversation aren't those that were generated; use a template "
-        "that leaves replies as they are")
+        "that leaves replies as they are"
+    )
 
 
 def reply_message(reply: str) -> Message:

@@ -48,8 +48,11 @@ class Words:
 
     def ngrams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Hashes `[G]` of all n words in a row within one text, and the place of each's first."""
-        first_G = np.flatnonzero(self.text_W[n - 1:] == self.text_W[:len(self.text_W) - n + 1]
-                                 if len(self.text_W) >= n else [])
+        first_G = np.flatnonzero(
+            self.text_W[n - 1 :] == self.text_W[: len(self.text_W) - n + 1]
+            if len(self.text_W) >= n
+            else []
+        )
         powers = _powers(_PLACE, n)
         hashes_G = np.zeros(len(first_G), np.uint64)
         for place in range(n):

@@ -35,8 +35,9 @@ class Overlap:
         hashes_G, first_G = words.ngrams(N)
         item_G = words.text_W[first_G]
         keys_K, key_G = np.unique(hashes_G, return_inverse=True)
-        used_in_K = np.bincount(np.unique(np.stack([key_G, item_G]), axis=1)[0],
-                                minlength=len(keys_K))
+        used_in_K = np.bincount(
+            np.unique(np.stack([key_G, item_G]), axis=1)[0], minlength=len(keys_K)
+        )
         own_G = used_in_K[key_G] <= max(_WORDING, _WORDING_SHARE * len(items))
         self._keys_K, key_G = np.unique(hashes_G[own_G], return_inverse=True)
         order = np.argsort(key_G, kind="stable")
@@ -83,8 +84,9 @@ class Overlap:
         count_H = self._count_K[key_H]
         within = np.arange(count_H.sum()) - np.repeat(np.cumsum(count_H) - count_H, count_H)
         at = np.repeat(self._start_K[key_H], count_H) + within
-        text, item, covered = _covered(np.repeat(text_H, count_H), self._item_G[at],
-                                       self._place_G[at])
+        text, item, covered = _covered(
+            np.repeat(text_H, count_H), self._item_G[at], self._place_G[at]
+        )
         self._note(item, covered / self._words_I[item], text)
 
     def _note(self, items: np.ndarray, shares: np.ndarray, texts: np.ndarray) -> None:

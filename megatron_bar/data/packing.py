@@ -113,8 +113,8 @@ class PackedDocuments:
                 source = self.source_D[member]
                 example = sources[source].get(int(self.document_D[member]))
                 start, end = end, min(end + len(example.ids), length)
-                rows.tokens_RS[row, start:end] = example.ids[:end - start]
-                rows.loss_RS[row, start + 1:end] = example.loss_mask[1:end - start]
+                rows.tokens_RS[row, start:end] = example.ids[: end - start]
+                rows.loss_RS[row, start + 1 : end] = example.loss_mask[1 : end - start]
                 rows.documents_RS[row, start:end] = number
                 rows.sources_RS[row, start:end] = source
         return rows
@@ -157,10 +157,14 @@ def pack(
     members = kept[order]
     starts_R = np.concatenate([[0], np.cumsum(np.bincount(row_of))])
     report = PackReport(
-        rows=len(starts_R) - 1, sequence_length=sequence_length, documents=len(kept),
-        tokens=int(lengths.sum()), supervised=int(supervised_D[kept].sum()),
+        rows=len(starts_R) - 1,
+        sequence_length=sequence_length,
+        documents=len(kept),
+        tokens=int(lengths.sum()),
+        supervised=int(supervised_D[kept].sum()),
         truncated=int((too_long_D & ~dropped_D).sum()),
-        dropped_overlong=int(dropped_D.sum()), dropped_unsupervised=int(useless_D.sum()),
+        dropped_overlong=int(dropped_D.sum()),
+        dropped_unsupervised=int(useless_D.sum()),
     )
     for number, name in enumerate(sources):
         mine = kept[source_D[kept] == number]

@@ -40,20 +40,27 @@ class PairRows:
         self.source_names = tuple(sources)
         source_P = np.repeat(np.arange(len(picks), dtype=np.int16), [len(some) for some in picks])
         pair_P = np.concatenate(picks)
-        lengths_P2, supervised_P2 = (np.concatenate([
-            of(documents).reshape(-1, 2)[some] for documents, some in zip(self.sources, picks)
-        ]) for of in (lambda d: d.lengths_D, lambda d: d.supervised_D(length)))
+        lengths_P2, supervised_P2 = (
+            np.concatenate(
+                [of(documents).reshape(-1, 2)[some] for documents, some in zip(self.sources, picks)]
+            )
+            for of in (lambda d: d.lengths_D, lambda d: d.supervised_D(length))
+        )
         too_long_P = (lengths_P2 > length).any(-1)
         dropped_P = too_long_P & (overlong == "drop")
         useless_P = ~dropped_P & (supervised_P2 == 0).any(-1)
         kept = np.flatnonzero(~dropped_P & ~useless_P)
         if not len(kept):
-            raise BarError(f"none of {len(pair_P)} preference pairs has something to learn from in "
-                           f"both answers within sequence_length {length}; raise it or check the "
-                           "data")
+            raise BarError(
+                f"none of {len(pair_P)} preference pairs has something to learn from in "
+                f"both answers within sequence_length {length}; raise it or check the "
+                "data"
+            )
         self._source_R, self._pair_R = source_P[kept], pair_P[kept]
         self.report = PackReport(
-            rows=len(kept), sequence_length=2 * length, documents=2 * len(kept),
+            rows=len(kept),
+            sequence_length=2 * length,
+            documents=2 * len(kept),
             tokens=int(np.minimum(lengths_P2[kept], length).sum()),
             supervised=int(supervised_P2[kept].sum()),
             truncated=int((lengths_P2[kept] > length).sum()),
@@ -74,8 +81,7 @@ class PairRows:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> PackedRows:
         """The pairs at `indices`, in that order, read into memory."""
-        rows = PackedRows.empty(
-            len(indices), 2 * self.length, self.source_names, self.report)
+        rows = PackedRows.empty(len(indices), 2 * self.length, self.source_names, self.report)
         for row, index in enumerate(indices):
             source, pair = self._source_R[index], self._pair_R[index]
             for half in range(2):
@@ -83,7 +89,7 @@ class PairRows:
                 size, start = min(len(example.ids), self.length), half * self.length
                 place = slice(start, start + size)
                 rows.tokens_RS[row, place] = example.ids[:size]
-                rows.loss_RS[row, start + 1:start + size] = example.loss_mask[1:size]
+                rows.loss_RS[row, start + 1 : start + size] = example.loss_mask[1:size]
                 rows.documents_RS[row, place] = half + 1
                 rows.sources_RS[row, place] = source
         return rows
@@ -120,6 +126,10 @@ def _trimmed(rows: PackedRows) -> PackedRows:
     count, length = rows.documents_RS.shape
     used = (rows.documents_RS.reshape(count, 2, -1) > 0).sum(-1).max()
     half = min(-(-used // _LENGTH_UNIT) * _LENGTH_UNIT, length // 2)
-    return dataclasses.replace(rows, **{
-        name: getattr(rows, name).reshape(count, 2, -1)[:, :, :half].reshape(count, -1)
-        for name in ("tokens_RS", "loss_RS", "documents_RS", "sources_RS")})
+    return dataclasses.replace(
+        rows,
+        **{
+            name: getattr(rows, name).reshape(count, 2, -1)[:, :, :half].reshape(count, -1)
+            for name in ("tokens_RS", "loss_RS", "documents_RS", "sources_RS")
+        },
+    )

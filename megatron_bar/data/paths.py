@@ -14,10 +14,28 @@ from megatron_bar.runtime.errors import BarError
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 _GZIP = ".gz"
 # In a folder these are data that we would miss; what ends otherwise is taken for a description.
-_DATA_OF_OTHERS = frozenset({
-    ".csv", ".tsv", ".xlsx", ".arrow", ".feather", ".avro", ".orc", ".bin", ".npz", ".pkl",
-    ".gz", ".zst", ".zstd", ".bz2", ".xz", ".zip", ".tar", ".tgz",
-})
+_DATA_OF_OTHERS = frozenset(
+    {
+        ".csv",
+        ".tsv",
+        ".xlsx",
+        ".arrow",
+        ".feather",
+        ".avro",
+        ".orc",
+        ".bin",
+        ".npz",
+        ".pkl",
+        ".gz",
+        ".zst",
+        ".zstd",
+        ".bz2",
+        ".xz",
+        ".zip",
+        ".tar",
+        ".tgz",
+    }
+)
 
 
 def files_of(path: str) -> list[Path]:
@@ -32,8 +50,7 @@ def files_of(path: str) -> list[Path]:
         return [Path(path)]
     if os.path.isdir(path):
         return _in_folder(Path(path))
-    return sorted(Path(found) for found in glob.glob(path, recursive=True)
-                  if os.path.isfile(found))
+    return sorted(Path(found) for found in glob.glob(path, recursive=True) if os.path.isfile(found))
 
 
 def path_name(path: str) -> str:
@@ -60,8 +77,10 @@ def _in_folder(folder: Path) -> list[Path]:
         if ending(path) in (*JSON_ENDINGS, ".parquet", ".txt"):
             found.append(path)
         elif path.suffix.lower() in _DATA_OF_OTHERS:
-            raise BarError(f"{path}: {path.suffix!r} isn't supported; name the files that are "
-                           f"meant by a pattern, such as {folder}/*.jsonl")
+            raise BarError(
+                f"{path}: {path.suffix!r} isn't supported; name the files that are "
+                f"meant by a pattern, such as {folder}/*.jsonl"
+            )
     return found
 
 

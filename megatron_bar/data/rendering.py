@@ -56,13 +56,15 @@ def template_facts(template: str) -> TemplateFacts:
     try:
         tree = environment.parse(template)
     except TemplateSyntaxError as error:
-        raise BarError(f"the chat template is broken in line {error.lineno}: "
-                       f"{error.message}") from None
+        raise BarError(
+            f"the chat template is broken in line {error.lineno}: {error.message}"
+        ) from None
     except RecursionError:
         raise BarError("the chat template is broken: it is nested too deep") from None
     names = {node.name for node in tree.find_all(nodes.Name)}
-    changing = [f"{name} writes {what}" for name, what in _CHANGING_FUNCTIONS.items()
-                if name in names]
+    changing = [
+        f"{name} writes {what}" for name, what in _CHANGING_FUNCTIONS.items() if name in names
+    ]
     if any(node.name == _CHANGING_FILTER for node in tree.find_all(nodes.Filter)):
         changing.append(f"the filter {_CHANGING_FILTER} chooses anew each time")
     if changing:
@@ -72,13 +74,16 @@ def template_facts(template: str) -> TemplateFacts:
         )
     words = {node.attr for node in tree.find_all(nodes.Getattr)}
     words |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-    marks = any(node.identifier.endswith("_Generation")
-                for node in tree.find_all(nodes.ExtensionAttribute))
+    marks = any(
+        node.identifier.endswith("_Generation") for node in tree.find_all(nodes.ExtensionAttribute)
+    )
     return TemplateFacts(marks, frozenset(words))
 
 
 def run_template(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[dict[str, Any]],
+    template: str,
     prompt: bool,
 ) -> tuple[str, list[Span]]:
     """The text of a conversation and the spans in it that the template marks.
@@ -89,15 +94,23 @@ def run_template(
     try:
         # What apply_chat_template itself calls; it maps the spans to tokens less exactly than we.
         texts, spans = render_jinja_template(
-            [list(messages)], chat_template=template, add_generation_prompt=prompt,
-            return_assistant_tokens_mask=facts.marks_replies, **tokenizer.special_tokens_map,
+            [list(messages)],
+            chat_template=template,
+            add_generation_prompt=prompt,
+            return_assistant_tokens_mask=facts.marks_replies,
+            **tokenizer.special_tokens_map,
         )
     except TemplateError as error:
         raise BarError(f"the chat template refuses a conversation: {error}") from None
     except Exception as error:  # a template is a program of the user's, and may fail with any
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-                 if frame.filename in _IN_TEMPLATE]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename in _IN_TEMPLATE
+        ]
         place = f" in line {lines[-1]}" if lines else ""
-        raise BarError(f"the chat template fails{place}: {type(error).__name__}: "
-                       f"{' '.join(str(error).split())}") from None
+        raise BarError(
+            f"the chat template fails{place}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from None
     return texts[0], spans[0] if spans else []

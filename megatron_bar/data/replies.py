@@ -26,8 +26,10 @@ class UnprovenReplies(BarError):
     """It can't be shown where the replies of a conversation lie."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__("the chat template has no {% generation %}, and where its replies lie "
-                         f"can't be proven: {reason}")
+        super().__init__(
+            "the chat template has no {% generation %}, and where its replies lie "
+            f"can't be proven: {reason}"
+        )
 
 
 def ends_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -52,11 +54,14 @@ def proven_spans(
         before = messages[:number]
         closed, asked = text_of(before, False), text_of(before, True)
         if asked == closed:
-            raise UnprovenReplies("it opens no reply when it is asked for one "
-                                  "(add_generation_prompt)")
+            raise UnprovenReplies(
+                "it opens no reply when it is asked for one (add_generation_prompt)"
+            )
         if not whole.startswith(asked) or (spans and len(asked) < spans[-1][1]):
-            raise UnprovenReplies(f"the text that asks for message {number + 1} isn't what stands "
-                                  "before it in the whole conversation")
+            raise UnprovenReplies(
+                f"the text that asks for message {number + 1} isn't what stands "
+                "before it in the whole conversation"
+            )
         end = end_token.search(whole, len(asked))
         if end is None:
             raise UnprovenReplies(f"no token ends message {number + 1}")
@@ -66,8 +71,9 @@ def proven_spans(
             words = (message.get(key) or "").strip()
             place = whole.rfind(words, begin, end.start())
             if words and (place < 0 or place + len(words) <= len(asked)):
-                raise UnprovenReplies(f"the {key} of message {number + 1} isn't where its reply "
-                                      "should be")
+                raise UnprovenReplies(
+                    f"the {key} of message {number + 1} isn't where its reply should be"
+                )
         spans.append((len(asked), end.end()))
     return whole, spans
 

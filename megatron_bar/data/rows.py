@@ -59,12 +59,14 @@ class PackReport:
             )
             if number
         ]
-        return ", ".join([
-            f"{self.documents} documents in {self.rows} rows of {self.sequence_length}",
-            f"{self.tokens} tokens ({self.efficiency:.1%} full)",
-            f"{self.supervised} supervised",
-            *lost,
-        ])
+        return ", ".join(
+            [
+                f"{self.documents} documents in {self.rows} rows of {self.sequence_length}",
+                f"{self.tokens} tokens ({self.efficiency:.1%} full)",
+                f"{self.supervised} supervised",
+                *lost,
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,12 @@ class PackedRows:
         """Rows of padding, to be filled."""
         shape = (rows, sequence_length)
         return cls(
-            np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, np.int32),
-            np.full(shape, -1, np.int16), report, source_names,
+            np.zeros(shape, np.int32),
+            np.zeros(shape, bool),
+            np.zeros(shape, np.int32),
+            np.full(shape, -1, np.int16),
+            report,
+            source_names,
         )
 
     @property
@@ -103,5 +109,6 @@ class PackedRows:
         """The rows at `indices`, in that order. The report stays that of all rows."""
         arrays = (self.tokens_RS, self.loss_RS, self.documents_RS, self.sources_RS)
         reference_R = None if self.reference_R is None else self.reference_R[indices]
-        return PackedRows(*(a[indices] for a in arrays), self.report, self.source_names,
-                          reference_R)
+        return PackedRows(
+            *(a[indices] for a in arrays), self.report, self.source_names, reference_R
+        )

@@ -29,8 +29,10 @@ def shown_documents(
             place = np.flatnonzero(documents_S == number)
             ids, learned = rows.tokens_RS[row, place], rows.loss_RS[row, place]
             source = rows.source_names[rows.sources_RS[row, place[0]]]
-            heading = (f"row {row + 1}, document {number} of {documents_S.max()}, source {source}: "
-                       f"{len(ids)} tokens, {learned.sum()} learned")
+            heading = (
+                f"row {row + 1}, document {number} of {documents_S.max()}, source {source}: "
+                f"{len(ids)} tokens, {learned.sum()} learned"
+            )
             yield Text(heading, HEADING), _text(ids, learned, tokenizer, colour)
 
 

@@ -165,8 +165,9 @@ def open_source(source: Source, seed: int, texts: bool) -> SourceSample:
     for key, known in (("format", forms.FORMS), ("on_bad_item", (STOP, SKIP))):
         given = getattr(source, key)
         if given is not None and given not in known:
-            raise BarError(f"source {name}: {key} {given!r} is unknown; "
-                           f"there are {', '.join(known)}")
+            raise BarError(
+                f"source {name}: {key} {given!r} is unknown; there are {', '.join(known)}"
+            )
     for key in ("count", "repeat"):
         number = getattr(source, key)
         if number is not None and number < 1:

@@ -112,10 +112,13 @@ class StoredDocuments:
         if form is not None:
             lines.append(f"{name}: read as {form} (conversations: {len(self)})")
         if left_out := self.left_out:
-            lines.append(f"{describe_left_out(name, left_out)}; all are listed in "
-                         f"{self.folder / LEFT_OUT}")
-        return lines + [f"{name}: {note} (conversations: {count})"
-                        for note, count in self.manifest.get("notes", {}).items()]
+            lines.append(
+                f"{describe_left_out(name, left_out)}; all are listed in {self.folder / LEFT_OUT}"
+            )
+        return lines + [
+            f"{name}: {note} (conversations: {count})"
+            for note, count in self.manifest.get("notes", {}).items()
+        ]
 
     def __len__(self) -> int:
         return self.manifest["documents"]
@@ -153,14 +156,17 @@ class StoredDocuments:
         if self._loss is None:
             return Example(ids, np.ones(len(ids), bool))
         start = self._starts_D[index]
-        return Example(ids, self._loss[start:start + len(ids)].astype(bool))
+        return Example(ids, self._loss[start : start + len(ids)].astype(bool))
 
 
 def store_texts(
-    drawn: SourceSample, tokenizer: PreTrainedTokenizerBase, root: Path,
+    drawn: SourceSample,
+    tokenizer: PreTrainedTokenizerBase,
+    root: Path,
     processes: int | None = None,
 ) -> Path:
     """The folder with the source's texts, a document each that ends with eos. See `_store`."""
+
     def encode(start: int, stop: int, seen: _Seen) -> Iterator[Example]:
         for ids in encode_texts(tokenizer, drawn.texts(start, stop, seen.bad)):
             yield Example(ids, np.ones(len(ids), bool))
@@ -176,6 +182,7 @@ def store_conversations(
     processes: int | None = None,
 ) -> Path:
     """The folder with the source's conversations and what in them carries loss. See `_store`."""
+
     def encode(start: int, stop: int, seen: _Seen) -> Iterator[Example]:
         conversations = drawn.conversations(start, stop, seen.bad)
         return encode_conversations(tokenizer, conversations, template, seen.bad, seen.notes)
@@ -194,6 +201,7 @@ def store_preferences(
 
     See `_store`.
     """
+
     def encode(start: int, stop: int, seen: _Seen) -> Iterator[Example]:
         pairs = drawn.preferences(start, stop, seen.bad)
         return encode_preferences(tokenizer, pairs, template, seen.bad, seen.notes)
@@ -204,8 +212,7 @@ def store_preferences(
 def stored_path(
     drawn: SourceSample, tokenizer: PreTrainedTokenizerBase, template: str | None, root: Path
 ) -> Path:
-    """The folder where the source's documents lie, or will: named by the source and their making.
-    """
+    """The folder where the source's documents lie, or will: named by the source and their making."""
     digest = json_digest([_VERSION, drawn.identity, tokenizer_digest(tokenizer), template])
     return Path(root) / f"{drawn.name.replace('/', '-')}-{digest[:16]}"
 
@@ -253,13 +260,21 @@ def _store(
             raise
         if left_out:
             write_json_lines(staging / LEFT_OUT, left_out)
-        write_json(staging / MANIFEST, {
-            "source": drawn.name, **counts, "records": len(drawn),
-            "form": form(),
-            "left_out": len(left_out), "notes": dict(seen.notes),
-            "tokenizer": tokenizer_digest(tokenizer), "eos": tokenizer.eos_token_id,
-            "dtype": dtype.__name__, "chat_template": template,
-        })
+        write_json(
+            staging / MANIFEST,
+            {
+                "source": drawn.name,
+                **counts,
+                "records": len(drawn),
+                "form": form(),
+                "left_out": len(left_out),
+                "notes": dict(seen.notes),
+                "tokenizer": tokenizer_digest(tokenizer),
+                "eos": tokenizer.eos_token_id,
+                "dtype": dtype.__name__,
+                "chat_template": template,
+            },
+        )
         publish(staging, target)
     return _accepted(target, drawn)
 

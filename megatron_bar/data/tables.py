@@ -88,7 +88,7 @@ class Dataset:
 
     def read(self, chosen: Sequence[int]) -> Iterator[tuple[str, Record | BarError]]:
         for start in range(0, len(chosen), _RECORDS_AT_ONCE):
-            some = chosen[start:start + _RECORDS_AT_ONCE]
+            some = chosen[start : start + _RECORDS_AT_ONCE]
             rows = self._dataset.select(some).to_list()
             yield from zip((f"{self.name} row {index + 1}" for index in some), map(_row, rows))
 

@@ -22,6 +22,6 @@ def count_tokens(rows: Rows, vocab_size: int, most: int = _MOST) -> np.ndarray:
     looked_at = min(len(rows), max(1, most // length))
     chosen = np.linspace(0, len(rows) - 1, looked_at).astype(np.int64)
     for start in range(0, looked_at, _AT_ONCE):
-        some = rows.take(chosen[start:start + _AT_ONCE])
+        some = rows.take(chosen[start : start + _AT_ONCE])
         counts_V += np.bincount(some.tokens_RS[some.documents_RS > 0], minlength=vocab_size)
     return counts_V

@@ -35,12 +35,11 @@ def on_device(batches: Iterable[Batch]) -> Iterator[Batch]:
         yield _arrived(*sent)
 
 
-def _send(
-    batch: Batch, stream: torch.cuda.Stream
-) -> tuple[Batch, torch.Tensor, torch.cuda.Event]:
+def _send(batch: Batch, stream: torch.cuda.Stream) -> tuple[Batch, torch.Tensor, torch.cuda.Event]:
     with torch.cuda.stream(stream):
         tensors, buffer = copied_at_once(
-            batch.tensors(), torch.device("cuda", torch.cuda.current_device()), pin=True)
+            batch.tensors(), torch.device("cuda", torch.cuda.current_device()), pin=True
+        )
         return batch.with_tensors(tensors), buffer, stream.record_event()
 
 
@@ -61,8 +60,12 @@ def copied_at_once(
         size += math.ceil(tensor.nbytes / _ALIGNED) * _ALIGNED
 
     def views(buffer: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {name: buffer[starts[name] : starts[name] + tensor.nbytes]
-                .view(tensor.dtype).view(tensor.shape) for name, tensor in tensors.items()}
+        return {
+            name: buffer[starts[name] : starts[name] + tensor.nbytes]
+            .view(tensor.dtype)
+            .view(tensor.shape)
+            for name, tensor in tensors.items()
+        }
 
     host = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
     for name, view in views(host).items():

@@ -31,21 +31,24 @@ print(json.dumps({d.metadata["Name"].lower(): d.version for d in importlib.metad
 """
 
 
-def runnable(
-    suite: Suite, python: str, allow_code: bool
-) -> tuple[list[Benchmark], dict[str, str]]:
+def runnable(suite: Suite, python: str, allow_code: bool) -> tuple[list[Benchmark], dict[str, str]]:
     """The benchmarks that can be run in the environment of `python`, and why others can't.
 
     Raises BarError if lm-eval isn't installed there, or none can be run.
     """
     versions = _versions(python)
     if "lm-eval" not in versions and "lm_eval" not in versions:
-        raise BarError(f"lm-eval isn't installed for {python}; pip install "
-                       "'megatron-bar[lm-eval]', or name another environment's Python by --python")
+        raise BarError(
+            f"lm-eval isn't installed for {python}; pip install "
+            "'megatron-bar[lm-eval]', or name another environment's Python by --python"
+        )
     chosen, left_out = [], {}
     for benchmark in suite.benchmarks:
-        unmet = [f"{package} {version}".strip() for package, version in benchmark.needs.items()
-                 if not versions.get(package.lower(), "-").startswith(version)]
+        unmet = [
+            f"{package} {version}".strip()
+            for package, version in benchmark.needs.items()
+            if not versions.get(package.lower(), "-").startswith(version)
+        ]
         if benchmark.missing is not None:
             left_out[benchmark.name] = benchmark.missing
         elif benchmark.code and not allow_code:
@@ -55,8 +58,10 @@ def runnable(
         else:
             chosen.append(benchmark)
     if not chosen:
-        raise BarError(f"suite {suite.name}: no benchmark can be run: "
-                       f"{'; '.join(f'{name} {why}' for name, why in left_out.items())}")
+        raise BarError(
+            f"suite {suite.name}: no benchmark can be run: "
+            f"{'; '.join(f'{name} {why}' for name, why in left_out.items())}"
+        )
     return chosen, left_out
 
 
@@ -74,16 +79,19 @@ def configuration(
     spreads the model over `settings.layout.tensor` GPUs.
     """
     arguments: dict[str, Any] = {
-        "pretrained": str(model.absolute()), "dtype": settings.dtype or "auto"
+        "pretrained": str(model.absolute()),
+        "dtype": settings.dtype or "auto",
     }
     if backend == "vllm":
         arguments["tensor_parallel_size"] = settings.layout.tensor if settings.layout else 1
     config = {
-        "model": backend, "model_args": arguments,
+        "model": backend,
+        "model_args": arguments,
         "tasks": [benchmark.task for benchmark in benchmarks],
         "batch_size": settings.batch_size,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "output_path": _RAW, "log_samples": True,
+        "output_path": _RAW,
+        "log_samples": True,
         **suite.settings,
     }
     if suite.tasks_folder is not None:
@@ -115,23 +123,34 @@ def run_suite(
         environment["HF_ALLOW_CODE_EVAL"] = "1"
     with whole_folder(target, overwrite=True) as folder:
         (folder / _CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-        say(f"lm-eval: {len(benchmarks)} of {len(suite.benchmarks)} benchmarks; what it prints is "
-            f"in {folder / _LOG}")
+        say(
+            f"lm-eval: {len(benchmarks)} of {len(suite.benchmarks)} benchmarks; what it prints is "
+            f"in {folder / _LOG}"
+        )
         with open(folder / _LOG, "w") as log:
             done = subprocess.run(
-                [python, "-m", "lm_eval", "run", "--config", _CONFIG], cwd=folder,
-                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                [python, "-m", "lm_eval", "run", "--config", _CONFIG],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
         if done.returncode:
             lines = (folder / _LOG).read_text(errors="replace").strip().splitlines()
-            raise BarError(f"lm-eval ended with exit status {done.returncode}: "
-                           f"{lines[-1].strip() if lines else 'it said nothing'}")
+            raise BarError(
+                f"lm-eval ended with exit status {done.returncode}: "
+                f"{lines[-1].strip() if lines else 'it said nothing'}"
+            )
         found = sorted((folder / _RAW).rglob("results_*.json"))
         if not found:
             raise BarError("lm-eval wrote no results")
         scores = group_scores(suite, read_scores(read_json(found[-1]), benchmarks), left_out)
-        scores |= {"model": config["model_args"]["pretrained"], "backend": config["model"],
-                   "limit": config.get("limit")}
+        scores |= {
+            "model": config["model_args"]["pretrained"],
+            "backend": config["model"],
+            "limit": config.get("limit"),
+        }
         write_json(folder / SCORES, scores)
     return scores
 
@@ -152,15 +171,24 @@ def _score(results: dict[str, Any], benchmark: Benchmark) -> dict[str, Any]:
     for task in _leaves(results.get("group_subtasks", {}), benchmark.task):
         known = results["results"].get(task, {})
         if benchmark.metric not in known:
-            there = ", ".join(key for key, value in known.items()
-                              if isinstance(value, float) and "_stderr" not in key)
-            raise BarError(f"lm-eval's task {task} has no metric {benchmark.metric!r}; "
-                           f"it has {there or 'none'}")
+            there = ", ".join(
+                key
+                for key, value in known.items()
+                if isinstance(value, float) and "_stderr" not in key
+            )
+            raise BarError(
+                f"lm-eval's task {task} has no metric {benchmark.metric!r}; "
+                f"it has {there or 'none'}"
+            )
         count = results["n-samples"][task]["effective"]
         total += known[benchmark.metric] * count
         items += count
-    return {"score": total / items, "items": items, "task": benchmark.task,
-            "metric": benchmark.metric}
+    return {
+        "score": total / items,
+        "items": items,
+        "task": benchmark.task,
+        "metric": benchmark.metric,
+    }
 
 
 def _leaves(groups: dict[str, list[str]], task: str) -> list[str]:

@@ -74,19 +74,25 @@ def evaluate(
     results, routing, answers, left_out = {}, {}, [], LeftOut()
     for task, sources in tasks.items():
         items, prompts = load_items(
-            task, sources, chat_format, model.max_sequence_length, seed, left_out)
+            task, sources, chat_format, model.max_sequence_length, seed, left_out
+        )
         started = time.time()
         responses = _answer(model, prompts, settings, chat_format, seed, task)
         failures = Failures()
-        scored = on_main(functools.partial(
-            _scored, items, prompts, responses, chat_format, task, left_out, failures))
+        scored = on_main(
+            functools.partial(
+                _scored, items, prompts, responses, chat_format, task, left_out, failures
+            )
+        )
         results[task] = _result(scored, settings.samples, time.time() - started) | {
-            "verifier_failures": failures.count}
+            "verifier_failures": failures.count
+        }
         answers += scored
         if config.num_experts is not None:
             texts = [
-                label_tokens(chat_format.tokenizer, chat_format.template, conversation.messages,
-                             one.tokens)
+                label_tokens(
+                    chat_format.tokenizer, chat_format.template, conversation.messages, one.tokens
+                )
                 for (_, conversation), (one, *_) in zip(items, responses)
             ]
             # No padding counts, so any token will do where the tokenizer has none for it.
@@ -94,13 +100,21 @@ def evaluate(
     if is_main():
         left_out.record(folder)
         write_json_lines(folder / ANSWERS, answers)
-        write_json(folder / RESULTS, {
-            "model": name, "experts": config.all_expert_names, "tasks": results,
-            "routing": {task: routed["layers"] for task, routed in routing.items()},
-            "layout": str(layout), "seed": seed, "dtype": type_name(dtype),
-            "temperature": settings.temperature, "samples": settings.samples,
-            "max_new_tokens": settings.max_new_tokens,
-        })
+        write_json(
+            folder / RESULTS,
+            {
+                "model": name,
+                "experts": config.all_expert_names,
+                "tasks": results,
+                "routing": {task: routed["layers"] for task, routed in routing.items()},
+                "layout": str(layout),
+                "seed": seed,
+                "dtype": type_name(dtype),
+                "temperature": settings.temperature,
+                "samples": settings.samples,
+                "max_new_tokens": settings.max_new_tokens,
+            },
+        )
         if routing:
             write_json(folder / ROUTING, {"experts": config.all_expert_names, "tasks": routing})
     return {task: result["score"] for task, result in results.items()}
@@ -121,11 +135,14 @@ def _answer(
 
 
 def _result(answers: list[dict[str, Any]], samples: int, seconds: float) -> dict[str, Any]:
-    by_item = [answers[i:i + samples] for i in range(0, len(answers), samples)]
+    by_item = [answers[i : i + samples] for i in range(0, len(answers), samples)]
     means = [fmean(answer["score"] for answer in of_item) for of_item in by_item]
     return {
-        "score": fmean(means), "count": len(means), "items": means,
-        "cut": fmean(not answer["stopped"] for answer in answers), "seconds": round(seconds, 2),
+        "score": fmean(means),
+        "count": len(means),
+        "items": means,
+        "cut": fmean(not answer["stopped"] for answer in answers),
+        "seconds": round(seconds, 2),
         "samples": [of_item[0] for of_item in by_item[:_SHOWN]],
     }
 
@@ -149,7 +166,8 @@ def load_items(
         for conversation in load_conversations(source, seed, bad):
             with bad.caught(conversation.number, conversation.where):
                 prompt = prompt_ids(
-                    chat_format.tokenizer, conversation.messages, chat_format.template)
+                    chat_format.tokenizer, conversation.messages, chat_format.template
+                )
                 check_prompt_length(len(prompt), positions)
                 scorers.scorer(conversation)  # a missing reference is known before it is needed
                 items.append((source, conversation))
@@ -160,8 +178,9 @@ def load_items(
 
 
 def _nothing_left(task: str, done: str, left_out: LeftOut) -> BarError:
-    return BarError("; ".join([f"task {task} has no item left that can be {done}",
-                               *left_out.lines().values()]))
+    return BarError(
+        "; ".join([f"task {task} has no item left that can be {done}", *left_out.lines().values()])
+    )
 
 
 def _scored(
@@ -179,21 +198,34 @@ def _scored(
     Answers on which a verifier fails are counted in `failures`.
     """
     decode = chat_format.tokenizer.decode
-    asked = [(number, item, sample, response)
-             for number, (item, samples) in enumerate(zip(items, responses))
-             for sample, response in enumerate(samples)]
+    asked = [
+        (number, item, sample, response)
+        for number, (item, samples) in enumerate(zip(items, responses))
+        for sample, response in enumerate(samples)
+    ]
     texts = [decode(response.answer) for *_, response in asked]
     with progress(f"score {task}", len(texts)) as advance:
-        scores = score_answers([item for _, item, _, _ in asked], texts,
-                               [_bad(left_out, task, source) for _, (source, _), _, _ in asked],
-                               failures, advance)
+        scores = score_answers(
+            [item for _, item, _, _ in asked],
+            texts,
+            [_bad(left_out, task, source) for _, (source, _), _, _ in asked],
+            failures,
+            advance,
+        )
     unscored = {number for (number, *_), score in zip(asked, scores) if score is None}
     if len(unscored) == len(items):
         raise _nothing_left(task, "scored", left_out)
     return [
-        {"task": task, "item": number, "sample": sample, "prompt": decode(prompts[number]),
-         "response": text, "expected": _expected(*item), "score": score,
-         "stopped": response.stopped}
+        {
+            "task": task,
+            "item": number,
+            "sample": sample,
+            "prompt": decode(prompts[number]),
+            "response": text,
+            "expected": _expected(*item),
+            "score": score,
+            "stopped": response.stopped,
+        }
         for (number, item, sample, response), text, score in zip(asked, texts, scores)
         if number not in unscored
     ]

@@ -43,7 +43,8 @@ def route_texts(model: LanguageModel, texts: Sequence[LabelledText], pad_id: int
     sums_LKSX = sums_LCX.cpu().unflatten(1, (len(KINDS), len(SPEAKERS)))
     return {
         **_means(sums_LKSX.sum((1, 2))),
-        "kinds": _by(KINDS, sums_LKSX.sum(2)), "speakers": _by(SPEAKERS, sums_LKSX.sum(1)),
+        "kinds": _by(KINDS, sums_LKSX.sum(2)),
+        "speakers": _by(SPEAKERS, sums_LKSX.sum(1)),
         "examples": [_example(model, text, pad_id) for text in texts[:_EXAMPLES]],
     }
 
@@ -54,8 +55,11 @@ def _sizes(model: LanguageModel) -> tuple[int, int]:
 
 
 def _by(names: Sequence[str], sums_LCX: torch.Tensor) -> dict[str, Any]:
-    return {name: _means(sums_LX) for name, sums_LX in zip(names, sums_LCX.unbind(1))
-            if sums_LX[0, -1] > 0}
+    return {
+        name: _means(sums_LX)
+        for name, sums_LX in zip(names, sums_LCX.unbind(1))
+        if sums_LX[0, -1] > 0
+    }
 
 
 def _means(sums_LX: torch.Tensor) -> dict[str, Any]:
@@ -73,13 +77,11 @@ def _batches(texts: Sequence[LabelledText], limit: int):
     rank = parallel_state.get_data_parallel_rank()
     by_length = sorted(texts, key=lambda text: len(text.ids))
     for start in range(0, len(by_length), size * _ROWS_AT_ONCE):
-        group = by_length[start:start + size * _ROWS_AT_ONCE]
+        group = by_length[start : start + size * _ROWS_AT_ONCE]
         yield _rows(group[rank::size], -(-len(group) // size), min(len(group[-1].ids), limit))
 
 
-def _rows(
-    texts: Sequence[LabelledText], count: int, length: int
-) -> tuple[PackedRows, np.ndarray]:
+def _rows(texts: Sequence[LabelledText], count: int, length: int) -> tuple[PackedRows, np.ndarray]:
     """A row a text, cut to `length`, and the class of each token; -1 where there is none."""
     rows = PackedRows.empty(count, length, ("text",), PackReport())
     labels_BS = np.full((count, length), -1, np.int64)
@@ -88,8 +90,9 @@ def _rows(
         rows.tokens_RS[row, :used] = text.ids[:used]
         rows.documents_RS[row, :used] = 1
         rows.sources_RS[row, :used] = 0
-        labels_BS[row, :used] = (text.kinds_T.astype(np.int64) * len(SPEAKERS)
-                                 + text.speakers_T)[:used]
+        labels_BS[row, :used] = (text.kinds_T.astype(np.int64) * len(SPEAKERS) + text.speakers_T)[
+            :used
+        ]
     return rows, labels_BS
 
 

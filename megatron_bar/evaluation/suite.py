@@ -62,12 +62,17 @@ def load_suite(name: str) -> Suite:
     except (AttributeError, KeyError, TypeError) as error:
         raise BarError(f"suite {path}: {' '.join(str(error).split())}") from None
     for benchmark in benchmarks:
-        if (benchmark.missing is None) != (benchmark.task is not None and
-                                           benchmark.metric is not None):
+        if (benchmark.missing is None) != (
+            benchmark.task is not None and benchmark.metric is not None
+        ):
             raise BarError(f"suite {path}: {benchmark.name} has either task and metric or missing")
     folder = content.get("tasks")
-    return Suite(path.stem, benchmarks, content.get("settings") or {},
-                 folder and (path.parent / folder).absolute())
+    return Suite(
+        path.stem,
+        benchmarks,
+        content.get("settings") or {},
+        folder and (path.parent / folder).absolute(),
+    )
 
 
 def group_scores(
@@ -86,10 +91,14 @@ def group_scores(
         missing = {b.name: left_out[b.name] for b in members if b.name not in measured}
         categories[category] = {
             "score": fmean(s["score"] for s in scores.values()) if scores else None,
-            "complete": not missing, "benchmarks": scores, "missing": missing,
+            "complete": not missing,
+            "benchmarks": scores,
+            "missing": missing,
         }
     known = [c["score"] for c in categories.values() if c["score"] is not None]
     return {
-        "suite": suite.name, "overall": fmean(known) if known else None,
-        "complete": all(c["complete"] for c in categories.values()), "categories": categories,
+        "suite": suite.name,
+        "overall": fmean(known) if known else None,
+        "complete": all(c["complete"] for c in categories.values()),
+        "categories": categories,
     }

@@ -66,9 +66,9 @@ def label_tokens(
     answer_spans = list(zip([0, *ends[:-1]], ends))
     texts = [text[start:stop] for start, stop in _without_overlaps(spans)] + answer_texts
     kinds = np.concatenate([_kinds(text, spans), _kinds("".join(plain), answer_spans)])
-    speakers = np.concatenate([
-        speakers, np.full(len(answer_texts), SPEAKERS.index("assistant"), np.int8)
-    ])
+    speakers = np.concatenate(
+        [speakers, np.full(len(answer_texts), SPEAKERS.index("assistant"), np.int8)]
+    )
     all_ids = [*ids, *answer]
     kinds[np.isin(all_ids, sorted(markers)) | (speakers == SPEAKERS.index("template"))] = _TEMPLATE
     return LabelledText(all_ids, texts, kinds, speakers)

@@ -49,5 +49,7 @@ def _share(keys: list[tuple[int, int]], lengths: list[int]) -> list[tuple[int, i
 
 def _speaks() -> bool:
     """True on the rank that tells what its model-parallel group has answered."""
-    return (parallel_state.get_tensor_model_parallel_rank() == 0
-            and parallel_state.get_pipeline_model_parallel_rank() == 0)
+    return (
+        parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.get_pipeline_model_parallel_rank() == 0
+    )

@@ -77,27 +77,52 @@ class OpenAIApi:
     ) -> Response:
         """An answer of `most` tokens at most."""
         url = f"{self.address}/v1/completions"
-        reply = self._reply("POST", url, {
-            "model": self._model["id"], "prompt": list(request.prompt), "add_special_tokens": False,
-            "max_tokens": most, "temperature": sampling.temperature,
-            # All of the distribution, and these ends, whatever the model's generation config says.
-            "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": True,
-            "stop_token_ids": sorted(sampling.stop_ids), "logprobs": 0, "return_token_ids": True,
-        } | ({} if seed is None else {"seed": seed}))
+        reply = self._reply(
+            "POST",
+            url,
+            {
+                "model": self._model["id"],
+                "prompt": list(request.prompt),
+                "add_special_tokens": False,
+                "max_tokens": most,
+                "temperature": sampling.temperature,
+                # All of the distribution, and these ends, whatever the model's generation config says.
+                "top_p": 1.0,
+                "top_k": -1,
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+                "ignore_eos": True,
+                "stop_token_ids": sorted(sampling.stop_ids),
+                "logprobs": 0,
+                "return_token_ids": True,
+            }
+            | ({} if seed is None else {"seed": seed}),
+        )
         with _as_asked(url):
             return _response(url, reply["choices"][0], sampling, most)
 
     def logprobs(self, tokens: Sequence[int]) -> list[float]:
         """Log-probabilities of each of `tokens` but the first, at temperature 1."""
         url = f"{self.address}/v1/completions"
-        reply = self._reply("POST", url, {
-            "model": self._model["id"], "prompt": list(tokens), "add_special_tokens": False,
-            "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0,
-        }, _REFRESH_SECONDS)
+        reply = self._reply(
+            "POST",
+            url,
+            {
+                "model": self._model["id"],
+                "prompt": list(tokens),
+                "add_special_tokens": False,
+                "max_tokens": 1,
+                "temperature": 0.0,
+                "prompt_logprobs": 0,
+            },
+            _REFRESH_SECONDS,
+        )
         with _as_asked(url):
             said = reply["choices"][0]["prompt_logprobs"][1:]
-            found = [float(of_place[str(token)]["logprob"])
-                     for of_place, token in zip(said, tokens[1:], strict=True)]
+            found = [
+                float(of_place[str(token)]["logprob"])
+                for of_place, token in zip(said, tokens[1:], strict=True)
+            ]
             _check_logprobs(url, found)
             return found
 
@@ -109,7 +134,8 @@ class OpenAIApi:
     def _call_engine(self, path: str, content: Any) -> None:
         """Ask for something that a server never answers if its engine dies over it."""
         ask = functools.partial(
-            self._reply, "POST", f"{self.address}/{path}", content, _REFRESH_SECONDS)
+            self._reply, "POST", f"{self.address}/{path}", content, _REFRESH_SECONDS
+        )
         asked: Future[Any] = Future()
         # Nobody can wake it from waiting, so nobody waits for it.
         threading.Thread(target=_answer, args=(asked, ask), daemon=True).start()
@@ -139,8 +165,9 @@ class OpenAIApi:
 
         It has `seconds` for it, by default as long as for an answer.
         """
-        timeout = httpx.Timeout(min(seconds or math.inf, self._answer_seconds),
-                                connect=_CONNECT_SECONDS)
+        timeout = httpx.Timeout(
+            min(seconds or math.inf, self._answer_seconds), connect=_CONNECT_SECONDS
+        )
         try:
             reply = self._client.request(method, url, json=content, timeout=timeout)
             reply.raise_for_status()
@@ -166,22 +193,28 @@ def _as_asked(url: str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ServerFault(f"{url}: the answer isn't of the form that was asked for "
-                          f"({type(error).__name__}: {error})") from None
+        raise ServerFault(
+            f"{url}: the answer isn't of the form that was asked for "
+            f"({type(error).__name__}: {error})"
+        ) from None
 
 
 def _response(url: str, choice: dict[str, Any], sampling: Sampling, most: int) -> Response:
     tokens = choice.get("token_ids")
     logprobs = (choice.get("logprobs") or {}).get("token_logprobs")
     if not tokens or not logprobs or len(tokens) != len(logprobs):
-        raise ServerFault(f"{url}: the answer lacks token ids or their log-probabilities; use a "
-                          "server that knows return_token_ids, as vLLM does from 0.10.2 on")
+        raise ServerFault(
+            f"{url}: the answer lacks token ids or their log-probabilities; use a "
+            "server that knows return_token_ids, as vLLM does from 0.10.2 on"
+        )
     tokens, logprobs = [int(token) for token in tokens], [float(number) for number in logprobs]
     _check_logprobs(url, logprobs)
     stopped = tokens[-1] in sampling.stop_ids
     if len(tokens) > most or (len(tokens) < most and not stopped):
-        raise ServerFault(f"{url}: the answer has {len(tokens)} tokens and doesn't end there, of "
-                          f"{most} that were asked for ({choice.get('finish_reason')})")
+        raise ServerFault(
+            f"{url}: the answer has {len(tokens)} tokens and doesn't end there, of "
+            f"{most} that were asked for ({choice.get('finish_reason')})"
+        )
     return Response(tokens, logprobs, stopped)
 
 

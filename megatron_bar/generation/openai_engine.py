@@ -84,9 +84,11 @@ class OpenAIEngine:
     def _check_room(self, requests: Sequence[Request]) -> None:
         longest = max((len(request.prompt) for request in requests), default=0)
         if longest >= self.asking.max_sequence_length:
-            raise BarError(f"a prompt has {longest} tokens, and the model's "
-                           f"{self.asking.max_sequence_length} positions leave no room to answer; "
-                           "leave out prompts that long")
+            raise BarError(
+                f"a prompt has {longest} tokens, and the model's "
+                f"{self.asking.max_sequence_length} positions leave no room to answer; "
+                "leave out prompts that long"
+            )
 
     def _ask(self, round_: _Round, group: dist.ProcessGroup) -> str | None:
         """Ask for all that is missing; on every rank what is wrong on one, if something is."""

@@ -26,13 +26,17 @@ class Probe:
         """
         gap = distance(found, self.logprobs)
         if not gap <= limit:
-            return (f"of the same tokens its log-probabilities are {gap:.2g} from the trainer's in "
-                    f"the mean, more than max_rollout_logprob_gap {limit:g}")
+            return (
+                f"of the same tokens its log-probabilities are {gap:.2g} from the trainer's in "
+                f"the mean, more than max_rollout_logprob_gap {limit:g}"
+            )
         if before is not None:
             old = distance(found, before.logprobs)
             if gap > _NEARER * old:
-                return (f"it has the weights of the step before: its log-probabilities are "
-                        f"{old:.2g} from theirs, and {gap:.2g} from those of now")
+                return (
+                    f"it has the weights of the step before: its log-probabilities are "
+                    f"{old:.2g} from theirs, and {gap:.2g} from those of now"
+                )
         return None
 
 

@@ -47,13 +47,14 @@ class MegatronEngine:
         sampling: Sampling,
         advance: Callable[[int], None] = lambda done: None,
     ) -> list[Response]:
-        """See RolloutEngine. Raises BarError for a prompt that fills all of the model's positions.
-        """
+        """See RolloutEngine. Raises BarError for a prompt that fills all of the model's positions."""
         longest = max((len(request.prompt) for request in requests), default=0)
         if longest >= self.model.max_sequence_length:
-            raise BarError(f"a prompt has {longest} tokens, and the model's "
-                           f"{self.model.max_sequence_length} positions leave no room to answer; "
-                           "leave out prompts that long")
+            raise BarError(
+                f"a prompt has {longest} tokens, and the model's "
+                f"{self.model.max_sequence_length} positions leave no room to answer; "
+                "leave out prompts that long"
+            )
         return _Run(self.model, requests, sampling, self.batch_size).finish(advance)
 
 
@@ -75,10 +76,13 @@ class _Run:
         self.waiting = deque(order)
         self.device = torch.device(torch.cuda.current_device())
         # The tokens of each request and its response, at most.
-        self.ends = [len(request.prompt) + sampling.longest(request, model.max_sequence_length)
-                     for request in requests]
+        self.ends = [
+            len(request.prompt) + sampling.longest(request, model.max_sequence_length)
+            for request in requests
+        ]
         rows, length = self._all_reduce_max(
-            min(batch_size, len(requests)), max(self.ends, default=1))
+            min(batch_size, len(requests)), max(self.ends, default=1)
+        )
         self.cache = RowCache(rows, length)
         self.free = list(range(rows))
         self.in_row: list[int | None] = [None] * rows  # requests, by number
@@ -95,8 +99,10 @@ class _Run:
             admitted = self._admit()
             prompts = list(dict.fromkeys(tuple(self.requests[i].prompt[:-1]) for _, i in admitted))
             count, length, busy, waiting = self._all_reduce_max(
-                len(prompts), max(map(len, prompts), default=0),
-                self.cache.rows - len(self.free), len(self.waiting),
+                len(prompts),
+                max(map(len, prompts), default=0),
+                self.cache.rows - len(self.free),
+                len(self.waiting),
             )
             if length:
                 self._read(prompts, admitted, count, length)
@@ -127,7 +133,8 @@ class _Run:
                 self.positions[row] = len(self.requests[number].prompt) - 1
             rows = torch.tensor([row for row, _ in admitted], device=self.device)
             self.token_R[rows] = torch.tensor(
-                [self.requests[number].prompt[-1] for _, number in admitted], device=self.device)
+                [self.requests[number].prompt[-1] for _, number in admitted], device=self.device
+            )
         return admitted
 
     def _read(
@@ -211,8 +218,13 @@ class _Run:
             uniform_R = None
             if self.sampling.temperature:
                 uniform_R = torch.tensor(
-                    [0.0 if number is None else self.uniform_QN[number, len(self.tokens[number])]
-                     for number in self.in_row], dtype=torch.double, device=self.device)
+                    [
+                        0.0 if number is None else self.uniform_QN[number, len(self.tokens[number])]
+                        for number in self.in_row
+                    ],
+                    dtype=torch.double,
+                    device=self.device,
+                )
             both[0], both[1] = choose(logits_RV, self.sampling.temperature, uniform_R)
         group = parallel_state.get_model_parallel_group()
         if group.size() > 1:
@@ -224,5 +236,7 @@ class _Run:
         return tokens, logprobs
 
     def _responses(self) -> list[Response]:
-        return [Response(tokens, logprobs, tokens[-1] in self.sampling.stop_ids)
-                for tokens, logprobs in zip(self.tokens, self.logprobs)]
+        return [
+            Response(tokens, logprobs, tokens[-1] in self.sampling.stop_ids)
+            for tokens, logprobs in zip(self.tokens, self.logprobs)
+        ]

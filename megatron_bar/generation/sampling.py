@@ -18,9 +18,9 @@ def uniform_numbers(requests: Sequence[Request], sampling: Sampling) -> torch.Te
     Neither the batch that a request is in nor the layout has a part in it.
     """
     drawn = [
-        np.random.Generator(np.random.Philox(
-            np.random.SeedSequence([sampling.seed, *request.key])
-        )).random(sampling.max_new_tokens)
+        np.random.Generator(
+            np.random.Philox(np.random.SeedSequence([sampling.seed, *request.key]))
+        ).random(sampling.max_new_tokens)
         for request in requests
     ]
     return torch.from_numpy(np.array(drawn).reshape(len(requests), sampling.max_new_tokens))

@@ -117,9 +117,13 @@ class ServedPolicy:
         seeds = self._on_main(self._seeds)
         if not seeds:
             say(f"{run.label}: requests bring no seeds, so what is sampled can't be repeated")
-        self.asking = Asking(settings.rollout_batch_size, self.positions, seeds,
-                             settings.rollout_answer_seconds,
-                             self._log if settings.rollout_python is not None else None)
+        self.asking = Asking(
+            settings.rollout_batch_size,
+            self.positions,
+            seeds,
+            settings.rollout_answer_seconds,
+            self._log if settings.rollout_python is not None else None,
+        )
         self.numbers: dict[str, float] = {}  # what there is to log of the last weights
         self._probe: Probe | None = None
         self._before: Probe | None = None
@@ -140,13 +144,24 @@ class ServedPolicy:
         if settings.rollout_python is not None:
             sleep_mode = ["--enable-sleep-mode"] if settings.rollout_sleep else []
             alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
-            yield OwnServer(VllmProcess(
-                settings.rollout_python,
-                ["--dtype", dtype, "--max-model-len", str(self._row), *sleep_mode,
-                 *settings.rollout_options],
-                self.folder, self._log,
-                "127.0.0.1" if alone else socket.gethostname(), settings.rollout_answer_seconds,
-            ), settings.rollout_sleep)
+            yield OwnServer(
+                VllmProcess(
+                    settings.rollout_python,
+                    [
+                        "--dtype",
+                        dtype,
+                        "--max-model-len",
+                        str(self._row),
+                        *sleep_mode,
+                        *settings.rollout_options,
+                    ],
+                    self.folder,
+                    self._log,
+                    "127.0.0.1" if alone else socket.gethostname(),
+                    settings.rollout_answer_seconds,
+                ),
+                settings.rollout_sleep,
+            )
 
     @property
     def _log(self) -> Path:
@@ -184,6 +199,7 @@ class ServedPolicy:
 
     def rest(self) -> None:
         """Have servers give their GPUs' memory back until the next weights, by rollout_sleep."""
+
         def sleep() -> None:
             for server in self.servers:
                 try:
@@ -207,6 +223,7 @@ class ServedPolicy:
         One that fails is left out until the next weights, where others don't. Where all fail they
         are given the weights `anew`.
         """
+
         def bring() -> list[str]:
             for surely in (True,) if anew else (False, True):
                 gaps: dict[str, float] = {}
@@ -231,9 +248,11 @@ class ServedPolicy:
     def _proven(self, server: Server) -> float:
         """The distance of what it says from what the trainer says, which is small enough."""
         if (longest := server.api.longest_row) is not None and longest < self._row:
-            raise BarError(f"{server.api.address} takes rows of {longest} tokens, and "
-                           f"prompt_length and response_length ask for {self._row}; start it with "
-                           f"--max-model-len {self._row}, or lower them")
+            raise BarError(
+                f"{server.api.address} takes rows of {longest} tokens, and "
+                f"prompt_length and response_length ask for {self._row}; start it with "
+                f"--max-model-len {self._row}, or lower them"
+            )
         found = [server.api.logprobs(row) for row in self._probe.rows]
         limit = self.settings.max_rollout_logprob_gap
         if fault := self._probe.fault(found, self._before, limit):
@@ -242,6 +261,7 @@ class ServedPolicy:
 
     def _on_main(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on the main rank. Raises on all ranks what BarError it raises."""
+
         def caught() -> tuple[str | None, Any]:
             try:
                 return None, work()

@@ -29,8 +29,16 @@ exec "$@" 3<&- </dev/null
 """
 _WORKER = Path(__file__).with_name("in_vllm")
 # Of the trainer's own processes; vLLM would take them for its own.
-_OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-         "GROUP_RANK", "ROLE_RANK")
+_OURS = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "GROUP_RANK",
+    "ROLE_RANK",
+)
 
 
 class VllmProcess:
@@ -66,19 +74,39 @@ class VllmProcess:
         self.stop()
         port = _free_port(self.host)
         command = [
-            self.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.folder),
-            "--host", self.host, "--port", str(port), "--served-model-name", "policy",
-            "--logprobs-mode", "processed_logprobs",
-            "--worker-extension-cls", "takes_weights.TakesWeights", *self.options,
+            self.python,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(self.folder),
+            "--host",
+            self.host,
+            "--port",
+            str(port),
+            "--served-model-name",
+            "policy",
+            "--logprobs-mode",
+            "processed_logprobs",
+            "--worker-extension-cls",
+            "takes_weights.TakesWeights",
+            *self.options,
         ]
         environment = {key: value for key, value in os.environ.items() if key not in _OURS}
-        environment |= {"VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1",
-                        "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(_WORKER)}
+        environment |= {
+            "VLLM_SERVER_DEV_MODE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "PYTHONPATH": str(_WORKER),
+        }
         with open(self.log, "ab") as log, unheard():
             self._process = subprocess.Popen(
-                ["sh", "-c", _UNTIL_STDIN_ENDS, "sh", *command], env=environment,
-                stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True)
+                ["sh", "-c", _UNTIL_STDIN_ENDS, "sh", *command],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self.api = OpenAIApi(f"http://{self.host}:{port}", self.answer_seconds)
         self._wait_until_it_serves()
 
@@ -87,11 +115,15 @@ class VllmProcess:
         while not self.api.serves():
             beat()
             if not self.runs:
-                raise ServerFault(f"vLLM ended with exit status {self._process.returncode}: "
-                                  f"{_last_words(self.log)}; all that it printed is in {self.log}")
+                raise ServerFault(
+                    f"vLLM ended with exit status {self._process.returncode}: "
+                    f"{_last_words(self.log)}; all that it printed is in {self.log}"
+                )
             if time.monotonic() > deadline:
-                raise ServerFault(f"vLLM isn't ready after {START_SECONDS:.0f} s; what it printed "
-                                  f"is in {self.log}")
+                raise ServerFault(
+                    f"vLLM isn't ready after {START_SECONDS:.0f} s; what it printed "
+                    f"is in {self.log}"
+                )
             time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
@@ -118,8 +150,10 @@ class Vllm:
         """Raise BarError for a family that the transformers beside it computes wrongly."""
         version = tuple(int(part) for part in self.transformers.split(".")[:2])
         if family == "olmo3" and (5, 0) <= version < (5, 13):
-            raise BarError(f"rollout_python has transformers {self.transformers}, and 5.0 to 5.12 "
-                           "compute OLMo-3 wrongly; install 5.13 or newer there")
+            raise BarError(
+                f"rollout_python has transformers {self.transformers}, and 5.0 to 5.12 "
+                "compute OLMo-3 wrongly; install 5.13 or newer there"
+            )
 
 
 _FACTS = """
@@ -135,8 +169,14 @@ print(json.dumps({"transformers": found.version("transformers"), "on_cpu": "cpu"
 def find_vllm(python: str) -> Vllm:
     """Ask a Python for its vLLM. Raises BarError where it has none, or can't be run."""
     try:
-        said = subprocess.run([python, "-c", _FACTS], capture_output=True, text=True, check=True,
-                              env=os.environ | {"PYTHONPATH": ""}, timeout=60)
+        said = subprocess.run(
+            [python, "-c", _FACTS],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": ""},
+            timeout=60,
+        )
     except (OSError, subprocess.SubprocessError) as error:
         last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
         raise BarError(f"rollout_python {python} is no Python that has vLLM: {last}") from None

@@ -54,9 +54,7 @@ class AloneContext(Context[TrainingStage]):
         return {"start": {"stage": str(self.start), "id": json_digest(contents)}}
 
 
-def train_alone(
-    stage: TrainingStage, start: Path, beside: Path, overwrite: bool = False
-) -> Path:
+def train_alone(stage: TrainingStage, start: Path, beside: Path, overwrite: bool = False) -> Path:
     """Check the stage and train in its folder, `beside`/NAME; returns the checkpoint it makes.
 
     Where it is done already, with these settings and from this start, nothing happens; one that was
@@ -95,24 +93,35 @@ def _is_done(context: AloneContext, overwrite: bool) -> bool:
     if record["inputs"] != context.input_ids():
         why.append(f"it started from {record['inputs']['start']['stage']} as that was then")
     if why and not overwrite:
-        raise BarError(f"{folder} holds another training ({why[0]}); give another folder, or "
-                       "overwrite it")
+        raise BarError(
+            f"{folder} holds another training ({why[0]}); give another folder, or overwrite it"
+        )
     return done is not None and not why
 
 
 def _check(stage: TrainingStage, start: Path) -> None:
     """Raise BarError with all that can be known to be wrong before the first step."""
     routes = isinstance(stage, RouteStage)
-    raise_all([*training_structure_faults(stage.training, stage.name, needs_data=not routes),
-               *training_faults(stage.training, f"{stage.name}: ")])
+    raise_all(
+        [
+            *training_structure_faults(stage.training, stage.name, needs_data=not routes),
+            *training_faults(stage.training, f"{stage.name}: "),
+        ]
+    )
     stage.layout.check()
     model, faults = ModelConfig.load(start), Faults()
     stage.check(stage.model([model], model), faults)
     stage.check_sources(faults)
     stage.check_installed(faults)
     with faults.of(stage.name):
-        check_readings(list(stage.readings()), load_tokenizer(start), stage.chat_template,
-                       model.max_position_embeddings, stage.seed, faults)
+        check_readings(
+            list(stage.readings()),
+            load_tokenizer(start),
+            stage.chat_template,
+            model.max_position_embeddings,
+            stage.seed,
+            faults,
+        )
     require(faults)
 
 
@@ -123,8 +132,12 @@ def _train(context: AloneContext) -> None:
     log.unlink(missing_ok=True)
     say(f"{name}: training; its log is {log}")
     job = processes.start(
-        _rank, context.stage, context.start, context.run,
-        processes=context.stage.layout.processes, log=log,
+        _rank,
+        context.stage,
+        context.start,
+        context.run,
+        processes=context.stage.layout.processes,
+        log=log,
     )
     try:
         _wait(job, name, log)

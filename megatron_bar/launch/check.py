@@ -27,9 +27,7 @@ from megatron_bar.stages.stage import Stage
 _WORTH_TELLING = 2.0  # seconds that a check took
 
 
-def check_works(
-    works: Sequence[Work], installed: bool = True, absent: bool = True
-) -> None:
+def check_works(works: Sequence[Work], installed: bool = True, absent: bool = True) -> None:
     """Check recipes whose work is done one after the other.
 
     Raises BarError with all faults. `installed` is whether this Python will run the stages. Without
@@ -92,8 +90,10 @@ def check_writable(run: Path) -> None:
     """Raise BarError unless the folder of a run can be made, or written to."""
     standing = existing(run)
     if why := unwritable(standing):
-        raise BarError(f"{standing} can't be written to, and the run is to lie in {run}: {why}; "
-                       "set runs to another folder")
+        raise BarError(
+            f"{standing} can't be written to, and the run is to lie in {run}: {why}; "
+            "set runs to another folder"
+        )
 
 
 def _check_folders(
@@ -109,8 +109,10 @@ def _check_folders(
         if domain.checkpoint is not None:
             first = adopted.setdefault(Path(domain.checkpoint).resolve(), name)
             if first != name:
-                faults.add(f"domains.{first} and domains.{name} have the same checkpoint "
-                           f"{domain.checkpoint}, and a branch is one expert; leave out either")
+                faults.add(
+                    f"domains.{first} and domains.{name} have the same checkpoint "
+                    f"{domain.checkpoint}, and a branch is one expert; leave out either"
+                )
     for stage in stages:
         stage.check_outside(run_folder(recipe), faults)
 

@@ -74,8 +74,11 @@ def check_tasks(
     The model has so many `positions`.
     `template` names a chat template, by default the tokenizer's own.
     """
-    found = [Reading("evaluate", source, ITEMS, task=task)
-             for task, entries in tasks.items() for source in entries]
+    found = [
+        Reading("evaluate", source, ITEMS, task=task)
+        for task, entries in tasks.items()
+        for source in entries
+    ]
     faults = Faults()
     check_readings(found, tokenizer, template, positions, seed, faults)
     require(faults)
@@ -151,7 +154,8 @@ def _check(
 ) -> None:
     source = reading.source
     absent = not source.toy and not (
-        files_of(source.path) if source.path else Path(source.hub or "").exists())
+        files_of(source.path) if source.path else Path(source.hub or "").exists()
+    )
     with faults.of(reading.where, absent):
         drawn = sampled(source, seed, reading.form == TEXTS)
         length = reading.length
@@ -175,9 +179,12 @@ def sampled(source: Source, seed: int, texts: bool) -> SourceSample:
     path = Path(source.path or "")
     if path.suffix == ".jsonl" and path.is_file() and path.stat().st_size > _LARGE:
         records = list(_lines_of(path))
-        return SourceSample(source, source_name(source), Listed(
-            [record for _, record in records], lambda index: records[index][0]),
-            range(len(records)))
+        return SourceSample(
+            source,
+            source_name(source),
+            Listed([record for _, record in records], lambda index: records[index][0]),
+            range(len(records)),
+        )
     drawn = open_source(source, seed, texts)
     chosen, rest = drawn.chosen[:FIRST], drawn.chosen[FIRST:]
     step = max(1, -(-len(rest) // SPREAD))
@@ -222,12 +229,15 @@ def _check_chats(drawn: SourceSample, language: _Language | None, length: int | 
         for _ in conversations:
             pass
         return
-    examples = encode_conversations(language.tokenizer, conversations, language.template,
-                                    BadItems.of(drawn.source))
+    examples = encode_conversations(
+        language.tokenizer, conversations, language.template, BadItems.of(drawn.source)
+    )
     if not sum(example.loss_mask[1:length].sum() for example in examples):
-        raise BarError(f"source {drawn.name}: of {len(drawn)} conversations none has a token that "
-                       f"carries loss among its first {length}; raise sequence_length, or look "
-                       "with megatron-bar data show")
+        raise BarError(
+            f"source {drawn.name}: of {len(drawn)} conversations none has a token that "
+            f"carries loss among its first {length}; raise sequence_length, or look "
+            "with megatron-bar data show"
+        )
 
 
 def _check_pairs(drawn: SourceSample, language: _Language | None, length: int | None) -> None:
@@ -236,13 +246,18 @@ def _check_pairs(drawn: SourceSample, language: _Language | None, length: int | 
         for _ in pairs:
             pass
         return
-    examples = list(encode_preferences(language.tokenizer, pairs, language.template,
-                                       BadItems.of(drawn.source), Counter()))
+    examples = list(
+        encode_preferences(
+            language.tokenizer, pairs, language.template, BadItems.of(drawn.source), Counter()
+        )
+    )
     learned = [example.loss_mask[1:length].any() for example in examples]
     if not any(chosen and rejected for chosen, rejected in zip(learned[::2], learned[1::2])):
-        raise BarError(f"source {drawn.name}: of {len(drawn)} preference pairs none has something "
-                       f"to learn from in both answers within their first {length} tokens; raise "
-                       "sequence_length, or look with megatron-bar data show")
+        raise BarError(
+            f"source {drawn.name}: of {len(drawn)} preference pairs none has something "
+            f"to learn from in both answers within their first {length} tokens; raise "
+            "sequence_length, or look with megatron-bar data show"
+        )
 
 
 def _check_prompts(
@@ -259,8 +274,10 @@ def _check_prompts(
                 if positions is not None and length <= (longest or length):
                     check_prompt_length(length, positions)
         if longest is not None and lengths and min(lengths) > longest:
-            raise BarError(f"source {drawn.name}: all of {len(items)} prompts are longer than "
-                           f"prompt_length {longest}; raise it")
+            raise BarError(
+                f"source {drawn.name}: all of {len(items)} prompts are longer than "
+                f"prompt_length {longest}; raise it"
+            )
     try:
         verifier_for(drawn.source)
     except BarError:

@@ -37,8 +37,10 @@ def find_contamination(found: Sequence[Reading], seed: int, target: Path) -> Non
     target.unlink(missing_ok=True)
     for task, (prompts, overlap) in asked.items():
         also = f"; {overlap.unexamined} have no words of their own" if overlap.unexamined else ""
-        say(f"{task}: {len(overlap.found)} of {len(prompts)} items share {SHARE:.0%} of their "
-            f"words or more, in runs of {N}, with a text of training{also}")
+        say(
+            f"{task}: {len(overlap.found)} of {len(prompts)} items share {SHARE:.0%} of their "
+            f"words or more, in runs of {N}, with a text of training{also}"
+        )
     if listed:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json_lines(target, listed)
@@ -56,21 +58,33 @@ def _found_in(
             for _, overlap in asked.values():
                 overlap.add(words)
     except BarError as error:
-        say(f"{reading.where}: {source_name(reading.source)} isn't searched for held-out items: "
-            f"{error}")
-    return [{"of": task, "item": int(item) + 1, "prompt": prompts[item],
-             "share": round(float(overlap.share_I[item]), 3), "in": reading.where,
-             "source": source_name(reading.source)}
-            for task, (prompts, overlap) in asked.items()
-            for item in overlap.found if item not in before[task]]
+        say(
+            f"{reading.where}: {source_name(reading.source)} isn't searched for held-out items: "
+            f"{error}"
+        )
+    return [
+        {
+            "of": task,
+            "item": int(item) + 1,
+            "prompt": prompts[item],
+            "share": round(float(overlap.share_I[item]), 3),
+            "in": reading.where,
+            "source": source_name(reading.source),
+        }
+        for task, (prompts, overlap) in asked.items()
+        for item in overlap.found
+        if item not in before[task]
+    ]
 
 
 def _prompts(reading: Reading, seed: int) -> list[str]:
     """The last question of each item; none where the source can't be read, which others tell."""
     try:
         drawn = open_source(reading.source, seed, texts=False)
-        return [next((_content(m) for m in reversed(c.messages) if m["role"] == "user"), "")
-                for c in drawn.conversations(bad=BadItems(skip=True))]
+        return [
+            next((_content(m) for m in reversed(c.messages) if m["role"] == "user"), "")
+            for c in drawn.conversations(bad=BadItems(skip=True))
+        ]
     except BarError:
         return []
 
@@ -105,8 +119,10 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
             total += size
             batch, size = [], 0
             if total >= _MOST:
-                say(f"the first {total / 1e9:.1f} billion characters of it are searched for "
-                    "held-out items")
+                say(
+                    f"the first {total / 1e9:.1f} billion characters of it are searched for "
+                    "held-out items"
+                )
                 return
     if batch:
         yield batch

@@ -33,8 +33,10 @@ def prepare_data(recipe: Recipe, names: Sequence[str], processes: int | None) ->
         for part in part_contexts(_context(recipe, stage)):
             for name, folder in prepare(part, tokenizer, processes).items():
                 stored = StoredDocuments(folder)
-                say(f"{stage.name}: {name}: {stored.tokens} tokens in {len(stored)} documents, "
-                    f"{folder}")
+                say(
+                    f"{stage.name}: {name}: {stored.tokens} tokens in {len(stored)} documents, "
+                    f"{folder}"
+                )
 
 
 def show_data(recipe: Recipe, name: str, step: int, items: int) -> None:
@@ -67,8 +69,7 @@ def _context(recipe: Recipe, stage: Stage) -> Context:
 
 
 def _stages(recipe: Recipe, names: Sequence[str]) -> list[Stage]:
-    stages = {stage.name: stage for stage in stage_graph(recipe)
-              if isinstance(stage, RowsStage)}
+    stages = {stage.name: stage for stage in stage_graph(recipe) if isinstance(stage, RowsStage)}
     for name in names:
         if name not in stages:
             raise BarError(f"no stage {name!r} reads prepared data; there are {', '.join(stages)}")

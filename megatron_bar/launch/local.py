@@ -80,8 +80,10 @@ def _check(works: Sequence[Work]) -> None:
 
 def _tell(run: Path, stages: Sequence[Stage], todo: Sequence[Stage]) -> None:
     if todo:
-        say(f"{run}: {len(todo)} of {len(stages)} stages to run: "
-            f"{', '.join(stage.name for stage in todo)}")
+        say(
+            f"{run}: {len(todo)} of {len(stages)} stages to run: "
+            f"{', '.join(stage.name for stage in todo)}"
+        )
     else:
         say(f"{run}: nothing to do, all {len(stages)} stages are done")
 
@@ -143,5 +145,7 @@ def check_no_slurm_jobs(run: Path) -> None:
         return
     if active := active_jobs(run):
         name, job = next(iter(active.items()))
-        raise BarError(f"{run} has {len(active)} active SLURM jobs, such as {job.id} for {name}; "
-                       f"wait for them, or end them with megatron-bar cancel {run}")
+        raise BarError(
+            f"{run} has {len(active)} active SLURM jobs, such as {job.id} for {name}; "
+            f"wait for them, or end them with megatron-bar cancel {run}"
+        )

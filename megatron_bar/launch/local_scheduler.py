@@ -122,7 +122,11 @@ class LocalScheduler:
         needed = self._needed_gpus(stage)
         gpus, self.free = self.free[:needed], self.free[needed:]
         job = processes.start(
-            run_stage, self.run, stage.name, processes=stage.layout.processes, log=log,
+            run_stage,
+            self.run,
+            stage.name,
+            processes=stage.layout.processes,
+            log=log,
             gpus=gpus if self.gpus else None,
         )
         self.running.append(_Running(stage, job, time.monotonic(), gpus))
@@ -151,7 +155,9 @@ class LocalScheduler:
             kept = replaced_folder(self.run, name)
             return "failed" + (
                 f"; its last result is kept in {kept}, and back with the settings it was made with"
-                if kept.is_dir() else "")
+                if kept.is_dir()
+                else ""
+            )
         seconds = time.monotonic() - running.started
         summary = read_done(self.run / name).get("summary", "")
         return f"done in {seconds:.0f} s{summary and ' - '}{summary}"

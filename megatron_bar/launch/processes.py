@@ -111,8 +111,7 @@ class Job:
 
 
 def preload(module: str) -> None:
-    """Have the server, if ranks come from one, import `module` too. Only before the first `start`.
-    """
+    """Have the server, if ranks come from one, import `module` too. Only before the first `start`."""
     if module not in _preloaded:
         _preloaded.append(module)
         _forked.set_forkserver_preload(_preloaded)
@@ -152,8 +151,11 @@ def start(
     ranks = []
     for rank in range(processes):
         environment = {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": str(threads),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "OMP_NUM_THREADS": str(threads),
             RENDEZVOUS_FILE: os.path.join(folder.name, "rendezvous"),
         }
         if gpus is not None:

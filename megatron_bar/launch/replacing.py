@@ -59,8 +59,9 @@ def training_lost(
         if stage.name not in todo:
             continue
         record = read_done(run / stage.name) or read_begun(run / stage.name)
-        cause = None if stage.name in meant or record is None else _cause(
-            stage, run, record, causes)
+        cause = (
+            None if stage.name in meant or record is None else _cause(stage, run, record, causes)
+        )
         causes[stage.name] = cause
         if cause is None or not isinstance(stage, TrainingStage) or _kept(run, stage.name):
             continue
@@ -115,7 +116,8 @@ def _loss(stage: Stage, folder: Path, why: str) -> LostTraining | None:
     if done is not None:
         processes = done.get("layout", {}).get("processes", 1)
         return LostTraining(
-            stage.name, why, done.get("steps", 0), done.get("seconds", 0.0), processes, True)
+            stage.name, why, done.get("steps", 0), done.get("seconds", 0.0), processes, True
+        )
     steps = saved_steps(folder)
     if not steps:
         return None
@@ -138,8 +140,10 @@ def confirm_replacing(lost: Sequence[LostTraining], yes: bool) -> None:
         say(f"trained anew: {losses}")
         return
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise BarError(f"this would replace {_duration(cost)} of training: {losses}; give --yes if "
-                       "that is meant (replace=True in Python), or the run another name")
+        raise BarError(
+            f"this would replace {_duration(cost)} of training: {losses}; give --yes if "
+            "that is meant (replace=True in Python), or the run another name"
+        )
     say(f"This replaces {_duration(cost)} of training, each stage once its new result stands:")
     for loss in lost:
         say(f"  {loss}")

@@ -35,8 +35,14 @@ def donors(stages: Sequence[Stage], run: Path, others: Sequence[Path]) -> dict[s
         # The report isn't all in its folder.
         if isinstance(stage, ReportStage) or is_done(stage, run, found):
             continue
-        donor = next((other for other in (run / REPLACED, *others)
-                      if is_done(stage, run, found | {stage.name: other})), None)
+        donor = next(
+            (
+                other
+                for other in (run / REPLACED, *others)
+                if is_done(stage, run, found | {stage.name: other})
+            ),
+            None,
+        )
         if donor is not None:
             found[stage.name] = donor
     return found

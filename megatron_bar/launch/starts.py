@@ -30,14 +30,17 @@ def dense_model(recipe: Recipe) -> ModelConfig:
     """
     if recipe.pretrain is not None:
         if recipe.pretrain.model not in PRESETS:
-            raise BarError(f"pretrain.model {recipe.pretrain.model!r} is unknown; there are "
-                           f"{', '.join(PRESETS)}")
+            raise BarError(
+                f"pretrain.model {recipe.pretrain.model!r} is unknown; there are "
+                f"{', '.join(PRESETS)}"
+            )
         return PRESETS[recipe.pretrain.model]
     assert recipe.anchor is not None
     model = _sizes(recipe, "anchor", recipe.anchor)
     if model.num_experts is not None:
-        raise BarError(f"{recipe.anchor} has {model.num_experts} experts; BAR starts from a dense "
-                       "model")
+        raise BarError(
+            f"{recipe.anchor} has {model.num_experts} experts; BAR starts from a dense model"
+        )
     pretrained = recipe.pretrained
     if pretrained is not None:
         other = _sizes(recipe, "pretrained", pretrained)
@@ -80,8 +83,11 @@ def weights_here(recipe: Recipe) -> bool:
     Where they aren't, plans and scripts can still be made of what is.
     """
     try:
-        folders = [local_folder(name, download=False)
-                   for name in (recipe.anchor, recipe.pretrained) if name is not None]
+        folders = [
+            local_folder(name, download=False)
+            for name in (recipe.anchor, recipe.pretrained)
+            if name is not None
+        ]
     except BarError:
         return False
     return not any(map(missing_weights, folders))

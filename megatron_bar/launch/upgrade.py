@@ -50,8 +50,16 @@ from megatron_bar.stages.route import RouteStage
 _RECIPE, _NEXT, _FINISHED = "recipe.yaml", "next.yaml", "upgrade.json"
 # What every upgrade makes anew. Benchmarks' scores of the model before are taken away.
 _SUITES = "suites"
-_MADE_ANEW = ("merged", "routed", EXPORTED, "evaluate", "report", "report.html", "routing.html",
-              _SUITES)
+_MADE_ANEW = (
+    "merged",
+    "routed",
+    EXPORTED,
+    "evaluate",
+    "report",
+    "report.html",
+    "routing.html",
+    _SUITES,
+)
 # The last one first.
 _STAGES_OF_DOMAIN = (*(kind.KIND for kind in reversed(ADAPTING)), BranchStage.KIND)
 
@@ -74,8 +82,12 @@ class UpgradeRequest:
         return bool(self.replace or self.add or self.drop or self.overrides)
 
     def as_json(self) -> dict[str, Any]:
-        return {"replace": dict(self.replace), "add": dict(self.add), "drop": list(self.drop),
-                "overrides": list(self.overrides)}
+        return {
+            "replace": dict(self.replace),
+            "add": dict(self.add),
+            "drop": list(self.drop),
+            "overrides": list(self.overrides),
+        }
 
 
 def upgrade(
@@ -107,17 +119,25 @@ def upgrade(
             confirm_replacing(_lost(run, asked, changed), yes)
             _keep(run, asked, changed)
         elif asked.anything and begun != asked.as_json():
-            raise BarError(f"{run}: another upgrade was begun ({_words(begun)}); finish it with "
-                           f"megatron-bar upgrade {run}, or take it back with --undo")
+            raise BarError(
+                f"{run}: another upgrade was begun ({_words(begun)}); finish it with "
+                f"megatron-bar upgrade {run}, or take it back with --undo"
+            )
         recipe = _apply(run)
     if prepare_only:
         say(f"{run / _RECIPE} is changed; megatron-bar run or submit does the rest")
         return None
     run_recipe(recipe, jobs, yes)
     done = read_upgrade(run)
-    write_json(run / _FINISHED, dataclasses.asdict(done) | {
-        "id": _plan(run)["id"], "seconds": done.seconds, "tokens": done.tokens,
-    })
+    write_json(
+        run / _FINISHED,
+        dataclasses.asdict(done)
+        | {
+            "id": _plan(run)["id"],
+            "seconds": done.seconds,
+            "tokens": done.tokens,
+        },
+    )
     return done
 
 
@@ -166,8 +186,11 @@ def _begun(run: Path) -> dict[str, Any] | None:
 
 
 def _words(asked: Mapping[str, Any]) -> str:
-    options = [f"--{key} {name}={branch}" for key in ("replace", "add")
-            for name, branch in asked[key].items()]
+    options = [
+        f"--{key} {name}={branch}"
+        for key in ("replace", "add")
+        for name, branch in asked[key].items()
+    ]
     return " ".join([*options, *(f"--drop {name}" for name in asked["drop"]), *asked["overrides"]])
 
 
@@ -177,9 +200,11 @@ def _changed(run: Path, asked: UpgradeRequest) -> Recipe:
     # The folder may be called by another name now, or from another place.
     recipe = dataclasses.replace(recipe, runs=str(run.parent), name=run.name)
     if stale := stale_stages(stage_graph(recipe), run):
-        raise BarError(f"{run} isn't finished: {stale[0].name} is missing, or its settings or "
-                       f"inputs have changed; finish it first, with megatron-bar run "
-                       f"{run / _RECIPE}")
+        raise BarError(
+            f"{run} isn't finished: {stale[0].name} is missing, or its settings or "
+            f"inputs have changed; finish it first, with megatron-bar run "
+            f"{run / _RECIPE}"
+        )
     domains = dict(recipe.domains)
     names = [*asked.replace, *asked.add, *asked.drop]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -204,8 +229,10 @@ def _changed(run: Path, asked: UpgradeRequest) -> Recipe:
     )
     for name in asked.add:
         if not routing_data(changed.domains[name]):
-            raise BarError("the branch doesn't tell what data it learned from, and route needs a "
-                           f"sample of it; say 'domains.{name}.routing=[{{path: FILE}}]'")
+            raise BarError(
+                "the branch doesn't tell what data it learned from, and route needs a "
+                f"sample of it; say 'domains.{name}.routing=[{{path: FILE}}]'"
+            )
     stale = stale_stages(stage_graph(changed), run)
     require(check_recipe(changed, {stage.name for stage in stale}))
     return changed
@@ -214,8 +241,11 @@ def _changed(run: Path, asked: UpgradeRequest) -> Recipe:
 def _lost(run: Path, asked: UpgradeRequest, changed: Recipe) -> list[LostTraining]:
     """Training that is replaced and isn't what an upgrade is for: domains, and the router."""
     stages = stage_graph(changed)
-    meant = {stage.name for stage in stages if isinstance(stage, RouteStage)
-             or stage.domain in asked.replace}
+    meant = {
+        stage.name
+        for stage in stages
+        if isinstance(stage, RouteStage) or stage.domain in asked.replace
+    }
     stale = {stage.name for stage in stale_stages(stages, run)}
     return training_lost(stages, run, stale, meant)
 
@@ -260,8 +290,10 @@ def _trained_branch(path: Path) -> tuple[Path, Domain | None]:
         stages = [path, *(path / kind for kind in _STAGES_OF_DOMAIN)]
         stage = next((s for s in stages if (s / "checkpoint").is_dir()), None)
         if stage is None:
-            raise BarError(f"{path} is neither a branch's checkpoint, nor the folder of a domain "
-                           "or a stage with one, nor a recipe (.yaml)")
+            raise BarError(
+                f"{path} is neither a branch's checkpoint, nor the folder of a domain "
+                "or a stage with one, nor a recipe (.yaml)"
+            )
         if read_done(stage) is None:
             raise BarError(f"{stage} isn't done; finish its run first")
     recipe = stage.parent.parent / _RECIPE
@@ -278,10 +310,15 @@ def _keep(run: Path, asked: UpgradeRequest, changed: Recipe) -> None:
             if (run / name).exists():
                 link_tree(run / name, staging / name)
         save_recipe(changed, staging / _NEXT)
-        write_json(staging / PLAN, {
-            "id": os.urandom(8).hex(), "asked": asked.as_json(), "applied": False,
-            "stages": {stage["stage"]: stage["id"] for stage in read_stages(run)},
-        })
+        write_json(
+            staging / PLAN,
+            {
+                "id": os.urandom(8).hex(),
+                "asked": asked.as_json(),
+                "applied": False,
+                "stages": {stage["stage"]: stage["id"] for stage in read_stages(run)},
+            },
+        )
 
 
 def _apply(run: Path) -> Recipe:

@@ -72,9 +72,15 @@ class Trial:
         return next(fault.where for fault in self.faults if fault.kind == kind)
 
     def __str__(self) -> str:
-        words = [f"{self._share(kind)} {what}" for kind, what in (
-            (RIGHT, "reference answers earn 1"), (EMPTY, "empty answers earn 0"),
-            (WRONG, "wrong answers earn 0")) if self.tried[kind]]
+        words = [
+            f"{self._share(kind)} {what}"
+            for kind, what in (
+                (RIGHT, "reference answers earn 1"),
+                (EMPTY, "empty answers earn 0"),
+                (WRONG, "wrong answers earn 0"),
+            )
+            if self.tried[kind]
+        ]
         none = "no answer's worth is known" if self.items else "no item could be scored"
         return ", ".join(words or [none])
 
@@ -145,15 +151,21 @@ def _count(
             trial.tried[answer.kind] += 1
         if isinstance(score, BarError):
             reason = str(score).removeprefix(f"{conversation.where}: ")
-            trial.faults.append(Misjudged(
-                conversation.where, f"{answer.kind}: {reason}", answer.kind, answer.text))
+            trial.faults.append(
+                Misjudged(conversation.where, f"{answer.kind}: {reason}", answer.kind, answer.text)
+            )
         elif answer.worth is not None:
             trial.rewarded[answer.kind] += score > 0
             trial.as_due[answer.kind] += score == answer.worth
             if score != answer.worth:
-                trial.faults.append(Misjudged(
-                    conversation.where, f"{answer.kind} earns {score:g}, not {answer.worth:g}",
-                    answer.kind, answer.text))
+                trial.faults.append(
+                    Misjudged(
+                        conversation.where,
+                        f"{answer.kind} earns {score:g}, not {answer.worth:g}",
+                        answer.kind,
+                        answer.text,
+                    )
+                )
 
 
 def verify_data(recipe: Recipe, target: Path) -> None:
@@ -175,16 +187,25 @@ def verify_data(recipe: Recipe, target: Path) -> None:
         say("the recipe has neither prompts of RLVR nor tasks, so there is nothing to verify")
     for reading in uses.values():
         with faults.of(reading.where):
-            listed += [{"of": reading.where, "where": fault.where, "fault": fault.what,
-                        "answer": fault.answer} for fault in _verify(reading, recipe.seed)]
+            listed += [
+                {
+                    "of": reading.where,
+                    "where": fault.where,
+                    "fault": fault.what,
+                    "answer": fault.answer,
+                }
+                for fault in _verify(reading, recipe.seed)
+            ]
     find_contamination(found, recipe.seed, target.with_name(CONTAMINATION))
     target.unlink(missing_ok=True)
     lines = list(map(str, faults))
     if listed:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json_lines(target, listed)
-        lines.append(f"answers that aren't judged as they should be: {len(listed)}; all are listed "
-                     f"in {target}")
+        lines.append(
+            f"answers that aren't judged as they should be: {len(listed)}; all are listed "
+            f"in {target}"
+        )
     if lines:
         raise BarError("\n".join(lines))
 

@@ -56,11 +56,22 @@ def watch(
             quiet_since = None
         else:
             quiet_since = now if quiet_since is None else quiet_since
-        last = once or _all_done(seen) or (
-            quiet_since is not None and now - quiet_since >= _QUIET_SECONDS)
+        last = (
+            once
+            or _all_done(seen)
+            or (quiet_since is not None and now - quiet_since >= _QUIET_SECONDS)
+        )
         stages = [_drawn(one) for one in seen]
-        write_watch_page(run, target, said(seen), tiles(seen, site), stages, LABELS,
-                         [one.status for one in seen], None if last else every)
+        write_watch_page(
+            run,
+            target,
+            said(seen),
+            tiles(seen, site),
+            stages,
+            LABELS,
+            [one.status for one in seen],
+            None if last else every,
+        )
         if last:
             say(f"{target}: {said(seen)}")
             return
@@ -76,14 +87,17 @@ def look(run: Path) -> list[Seen]:
     Raises BarError if `run` is no run's folder.
     """
     statuses = {status.stage: status for status in stage_statuses(run)}
-    return [_see(run, stage, statuses[stage.name])
-            for stage in stage_graph(load_recipe(run / "recipe.yaml"))]
+    return [
+        _see(run, stage, statuses[stage.name])
+        for stage in stage_graph(load_recipe(run / "recipe.yaml"))
+    ]
 
 
 def said(seen: Sequence[Seen]) -> str:
     """The progress of the run, in a sentence."""
-    names = {phase: [one.stage.name for one in seen if one.status.phase is phase]
-             for phase in Phase}
+    names = {
+        phase: [one.stage.name for one in seen if one.status.phase is phase] for phase in Phase
+    }
     words = [f"{len(names[Phase.DONE])} of {len(seen)} stages are done"]
     for phase, verb in ((Phase.RUNNING, "running"), (Phase.STOPPED, "stopped before the end")):
         if names[phase]:
@@ -99,14 +113,27 @@ def tiles(seen: Sequence[Seen], site: Site | None) -> list[tuple[str, str]]:
     found = [(f"{done} / {len(seen)}", "stages done")]
     left, unknown = time_left(seen)
     if left > 0:
-        found.append((f"≥ {duration(left)}", "left, by what stages say and others took"
-                      + (f"; without {', '.join(unknown)}" if unknown else "")))
+        found.append(
+            (
+                f"≥ {duration(left)}",
+                "left, by what stages say and others took"
+                + (f"; without {', '.join(unknown)}" if unknown else ""),
+            )
+        )
     hours = device_hours(seen)
-    found.append((f"{hours:.2f}" if hours < 100 else f"{hours:,.0f}",
-                  "GPU-hours so far (on a CPU: hours of processes)"))
+    found.append(
+        (
+            f"{hours:.2f}" if hours < 100 else f"{hours:,.0f}",
+            "GPU-hours so far (on a CPU: hours of processes)",
+        )
+    )
     if site is not None and site.gpu_hour_price is not None:
-        found.append((f"{hours * site.gpu_hour_price:,.2f} {site.currency}",
-                      f"at {site.gpu_hour_price:g} {site.currency} an hour of a GPU"))
+        found.append(
+            (
+                f"{hours * site.gpu_hour_price:,.2f} {site.currency}",
+                f"at {site.gpu_hour_price:g} {site.currency} an hour of a GPU",
+            )
+        )
     return found
 
 
@@ -153,11 +180,20 @@ def _see(run: Path, stage: Stage, status: StageStatus) -> Seen:
         return Seen(stage, status, 0.0, stage.layout.processes, {})
     began = begun_at(run, stage.name)
     metrics = read_metrics(run / stage.name)
-    return Seen(stage, status, 0.0 if began is None else max(0.0, time.time() - began),
-                stage.layout.processes, metrics[-1] if metrics else {})
+    return Seen(
+        stage,
+        status,
+        0.0 if began is None else max(0.0, time.time() - began),
+        stage.layout.processes,
+        metrics[-1] if metrics else {},
+    )
 
 
 def _drawn(one: Seen) -> dict[str, Any]:
     """What the picture of the graph shows of a stage."""
-    return one.facts | {"stage": one.stage.name, "kind": one.stage.KIND, "seconds": one.seconds,
-                        "state": one.status.phase.value}
+    return one.facts | {
+        "stage": one.stage.name,
+        "kind": one.stage.KIND,
+        "seconds": one.seconds,
+        "state": one.status.phase.value,
+    }

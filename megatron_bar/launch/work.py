@@ -37,7 +37,10 @@ def work_of(recipe: Recipe, chosen: Collection[str] | None = None) -> Work:
     """
     run, stages = run_folder(recipe), stage_graph(recipe)
     taken = donors(stages, run, [other for other in map(Path, recipe.reuse) if is_run(other)])
-    todo = [stage for stage in stale_stages(stages, run, taken)
-            if chosen is None or stage.name in chosen]
+    todo = [
+        stage
+        for stage in stale_stages(stages, run, taken)
+        if chosen is None or stage.name in chosen
+    ]
     lost = training_lost(stages, run, {*taken, *(stage.name for stage in todo)})
     return Work(recipe, run, stages, taken, todo, lost)

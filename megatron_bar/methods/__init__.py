@@ -62,10 +62,13 @@ def check_method(recipe: Recipe) -> None:
     if recipe.method not in METHODS:
         raise BarError(f"there is no method {recipe.method!r}; there are {', '.join(METHODS)}")
     if recipe.order != "mixed" and recipe.method != "continued":
-        raise BarError(f"order {recipe.order!r} is for method continued, and the method is "
-                       f"{recipe.method}")
+        raise BarError(
+            f"order {recipe.order!r} is for method continued, and the method is {recipe.method}"
+        )
     adopted = [name for name, domain in recipe.domains.items() if domain.checkpoint is not None]
     if adopted and recipe.method not in _WITH_BRANCHES:
-        raise BarError(f"domains.{adopted[0]}.checkpoint is a branch with an anchor, and method "
-                       f"{recipe.method} has none; {' and '.join(_WITH_BRANCHES)} have")
+        raise BarError(
+            f"domains.{adopted[0]}.checkpoint is a branch with an anchor, and method "
+            f"{recipe.method} has none; {' and '.join(_WITH_BRANCHES)} have"
+        )
     METHODS[recipe.method].check(recipe)

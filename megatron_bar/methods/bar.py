@@ -12,12 +12,16 @@ from megatron_bar.stages.stage import Stage
 from megatron_bar.stages.train import MIDTRAIN_GROUPS, SFT_GROUPS, MidtrainStage, SftStage
 
 GROUPS: Groups = {
-    MidtrainStage: MIDTRAIN_GROUPS, SftStage: SFT_GROUPS, DpoStage: SFT_GROUPS,
+    MidtrainStage: MIDTRAIN_GROUPS,
+    SftStage: SFT_GROUPS,
+    DpoStage: SFT_GROUPS,
     RlvrStage: RLVR_GROUPS,
 }
 MODEL = "routed"
-MADE = ("Its domain experts were trained one at a time beside a frozen anchor, then merged, and a "
-        "router over all of them (Branch-Adapt-Route, arXiv 2604.18473).")
+MADE = (
+    "Its domain experts were trained one at a time beside a frozen anchor, then merged, and a "
+    "router over all of them (Branch-Adapt-Route, arXiv 2604.18473)."
+)
 
 
 def stages(recipe: Recipe, groups: Groups = GROUPS) -> list[Stage]:

@@ -14,9 +14,11 @@ from megatron_bar.stages.merge import StackStage
 from megatron_bar.stages.stage import Stage
 
 MODEL = "routed"
-MADE = ("Its domain experts are the FFNs of dense models, each trained with every parameter on one "
-        "domain; a router over all of them was trained afterwards (Branch-Train-MiX, "
-        "arXiv 2403.07816).")
+MADE = (
+    "Its domain experts are the FFNs of dense models, each trained with every parameter on one "
+    "domain; a router over all of them was trained afterwards (Branch-Train-MiX, "
+    "arXiv 2403.07816)."
+)
 
 
 def stages(recipe: Recipe) -> list[Stage]:

@@ -39,13 +39,17 @@ def rule_settings(recipe: Recipe) -> None:
     shared = recipe.merge.shared
     for name in ("scale", "density", "t"):
         if getattr(recipe.merge, name) != getattr(Merge(), name) and (
-                name not in MERGE_RULES.get(shared, ())):
+            name not in MERGE_RULES.get(shared, ())
+        ):
             takers = ", ".join(rule for rule, takes in MERGE_RULES.items() if name in takes)
-            raise BarError(f"merge.{name} is for {takers}, and merge.shared is {shared}; leave it "
-                           "out")
+            raise BarError(
+                f"merge.{name} is for {takers}, and merge.shared is {shared}; leave it out"
+            )
     if shared == "slerp" and len(recipe.domains) != 2:
-        raise BarError("merge.shared slerp takes two domains, and there are "
-                       f"{len(recipe.domains)}; give another rule")
+        raise BarError(
+            "merge.shared slerp takes two domains, and there are "
+            f"{len(recipe.domains)}; give another rule"
+        )
     if shared == "fisher":
         _second_moments(recipe)
 
@@ -53,35 +57,46 @@ def rule_settings(recipe: Recipe) -> None:
 def _second_moments(recipe: Recipe) -> None:
     """The last stage of each domain that is trained here leaves them."""
     for name, domain in recipe.domains.items():
-        last = [(kind.KIND, training) for kind in ADAPTING
-                if (training := training_of(domain, kind)) is not None][-1:]
+        last = [
+            (kind.KIND, training)
+            for kind in ADAPTING
+            if (training := training_of(domain, kind)) is not None
+        ][-1:]
         for kind, training in last:
             if domain.checkpoint is None and not training.second_moments:
-                raise BarError("merge.shared fisher weighs domains by what their last stages leave;"
-                               f" set domains.{name}.{kind}.second_moments=true, and train that "
-                               "stage anew (--from) where it is done already")
+                raise BarError(
+                    "merge.shared fisher weighs domains by what their last stages leave;"
+                    f" set domains.{name}.{kind}.second_moments=true, and train that "
+                    "stage anew (--from) where it is done already"
+                )
 
 
 def nothing_merged(recipe: Recipe) -> None:
     """Keys of `merge` aren't given to a method that merges nothing."""
     if recipe.merge != Merge():
-        raise BarError(f"merge is for methods that merge, and {recipe.method} trains one model; "
-                       "leave it out")
+        raise BarError(
+            f"merge is for methods that merge, and {recipe.method} trains one model; leave it out"
+        )
 
 
 def some_training(recipe: Recipe, kinds: Iterable[type[TrainingStage]]) -> None:
     """Raise BarError unless a domain has a stage of these kinds."""
     kinds = tuple(kinds)
     if not any(training_of(d, kind) for d in recipe.domains.values() for kind in kinds):
-        raise BarError(f"method {recipe.method} has nothing to train: no domain has "
-                       f"{' or '.join(kind.KIND for kind in kinds)}")
+        raise BarError(
+            f"method {recipe.method} has nothing to train: no domain has "
+            f"{' or '.join(kind.KIND for kind in kinds)}"
+        )
 
 
 def one_training(recipe: Recipe, kinds: Iterable[type[TrainingStage]]) -> None:
     """Stages of all domains at once train in one way; the domains' settings have to agree."""
     for kind in kinds:
-        trainings = {name: training for name, domain in recipe.domains.items()
-                     if (training := training_of(domain, kind)) is not None}
+        trainings = {
+            name: training
+            for name, domain in recipe.domains.items()
+            if (training := training_of(domain, kind)) is not None
+        }
         if not trainings:
             continue
         first_name, first = next(iter(trainings.items()))
@@ -95,8 +110,10 @@ def one_training(recipe: Recipe, kinds: Iterable[type[TrainingStage]]) -> None:
                         "them one"
                     )
             if kind is RlvrStage and training.steps is None:
-                raise BarError(f"method {recipe.method} adds up the steps of the domains' rlvr; "
-                               f"give {name}'s length in steps")
+                raise BarError(
+                    f"method {recipe.method} adds up the steps of the domains' rlvr; "
+                    f"give {name}'s length in steps"
+                )
 
 
 def has_pretrained(recipe: Recipe) -> None:

@@ -17,8 +17,10 @@ from megatron_bar.stages.training_stage import EVERYTHING
 
 GROUPS: Groups = {SftStage: EVERYTHING, RlvrStage: EVERYTHING}
 MODEL = ALL
-MADE = ("It is the post-trained base model, trained further with every parameter on the data of "
-        "all domains.")
+MADE = (
+    "It is the post-trained base model, trained further with every parameter on the data of "
+    "all domains."
+)
 
 
 def stages(recipe: Recipe) -> list[Stage]:

@@ -29,6 +29,8 @@ def check(recipe: Recipe) -> None:
     rules = [rule for rule in MERGE_RULES if rule != "fisher"]  # which is for what is shared
     known = ("published", "branches", *rules)
     if recipe.merge.shared not in known:
-        raise BarError(f"merge.shared {recipe.merge.shared!r}: method dense_merge averages all "
-                       f"weights; give one of {', '.join(known)}")
+        raise BarError(
+            f"merge.shared {recipe.merge.shared!r}: method dense_merge averages all "
+            f"weights; give one of {', '.join(known)}"
+        )
     checks.rule_settings(recipe)

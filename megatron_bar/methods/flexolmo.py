@@ -14,8 +14,10 @@ from megatron_bar.stages.train import MIDTRAIN_GROUPS
 
 GROUPS = dict.fromkeys(bar.GROUPS, MIDTRAIN_GROUPS)
 MODEL = "routed"
-MADE = ("Its domain experts were trained one at a time beside a frozen anchor, with all shared "
-        "parameters frozen too, then a router over all of them (after FlexOlmo, arXiv 2507.07024).")
+MADE = (
+    "Its domain experts were trained one at a time beside a frozen anchor, with all shared "
+    "parameters frozen too, then a router over all of them (after FlexOlmo, arXiv 2507.07024)."
+)
 
 
 def stages(recipe: Recipe) -> list[Stage]:

@@ -24,8 +24,7 @@ from megatron_bar.stages.training_stage import EVERYTHING, TrainingStage, with_g
 
 ROUTE_EPOCHS = 2.0  # as published, where the recipe says nothing
 # A domain's own stages, in order; their kinds are the keys of `recipe.schema.Domain`.
-ADAPTING: tuple[type[TrainingStage], ...] = (
-    MidtrainStage, SftStage, DpoStage, RlvrStage)
+ADAPTING: tuple[type[TrainingStage], ...] = (MidtrainStage, SftStage, DpoStage, RlvrStage)
 # What each of them trains. A method leaves out the kinds that it doesn't have.
 Groups = Mapping[type[TrainingStage], Sequence[str]]
 DENSE_GROUPS: Groups = dict.fromkeys(ADAPTING, EVERYTHING)
@@ -55,21 +54,30 @@ class Graph:
         """The anchor with a trainable expert beside its FFN, new or of a branch trained before."""
         name, checkpoint = f"{domain}/branch", self.recipe.domains[domain].checkpoint
         if checkpoint is not None:
-            return self.add(AdoptStage(
-                name, {"anchor": "anchor"}, domain=domain, checkpoint=checkpoint))
+            return self.add(
+                AdoptStage(name, {"anchor": "anchor"}, domain=domain, checkpoint=checkpoint)
+            )
         starts = [stage.name for stage in self.stages if isinstance(stage, ImportStage)]
-        return self.add(BranchStage(
-            name, {start: start for start in starts}, domain=domain, seed=self.recipe.seed))
+        return self.add(
+            BranchStage(
+                name, {start: start for start in starts}, domain=domain, seed=self.recipe.seed
+            )
+        )
 
     def adapt(self, domain: str, start: str, groups: Groups) -> str:
         """Add the domain's own stages that are keys of `groups`, which says what they train."""
         for kind, trainable in groups.items():
             training = training_of(self.recipe.domains[domain], kind)
             if training is not None:
-                start = self.add(self._training(
-                    kind, f"{domain}/{kind.KIND}", start, with_groups(training, trainable),
-                    domain=domain,
-                ))
+                start = self.add(
+                    self._training(
+                        kind,
+                        f"{domain}/{kind.KIND}",
+                        start,
+                        with_groups(training, trainable),
+                        domain=domain,
+                    )
+                )
         return start
 
     def adapt_all(self, start: str, groups: Groups) -> str:
@@ -80,33 +88,52 @@ class Graph:
         is the first domain's, which the others' is to agree with (`methods.checks.one_training`).
         """
         for kind, trainable in groups.items():
-            parts = {name: training for name, domain in self.recipe.domains.items()
-                     if (training := training_of(domain, kind)) is not None}
+            parts = {
+                name: training
+                for name, domain in self.recipe.domains.items()
+                if (training := training_of(domain, kind)) is not None
+            }
             if not parts:
                 continue
             training = with_groups(_together(list(parts.values())), trainable)
             more: dict[str, Any] = {} if kind is RlvrStage else {"parts": parts}
-            start = self.add(self._training(
-                kind, f"{ALL}/{kind.KIND}", start, training, **more))
+            start = self.add(self._training(kind, f"{ALL}/{kind.KIND}", start, training, **more))
         return start
 
     def combine(
         self, kind: Callable[..., Stage], models: Mapping[str, str], **settings: Any
     ) -> str:
         """One model of the anchor and those of `models`, by domain."""
-        return self.add(kind("merged", {"anchor": "anchor", **models},
-                             **dataclasses.asdict(self.recipe.merge), **settings))
+        return self.add(
+            kind(
+                "merged",
+                {"anchor": "anchor", **models},
+                **dataclasses.asdict(self.recipe.merge),
+                **settings,
+            )
+        )
 
     def route(self, start: str) -> str:
         """The router, trained on a sample of all domains' SFT data."""
         route = self.recipe.route
-        return self.add(self._training(
-            RouteStage, "routed", start, route_training(self.recipe),
-            fraction=route.fraction, start=route.start, experts_per_token=route.experts_per_token,
-            renormalize=route.renormalize, load_balancing_loss=route.load_balancing_loss,
-            sampled={name: routing_data(domain) for name, domain in self.recipe.domains.items()
-                     if routing_data(domain)},
-        ))
+        return self.add(
+            self._training(
+                RouteStage,
+                "routed",
+                start,
+                route_training(self.recipe),
+                fraction=route.fraction,
+                start=route.start,
+                experts_per_token=route.experts_per_token,
+                renormalize=route.renormalize,
+                load_balancing_loss=route.load_balancing_loss,
+                sampled={
+                    name: routing_data(domain)
+                    for name, domain in self.recipe.domains.items()
+                    if routing_data(domain)
+                },
+            )
+        )
 
     def finish(self, branches: Mapping[str, str], wholes: Mapping[str, str]) -> list[Stage]:
         """Export the last of `wholes`, evaluate all and report; returns the stages.
@@ -118,18 +145,26 @@ class Graph:
         final = list(wholes.values())[-1]
         evaluated = [
             _evaluation(recipe, "anchor", "anchor"),
-            *(_evaluation(recipe, name, stage, {name, "general"})
-              for name, stage in branches.items()),
+            *(
+                _evaluation(recipe, name, stage, {name, "general"})
+                for name, stage in branches.items()
+            ),
             *(_evaluation(recipe, name, stage) for name, stage in wholes.items()),
-            *(_evaluation(recipe, f"{WITHOUT}{expert}", final, without=expert)
-              for expert in recipe.evaluate.opt_out),
+            *(
+                _evaluation(recipe, f"{WITHOUT}{expert}", final, without=expert)
+                for expert in recipe.evaluate.opt_out
+            ),
         ]
         inputs = {stage.name: stage.name for stage in evaluated}
         if recipe.export:
-            inputs[EXPORTED] = self.add(ExportStage(
-                EXPORTED, {"checkpoint": final}, method=recipe.method,
-                chat_template=recipe.chat_template,
-            ))
+            inputs[EXPORTED] = self.add(
+                ExportStage(
+                    EXPORTED,
+                    {"checkpoint": final},
+                    method=recipe.method,
+                    chat_template=recipe.chat_template,
+                )
+            )
         return [*self.stages, *evaluated, ReportStage("report", inputs)]
 
     def _training(
@@ -143,9 +178,16 @@ class Graph:
         **settings: Any,
     ) -> TrainingStage:
         recipe = self.recipe
-        return kind(name, {"start": start}, training.layout or recipe.layout, domain,
-                    training=training, seed=recipe.seed, chat_template=recipe.chat_template,
-                    **settings)
+        return kind(
+            name,
+            {"start": start},
+            training.layout or recipe.layout,
+            domain,
+            training=training,
+            seed=recipe.seed,
+            chat_template=recipe.chat_template,
+            **settings,
+        )
 
 
 def route_training(recipe: Recipe) -> Training:
@@ -169,8 +211,15 @@ def _starts(recipe: Recipe) -> list[Stage]:
         training = with_groups(pretrain.training, EVERYTHING)
         base = {"base": "base"}
         return [
-            PretrainStage("base", {}, training.layout or recipe.layout, training=training,
-                          seed=recipe.seed, chat_template=recipe.chat_template, pretrain=pretrain),
+            PretrainStage(
+                "base",
+                {},
+                training.layout or recipe.layout,
+                training=training,
+                seed=recipe.seed,
+                chat_template=recipe.chat_template,
+                pretrain=pretrain,
+            ),
             ImportStage("anchor", base, folder=HF_FOLDER),
             ImportStage("pretrained", base, folder=PRETRAINED_HF_FOLDER),
         ]
@@ -185,13 +234,13 @@ def _together(trainings: Sequence[Training]) -> Training:
     once = [source for i, source in enumerate(validation) if source not in validation[:i]]
     if isinstance(first, Rlvr):
         return dataclasses.replace(
-            first, data=[source for training in trainings for source in training.data],
-            steps=sum(training.steps or 0 for training in trainings), validation=once,
+            first,
+            data=[source for training in trainings for source in training.data],
+            steps=sum(training.steps or 0 for training in trainings),
+            validation=once,
         )
     # Once over the rows of all.
-    return dataclasses.replace(
-        first, data=[], steps=None, tokens=None, epochs=1.0, validation=once
-    )
+    return dataclasses.replace(first, data=[], steps=None, tokens=None, epochs=1.0, validation=once)
 
 
 def recipe_tasks(recipe: Recipe) -> dict[str, list[Source]]:
@@ -213,10 +262,15 @@ def _evaluation(
     """
     evaluate, tasks = recipe.evaluate, recipe_tasks(recipe)
     return EvaluateStage(
-        f"evaluate/{name}", {"checkpoint": stage}, evaluate.layout or recipe.layout,
-        tasks={task: sources for task, sources in tasks.items()
-               if wanted is None or task in wanted},
-        asking=dataclasses.replace(evaluate, general=[], layout=None,
-                                   opt_out=[] if without is None else [without]),
-        seed=recipe.seed, chat_template=recipe.chat_template,
+        f"evaluate/{name}",
+        {"checkpoint": stage},
+        evaluate.layout or recipe.layout,
+        tasks={
+            task: sources for task, sources in tasks.items() if wanted is None or task in wanted
+        },
+        asking=dataclasses.replace(
+            evaluate, general=[], layout=None, opt_out=[] if without is None else [without]
+        ),
+        seed=recipe.seed,
+        chat_template=recipe.chat_template,
     )

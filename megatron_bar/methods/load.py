@@ -37,8 +37,10 @@ def load_recipe(
     """
     recipes = load_recipes(path, overrides, values, where)
     if len(recipes) > 1:
-        raise BarError(f"{where or f'recipe {path}'} has {len(recipes)} systems, which only "
-                       "megatron-bar run takes at once; what it makes has a recipe.yaml each")
+        raise BarError(
+            f"{where or f'recipe {path}'} has {len(recipes)} systems, which only "
+            "megatron-bar run takes at once; what it makes has a recipe.yaml each"
+        )
     return recipes[0]
 
 
@@ -61,10 +63,13 @@ def load_recipes(
     if not whole.systems:
         recipes = {where: resolved(merged(where, whole, *overriding), where)}
     else:
-        recipes = {f"{where}, system {name}": _system(where, layers, whole, name, overriding)
-                   for name in whole.systems}
-    faults = {place: structure_faults(recipe, of_run=_run_of(path))
-              for place, recipe in recipes.items()}
+        recipes = {
+            f"{where}, system {name}": _system(where, layers, whole, name, overriding)
+            for name in whole.systems
+        }
+    faults = {
+        place: structure_faults(recipe, of_run=_run_of(path)) for place, recipe in recipes.items()
+    }
     if values and not any(faults.values()):
         faults = {place: value_faults(recipe) for place, recipe in recipes.items()}
     raise_all([f"{place}: {line}" for place, lines in faults.items() for line in lines])
@@ -107,7 +112,7 @@ def _system(
     if extended is None:
         return resolved(merged(where, whole, keys, *overriding), where)
     saying = [number for number, layer in enumerate(layers) if _extends(layer, name)]
-    above = layers[saying[-1]:] if saying else layers[-1:]  # none: the command line says it
+    above = layers[saying[-1] :] if saying else layers[-1:]  # none: the command line says it
     start = OmegaConf.structured(Recipe)
     layers = [*file_layers(Path(extended)), *above, keys, *overriding]
     return resolved(merged(where, start, *layers), where)
@@ -128,9 +133,11 @@ def _as_runs(systems: Sequence[str], recipes: Sequence[Recipe]) -> list[Recipe]:
     runs: list[Recipe] = []
     for system, recipe in zip(systems, recipes):
         before = [str(Path(run.runs) / run.name) for run in runs]
-        runs.append(dataclasses.replace(
-            recipe, name=f"{recipe.name}/{system}", systems={}, reuse=[*recipe.reuse, *before]
-        ))
+        runs.append(
+            dataclasses.replace(
+                recipe, name=f"{recipe.name}/{system}", systems={}, reuse=[*recipe.reuse, *before]
+            )
+        )
     return runs
 
 

@@ -17,8 +17,10 @@ from megatron_bar.stages.training_stage import EVERYTHING
 
 GROUPS: Groups = {SftStage: EVERYTHING, DpoStage: EVERYTHING, RlvrStage: EVERYTHING}
 MODEL = ALL
-MADE = ("It is the pretrained base model, post-trained with every parameter on the data of all "
-        "domains at once.")
+MADE = (
+    "It is the pretrained base model, post-trained with every parameter on the data of all "
+    "domains at once."
+)
 
 
 def stages(recipe: Recipe, groups: Groups = GROUPS) -> list[Stage]:

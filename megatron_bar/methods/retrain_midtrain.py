@@ -10,8 +10,10 @@ from megatron_bar.stages.stage import Stage
 from megatron_bar.stages.train import MidtrainStage
 
 MODEL = ALL
-MADE = ("It is the pretrained base model, mid-trained and post-trained with every parameter on "
-        "the data of all domains at once.")
+MADE = (
+    "It is the pretrained base model, mid-trained and post-trained with every parameter on "
+    "the data of all domains at once."
+)
 
 
 def stages(recipe: Recipe) -> list[Stage]:

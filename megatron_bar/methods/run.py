@@ -38,7 +38,8 @@ def carry_out(context: Context) -> None:
     stage.prepare()
     with (
         explain_disk_faults(context.folder, lambda: "; what the stage saved before stands"),
-        watched(stage.name), process_groups(stage.layout, context.recipe.seed),
+        watched(stage.name),
+        process_groups(stage.layout, context.recipe.seed),
         at_work(context.run, stage.name) if is_main() else contextlib.nullcontext(),
     ):
         if is_main():

@@ -1,5 +1,4 @@
-"""Rules on which keys of a recipe go together and what things may be called, whatever their values.
-"""
+"""Rules on which keys of a recipe go together and what things may be called, whatever their values."""
 
 from __future__ import annotations
 
@@ -29,23 +28,33 @@ def structure_faults(recipe: Recipe, of_run: str | None = None) -> list[str]:
 
 def is_plain(name: str) -> bool:
     """It can be the name of a folder, and one word of a command line."""
-    return (name[:1].isalnum() and name.replace("_", "").replace("-", "").isalnum()
-            and len(name.encode()) <= _LONGEST_PLAIN)
+    return (
+        name[:1].isalnum()
+        and name.replace("_", "").replace("-", "").isalnum()
+        and len(name.encode()) <= _LONGEST_PLAIN
+    )
 
 
 def _is_folder(name: str) -> bool:
     """It is the name of one folder, whatever else it may look like."""
-    return (name == name.strip() and name.isprintable() and "/" not in name
-            and not name.startswith((".", "-")) and name != ""
-            and len(name.encode()) <= _LONGEST_FOLDER)
+    return (
+        name == name.strip()
+        and name.isprintable()
+        and "/" not in name
+        and not name.startswith((".", "-"))
+        and name != ""
+        and len(name.encode()) <= _LONGEST_FOLDER
+    )
 
 
 def _name_faults(recipe: Recipe, of_run: str | None) -> Iterator[str]:
     *above, last = recipe.name.split("/")
     own = not above or (len(above) == 1 and last == of_run)
     if not own or not all(map(_is_folder, [*above, last])):
-        yield (f"name {recipe.name!r} is not the name of one folder, such as my-run, of at most "
-               f"{_LONGEST_FOLDER} bytes; runs says where it lies")
+        yield (
+            f"name {recipe.name!r} is not the name of one folder, such as my-run, of at most "
+            f"{_LONGEST_FOLDER} bytes; runs says where it lies"
+        )
 
 
 def _start_faults(recipe: Recipe) -> Iterator[str]:
@@ -69,17 +78,24 @@ def _domain_faults(recipe: Recipe) -> Iterator[str]:
     for name, domain in recipe.domains.items():
         if not is_plain(name) or name in TAKEN_NAMES or name.startswith(TAKEN_STARTS):
             too_long = len(name.encode()) > _LONGEST_PLAIN
-            yield (f"a domain can't be called {name!r}, use another name"
-                   + (f" of at most {_LONGEST_PLAIN} bytes" if too_long else ""))
+            yield (
+                f"a domain can't be called {name!r}, use another name"
+                + (f" of at most {_LONGEST_PLAIN} bytes" if too_long else "")
+            )
         yield from _stage_faults(domain, f"domains.{name}")
 
 
 def _stage_faults(domain: Domain, where: str) -> Iterator[str]:
-    given = {kind.KIND: training for kind in ADAPTING
-             if (training := training_of(domain, kind)) is not None}
+    given = {
+        kind.KIND: training
+        for kind in ADAPTING
+        if (training := training_of(domain, kind)) is not None
+    }
     if domain.checkpoint is not None and given:
-        yield (f"{where} has a checkpoint, so leave out {next(iter(given))}; what route samples "
-               "stands under routing")
+        yield (
+            f"{where} has a checkpoint, so leave out {next(iter(given))}; what route samples "
+            "stands under routing"
+        )
     if domain.checkpoint is None and not given:
         yield f"{where} has neither {' nor '.join(kind.KIND for kind in ADAPTING)}"
     for kind, training in given.items():
@@ -97,13 +113,16 @@ def _graph_faults(recipe: Recipe) -> Iterator[str]:
         if recipe.route.training.data:
             yield "route.training: data is drawn from the domains' SFT data; leave it out"
         yield from training_structure_faults(
-            route_training(recipe), "route.training", needs_data=False)
+            route_training(recipe), "route.training", needs_data=False
+        )
     for name in recipe.evaluate.opt_out:
         if not routes:
             yield (f"evaluate.opt_out is for methods that route, and the method is {recipe.method}")
         if name != "anchor" and name not in recipe.domains:
-            yield (f"evaluate.opt_out names {name!r}, which is no expert; there are anchor, "
-                   f"{', '.join(recipe.domains)}")
+            yield (
+                f"evaluate.opt_out names {name!r}, which is no expert; there are anchor, "
+                f"{', '.join(recipe.domains)}"
+            )
 
 
 def training_structure_faults(

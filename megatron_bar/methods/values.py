@@ -43,8 +43,10 @@ def evaluate_faults(evaluate: Evaluate) -> Iterator[str]:
     """Faults of the settings of an evaluation."""
     yield from faults(evaluate, "evaluate.")
     if evaluate.samples > 1 and evaluate.temperature == 0:
-        yield (f"evaluate.samples {evaluate.samples} at temperature 0 would be "
-               f"{evaluate.samples} times the same answer; set evaluate.temperature")
+        yield (
+            f"evaluate.samples {evaluate.samples} at temperature 0 would be "
+            f"{evaluate.samples} times the same answer; set evaluate.temperature"
+        )
     if evaluate.layout is not None:
         yield from _layout(evaluate.layout, "evaluate.")
 
@@ -61,10 +63,15 @@ def training_faults(training: Training, where: str) -> Iterator[str]:
         except BarError as error:
             yield f"{where}{error}"
     # RLVR's steps are rollouts, each of several optimizer steps.
-    if not isinstance(training, Rlvr) and training.warmup_steps is not None and (
-            training.steps is not None and 1 <= training.steps < training.warmup_steps):
-        yield (f"{where}warmup_steps {training.warmup_steps} is more than the "
-               f"{training.steps} steps there are")
+    if (
+        not isinstance(training, Rlvr)
+        and training.warmup_steps is not None
+        and (training.steps is not None and 1 <= training.steps < training.warmup_steps)
+    ):
+        yield (
+            f"{where}warmup_steps {training.warmup_steps} is more than the "
+            f"{training.steps} steps there are"
+        )
     if training.profile is not None:
         yield from faults(training.profile, f"{where}profile.")
     if training.layout is not None:
@@ -90,8 +97,12 @@ def _route(recipe: Recipe) -> Iterator[str]:
         yield f"route.experts_per_token {active} is not from 1 to {experts}, the experts there are"
         return
     if route.renormalize and active == 1:
-        yield ("route: with experts_per_token 1 renormalize gives every token's expert weight 1, "
-               "so that the router has nothing to learn from; leave it out")
+        yield (
+            "route: with experts_per_token 1 renormalize gives every token's expert weight 1, "
+            "so that the router has nothing to learn from; leave it out"
+        )
     if route.load_balancing_loss > 0 and active == experts:
-        yield (f"route.load_balancing_loss does nothing while every token goes to all {experts} "
-               "experts; leave it out, or set experts_per_token lower")
+        yield (
+            f"route.load_balancing_loss does nothing while every token goes to all {experts} "
+            "experts; leave it out, or set experts_per_token lower"
+        )

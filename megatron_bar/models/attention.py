@@ -75,8 +75,11 @@ class DecoderSelfAttention(SelfAttention):
             hidden_states, key_value_states, **kwargs
         )
         if self.full_width_norms:
-            return (self.q_norm(q_SBND, self._rotation), self.k_norm(k_SBKD, self._rotation),
-                    v_SBKD)
+            return (
+                self.q_norm(q_SBND, self._rotation),
+                self.k_norm(k_SBKD, self._rotation),
+                v_SBKD,
+            )
         if self._rotation is not None:
             q_SBND, k_SBKD = (rotated(x, *self._rotation) for x in (q_SBND, k_SBKD))
         return q_SBND, k_SBKD, v_SBKD
@@ -107,7 +110,12 @@ class DecoderSelfAttention(SelfAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         q_SBND, k_SBKD, v_SBKD = self.get_query_key_value_tensors(x_SBH)
         x_SBW = cache.attend(
-            self.layer_number, q_SBND, k_SBKD, v_SBKD, angles_L11D, self.window,
+            self.layer_number,
+            q_SBND,
+            k_SBKD,
+            v_SBKD,
+            angles_L11D,
+            self.window,
             self.config.softmax_scale,
         )
         return self.linear_proj(x_SBW)
@@ -166,7 +174,9 @@ class FusedAttention(MegatronModule):
             visible_B1ST = near_ST if visible_B1ST is None else visible_B1ST & near_ST
         q_BNSD, k_BKTD, v_BKTD = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         x_BNSD = torch.nn.functional.scaled_dot_product_attention(
-            q_BNSD, k_BKTD, v_BKTD,
+            q_BNSD,
+            k_BKTD,
+            v_BKTD,
             attn_mask=visible_B1ST,
             is_causal=visible_B1ST is None,
             scale=self.scale,
@@ -175,17 +185,25 @@ class FusedAttention(MegatronModule):
         return x_BNSD.permute(2, 0, 1, 3).flatten(2)
 
     def _by_boundaries(
-        self, q_TND: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor,
+        self,
+        q_TND: torch.Tensor,
+        k_TKD: torch.Tensor,
+        v_TKD: torch.Tensor,
         packed: PackedDocuments,
     ) -> torch.Tensor:
         if self.context_group.size() > 1:
-            k_TKD, v_TKD = (_whole_rows(x, packed.rows, self.context_group)
-                            for x in (k_TKD, v_TKD))
+            k_TKD, v_TKD = (_whole_rows(x, packed.rows, self.context_group) for x in (k_TKD, v_TKD))
         window = (-1 if self.window is None else self.window - 1, 0)
         parts = [
             varlen_attention(
-                q_TND[span.queries], k_TKD[span.keys], v_TKD[span.keys], span.query_bounds_D,
-                span.key_bounds_D, span.longest_queries, span.longest_keys, scale=self.scale,
+                q_TND[span.queries],
+                k_TKD[span.keys],
+                v_TKD[span.keys],
+                span.query_bounds_D,
+                span.key_bounds_D,
+                span.longest_queries,
+                span.longest_keys,
+                scale=self.scale,
                 window_size=window,
             )
             for span in packed.spans
@@ -194,8 +212,7 @@ class FusedAttention(MegatronModule):
 
 
 def varlen_attention(*args, **kwargs) -> torch.Tensor:
-    """torch's varlen_attn with heads that share keys, which versions before 2.12 don't ask about.
-    """
+    """torch's varlen_attn with heads that share keys, which versions before 2.12 don't ask about."""
     from torch.nn.attention.varlen import varlen_attn  # torch 2.9 has none, and masks need none
 
     if "enable_gqa" in varlen_parameters():

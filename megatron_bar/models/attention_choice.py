@@ -81,8 +81,10 @@ def _no_varlen(device: torch.device | str, dtype: torch.dtype, head_dim: int) ->
     if dtype not in (torch.bfloat16, torch.float16):
         return f"flash attention doesn't compute in {str(dtype).removeprefix('torch.')}"
     if head_dim > _LARGEST_HEAD or head_dim % 8:
-        return (f"flash attention takes heads of at most {_LARGEST_HEAD} numbers, a multiple of 8, "
-                f"and these have {head_dim}")
+        return (
+            f"flash attention takes heads of at most {_LARGEST_HEAD} numbers, a multiple of 8, "
+            f"and these have {head_dim}"
+        )
     if "window_size" not in varlen_parameters():
         return f"torch {torch.__version__} has no varlen attention with windows (2.11 has)"
     return None
@@ -96,8 +98,10 @@ def _no_transformer_engine(
     if why := why_no_transformer_engine(dtype):
         return why
     if context > 1:
-        return (f"it wants each document padded to a multiple of {2 * context} tokens "
-                f"with context {context}")
+        return (
+            f"it wants each document padded to a multiple of {2 * context} tokens "
+            f"with context {context}"
+        )
     return None
 
 

@@ -106,8 +106,12 @@ class RowCache(BaseInferenceContext):
         else:
             q_RKXD = q_SRND.permute(1, 2, 0, 3)
         x_RKXD = torch.nn.functional.scaled_dot_product_attention(
-            q_RKXD, k_RLKD.transpose(1, 2), v_RLKD.transpose(1, 2), attn_mask=now.visible_R1SL,
-            is_causal=now.visible_R1SL is None and not self._decoding, scale=scale,
+            q_RKXD,
+            k_RLKD.transpose(1, 2),
+            v_RLKD.transpose(1, 2),
+            attn_mask=now.visible_R1SL,
+            is_causal=now.visible_R1SL is None and not self._decoding,
+            scale=scale,
             enable_gqa=not self._decoding,
         )
         if self._decoding:
@@ -144,4 +148,3 @@ class RowCache(BaseInferenceContext):
         new_RSKD = new_SRKD.transpose(0, 1)
         tensor_RLKD[self._targets, : self._seen] = new_RSKD[self._sources]
         return new_RSKD
-

@@ -89,8 +89,10 @@ class ModelConfig:
         """A warning about rows of more tokens than the model knows positions, else None."""
         if length <= self.max_position_embeddings:
             return None
-        return (f"rows of {length} tokens are longer than the {self.max_position_embeddings} "
-                "positions that the model knows; it would have to learn the others here")
+        return (
+            f"rows of {length} tokens are longer than the {self.max_position_embeddings} "
+            "positions that the model knows; it would have to learn the others here"
+        )
 
     @property
     def all_expert_names(self) -> tuple[str, ...]:
@@ -103,8 +105,10 @@ class ModelConfig:
     def expert_id(self, name: str) -> int:
         """The global id of an expert. Raises BarError if there is none of that name."""
         if name not in self.all_expert_names:
-            raise BarError(f"there is no expert {name!r}; there are "
-                           f"{', '.join(self.all_expert_names) or 'none, the model is dense'}")
+            raise BarError(
+                f"there is no expert {name!r}; there are "
+                f"{', '.join(self.all_expert_names) or 'none, the model is dense'}"
+            )
         return self.all_expert_names.index(name)
 
     def window_of(self, layer: int) -> int | None:
@@ -116,14 +120,21 @@ class ModelConfig:
     def with_experts(self, num_experts: int, experts_per_token: int | None = None) -> ModelConfig:
         """The same model with `num_experts` FFNs; all are active by default."""
         return dataclasses.replace(
-            self, num_experts=num_experts, experts_per_token=experts_per_token or num_experts,
-            expert_names=None, merged_from=None,
+            self,
+            num_experts=num_experts,
+            experts_per_token=experts_per_token or num_experts,
+            expert_names=None,
+            merged_from=None,
         )
 
     def without_experts(self) -> ModelConfig:
         """The dense model of the same shape."""
         return dataclasses.replace(
-            self, num_experts=None, experts_per_token=None, renormalize=False, expert_names=None,
+            self,
+            num_experts=None,
+            experts_per_token=None,
+            renormalize=False,
+            expert_names=None,
             merged_from=None,
         )
 
@@ -146,8 +157,14 @@ class ModelConfig:
         ]
         if self.num_experts is not None:
             divisions.append(("expert", layout.expert, "experts", self.num_experts))
-            divisions.append(("expert_tensor", layout.resolved_expert_tensor, "ffn columns",
-                              self.ffn_hidden_size))
+            divisions.append(
+                (
+                    "expert_tensor",
+                    layout.resolved_expert_tensor,
+                    "ffn columns",
+                    self.ffn_hidden_size,
+                )
+            )
         elif layout.expert > 1:
             raise BarError(f"layout.expert is {layout.expert}, but a dense model has no experts")
         for key, size, what, count in divisions:
@@ -180,8 +197,9 @@ def check_same_shape(
     """
     known = dataclasses.replace(other, max_position_embeddings=model.max_position_embeddings)
     if unlike := list(_unlike(model, known)):
-        raise BarError(f"{where} and {other_where} are models of different shape: "
-                       f"{', '.join(unlike)}")
+        raise BarError(
+            f"{where} and {other_where} are models of different shape: {', '.join(unlike)}"
+        )
 
 
 def _unlike(one: Any, other: Any) -> Iterator[str]:
@@ -191,8 +209,10 @@ def _unlike(one: Any, other: Any) -> Iterator[str]:
         if all(map(dataclasses.is_dataclass, values)):
             yield from _unlike(*values)
         elif values[0] != values[1]:
-            said = [type(value).__name__ if dataclasses.is_dataclass(value) else str(value)
-                    for value in values]
+            said = [
+                type(value).__name__ if dataclasses.is_dataclass(value) else str(value)
+                for value in values
+            ]
             yield f"{field.name} is {said[0]} and {said[1]}"
 
 
@@ -204,9 +224,12 @@ def _fields(content: dict[str, Any]) -> dict[str, Any]:
     fields = dict(content)
     if olmo3 := fields.pop("olmo3", None):
         fields |= {
-            "family": "olmo3", "yarn": olmo3["yarn"],
-            "window": {"size": olmo3["sliding_window"],
-                       "full_layers": olmo3["full_attention_layers"]},
+            "family": "olmo3",
+            "yarn": olmo3["yarn"],
+            "window": {
+                "size": olmo3["sliding_window"],
+                "full_layers": olmo3["full_attention_layers"],
+            },
         }
     for key in ("expert_names", "merged_from"):
         if fields.get(key) is not None:

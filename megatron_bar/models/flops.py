@@ -26,8 +26,11 @@ class Work:
     near_pairs: int  # those that are left of them in a layer whose window slides
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.positions + other.positions, self.pairs + other.pairs,
-                    self.near_pairs + other.near_pairs)
+        return Work(
+            self.positions + other.positions,
+            self.pairs + other.pairs,
+            self.near_pairs + other.near_pairs,
+        )
 
 
 @dataclass(frozen=True)

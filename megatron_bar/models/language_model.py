@@ -86,8 +86,9 @@ def transformer_config(
     if model.window is not None:
         windows = dict(
             window_size=(model.window.size - 1, 0),  # how far to the left, to the right
-            window_attn_skip_freq=[int(model.window_of(layer) is not None)
-                                   for layer in range(model.num_layers)],
+            window_attn_skip_freq=[
+                int(model.window_of(layer) is not None) for layer in range(model.num_layers)
+            ],
         )
     settings = dict(
         num_layers=model.num_layers,
@@ -152,9 +153,12 @@ def _layer_spec(
         layer, experts, router = MoELayer, SequentialMLP, RowRouter
         if config.moe_router_topk == config.num_moe_experts:
             layer, experts, router = AllExpertsLayer, AllExperts, AllExpertsRouter
-        ffn = ModuleSpec(layer, submodules=MoESubmodules(
-            experts=ModuleSpec(experts, submodules=linears), router=router
-        ))
+        ffn = ModuleSpec(
+            layer,
+            submodules=MoESubmodules(
+                experts=ModuleSpec(experts, submodules=linears), router=router
+            ),
+        )
     return ModuleSpec(
         DecoderLayer,
         submodules=TransformerLayerSubmodules(
@@ -187,8 +191,12 @@ def _norms(model: ModelConfig, config: TransformerConfig) -> dict[str, Any]:
     """
     if model.norm_placement == "before":
         # Megatron's own of norms for this place, torch's, knows no sequence parallelism.
-        return dict(input_layernorm=RMSNorm, self_attn_bda=get_bias_dropout_add,
-                    pre_mlp_layernorm=RMSNorm, mlp_bda=get_bias_dropout_add)
+        return dict(
+            input_layernorm=RMSNorm,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp_bda=get_bias_dropout_add,
+        )
     norm_then_add = ModuleSpec(
         NormThenAdd,
         params=dict(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon),
@@ -208,7 +216,10 @@ class DecoderLayer(TransformerLayer):
         self.bias_dropout_add_exec_handler = contextlib.nullcontext
 
     def forward(
-        self, hidden_states: torch.Tensor, *args, inference_context: RowCache | None = None,
+        self,
+        hidden_states: torch.Tensor,
+        *args,
+        inference_context: RowCache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, None]:
         """`x_SBH -> x_SBH`, and no context; see Megatron's.
@@ -220,8 +231,10 @@ class DecoderLayer(TransformerLayer):
             return super().forward(hidden_states, *args, **kwargs)
         x_SBH = hidden_states
         attended = self.self_attention(
-            self.input_layernorm(x_SBH), rotary_pos_emb=kwargs["rotary_pos_emb"],
-            inference_context=inference_context)
+            self.input_layernorm(x_SBH),
+            rotary_pos_emb=kwargs["rotary_pos_emb"],
+            inference_context=inference_context,
+        )
         x_SBH = self.self_attn_bda(False, False)(attended, x_SBH, 0.0)
         computed = self.mlp(self.pre_mlp_layernorm(x_SBH))
         return self.mlp_bda(False, False)(computed, x_SBH, 0.0), None
@@ -252,15 +265,21 @@ class LanguageModel(GPTModel):
             )
 
     def _preprocess(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor | None, inference_context=None,
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        inference_context=None,
         **kwargs,
     ) -> tuple:
         """What Megatron prepares for the layers, with rotations by `position_ids`, by default the
         places in rows.
         """
         prepared = super()._preprocess(
-            input_ids=input_ids, position_ids=position_ids, inference_context=inference_context,
-            **kwargs)
+            input_ids=input_ids,
+            position_ids=position_ids,
+            inference_context=inference_context,
+            **kwargs,
+        )
         if inference_context is not None:  # rows whose positions the cache knows
             return prepared
         if position_ids is None:
@@ -319,8 +338,14 @@ class LanguageModel(GPTModel):
             x_SBH, head_VH = x_SBH.float(), head_VH.float()
         labels_SB = targets.tokens_BS.t()
         found = linear_loss(
-            x_SBH.flatten(0, 1), head_VH, labels_SB.flatten(), self.unpadded_vocab_size, group,
-            targets.temperature, targets.with_entropy)
+            x_SBH.flatten(0, 1),
+            head_VH,
+            labels_SB.flatten(),
+            self.unpadded_vocab_size,
+            group,
+            targets.temperature,
+            targets.with_entropy,
+        )
         loss_BS, *entropy_BS = (x_T.view(labels_SB.shape).t() for x_T in found if x_T is not None)
         return torch.stack((loss_BS, *entropy_BS)) if entropy_BS else loss_BS.contiguous()
 
@@ -361,8 +386,12 @@ def build_model(
         model, layout, dtype, router_z_loss, sequence_parallel, overrides, load_balancing_loss
     )
     choice = choose_attention(
-        "cuda" if torch.cuda.is_available() else "cpu", dtype, model.head_dim, layout.context,
-        attention)
+        "cuda" if torch.cuda.is_available() else "cpu",
+        dtype,
+        model.head_dim,
+        layout.context,
+        attention,
+    )
     layers = [_layer_spec(model, config, choice)] * get_num_layers_to_build(config)
     return LanguageModel(
         unpadded_vocab_size=model.vocab_size,
@@ -384,7 +413,9 @@ def _check_gathers(model: ModelConfig, layout: Layout) -> None:
     """Where only some experts are active, ranks that share one gather unequal numbers of tokens."""
     some = model.num_experts is not None and model.experts_per_token < model.num_experts
     if some and layout.resolved_expert_tensor > 1 and dist.get_backend() == "gloo":
-        raise BarError(f"{model.experts_per_token} of {model.num_experts} experts active: on a CPU "
-                       f"layout.expert_tensor {layout.resolved_expert_tensor} can't be computed, "
-                       "as gloo gathers equal numbers of tokens only; set it to 1 with expert > 1, "
-                       "or use no tensor parallelism")
+        raise BarError(
+            f"{model.experts_per_token} of {model.num_experts} experts active: on a CPU "
+            f"layout.expert_tensor {layout.resolved_expert_tensor} can't be computed, "
+            "as gloo gathers equal numbers of tokens only; set it to 1 with expert > 1, "
+            "or use no tensor parallelism"
+        )

@@ -20,7 +20,9 @@ def _is_plain_product(layer: ColumnParallelLinear | RowParallelLinear) -> bool:
 
 class _Column(ColumnParallelLinear):
     def forward(
-        self, input_: torch.Tensor, weight: torch.Tensor | None = None,
+        self,
+        input_: torch.Tensor,
+        weight: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`x_SBI -> x_SBO` with this rank's part of O; see Megatron's."""

@@ -51,7 +51,8 @@ def linear_loss(
     first = group.rank() * rows
     real = min(max(vocabulary - first, 0), rows)
     loss_T, entropy_T = _LinearLoss.apply(
-        x_TH, head_VH, labels_T, first, real, group, temperature, with_entropy)
+        x_TH, head_VH, labels_T, first, real, group, temperature, with_entropy
+    )
     return loss_T, entropy_T if with_entropy else None
 
 
@@ -64,8 +65,15 @@ class _LinearLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x_TH: torch.Tensor, head_VH: torch.Tensor, labels_T: torch.Tensor, first: int,
-        real: int, group: dist.ProcessGroup, temperature: float, with_entropy: bool,
+        ctx,
+        x_TH: torch.Tensor,
+        head_VH: torch.Tensor,
+        labels_T: torch.Tensor,
+        first: int,
+        real: int,
+        group: dist.ProcessGroup,
+        temperature: float,
+        with_entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs_x, needs_head = ctx.needs_input_grad[:2]
         is_here_T = (labels_T >= first) & (labels_T < first + real)
@@ -81,15 +89,16 @@ class _LinearLoss(torch.autograd.Function):
             logits_tV = _logits(x_TH[chunk], head_VH, real, kept_TV, chunk)
             here_t1 = is_here_T[chunk].unsqueeze(-1)
             log_sum_t1, label_t1, entropy_t1 = _over_ranks(
-                *_statistics(logits_tV, index_T1[chunk], here_t1, temperature, with_entropy),
-                group)
+                *_statistics(logits_tV, index_T1[chunk], here_t1, temperature, with_entropy), group
+            )
             losses.append(log_sum_t1 - label_t1)
             entropies.append(entropy_t1)
             sums.append(log_sum_t1)
             if grad_x_TH is not None:
                 one_t1 = torch.ones_like(log_sum_t1)
                 grad_tV = _gradient(
-                    logits_tV, log_sum_t1, index_T1[chunk], here_t1, one_t1, temperature)
+                    logits_tV, log_sum_t1, index_T1[chunk], here_t1, one_t1, temperature
+                )
                 torch.mm(grad_tV, head_VH, out=grad_x_TH[chunk])
         if needs_head:
             ctx.save_for_backward(x_TH, head_VH, index_T1, is_here_T, torch.cat(sums), kept_TV)
@@ -102,13 +111,11 @@ class _LinearLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx, grad_T: torch.Tensor, _: torch.Tensor
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx, grad_T: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         needs_x, needs_head = ctx.needs_input_grad[:2]
         nothing = (None,) * 6
         if not needs_head:
-            grad_x_TH, = ctx.saved_tensors
+            (grad_x_TH,) = ctx.saved_tensors
             return _scaled(grad_x_TH, grad_T.unsqueeze(-1)), None, *nothing
         x_TH, head_VH, index_T1, is_here_T, log_sum_T1, kept_TV = ctx.saved_tensors
         grad_x_TH = torch.empty_like(x_TH) if needs_x else None
@@ -116,11 +123,17 @@ class _LinearLoss(torch.autograd.Function):
         sum_VH = None if kept_TV is not None else torch.zeros_like(head_VH, dtype=torch.float32)
         for start in range(0, len(x_TH), ctx.size):
             chunk = slice(start, start + ctx.size)
-            logits_tV = (_logits(x_TH[chunk], head_VH, ctx.real) if kept_TV is None
-                         else kept_TV[chunk])
+            logits_tV = (
+                _logits(x_TH[chunk], head_VH, ctx.real) if kept_TV is None else kept_TV[chunk]
+            )
             grad_tV = _gradient(
-                logits_tV, log_sum_T1[chunk], index_T1[chunk], is_here_T[chunk].unsqueeze(-1),
-                grad_T[chunk].unsqueeze(-1), ctx.temperature)
+                logits_tV,
+                log_sum_T1[chunk],
+                index_T1[chunk],
+                is_here_T[chunk].unsqueeze(-1),
+                grad_T[chunk].unsqueeze(-1),
+                ctx.temperature,
+            )
             if grad_x_TH is not None:
                 torch.mm(grad_tV, head_VH, out=grad_x_TH[chunk])
             if sum_VH is None:
@@ -169,7 +182,9 @@ def _statistics(
 
 
 def _over_ranks(
-    log_sum_t1: torch.Tensor, label_t1: torch.Tensor, mean_t1: torch.Tensor,
+    log_sum_t1: torch.Tensor,
+    label_t1: torch.Tensor,
+    mean_t1: torch.Tensor,
     group: dist.ProcessGroup,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Over all rows of the vocabulary: logsumexp, the label's logit, the entropy."""
@@ -182,8 +197,7 @@ def _over_ranks(
     sums_t3 = torch.cat((weight_t1, label_t1, weight_t1 * (below_t1 + mean_t1)), dim=-1)
     dist.all_reduce(sums_t3, group=group)
     weight_t1, label_t1, mean_t1 = sums_t3.split(1, dim=-1)
-    return (largest_t1 + weight_t1.log(), label_t1,
-            weight_t1.log() - mean_t1 / weight_t1)
+    return (largest_t1 + weight_t1.log(), label_t1, weight_t1.log() - mean_t1 / weight_t1)
 
 
 @fused

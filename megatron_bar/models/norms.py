@@ -60,8 +60,15 @@ class _Normed(torch.autograd.Function):
             grad_x_TW, dot_T1, grad_weight_W = _towards_x(grad_TW, *along)
             dist.all_reduce(dot_T1, group=ctx.group)
             grad_x_TW = _across_x(grad_x_TW, x_TW, dot_T1, scale_T1, ctx.width)
-        return (grad_x_TW, grad_weight_W, grad_TW if needs_residual else None,
-                None, None, None, None)
+        return (
+            grad_x_TW,
+            grad_weight_W,
+            grad_TW if needs_residual else None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _is_shared(group: dist.ProcessGroup | None) -> bool:
@@ -167,7 +174,10 @@ def _towards(
 
 
 def _across(
-    grad_x_TW: torch.Tensor, x_TW: torch.Tensor, dot_T1: torch.Tensor, scale_T1: torch.Tensor,
+    grad_x_TW: torch.Tensor,
+    x_TW: torch.Tensor,
+    dot_T1: torch.Tensor,
+    scale_T1: torch.Tensor,
     width: int,
 ) -> torch.Tensor:
     along_x_T1 = dot_T1 * scale_T1**3 / width
@@ -190,7 +200,8 @@ def _gradients(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The gradients of `x`, all of whose width is here, and of the weight."""
     grad_x_TW, dot_T1, grad_weight_W = _towards(
-        grad_TW, x_TW, weight_W, scale_T1, rotation, needs_x, needs_weight)
+        grad_TW, x_TW, weight_W, scale_T1, rotation, needs_x, needs_weight
+    )
     if grad_x_TW is not None:
         grad_x_TW = _across(grad_x_TW, x_TW, dot_T1, scale_T1, width)
     return grad_x_TW, grad_weight_W
@@ -226,9 +237,7 @@ class FullWidthRMSNorm(torch.nn.Module):
     which would add up different heads.
     """
 
-    def __init__(
-        self, config: TransformerConfig, width: int, tp_group: dist.ProcessGroup
-    ) -> None:
+    def __init__(self, config: TransformerConfig, width: int, tp_group: dist.ProcessGroup) -> None:
         super().__init__()
         self.eps = config.layernorm_epsilon
         self.width = width
@@ -242,18 +251,21 @@ class FullWidthRMSNorm(torch.nn.Module):
         )
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
 
-    def forward(
-        self, x_SBND: torch.Tensor, rotation: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x_SBND: torch.Tensor, rotation: torch.Tensor | None = None) -> torch.Tensor:
         """Norm and, with `rotation` of [2, S, B, 1, h], rotate in the same pass."""
-        normed_SBW = _normed(x_SBND.flatten(-2), self.weight, self.eps, self.width, self.tp_group,
-                             rotation=rotation)
+        normed_SBW = _normed(
+            x_SBND.flatten(-2), self.weight, self.eps, self.width, self.tp_group, rotation=rotation
+        )
         return normed_SBW.view(x_SBND.shape)
 
     def sharded_state_dict(self, prefix="", sharded_offsets=(), metadata=None):
         return make_sharded_tensors_for_checkpoint(
-            {"weight": self.weight}, prefix, {"weight": 0}, sharded_offsets,
-            tp_group=self.tp_group, dp_cp_group=metadata["dp_cp_group"],
+            {"weight": self.weight},
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=metadata["dp_cp_group"],
         )
 
 
@@ -273,5 +285,6 @@ class NormThenAdd(RMSNorm):
     ) -> torch.Tensor:
         output_SBH, bias = output_with_bias
         assert bias is None and not dropout
-        return _normed(output_SBH, self.weight, self.eps, output_SBH.shape[-1],
-                       residual=residual_SBH)
+        return _normed(
+            output_SBH, self.weight, self.eps, output_SBH.shape[-1], residual=residual_SBH
+        )

@@ -44,14 +44,18 @@ class PackedDocuments(PackedSeqParams):
 
     def bounds(self) -> dict[str, torch.Tensor]:
         """The boundaries of all spans, by name."""
-        return {f"{name}.{i}": getattr(span, name)
-                for i, span in enumerate(self.spans) for name in _BOUNDS}
+        return {
+            f"{name}.{i}": getattr(span, name)
+            for i, span in enumerate(self.spans)
+            for name in _BOUNDS
+        }
 
     def with_bounds(self, bounds: Mapping[str, torch.Tensor]) -> PackedDocuments:
         """The same with others in the place of its `bounds()`, such as copies on a GPU."""
         spans = tuple(
             dataclasses.replace(span, **{name: bounds[f"{name}.{i}"] for name in _BOUNDS})
-            for i, span in enumerate(self.spans))
+            for i, span in enumerate(self.spans)
+        )
         return _with_spans(spans, self.rows)
 
 
@@ -84,8 +88,12 @@ def starts(documents_BT: torch.Tensor) -> torch.Tensor:
 def _with_spans(spans: tuple[Span, ...], rows: int) -> PackedDocuments:
     first = spans[0]
     return PackedDocuments(
-        qkv_format="thd", cu_seqlens_q=first.query_bounds_D, cu_seqlens_kv=first.key_bounds_D,
-        max_seqlen_q=first.longest_queries, max_seqlen_kv=first.longest_keys, spans=spans,
+        qkv_format="thd",
+        cu_seqlens_q=first.query_bounds_D,
+        cu_seqlens_kv=first.key_bounds_D,
+        max_seqlen_q=first.longest_queries,
+        max_seqlen_kv=first.longest_keys,
+        spans=spans,
         rows=rows,
     )
 
@@ -100,6 +108,10 @@ def _span(starts_D: torch.Tensor, begin: int, end: int, at: int) -> Span:
         for place in (begin, first_key)
     )
     return Span(
-        slice(at, at + end - begin), slice(first_key, end), queries_D.int(), keys_D.int(),
-        int(queries_D.diff().max()), int(keys_D.diff().max()),
+        slice(at, at + end - begin),
+        slice(first_key, end),
+        queries_D.int(),
+        keys_D.int(),
+        int(queries_D.diff().max()),
+        int(keys_D.diff().max()),
     )

@@ -12,6 +12,10 @@ PRESETS: dict[str, ModelConfig] = {
 
 def preset_named(folder: str) -> ModelConfig | None:
     """The sizes of a published checkpoint by its folder's name, if it is one."""
-    fitting = {published: preset for family in FAMILIES.values()
-               for published, preset in family.published.items() if folder.startswith(published)}
+    fitting = {
+        published: preset
+        for family in FAMILIES.values()
+        for published, preset in family.published.items()
+        if folder.startswith(published)
+    }
     return PRESETS[fitting[max(fitting, key=len)]] if fitting else None

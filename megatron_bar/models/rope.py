@@ -84,9 +84,7 @@ class _Rotated(torch.autograd.Function):
         return _rotated(grad_TND, *ctx.saved_tensors, True), None, None
 
 
-def rotated(
-    x_SBND: torch.Tensor, cos_SB1h: torch.Tensor, sin_SB1h: torch.Tensor
-) -> torch.Tensor:
+def rotated(x_SBND: torch.Tensor, cos_SB1h: torch.Tensor, sin_SB1h: torch.Tensor) -> torch.Tensor:
     """`x_SBND -> x_SBND`, rotated in fp32 and rounded once."""
     if torch.is_grad_enabled():
         return _Rotated.apply(x_SBND, cos_SB1h, sin_SB1h)

@@ -36,7 +36,8 @@ class RoutingRecord:
         device = torch.cuda.current_device() if device is None else device
         # One class more, for tokens that don't count.
         self._sums_LCX = torch.zeros(
-            layers, classes + 1, experts + 2, dtype=torch.float64, device=device)
+            layers, classes + 1, experts + 2, dtype=torch.float64, device=device
+        )
 
     @property
     def sums_LCX(self) -> torch.Tensor:
@@ -76,6 +77,7 @@ def layer_means(sums_LX: torch.Tensor) -> tuple[list[list[float]], list[float]]:
 @contextlib.contextmanager
 def record_routing(model: torch.nn.Module, record: RoutingRecord) -> Iterator[RoutingRecord]:
     """Record every router of `model` during the block. The model computes what it always does."""
+
     def hook(router: RowRouter, inputs: tuple, output: tuple[torch.Tensor, torch.Tensor]) -> None:
         record.add(router.layer_number, output[0])
 

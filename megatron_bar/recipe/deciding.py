@@ -51,16 +51,22 @@ def deciding(
     that a stage was made with by an earlier version: fields that weren't there then are at their
     default, and those that had another name have the present one.
     """
-    return {key_path: setting for key_path, setting in _dataclass(schema, values, relevance, ())
-            if RUNTIME not in setting.metadata}
+    return {
+        key_path: setting
+        for key_path, setting in _dataclass(schema, values, relevance, ())
+        if RUNTIME not in setting.metadata
+    }
 
 
 def rounding(
     schema: type, values: Mapping[str, Any], relevance: Relevance = Relevance()
 ) -> dict[KeyPath, Setting]:
     """The settings that change how numbers are rounded and nothing else, as `deciding` has them."""
-    return {key_path: setting for key_path, setting in _dataclass(schema, values, relevance, ())
-            if setting.metadata.get(RUNTIME) == ROUNDING}
+    return {
+        key_path: setting
+        for key_path, setting in _dataclass(schema, values, relevance, ())
+        if setting.metadata.get(RUNTIME) == ROUNDING
+    }
 
 
 def _dataclass(
@@ -85,8 +91,7 @@ def _value(
     hint: Any, value: Any, relevance: Relevance, key_path: KeyPath, metadata: Mapping[str, Any]
 ) -> Iterator[tuple[KeyPath, Setting]]:
     hint = _given(hint)
-    if (isinstance(value, Mapping) and isinstance(hint, type)
-            and dataclasses.is_dataclass(hint)):
+    if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
         yield from _dataclass(hint, value, relevance, key_path)
     elif isinstance(value, (Mapping, list, tuple)) and value:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)

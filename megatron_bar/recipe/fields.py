@@ -68,8 +68,10 @@ SHARE = Rule("a share from 0 to 1", lambda value: 0 <= value <= 1)
 PART = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 SNAPSHOT = Rule("a share above 0, up to 1", lambda value: 0 < value <= 1)
 WARMUP = Rule("a share in [0, 1); give a number of steps as warmup_steps", PART.holds)
-FIRST_AND_LAST = Rule("a first and a last step, counted from 1, such as [10, 12]",
-                      lambda value: len(value) == 2 and 1 <= value[0] <= value[1])
+FIRST_AND_LAST = Rule(
+    "a first and a last step, counted from 1, such as [10, 12]",
+    lambda value: len(value) == 2 and 1 <= value[0] <= value[1],
+)
 FACTOR = Rule("above 1; it is a factor", lambda value: 1 < value < math.inf)
 
 

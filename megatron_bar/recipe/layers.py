@@ -118,15 +118,20 @@ def _without_taken(override: Any, held: Any, hint: Any, where: str = "") -> Any:
             place = f"{where}.{name}"
             if not isinstance(held, DictConfig) or name not in held:
                 known = list(held) if isinstance(held, DictConfig) else []
-                raise BarError(f"{place} is null, which takes it away, but there is none"
-                               f"{did_you_mean(name, known) if known else ''}")
+                raise BarError(
+                    f"{place} is null, which takes it away, but there is none"
+                    f"{did_you_mean(name, known) if known else ''}"
+                )
             del held[name]
         override = {name: value for name, value in override.items() if value is not None}
     else:
         return override
-    return {name: _without_taken(value, _held_at(held, name), hints[name],
-                                 f"{where}.{name}".removeprefix("."))
-            for name, value in override.items()}
+    return {
+        name: _without_taken(
+            value, _held_at(held, name), hints[name], f"{where}.{name}".removeprefix(".")
+        )
+        for name, value in override.items()
+    }
 
 
 def _holds_none(hint: Any) -> bool:
@@ -153,14 +158,17 @@ def _with_whole_lists(override: Any, held: Any, where: str = "") -> Any:
         taken = {int(key) for key, value in override.items() if value is None}
         return [item for index, item in enumerate(items) if index not in taken]
     found = held if isinstance(held, dict) else {}
-    return {key: _with_whole_lists(value, found.get(key), f"{where}.{key}".removeprefix("."))
-            for key, value in override.items()}
+    return {
+        key: _with_whole_lists(value, found.get(key), f"{where}.{key}".removeprefix("."))
+        for key, value in override.items()
+    }
 
 
 def _index(key: str, items: list[Any], where: str) -> int:
     if not str(key).isdecimal():
-        raise BarError(f"{where} is a list, and {key!r} is not the number of an item; they are "
-                       "counted from 0")
+        raise BarError(
+            f"{where} is a list, and {key!r} is not the number of an item; they are counted from 0"
+        )
     if int(key) >= len(items):
         raise BarError(f"{where} has no item {key}; there are {len(items)}, counted from 0")
     return int(key)

@@ -13,17 +13,41 @@ GENERAL = "general"  # the task that belongs to no domain
 # Words of merge.shared that name a rule over the branches' changes from the anchor, and the keys of
 # `merge` that each takes.
 MERGE_RULES: dict[str, tuple[str, ...]] = {
-    "task_arithmetic": ("scale",), "ties": ("density", "scale"),
-    "dare_linear": ("density", "scale"), "dare_ties": ("density", "scale"),
-    "fisher": (), "row_wise": (), "slerp": ("t",),
+    "task_arithmetic": ("scale",),
+    "ties": ("density", "scale"),
+    "dare_linear": ("density", "scale"),
+    "dare_ties": ("density", "scale"),
+    "fisher": (),
+    "row_wise": (),
+    "slerp": ("t",),
 }
 
 # Folders of a run, a task, or a word of merge.shared, that a domain's name would collide with.
-TAKEN_NAMES = frozenset({
-    ANCHOR, MERGED, ROUTED, ALL, GENERAL, "base", "pretrained", EXPORTED, "evaluate", "report",
-    "logs", "data", "published", "branches", "sections", "suites", "before", "slurm", "replaced",
-    "rehearsal", *MERGE_RULES,
-})
+TAKEN_NAMES = frozenset(
+    {
+        ANCHOR,
+        MERGED,
+        ROUTED,
+        ALL,
+        GENERAL,
+        "base",
+        "pretrained",
+        EXPORTED,
+        "evaluate",
+        "report",
+        "logs",
+        "data",
+        "published",
+        "branches",
+        "sections",
+        "suites",
+        "before",
+        "slurm",
+        "replaced",
+        "rehearsal",
+        *MERGE_RULES,
+    }
+)
 # No domain's name begins so: it would pass for a model without an expert, or its logs for an
 # evaluation's.
 TAKEN_STARTS = (WITHOUT, "evaluate-")

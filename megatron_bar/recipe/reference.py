@@ -1,6 +1,6 @@
 """`docs/recipe.md`: every key of a recipe, from the dataclasses and the comments beside them.
 
-    python -m megatron_bar.recipe.reference > docs/recipe.md
+python -m megatron_bar.recipe.reference > docs/recipe.md
 """
 
 from __future__ import annotations
@@ -73,12 +73,24 @@ def reference() -> str:
     """The whole page, in Markdown."""
     sections = [_HEAD]
     for schema in _schemas(Recipe):
-        rows = [f"| `{key.name}` | `{key.type}` | {key.default} | {key.meaning} |"
-                for key in _keys(schema)]
-        sections.append("\n".join([
-            f"## {schema.__name__}", "", _docstring(schema), "",
-            "| key | type | default | meaning |", "|---|---|---|---|", *rows, "",
-        ]).replace("  |", " |"))
+        rows = [
+            f"| `{key.name}` | `{key.type}` | {key.default} | {key.meaning} |"
+            for key in _keys(schema)
+        ]
+        sections.append(
+            "\n".join(
+                [
+                    f"## {schema.__name__}",
+                    "",
+                    _docstring(schema),
+                    "",
+                    "| key | type | default | meaning |",
+                    "|---|---|---|---|",
+                    *rows,
+                    "",
+                ]
+            ).replace("  |", " |")
+        )
     runtime = set().union(*(names_with(schema, RUNTIME) for schema in _schemas(Recipe)))
     names = ", ".join(f"`{name}`" for name in sorted(runtime))
     return "\n".join([*sections, _RUNTIME + names + ".\n", _RENAMED + _former_names() + "\n"])
@@ -89,8 +101,11 @@ def _former_names() -> str:
     lines = []
     for schema in _schemas(Recipe):
         inherited = {former for parent in schema.__mro__[1:-1] for former in renamed(parent)}
-        own = ", ".join(f"`{former}` is `{name}`" for former, name in renamed(schema).items()
-                        if former not in inherited)
+        own = ", ".join(
+            f"`{former}` is `{name}`"
+            for former, name in renamed(schema).items()
+            if former not in inherited
+        )
         lines += [f"- {schema.__name__}: {own}"] if own else []
     return "\n".join(lines)
 
@@ -118,7 +133,8 @@ def _docstring(schema: type) -> str:
     parents = [base for base in schema.__bases__ if dataclasses.is_dataclass(base)]
     return text + "".join(
         f"\n\nHas the keys of [{base.__name__}](#{base.__name__.lower()}) as well; below are those "
-        "that are new or have another default." for base in parents
+        "that are new or have another default."
+        for base in parents
     )
 
 
@@ -136,16 +152,20 @@ def _keys(schema: type) -> list[Key]:
         first = node.lineno - 1
         while lines[first - 1].lstrip().startswith("#"):
             first -= 1
-        behind = lines[node.end_lineno - 1][node.end_col_offset:]
+        behind = lines[node.end_lineno - 1][node.end_col_offset :]
         comments = [*lines[first : node.lineno - 1], behind]
         meaning = " ".join(comment.strip().lstrip("# ") for comment in comments).strip()
         rule = about(schema, node.target.id).get(RULE)
         if rule is not None and rule.choices:
             meaning = ". ".join(filter(None, [rule.words, meaning]))
-        keys.append(Key(
-            node.target.id, _cell(ast.unparse(node.annotation)),
-            _default(node.value, "\n".join(lines)), _cell(meaning),
-        ))
+        keys.append(
+            Key(
+                node.target.id,
+                _cell(ast.unparse(node.annotation)),
+                _default(node.value, "\n".join(lines)),
+                _cell(meaning),
+            )
+        )
     return keys
 
 

@@ -20,8 +20,16 @@ from megatron_bar.recipe.renamed import renamed, tell_renamed
 from megatron_bar.runtime.errors import raise_all
 from megatron_bar.runtime.plain_yaml import NULL, Document, plain
 
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True,
-             "false": False, "no": False, "off": False, "0": False}
+_BOOLEANS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 _LARGEST_WHOLE = 2**53  # up to which a float such as 1e6 is that very number
 _FEW = 12  # keys that a message can list
 
@@ -56,8 +64,7 @@ def filled(default: Any, keys: Mapping[str, Any]) -> Any:
 
 
 def as_type(text: str, hint: Any) -> Any:
-    """`text` as a bool, int, float or str. Raises ValueError, with what it should be, if it isn't.
-    """
+    """`text` as a bool, int, float or str. Raises ValueError, with what it should be, if it isn't."""
     if hint is str:
         return text
     if hint is bool:
@@ -130,8 +137,10 @@ class _Reader:
             return self._fields(node, kind, key)
         if kind is dict:
             of = typing.get_args(hint)[1]
-            return {name: self._member(value, of, _within(key, name))
-                    for name, (_, value) in self._members(node, key).items()}
+            return {
+                name: self._member(value, of, _within(key, name))
+                for name, (_, value) in self._members(node, key).items()
+            }
         if kind is list:
             return self._items(node, typing.get_args(hint)[0], key, file)
         return self._scalar(node, kind, key, file)
@@ -151,8 +160,10 @@ class _Reader:
             if name in present:
                 name = self._present_name(written, present[name], key, members)
             if name not in hints:
-                self._fault(written, f"{_within(key, name)}: there is no such key"
-                                     f"{did_you_mean(name, hints)}")
+                self._fault(
+                    written,
+                    f"{_within(key, name)}: there is no such key{did_you_mean(name, hints)}",
+                )
                 continue
             hint = hints[name]
             if KEYS_OF_RECIPE in metadata[name]:
@@ -165,8 +176,11 @@ class _Reader:
     ) -> str:
         """What the former name `written` is called now. Noted, for a hint."""
         if present in members:
-            self._fault(written, f"{_within(key, written.value)} is called {present} now, which is "
-                                 f"given, too; leave {written.value} out")
+            self._fault(
+                written,
+                f"{_within(key, written.value)} is called {present} now, which is "
+                f"given, too; leave {written.value} out",
+            )
         self.former.setdefault((written.value, present), self.document.at(written))
         return present
 
@@ -175,8 +189,9 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return {name.value: (name, value) for name, value in node.value}
         if node.tag != NULL:
-            self._fault(node, f"{key or 'this'} is {_shown(node)} and should be keys, as in "
-                              "{key: value}")
+            self._fault(
+                node, f"{key or 'this'} is {_shown(node)} and should be keys, as in {{key: value}}"
+            )
         return {}
 
     def _items(
@@ -184,20 +199,24 @@ class _Reader:
     ) -> list[Any] | dict[str, Any]:
         """A list, or by their numbers items to change in one."""
         if isinstance(node, yaml.SequenceNode):
-            return [self.value(item, hint, _within(key, str(number)), file)
-                    for number, item in enumerate(node.value)]
+            return [
+                self.value(item, hint, _within(key, str(number)), file)
+                for number, item in enumerate(node.value)
+            ]
         if isinstance(node, yaml.MappingNode):
             found = {}
             for name, value in node.value:
                 if name.value.isdecimal():
                     found[name.value] = self._member(value, hint, _within(key, name.value), file)
                 else:
-                    self._fault(name, f"{key} is a list, and {name.value!r} is not the number of "
-                                      "an item; they are counted from 0")
+                    self._fault(
+                        name,
+                        f"{key} is a list, and {name.value!r} is not the number of "
+                        "an item; they are counted from 0",
+                    )
             return found
         if node.tag != NULL:
-            self._fault(node, f"{key} is {_shown(node)} and should be a list, as in "
-                              f"[{node.value}]")
+            self._fault(node, f"{key} is {_shown(node)} and should be a list, as in [{node.value}]")
         return []
 
     def _scalar(self, node: yaml.Node, hint: type, key: str, file: str | None) -> Any:

@@ -100,15 +100,19 @@ class _Conversation:
         try:
             return turn_ids(chat.tokenizer, self.messages, self.reply, turn, chat.template)
         except BarError as error:
-            raise VerifierFailed(f"a turn of the environment can't follow in the conversation that "
-                                 f"asks {self.prompt.text[:60]!r}: {error}") from None
+            raise VerifierFailed(
+                f"a turn of the environment can't follow in the conversation that "
+                f"asks {self.prompt.text[:60]!r}: {error}"
+            ) from None
 
     def go_on(self, following: _Next) -> None:
         """Add the next turn, or end; without room for one more reply it is cut."""
         if following.turn is None:
             self.goes_on, self.reward = False, following.reward
-        elif (self.replies == self.rules.turns
-              or len(self.tokens) + len(following.ids) >= self.longest):
+        elif (
+            self.replies == self.rules.turns
+            or len(self.tokens) + len(following.ids) >= self.longest
+        ):
             self.goes_on = self.stopped = False
         else:
             self.messages += [reply_message(self.reply), following.turn]
@@ -121,8 +125,7 @@ class _Conversation:
 
 
 class Conversations:
-    """The conversations of a rank in a step, each with its prompt and the key of what is sampled.
-    """
+    """The conversations of a rank in a step, each with its prompt and the key of what is sampled."""
 
     def __init__(
         self, asked: Sequence[tuple[Prompt, tuple[int, ...]]], rules: Rules, environments: bool
@@ -166,8 +169,10 @@ class Conversations:
             going = [each for each in going if each.goes_on]
             if not on_any_rank(bool(going)):
                 break
-        return [Answer(each.tokens, each.own, each.logprobs, each.stopped, each.reward)
-                for each in self.all]
+        return [
+            Answer(each.tokens, each.own, each.logprobs, each.stopped, each.reward)
+            for each in self.all
+        ]
 
     def _ask_environments(self, going: Sequence[_Conversation]) -> list[_Next]:
         with ThreadPoolExecutor(self.rules.workers) as threads:

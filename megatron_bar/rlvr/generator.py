@@ -45,12 +45,18 @@ class Generator:
         """
         self.settings, self.prompts, self.policy = settings, prompts, policy
         self.served, self.probe, self.seconds = served, probe, seconds
-        self.sampling = Sampling(settings.response_length, chat_format.stop_ids,
-                                 settings.temperature, run.seed)
+        self.sampling = Sampling(
+            settings.response_length, chat_format.stop_ids, settings.temperature, run.seed
+        )
         self.environments = any(prompt.environment is not None for prompt in prompts)
         self.rules = Rules(
-            chat_format, settings.response_length, run.config.max_position_embeddings,
-            settings.max_turns, settings.verifier_workers, failures)
+            chat_format,
+            settings.response_length,
+            run.config.max_position_embeddings,
+            settings.max_turns,
+            settings.verifier_workers,
+            failures,
+        )
         self._pending: PendingRollout | None = None  # what servers are answering
 
     def answers(self, asked: Pairs, step: int, following: Pairs | None) -> list[Answer]:
@@ -64,7 +70,8 @@ class Generator:
         conversations = self._conversations(asked, step)
         with self._engine() as engine:
             answers = conversations.finish(
-                functools.partial(engine.generate, sampling=self.sampling))
+                functools.partial(engine.generate, sampling=self.sampling)
+            )
         if self.environments:
             self.seconds.add("environment", conversations.environment_seconds)
         if self.served is not None:
@@ -93,7 +100,8 @@ class Generator:
 
         return PendingRollout(
             functools.partial(find, Conversations.finish_alone, engine.ask),
-            functools.partial(find, Conversations.finish, engine.generate))
+            functools.partial(find, Conversations.finish, engine.generate),
+        )
 
     def _conversations(self, asked: Pairs, step: int) -> Conversations:
         keyed = [(self.prompts[prompt], (step, prompt, sample)) for prompt, sample in asked]

@@ -90,8 +90,9 @@ class Learner:
         self.stopped: str | None = None  # why it ends before its last step
         # While servers generate, and verifiers finish, the devices that train have nothing to do.
         # An environment is a part of the rollout.
-        self.seconds = StepSeconds(waiting=frozenset(
-            ("verification", "rollout" if settings.served else "environment")))
+        self.seconds = StepSeconds(
+            waiting=frozenset(("verification", "rollout" if settings.served else "environment"))
+        )
         self.rewards = Rewards(prompts, self.decode, settings, self.seconds)
         updates = settings.steps * (settings.rows_per_step // settings.global_batch_size)
         setup = set_up(run, settings, updates)
@@ -111,8 +112,17 @@ class Learner:
         self.order = PromptOrder(len(prompts), run.seed)
         if self.step:
             self.order.restore(self.progress.order)
-        self.generator = Generator(run, settings, prompts, chat_format, self.policy, self.served,
-                                   self._probe, self.rewards.failures, self.seconds)
+        self.generator = Generator(
+            run,
+            settings,
+            prompts,
+            chat_format,
+            self.policy,
+            self.served,
+            self._probe,
+            self.rewards.failures,
+            self.seconds,
+        )
         self._due: Asked | None = None  # by the step under way, where that is known
         self._following: Asked | None = None  # by the next, which servers answer
         self.reward = float("nan")  # mean of the last step
@@ -158,8 +168,9 @@ class Learner:
         with self.seconds.of("rollout"):
             answers = self.generator.answers(asked, self.step, following)
         prompts = [prompt for prompt, _ in asked]
-        return as_rollout([self.prompts[prompt].ids for prompt in prompts], prompts, answers,
-                          self.pad_id)
+        return as_rollout(
+            [self.prompts[prompt].ids for prompt in prompts], prompts, answers, self.pad_id
+        )
 
     def _probe(self) -> Probe:
         """What the policy says now of the beginnings of the first prompts."""
@@ -174,6 +185,7 @@ class Learner:
 
     def score(self, tokens_BS: torch.Tensor) -> Scored:
         """Log-probabilities of the policy for a whole rollout's tokens."""
+
         def both(rows_BS: torch.Tensor) -> torch.Tensor:
             scored = self.policy.score(rows_BS)
             return torch.stack([scored.logprobs_BT, scored.entropy_BT], dim=-1)
@@ -218,11 +230,14 @@ class Learner:
             numbers[f"reward/{name}"] = rewards_B[of_it].mean().item()
             first = verifiers.index(name)
             start, end = rollout["prompt_lengths"][first], rollout["response_lengths"][first]
-            self._keep_sample({
-                "verifier": name, "prompt": prompts[first].text,
-                "response": self.decode(rollout["response_tokens"][first, start:end].tolist()),
-                "reward": rewards_B[first].item(),
-            })
+            self._keep_sample(
+                {
+                    "verifier": name,
+                    "prompt": prompts[first].text,
+                    "response": self.decode(rollout["response_tokens"][first, start:end].tolist()),
+                    "reward": rewards_B[first].item(),
+                }
+            )
         return numbers
 
     def prepare_updates(self, rollout: Rollout) -> tuple[list[Rows], Numbers]:
@@ -247,25 +262,32 @@ class Learner:
         if "init_logprobs" in rollout:
             kl_B = kl_to_reference(logprobs_BT, rollout["init_logprobs"], mask_BT)
             numbers["kl"] = kl_B.mean().item()
-        found = compute_advantages(
-            rollout["rewards"], kl_B, mask_BT, rollout["is_end"], settings)
+        found = compute_advantages(rollout["rewards"], kl_B, mask_BT, rollout["is_end"], settings)
         asked = self.due
         self.order.pass_by(asked)
         self._due, self._following = self._following, None
         self.order.rest(
-            [prompt for prompt, solved in zip(asked.prompts, found.solved_G.tolist()) if solved])
-        numbers |= {"groups_dropped": 1 - len(found.groups) / len(asked.prompts),
-                    "prompts_resting": len(self.order.resting)}
+            [prompt for prompt, solved in zip(asked.prompts, found.solved_G.tolist()) if solved]
+        )
+        numbers |= {
+            "groups_dropped": 1 - len(found.groups) / len(asked.prompts),
+            "prompts_resting": len(self.order.resting),
+        }
         advantages_BT = found.advantages_B[:, None].expand_as(logprobs_BT)
         if (cap := settings.truncated_importance_sampling) is not None:
             weights_BT = importance_weights(logprobs_BT, rollout["rollout_logprobs"], cap)
             advantages_BT = advantages_BT * weights_BT
             numbers["importance_weight"] = masked_mean(weights_BT, mask_BT).item()
             numbers["importance_capped"] = masked_mean((weights_BT == cap).float(), mask_BT).item()
-        rows = {"tokens": rollout["response_tokens"], "mask": found.mask_BT,
-                "old_logprobs": logprobs_BT, "advantages": advantages_BT}
+        rows = {
+            "tokens": rollout["response_tokens"],
+            "mask": found.mask_BT,
+            "old_logprobs": logprobs_BT,
+            "advantages": advantages_BT,
+        }
         return optimizer_batches(
-            rows, found.groups, settings.samples_per_prompt, settings.global_batch_size), numbers
+            rows, found.groups, settings.samples_per_prompt, settings.global_batch_size
+        ), numbers
 
     def _check_gap(self, gap: float) -> None:
         limit = self.settings.max_rollout_logprob_gap
@@ -274,7 +296,8 @@ class Learner:
                 f"{self.run.label}: in step {self.step + 1} log-probabilities of rollout and "
                 f"trainer are {gap:.2g} apart in the mean, more than max_rollout_logprob_gap "
                 f"{limit:g}: the answers came from other weights, or are computed otherwise, and "
-                "nothing was learned from them")
+                "nothing was learned from them"
+            )
 
     def gradients(self, rows: Rows) -> Update:
         """Compute the gradients of one optimizer step, which stay in the parameters' buffers."""
@@ -293,8 +316,12 @@ class Learner:
         # Of the groups that lr_scale doesn't slow down.
         numbers = {"lr": max(group["lr"] for group in self.optimizer.param_groups)}
         if update.tokens or not self._learned:
-            numbers |= {"loss": update.loss, "clip_fraction": update.clip_fraction,
-                        "ratio_error": update.ratio_error, "grad_norm": 0.0}
+            numbers |= {
+                "loss": update.loss,
+                "clip_fraction": update.clip_fraction,
+                "ratio_error": update.ratio_error,
+                "grad_norm": 0.0,
+            }
         if update.tokens:
             with self.seconds.of("update"):
                 _, norm, _ = self.optimizer.step()
@@ -310,15 +337,16 @@ class Learner:
         with contextlib.ExitStack() as stack:
             if self.served is not None:
                 stack.callback(self.served.close)
-            self._metrics = stack.enter_context(
-                Metrics(self.run.folder, self.step, self.settings))
+            self._metrics = stack.enter_context(Metrics(self.run.folder, self.step, self.settings))
             if is_main():
                 self._samples = stack.enter_context(
-                    StepLines(self.run.folder / SAMPLES_FILE, self.step))
+                    StepLines(self.run.folder / SAMPLES_FILE, self.step)
+                )
             self._advance = stack.enter_context(progress(self.run.label, self.settings.steps))
             self._advance(self.step)
             self._profile = stack.enter_context(
-                StepProfile(self.settings.profile, self.run.folder, self.run.label))
+                StepProfile(self.settings.profile, self.run.folder, self.run.label)
+            )
             self._profile.reached(self.step)
             self.seconds.restart()
             yield

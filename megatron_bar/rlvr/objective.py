@@ -38,8 +38,7 @@ def group_advantages(rewards_GN: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def nonzero_std_groups(rewards_GN: torch.Tensor) -> torch.Tensor:
-    """Groups with anything to learn from: `[G, N] -> [G]`, False where all rewards are equal.
-    """
+    """Groups with anything to learn from: `[G, N] -> [G]`, False where all rewards are equal."""
     return (rewards_GN != rewards_GN[:, :1]).any(-1)
 
 

@@ -97,14 +97,18 @@ class Policy:
         sampling.
         """
         self.wrapped.eval()
-        parts = self._run({"tokens": tokens_BS}, lambda said, _: said, train=False,
-                          temperature=temperature)
+        parts = self._run(
+            {"tokens": tokens_BS}, lambda said, _: said, train=False, temperature=temperature
+        )
         self.wrapped.train()
         shape = (2, *tokens_BS[:, 1:].shape)
         both = torch.cat(parts, dim=1) if parts else torch.empty(shape, device=tokens_BS.device)
         # Only the last pipeline stage has computed them.
-        dist.broadcast(both, parallel_state.get_pipeline_model_parallel_last_rank(),
-                       group=parallel_state.get_pipeline_model_parallel_group())
+        dist.broadcast(
+            both,
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
         return Scored(logprobs_BT=both[0], entropy_BT=both[1])
 
     def reference_logprobs(self, tokens_BS: torch.Tensor) -> torch.Tensor:
@@ -130,8 +134,11 @@ class Policy:
         parts = self._run(rows, loss_of, train=True)
         sums = torch.stack(parts).sum(0) if parts else counts.new_zeros(3)
         dist.all_reduce(sums, group=data_group)
-        dist.broadcast(sums, parallel_state.get_pipeline_model_parallel_last_rank(),
-                       group=parallel_state.get_pipeline_model_parallel_group())
+        dist.broadcast(
+            sums,
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
         loss, clipped, error = (sums / total.clamp_min(1)).tolist()
         return Update(loss, int(tokens), clipped, error)
 
@@ -157,26 +164,37 @@ class Policy:
             tokens_BS = micro_batch["tokens"]
             tokens_BP = torch.nn.functional.pad(tokens_BS, (0, padded_length - length))
             positions_BP = torch.arange(padded_length, device=tokens_BP.device).expand_as(tokens_BP)
-            said_BP = model(tokens_BP, positions_BP, None, labels=Targets(
-                tokens_BP.roll(-1, dims=1), temperature, with_entropy=not train))
+            said_BP = model(
+                tokens_BP,
+                positions_BP,
+                None,
+                labels=Targets(tokens_BP.roll(-1, dims=1), temperature, with_entropy=not train),
+            )
 
             def finish(said_BP: torch.Tensor, non_loss_data: bool = False):
                 said_BT = said_BP[..., : length - 1]
-                return output_of(-said_BT if train else torch.stack([-said_BT[0], said_BT[1]]),
-                                 micro_batch)
+                return output_of(
+                    -said_BT if train else torch.stack([-said_BT[0], said_BT[1]]), micro_batch
+                )
 
             return said_BP, finish
 
         return get_forward_backward_func()(
-            forward_step_func=forward_step, data_iterator=iter(micro_batches),
-            model=[self.wrapped], num_microbatches=len(micro_batches), seq_length=padded_length,
-            micro_batch_size=size, forward_only=not train, collect_non_loss_data=not train,
+            forward_step_func=forward_step,
+            data_iterator=iter(micro_batches),
+            model=[self.wrapped],
+            num_microbatches=len(micro_batches),
+            seq_length=padded_length,
+            micro_batch_size=size,
+            forward_only=not train,
+            collect_non_loss_data=not train,
         )
 
     def _loss(
         self, logprobs_BT: torch.Tensor, rows: Rows, scale: torch.Tensor, settings: Rlvr
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        found = policy_loss(logprobs_BT, rows["old_logprobs"], rows["advantages"], rows["mask"],
-                            settings)
+        found = policy_loss(
+            logprobs_BT, rows["old_logprobs"], rows["advantages"], rows["mask"], settings
+        )
         sums = torch.stack([found.loss.detach(), found.clipped, found.ratio_error])
         return found.loss * scale, sums

@@ -33,8 +33,10 @@ class RlvrResult:
         """A few words; a warning where nothing was learned."""
         reward = f"reward {self.reward:.3f}"
         if self.updates == 0:
-            return (f"warning: nothing was learned, in {self.steps} steps all answers to each "
-                    f"prompt were worth the same: {reward}")
+            return (
+                f"warning: nothing was learned, in {self.steps} steps all answers to each "
+                f"prompt were worth the same: {reward}"
+            )
         return reward
 
 
@@ -51,12 +53,17 @@ def reinforce(
     check_settings(settings, run.layout)
     needed = settings.prompts_per_step
     if len(prompts) < needed:
-        raise BarError(f"{run.label}: there are {len(prompts)} prompts and a step asks {needed}; "
-                       "give more data or lower prompts_per_step")
+        raise BarError(
+            f"{run.label}: there are {len(prompts)} prompts and a step asks {needed}; "
+            "give more data or lower prompts_per_step"
+        )
     backend = backend_of(settings.backend)
     with StopAtStep(run.folder, settings.stop_after_minutes) as stop:
-        return load_or_run(run.folder, RlvrResult, lambda: _trained(
-            Learner(run, settings, prompts, chat_format, stop), backend))
+        return load_or_run(
+            run.folder,
+            RlvrResult,
+            lambda: _trained(Learner(run, settings, prompts, chat_format, stop), backend),
+        )
 
 
 def _trained(learner: Learner, backend: Backend) -> RlvrResult:
@@ -70,5 +77,10 @@ def _trained(learner: Learner, backend: Backend) -> RlvrResult:
     run.write_checkpoint(policy.model, learner.step)
     if learner.settings.second_moments:
         save_second_moments(policy.model, learner.optimizer, run.config, run.folder / "checkpoint")
-    return RlvrResult(learner.step, learner.progress.applied, learner.budget.trainable_count,
-                      learner.budget.frozen_count, learner.reward)
+    return RlvrResult(
+        learner.step,
+        learner.progress.applied,
+        learner.budget.trainable_count,
+        learner.budget.frozen_count,
+        learner.reward,
+    )

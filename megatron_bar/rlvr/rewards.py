@@ -44,15 +44,33 @@ class Rewards:
         Ranks of one model-parallel group hold the same responses: each scores its part of them.
         """
         group = parallel_state.get_model_parallel_group()
-        rows = list(zip(*(rollout[name].tolist() for name in (
-            "prompt_ids", "response_tokens", "response_mask", "response_lengths", "is_end",
-            "given_rewards"))))
-        tasks = [self.threads.submit(self._score, *row)
-                 for row in rows[group.rank()::group.size()]]
+        rows = list(
+            zip(
+                *(
+                    rollout[name].tolist()
+                    for name in (
+                        "prompt_ids",
+                        "response_tokens",
+                        "response_mask",
+                        "response_lengths",
+                        "is_end",
+                        "given_rewards",
+                    )
+                )
+            )
+        )
+        tasks = [
+            self.threads.submit(self._score, *row) for row in rows[group.rank() :: group.size()]
+        ]
         return PendingRewards(tasks, len(rows), group, self.seconds)
 
     def _score(
-        self, prompt: int, tokens: list[int], mask: list[float], end: int, stopped: bool,
+        self,
+        prompt: int,
+        tokens: list[int],
+        mask: list[float],
+        end: int,
+        stopped: bool,
         given: float,
     ) -> float:
         if given >= 0:
@@ -64,15 +82,17 @@ class Rewards:
         while start > 1 and mask[start - 2]:
             start -= 1
         return self.failures.score(
-            self.prompts[prompt].score, self.decode(tokens[start : end - stopped]))
+            self.prompts[prompt].score, self.decode(tokens[start : end - stopped])
+        )
 
     def failed(self) -> int:
         """The responses that a verifier or an environment failed on since the last call.
 
         Those of all ranks, which all call this.
         """
-        count = torch.tensor(self.failures.count - self._failed_before,
-                             device=torch.cuda.current_device())
+        count = torch.tensor(
+            self.failures.count - self._failed_before, device=torch.cuda.current_device()
+        )
         self._failed_before = self.failures.count
         dist.all_reduce(count)
         return int(count)
@@ -93,6 +113,6 @@ class PendingRewards:
         with self.seconds.of("verification"):
             found = [task.result() for task in self.tasks]
         mine = torch.tensor(found, device=rewards_B.device)
-        rewards_B[self.group.rank()::self.group.size()] = mine
+        rewards_B[self.group.rank() :: self.group.size()] = mine
         dist.all_reduce(rewards_B, group=self.group)
         return rewards_B

@@ -51,19 +51,21 @@ def as_rollout(
         "is_end": torch.tensor([answer.stopped for answer in answers], device=device),
         "prompt_ids": torch.tensor(numbers, device=device),
         "response_mask": pad_right(
-            [zeros + answer.own for zeros, answer in zip(of_prompt, answers)], 0, torch.float32),
+            [zeros + answer.own for zeros, answer in zip(of_prompt, answers)], 0, torch.float32
+        ),
         "rollout_logprobs": pad_right(
             [zeros + answer.logprobs for zeros, answer in zip(of_prompt, answers)],
-            0.0, torch.float32),
+            0.0,
+            torch.float32,
+        ),
         "given_rewards": torch.tensor(
             [_NOT_GIVEN if answer.reward is None else answer.reward for answer in answers],
-            device=device),
+            device=device,
+        ),
     }
 
 
-def pad_right(
-    rows: Sequence[Sequence[float]], pad: float, dtype: torch.dtype
-) -> torch.Tensor:
+def pad_right(rows: Sequence[Sequence[float]], pad: float, dtype: torch.dtype) -> torch.Tensor:
     """Rows of unlike length as one tensor, on the device that computes."""
     padded = torch.full((len(rows), max(map(len, rows))), pad, dtype=dtype)
     for row, values in zip(padded, rows):
@@ -94,11 +96,14 @@ def optimizer_batches(
     for of_step in groups.tensor_split(len(rows["tokens"]) // global_batch_size):
         mine = of_step.tensor_split(ranks)[rank]
         indices = (mine[:, None] * samples + members).flatten()
-        batches.append({
-            name: torch.cat([value[indices],
-                             value.new_zeros(block - len(indices), *value.shape[1:])])
-            for name, value in rows.items()
-        })
+        batches.append(
+            {
+                name: torch.cat(
+                    [value[indices], value.new_zeros(block - len(indices), *value.shape[1:])]
+                )
+                for name, value in rows.items()
+            }
+        )
     return batches
 
 

@@ -25,39 +25,54 @@ def reference_share(settings: Rlvr) -> float:
 
 def check_settings(settings: Rlvr, layout: Layout) -> None:
     """Raise BarError for settings that don't fit each other or the layout."""
-    for key, allowed in (("advantage", ADVANTAGES), ("truncated", TRUNCATED),
-                         ("backend", (None, *BACKENDS))):
+    for key, allowed in (
+        ("advantage", ADVANTAGES),
+        ("truncated", TRUNCATED),
+        ("backend", (None, *BACKENDS)),
+    ):
         if getattr(settings, key) not in allowed:
-            raise BarError(f"{key} is {getattr(settings, key)!r}; there are "
-                           f"{', '.join(filter(None, allowed))}")
+            raise BarError(
+                f"{key} is {getattr(settings, key)!r}; there are {', '.join(filter(None, allowed))}"
+            )
     for key in ("prompts_per_step", "rollout_batch_size", "prompt_length", "response_length"):
         if getattr(settings, key) < 1:
             raise BarError(f"{key} is {getattr(settings, key)}; give at least 1")
     if settings.rollout_servers and settings.rollout_folder is None:
         raise BarError("rollout_servers need rollout_folder, the folder that they serve")
     if settings.rollout_servers and settings.rollout_python is not None:
-        raise BarError("rollout_servers are servers that others start, rollout_python starts one; "
-                       "give one of the two")
+        raise BarError(
+            "rollout_servers are servers that others start, rollout_python starts one; "
+            "give one of the two"
+        )
     if settings.rollout_sleep and not settings.served:
-        raise BarError("rollout_sleep is for servers; give rollout_servers or rollout_python, or "
-                       "leave it out")
+        raise BarError(
+            "rollout_sleep is for servers; give rollout_servers or rollout_python, or leave it out"
+        )
     if settings.rollouts_ahead == 1:
         _check_ahead(settings)
     if settings.steps is None:
         raise BarError("give steps, the number of rollouts")
     if settings.samples_per_prompt < 2:
-        raise BarError(f"samples_per_prompt is {settings.samples_per_prompt}; samples of "
-                       "a prompt are compared with each other, so give at least 2")
+        raise BarError(
+            f"samples_per_prompt is {settings.samples_per_prompt}; samples of "
+            "a prompt are compared with each other, so give at least 2"
+        )
     if settings.temperature <= 0:
-        raise BarError(f"temperature is {settings.temperature}; greedy samples are all "
-                       "the same, so give more than 0")
+        raise BarError(
+            f"temperature is {settings.temperature}; greedy samples are all "
+            "the same, so give more than 0"
+        )
     if settings.loss_type == "gspo" and settings.clip_high > _LARGEST_SEQUENCE_CLIP:
-        raise BarError(f"clip_high is {settings.clip_high}, which is for ratios of single tokens; "
-                       "with loss_type gspo the ratio is that of whole responses and stays near "
-                       "1: give clips for it, such as clip_low: 3e-4 and clip_high: 4e-4")
+        raise BarError(
+            f"clip_high is {settings.clip_high}, which is for ratios of single tokens; "
+            "with loss_type gspo the ratio is that of whole responses and stays near "
+            "1: give clips for it, such as clip_low: 3e-4 and clip_high: 4e-4"
+        )
     if layout.context > 1:
-        raise BarError(f"layout.context is {layout.context}; rollouts generate token by token, so "
-                       "leave it out of this stage's layout")
+        raise BarError(
+            f"layout.context is {layout.context}; rollouts generate token by token, so "
+            "leave it out of this stage's layout"
+        )
     responses = settings.rows_per_step
     unit = settings.samples_per_prompt * layout.data
     if settings.global_batch_size % unit or responses % settings.global_batch_size:
@@ -67,19 +82,27 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
             f"{responses} responses of a step"
         )
     if settings.global_batch_size // layout.data % settings.micro_batch_size:
-        raise BarError(f"micro_batch_size {settings.micro_batch_size} doesn't divide the "
-                       f"{settings.global_batch_size // layout.data} responses of a rank and "
-                       "update")
+        raise BarError(
+            f"micro_batch_size {settings.micro_batch_size} doesn't divide the "
+            f"{settings.global_batch_size // layout.data} responses of a rank and "
+            "update"
+        )
 
 
 def _check_ahead(settings: Rlvr) -> None:
     if not settings.served:
-        raise BarError("rollouts_ahead is 1, and the training processes generate themselves, which "
-                       "they can't while they train; give rollout_servers or rollout_python, or "
-                       "leave it out")
+        raise BarError(
+            "rollouts_ahead is 1, and the training processes generate themselves, which "
+            "they can't while they train; give rollout_servers or rollout_python, or "
+            "leave it out"
+        )
     if settings.rollout_sleep:
-        raise BarError("rollouts_ahead is 1, so that servers answer while the policy learns, and "
-                       "rollout_sleep has them sleep then; leave one of the two out")
+        raise BarError(
+            "rollouts_ahead is 1, so that servers answer while the policy learns, and "
+            "rollout_sleep has them sleep then; leave one of the two out"
+        )
     if settings.truncated_importance_sampling is None:
-        raise BarError("rollouts_ahead is 1, so that answers come from weights of a step ago; give "
-                       "the weights that correct it, such as truncated_importance_sampling: 2")
+        raise BarError(
+            "rollouts_ahead is 1, so that answers come from weights of a step ago; give "
+            "the weights that correct it, such as truncated_importance_sampling: 2"
+        )

@@ -27,8 +27,9 @@ LOG_EVERY_SECONDS = 10.0
 NOTEBOOK_EVERY_SECONDS = 0.5
 _LINE_WIDTH = 100  # that is written over
 _WIDEST = 1000
-_LINE = re.compile(r"^(?P<what>.+): (?P<done>\d+)/(?P<total>\d+), [\d.]+/s, (?P<left>\d+) s left",
-                   re.MULTILINE)
+_LINE = re.compile(
+    r"^(?P<what>.+): (?P<done>\d+)/(?P<total>\d+), [\d.]+/s, (?P<left>\d+) s left", re.MULTILINE
+)
 
 
 def say(message: str) -> None:
@@ -71,9 +72,14 @@ def _unseen() -> Iterator[Callable[..., None]]:
 @contextlib.contextmanager
 def _shown(what: str, total: int) -> Iterator[Callable[..., None]]:
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                   TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
-                   TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=total, note="", rate="")
 
@@ -97,8 +103,9 @@ def _shown(what: str, total: int) -> Iterator[Callable[..., None]]:
         if done and now - last >= every:  # before that there is no rate
             last = now
             rate = done / (now - start)
-            line = (f"{what}: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left "
-                    f"{note}")
+            line = (
+                f"{what}: {done}/{total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left {note}"
+            )
             if in_place:
                 print(f"\r{line:<{_LINE_WIDTH}}", end="", flush=True)
             else:

@@ -22,8 +22,20 @@ import torch
 
 CPU = torch.device("cpu")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_FACTORIES = ("tensor", "zeros", "ones", "empty", "full", "arange", "zeros_like", "ones_like",
-              "empty_like", "full_like", "rand", "randn")
+_FACTORIES = (
+    "tensor",
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "arange",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+    "rand",
+    "randn",
+)
 
 
 @dataclass(frozen=True)
@@ -163,38 +175,55 @@ def _no_te_gemm() -> None:
 
 ACCOMMODATIONS: tuple[Accommodation, ...] = (
     Accommodation(
-        "current_device", "buffers are made on torch.cuda.current_device()", _current_device,
+        "current_device",
+        "buffers are made on torch.cuda.current_device()",
+        _current_device,
     ),
     Accommodation(
-        "factories", "optimizer, schedules and clipping ask for device='cuda' literally, context "
-        "parallelism for pinned memory", _factories,
+        "factories",
+        "optimizer, schedules and clipping ask for device='cuda' literally, context "
+        "parallelism for pinned memory",
+        _factories,
     ),
     Accommodation(
-        "moves", "batches and optimizer states are moved by .cuda() and .to('cuda')", _moves,
+        "moves",
+        "batches and optimizer states are moved by .cuda() and .to('cuda')",
+        _moves,
     ),
     Accommodation(
-        "streams", "dispatcher, pipeline and data-parallel buffers use streams and events",
+        "streams",
+        "dispatcher, pipeline and data-parallel buffers use streams and events",
         _streams,
     ),
     Accommodation(
-        "random_state", "the RNG tracker keeps CUDA generator states: keep the CPU's, so that "
-        "dropout and initialization stay reproducible over tensor-parallel ranks", _random_state,
+        "random_state",
+        "the RNG tracker keeps CUDA generator states: keep the CPU's, so that "
+        "dropout and initialization stay reproducible over tensor-parallel ranks",
+        _random_state,
     ),
     Accommodation(
-        "split_sizes", "the all-to-all dispatcher leaves split sizes as tensors when they are on "
-        "the CPU already, and gloo takes lists", _split_sizes,
+        "split_sizes",
+        "the all-to-all dispatcher leaves split sizes as tensors when they are on "
+        "the CPU already, and gloo takes lists",
+        _split_sizes,
     ),
     Accommodation(
-        "tensor_type_names", "optimizers compare Tensor.type() with torch.cuda.* names",
+        "tensor_type_names",
+        "optimizers compare Tensor.type() with torch.cuda.* names",
         _tensor_type_names,
     ),
     Accommodation(
-        "memory", "the C library gives freed activations back to the system, whose pages then cost "
-        "a fault each in every step; CUDA's allocator keeps them", _memory,
+        "memory",
+        "the C library gives freed activations back to the system, whose pages then cost "
+        "a fault each in every step; CUDA's allocator keeps them",
+        _memory,
     ),
     Accommodation(
-        "no_te_gemm", "the MoE router reads te_general_gemm, undefined where Transformer Engine is "
-        "absent (0.16.1)", _no_te_gemm, without_te=True,
+        "no_te_gemm",
+        "the MoE router reads te_general_gemm, undefined where Transformer Engine is "
+        "absent (0.16.1)",
+        _no_te_gemm,
+        without_te=True,
     ),
 )
 

@@ -37,8 +37,10 @@ def check_ranks(ranks: int) -> None:
     if 0 < count < ranks and not ranks_share_gpus():
         listed = os.environ.get(VISIBLE_GPUS)
         limit = "" if listed is None else f" ({VISIBLE_GPUS}={listed})"
-        raise BarError(f"{ranks} processes need a GPU each, and {count} can be seen here{limit}; "
-                       "make the layout smaller, or use a machine with more")
+        raise BarError(
+            f"{ranks} processes need a GPU each, and {count} can be seen here{limit}; "
+            "make the layout smaller, or use a machine with more"
+        )
 
 
 def transformer_engine_runs() -> bool:
@@ -57,8 +59,11 @@ def why_no_transformer_engine(dtype: torch.dtype) -> str | None:
     if not transformer_engine_runs():
         if (fault := broken_te.fault()) is not None:
             return f"it can't be loaded: {fault}"
-        return ("this Megatron-Core can't use its version" if broken_te.NAME in sys.modules else
-                "it isn't installed")
+        return (
+            "this Megatron-Core can't use its version"
+            if broken_te.NAME in sys.modules
+            else "it isn't installed"
+        )
     if dtype is torch.float32:
         # Seen on an H200: gradients were off by 3e-3 to 8e-3 with it, by 7e-6 without.
         return "it rounds products of float32 to TF32"

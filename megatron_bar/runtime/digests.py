@@ -34,8 +34,7 @@ def remember_in(folder: Path) -> None:
 def content_digest(path: Path) -> str:
     """xxh3 of a file's bytes, as `file_digest` takes it. Raises OSError if it can't be read."""
     status = path.stat()
-    key = json_digest([str(path.resolve()), status.st_size, status.st_mtime_ns,
-                       status.st_ctime_ns])
+    key = json_digest([str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     if key in _remembered:
         return _remembered[key]
     if _folder is not None:

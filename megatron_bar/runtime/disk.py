@@ -45,8 +45,7 @@ def existing(path: Path) -> Path:
 
 
 def unwritable(folder: Path) -> str | None:
-    """The reason why no file can be made in `folder`, in the system's words, or None where it can.
-    """
+    """The reason why no file can be made in `folder`, in the system's words, or None where it can."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None
@@ -96,8 +95,10 @@ def lacking(target: Path, needed: int) -> str | None:
     """A line that `target` can't be written for want of room, or None where it can."""
     if (free := free_bytes(target)) >= needed:
         return None
-    return (f"{target} can't be written: it needs {readable(needed)}, and the disk at "
-            f"{disk_of(target)} has {readable(free)} free")
+    return (
+        f"{target} can't be written: it needs {readable(needed)}, and the disk at "
+        f"{disk_of(target)} has {readable(free)} free"
+    )
 
 
 def disk_fault(error: BaseException) -> str | None:

@@ -26,7 +26,8 @@ class Fault:
             return self.what
         first, *others = self.where
         likewise = ", ".join(others[:_NAMED]) + (
-            f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
+            f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        )
         return f"{first}: {self.what}" + (f" (so in {likewise})" if others else "")
 
 

@@ -48,6 +48,7 @@ def fused(function: Callable[_P, _R]) -> Callable[_P, _R]:
     model, so they are few. Where the machine can't compile (a GPU's kernels want a C compiler) one
     line says so, once, and functions run as they are.
     """
+
     @functools.cache
     def compiled() -> Callable[_P, _R]:
         torch._dynamo.config.recompile_limit = _VARIANTS  # this imports what takes seconds

@@ -105,8 +105,11 @@ class _Watchdog(threading.Thread):
         if self.world == 1 or "MASTER_ADDR" not in os.environ:
             return None
         store = dist.TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
-            wait_for_workers=False, timeout=timedelta(seconds=self.seconds),
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=self.seconds),
         )
         return dist.PrefixStore("heartbeat", store)
 
@@ -137,19 +140,25 @@ class _Watchdog(threading.Thread):
             print(f"{self.what} sees that {line}", file=sys.stderr)
         for rank, sign in signs.items():
             if sign is None:
-                print(f"{self.what} sees that rank {rank} never gave a sign of life",
-                      file=sys.stderr)
+                print(
+                    f"{self.what} sees that rank {rank} never gave a sign of life", file=sys.stderr
+                )
             elif (age := time.time() - sign.at) > max(self.seconds / 2, 3 * self.interval):
-                print(f"{self.what} sees that rank {rank} on {sign.host} has given no sign of "
-                      f"life for {age:.0f} s", file=sys.stderr)
+                print(
+                    f"{self.what} sees that rank {rank} on {sign.host} has given no sign of "
+                    f"life for {age:.0f} s",
+                    file=sys.stderr,
+                )
         sys.stderr.flush()
 
     def _place(self) -> tuple[str, bool]:
         """The main thread's place in the project's code, and whether it waits in a collective."""
         frames = traceback.extract_stack(sys._current_frames()[self.main])
         ours = [f for f in frames if "megatron_bar" in f.filename] or frames
-        return (f"{ours[-1].name} ({ours[-1].filename}:{ours[-1].lineno})",
-                any("torch/distributed" in frame.filename for frame in frames))
+        return (
+            f"{ours[-1].name} ({ours[-1].filename}:{ours[-1].lineno})",
+            any("torch/distributed" in frame.filename for frame in frames),
+        )
 
 
 def behind(signs: Mapping[int, _Sign]) -> Iterator[str]:
@@ -166,7 +175,9 @@ def behind(signs: Mapping[int, _Sign]) -> Iterator[str]:
     for rank, sign in signs.items():
         named = f"rank {rank} on {sign.host}"
         if least < most and sign.done == least:
-            yield (f"{named} is behind, at {least} of {sign.work} where others are at {most}: it "
-                   f"is in {sign.place}")
+            yield (
+                f"{named} is behind, at {least} of {sign.work} where others are at {most}: it "
+                f"is in {sign.place}"
+            )
         elif least == most and ranks_at[sign.place] < crowd:
             yield f"{named} is in {sign.place}, and {crowd} ranks are in {crowded}"

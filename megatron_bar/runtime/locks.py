@@ -61,8 +61,10 @@ def hold(file: int, path: Path, taken: str, patience: float = 0.0) -> None:
                 told = True
             time.sleep(_POLL_SECONDS)
         except OSError as error:
-            say(f"{path}: this file system has no locks ({error.strerror}); see to it that nobody "
-                f"else writes into {path.parent}")
+            say(
+                f"{path}: this file system has no locks ({error.strerror}); see to it that nobody "
+                f"else writes into {path.parent}"
+            )
             return
 
 

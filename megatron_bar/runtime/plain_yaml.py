@@ -26,7 +26,7 @@ _CORE = {
     "bool": r"true|True|TRUE|false|False|FALSE",
     "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
     "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)"
-             r"|\.(nan|NaN|NAN)",
+    r"|\.(nan|NaN|NAN)",
     "merge": "<<",
 }
 
@@ -72,8 +72,9 @@ def read_yaml(path: Path, what: str) -> Document:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BarError(f"{what} {path} is not text in UTF-8: {error.reason} at byte {error.start}"
-                       ) from None
+        raise BarError(
+            f"{what} {path} is not text in UTF-8: {error.reason} at byte {error.start}"
+        ) from None
     except OSError as error:
         raise BarError(f"{what} {path} can't be read: {error.strerror}") from None
     return _document(text, f"{what} {path}")
@@ -115,10 +116,14 @@ def _settle(document: Document, node: yaml.Node, loader: Any, above: tuple[int, 
     if id(node) in above:
         raise BarError(f"{document.at(node)}: an anchor refers to itself")
     if not node.tag.startswith(_TAG) or node.tag.removeprefix(_TAG) not in (
-        *_CORE, "str", "seq", "map"
+        *_CORE,
+        "str",
+        "seq",
+        "map",
     ):
-        raise BarError(f"{document.at(node)}: the tag {node.tag.replace(_TAG, '!!')} means "
-                       "nothing here")
+        raise BarError(
+            f"{document.at(node)}: the tag {node.tag.replace(_TAG, '!!')} means nothing here"
+        )
     above = (*above, id(node))
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
@@ -130,8 +135,9 @@ def _settle(document: Document, node: yaml.Node, loader: Any, above: tuple[int, 
                 raise BarError(f"{document.at(key)}: a key is a word, not a list or keys")
             if key.value in lines:
                 raise BarError(f"{document.at(key)}: {key.value} is given twice{lines[key.value]}")
-            lines[key.value] = (f", the first time in line {key.start_mark.line + 1}"
-                                if document.has_lines else "")
+            lines[key.value] = (
+                f", the first time in line {key.start_mark.line + 1}" if document.has_lines else ""
+            )
             _settle(document, value, loader, above)
         loader.flatten_mapping(node)
         # Merged keys stand first, so that the mapping's own win.
@@ -156,8 +162,12 @@ def _number(text: str) -> float:
 
 
 _SCALARS: dict[str, Callable[[str], Any]] = {
-    "null": lambda text: None, "bool": lambda text: text.lower() == "true", "int": _whole,
-    "float": _number, "str": str, "merge": str,
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": _whole,
+    "float": _number,
+    "str": str,
+    "merge": str,
 }
 
 
@@ -165,6 +175,7 @@ def under(keys: Sequence[str], node: yaml.Node) -> yaml.Node:
     """`node` as the value of the last of `keys`, each within the one before it."""
     for key in reversed(keys):
         mark = node.start_mark
-        node = yaml.MappingNode(_TAG + "map", [(yaml.ScalarNode(TEXT, key, mark, mark), node)],
-                                mark, mark)
+        node = yaml.MappingNode(
+            _TAG + "map", [(yaml.ScalarNode(TEXT, key, mark, mark), node)], mark, mark
+        )
     return node

@@ -20,5 +20,6 @@ def stop_file_in(*folders: Path) -> Path | None:
 
 def run_of(stage_folder: Path) -> Path | None:
     """The folder of the run that a stage's folder belongs to; None for one outside of any run."""
-    return next((folder for folder in stage_folder.absolute().parents
-                 if (folder / _RECIPE).is_file()), None)
+    return next(
+        (folder for folder in stage_folder.absolute().parents if (folder / _RECIPE).is_file()), None
+    )

@@ -88,8 +88,11 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         # A shell has its background jobs ignore SIGINT; a job script its own signals, for itself.
-        numbers = [number for number in STOP_SIGNALS
-                   if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+        numbers = [
+            number
+            for number in STOP_SIGNALS
+            if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN
+        ]
         self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 

@@ -39,9 +39,12 @@ class BranchStage(_DomainStage):
 
         target = context.folder / "checkpoint"
         branch(
-            context.checkpoint("anchor"), target,
+            context.checkpoint("anchor"),
+            target,
             pretrained=context.checkpoint("pretrained") if "pretrained" in self.inputs else None,
-            expert_name=self.domain, seed=self.seed, overwrite=True,
+            expert_name=self.domain,
+            seed=self.seed,
+            overwrite=True,
         )
         return {"anchor_digest": anchor_digest(target)}
 
@@ -76,8 +79,11 @@ class AdoptStage(_DomainStage):
 
         source, target = Path(self.checkpoint), context.folder / "checkpoint"
         adopt(source, target, context.checkpoint("anchor"), self.domain)
-        return {"summary": f"taken from {source}", "source": str(source),
-                "anchor_digest": anchor_digest(target)}
+        return {
+            "summary": f"taken from {source}",
+            "source": str(source),
+            "anchor_digest": anchor_digest(target),
+        }
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
         return "domains", self.domain, first, *rest

@@ -84,8 +84,10 @@ class Context(Generic[AnyStage]):
 
 def identity(stage: Stage) -> str:
     """Changes when the stage's settings do, in what decides its result; files count by path."""
-    decisive = {".".join(map(str, key_path)): setting.value
-                for key_path, setting in stage.deciding(stage.settings()).items()}
+    decisive = {
+        ".".join(map(str, key_path)): setting.value
+        for key_path, setting in stage.deciding(stage.settings()).items()
+    }
     return json_digest([stage.KIND, decisive, stage.inputs])
 
 
@@ -107,6 +109,7 @@ def is_done(stage: Stage, run: Path, elsewhere: Mapping[str, Path] | None = None
 
     Stages that are named in `elsewhere` stand in that run instead.
     """
+
     def read(name: str) -> dict[str, Any] | None:
         return read_done((elsewhere or {}).get(name, run) / name)
 
@@ -152,18 +155,21 @@ def prepare_folder(context: Context) -> None:
         say(f"{stage.name}: starts anew, and the state after step {steps[-1]} is removed: {why}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    write_json(folder / BEGUN_FILE, record(stage) | manner(stage) | {
-        "inputs": inputs, "begun": time.time()})
+    write_json(
+        folder / BEGUN_FILE,
+        record(stage) | manner(stage) | {"inputs": inputs, "begun": time.time()},
+    )
 
 
-def _why_anew(
-    begun: Mapping[str, Any], inputs: Mapping[str, Any], stage: Stage
-) -> str | None:
+def _why_anew(begun: Mapping[str, Any], inputs: Mapping[str, Any], stage: Stage) -> str | None:
     """The first reason why the state of an execution that `begun` records isn't gone on from."""
     if changed := changes(begun, stage):
         return str(changed[0])
-    others = [role for role in {**inputs, **begun["inputs"]}
-              if inputs.get(role) != begun["inputs"].get(role)]
+    others = [
+        role
+        for role in {**inputs, **begun["inputs"]}
+        if inputs.get(role) != begun["inputs"].get(role)
+    ]
     return f"{stage.inputs.get(others[0], others[0])} was made anew" if others else None
 
 
@@ -184,16 +190,19 @@ def remove_replaced(run: Path, stage: str) -> None:
 
 def write_done(context: Context, started: float, facts: dict[str, Any]) -> None:
     """Declare the stage done. Written last, in one step: a stage without it has to be run."""
-    write_json(context.folder / DONE_FILE, {
-        "id": os.urandom(8).hex(),  # of this execution: what lies downstream compares it
-        "stage": context.stage.name,
-        **read_json(context.folder / BEGUN_FILE),
-        "seconds": round(time.time() - started, 2),
-        "device": _device(),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **manner(context.stage),
-        **facts,
-    })
+    write_json(
+        context.folder / DONE_FILE,
+        {
+            "id": os.urandom(8).hex(),  # of this execution: what lies downstream compares it
+            "stage": context.stage.name,
+            **read_json(context.folder / BEGUN_FILE),
+            "seconds": round(time.time() - started, 2),
+            "device": _device(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **manner(context.stage),
+            **facts,
+        },
+    )
     remove_replaced(context.run, context.stage.name)
 
 

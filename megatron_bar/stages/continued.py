@@ -21,9 +21,12 @@ _PACKAGES = ("megatron-bar", "megatron-core", "torch", "transformers", "transfor
 
 def manner(stage: Stage) -> dict[str, Any]:
     """The way in which `stage` is computed here and now, a JSON value for its record."""
-    return {"layout": dataclasses.asdict(stage.layout), "rounding": stage.rounding(),
-            "versions": {"python": platform.python_version()} | {
-                package: installed(package) or "not installed" for package in _PACKAGES}}
+    return {
+        "layout": dataclasses.asdict(stage.layout),
+        "rounding": stage.rounding(),
+        "versions": {"python": platform.python_version()}
+        | {package: installed(package) or "not installed" for package in _PACKAGES},
+    }
 
 
 def differences(begun: Mapping[str, Any], stage: Stage, folder: Path) -> list[str]:
@@ -40,12 +43,16 @@ def differences(begun: Mapping[str, Any], stage: Stage, folder: Path) -> list[st
     layout = {f"layout.{key}": value for key, value in begun["layout"].items()}
     layout_now = {f"layout.{key}": value for key, value in now["layout"].items()}
     if changed := list(_changed(layout | begun["rounding"], layout_now | now["rounding"])):
-        lines.append(f"{after} with {'; '.join(changed)}: the same batches in the same order, and "
-                     "the same numbers but for rounding")
+        lines.append(
+            f"{after} with {'; '.join(changed)}: the same batches in the same order, and "
+            "the same numbers but for rounding"
+        )
     if changed := list(_changed(begun["versions"], now["versions"])):
-        lines.append(f"{after} by other versions ({'; '.join(changed)}): frozen parameters keep "
-                     "their bits, the numbers may be rounded otherwise; for the same bits go on "
-                     "with what it was begun with")
+        lines.append(
+            f"{after} by other versions ({'; '.join(changed)}): frozen parameters keep "
+            "their bits, the numbers may be rounded otherwise; for the same bits go on "
+            "with what it was begun with"
+        )
     return lines
 
 

@@ -28,11 +28,16 @@ class DpoStage(AdaptStage):
     def check(self, model: ModelConfig, faults: Faults) -> None:
         super().check(model, faults)
         if self.layout.context > 1:
-            faults.add(f"layout.context is {self.layout.context}, and a pair's answers aren't "
-                       "shared by ranks; leave it out of this stage's layout", self.name)
+            faults.add(
+                f"layout.context is {self.layout.context}, and a pair's answers aren't "
+                "shared by ranks; leave it out of this stage's layout",
+                self.name,
+            )
         if self.training.validation:
-            faults.add("validation measures the loss of tokens, which dpo doesn't lower; leave it "
-                       "out", self.name)
+            faults.add(
+                "validation measures the loss of tokens, which dpo doesn't lower; leave it out",
+                self.name,
+            )
 
     def file_rows(self) -> int | None:
         """The pairs of an epoch, each of which is a row."""

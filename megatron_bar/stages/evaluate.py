@@ -57,8 +57,11 @@ class EvaluateStage(Stage):
             for source in sources:
                 check_verifier(source, f"tasks of {task}", faults)
                 if source.environment is not None:
-                    faults.add("environment is for the prompts of rlvr; an evaluation asks each "
-                               "item once, so leave it out here", f"tasks of {task}")
+                    faults.add(
+                        "environment is for the prompts of rlvr; an evaluation asks each "
+                        "item once, so leave it out here",
+                        f"tasks of {task}",
+                    )
 
     def plan(self, model: ModelConfig, machine: Machine, stored: torch.dtype) -> StagePlan:
         from megatron_bar.stages.plan import plan_evaluation
@@ -78,8 +81,14 @@ class EvaluateStage(Stage):
 
         checkpoint = context.checkpoint("checkpoint")
         scores = evaluate(
-            checkpoint, self.tasks, self.asking, load_chat_format(checkpoint, self.chat_template),
-            self.layout, self.seed, self.name.removeprefix("evaluate/"), context.folder,
+            checkpoint,
+            self.tasks,
+            self.asking,
+            load_chat_format(checkpoint, self.chat_template),
+            self.layout,
+            self.seed,
+            self.name.removeprefix("evaluate/"),
+            context.folder,
         )
         return {"summary": ", ".join(f"{task} {score:.2f}" for task, score in scores.items())}
 
@@ -88,8 +97,9 @@ class EvaluateStage(Stage):
         """Earlier versions had the keys of `asking` beside the others."""
         if "asking" not in settings:
             own = {field.name for field in dataclasses.fields(cls)}
-            settings = settings | {"asking": {key: value for key, value in settings.items()
-                                              if key not in own}}
+            settings = settings | {
+                "asking": {key: value for key, value in settings.items() if key not in own}
+            }
         return super().deciding(settings)
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:

@@ -50,8 +50,10 @@ class ExportStage(ConversionStage):
         chat = find_chat_format(checkpoint, self.chat_template)
         model = export_hf(checkpoint, target, overwrite=True, origin=_origin(context), chat=chat)
         return {
-            "summary": str(target), "experts": model.all_expert_names,
-            "active": model.experts_per_token, "digest": folder_digest(target),
+            "summary": str(target),
+            "experts": model.all_expert_names,
+            "active": model.experts_per_token,
+            "digest": folder_digest(target),
         }
 
 
@@ -74,8 +76,11 @@ def _origin(context: Context) -> Origin:
                 bases[stage.name] += f" at commit {commit}"
                 hub_bases.append(done["source"].partition("@")[0])
         if isinstance(stage, TrainingStage):
-            amount = (f"{done['tokens']:,} supervised tokens" if "tokens" in done
-                      else f"{done['steps']:,} rollouts")
+            amount = (
+                f"{done['tokens']:,} supervised tokens"
+                if "tokens" in done
+                else f"{done['steps']:,} rollouts"
+            )
             names = dict.fromkeys(map(source_name, stage.sources()))
             steps.append(Step(stage.name, list(names), amount))
     method = context.graph.method

@@ -57,8 +57,7 @@ class ImportStage(ConversionStage):
                 check_import(folder)
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Raises BarError for a model of the hub that isn't in its cache: a stage downloads none.
-        """
+        """Raises BarError for a model of the hub that isn't in its cache: a stage downloads none."""
         from megatron_bar.checkpoints.convert import import_hf
         from megatron_bar.checkpoints.hub import commit_of, local_folder
 
@@ -69,8 +68,10 @@ class ImportStage(ConversionStage):
         model = import_hf(source, context.folder / "checkpoint", overwrite=True)
         commit = commit_of(source)
         return {
-            "source": self.hf if commit else str(source), "commit": commit,
-            "layers": model.num_layers, "experts": model.num_experts,
+            "source": self.hf if commit else str(source),
+            "commit": commit,
+            "layers": model.num_layers,
+            "experts": model.num_experts,
         }
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:

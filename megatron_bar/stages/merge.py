@@ -61,11 +61,14 @@ class _CombiningStage(ConversionStage):
             farthest = max(shared, key=lambda d: d.largest)
             what = "shared parameters" if experts else "models"
             where = "their mean" if rule is None else f"what {self.shared} makes of them"
-            summary += (f"; {what} lie at most {farthest.largest:.1%} from {where} "
-                        f"({farthest.tensor})")
+            summary += (
+                f"; {what} lie at most {farthest.largest:.1%} from {where} ({farthest.tensor})"
+            )
         anchor = {"anchor_digest": anchor_digest(target)} if experts else {}
         return {
-            "summary": summary, "experts": experts, **anchor,
+            "summary": summary,
+            "experts": experts,
+            **anchor,
             "deviations": [dataclasses.asdict(d) for d in shared],
         }
 
@@ -102,8 +105,13 @@ class MergeStage(_CombiningStage):
         average = self.shared if self.shared in _MEANS else "published"
         of_one = rule is None and self.shared not in _MEANS
         return merge(
-            list(models.values()), target, anchor, average=average,
-            weights=[f"*={self.shared}:1"] if of_one else (), rule=rule, overwrite=True,
+            list(models.values()),
+            target,
+            anchor,
+            average=average,
+            weights=[f"*={self.shared}:1"] if of_one else (),
+            rule=rule,
+            overwrite=True,
         )
 
 

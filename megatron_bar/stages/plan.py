@@ -96,12 +96,22 @@ def plan_training(
         seconds = stage_seconds(model, layout, training, trainable, steps, machine)
     open_count = sum(groups[group] for group in trainable)
     return StagePlan(
-        stage, model, memory, training, open_count,
-        too_big=too_big, steps=steps, flops=flops,
-        suggestion=(suggest_training(model, layout, training, trainable, machine.memory)
-                    if too_big else None),
+        stage,
+        model,
+        memory,
+        training,
+        open_count,
+        too_big=too_big,
+        steps=steps,
+        flops=flops,
+        suggestion=(
+            suggest_training(model, layout, training, trainable, machine.memory)
+            if too_big
+            else None
+        ),
         traffic=step_traffic(model, layout, training, trainable, machine.per_node),
-        seconds=seconds, checkpoint=stored.itemsize * sum(groups.values()),
+        seconds=seconds,
+        checkpoint=stored.itemsize * sum(groups.values()),
         saved_state=saved_bytes(training, open_count),
     )
 
@@ -118,7 +128,10 @@ def plan_evaluation(
     memory = evaluation_memory(model, layout, settings)
     too_big = memory.total > machine.memory
     plan = StagePlan(
-        dataclasses.replace(stage, layout=layout), model, memory, too_big=too_big,
+        dataclasses.replace(stage, layout=layout),
+        model,
+        memory,
+        too_big=too_big,
         suggestion=suggest_evaluation(model, layout, settings, machine.memory) if too_big else None,
     )
     items = items_of(source for sources in stage.tasks.values() for source in sources)
@@ -126,7 +139,8 @@ def plan_evaluation(
         return plan
     answers = items * settings.samples
     return dataclasses.replace(
-        plan, flops=evaluation_flops(model, settings, answers),
+        plan,
+        flops=evaluation_flops(model, settings, answers),
         seconds=evaluation_seconds(model, layout, settings, answers, machine),
     )
 
@@ -138,8 +152,14 @@ def plan_conversion(
     total = sum(group_sizes(model).values())
     largest = 4 * model.padded_vocab_size(1) * model.hidden_size
     size = stored.itemsize * total
-    return StagePlan(stage, model, Memory(0, buffers=3 * largest), flops=0.0,
-                     seconds=2 * size / machine.checkpoint_rate, checkpoint=size)
+    return StagePlan(
+        stage,
+        model,
+        Memory(0, buffers=3 * largest),
+        flops=0.0,
+        seconds=2 * size / machine.checkpoint_rate,
+        checkpoint=size,
+    )
 
 
 def plan_combining(
@@ -150,8 +170,11 @@ def plan_combining(
     Of a model without experts that is all. It is read in bands of rows, so no pass needs memory.
     """
     whole = plan_conversion(stage, model, machine, stored)
-    shared = sum(size for group, size in group_sizes(model).items()
-                 if not group.startswith(("expert.", "router.")))
+    shared = sum(
+        size
+        for group, size in group_sizes(model).items()
+        if not group.startswith(("expert.", "router."))
+    )
     # One model's are in what a conversion reads anyway.
     more = (len(stage.inputs) * passes - 1) * shared * stored.itemsize
     return dataclasses.replace(whole, seconds=whole.seconds + more / machine.checkpoint_rate)

@@ -76,12 +76,19 @@ def record(stage: Stage) -> dict[str, Any]:
     """
     settings = stage.settings()
     found = stage.deciding(settings)
-    return {"kind": stage.KIND, "settings": settings,
-            "outside": {_place(found, key_path): _contents(found, key_path)
-                        for key_path, setting in found.items() if _names_outside(setting)},
-            # Nothing is compared by them: they tell which file of a model is another one.
-            "files": {setting.value: _model_files(setting)
-                      for setting in found.values() if _is_model(setting)}}
+    return {
+        "kind": stage.KIND,
+        "settings": settings,
+        "outside": {
+            _place(found, key_path): _contents(found, key_path)
+            for key_path, setting in found.items()
+            if _names_outside(setting)
+        },
+        # Nothing is compared by them: they tell which file of a model is another one.
+        "files": {
+            setting.value: _model_files(setting) for setting in found.values() if _is_model(setting)
+        },
+    }
 
 
 def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
@@ -95,13 +102,21 @@ def changes(recorded: Mapping[str, Any], stage: Stage) -> list[Change]:
     outside = recorded.get("outside", {})
     was, now = stage.deciding(recorded["settings"]), stage.deciding(stage.settings())
     if _OLD in recorded:
-        was = {key_path: Setting(None, setting.metadata)
-               if key_path[-1] == "dtype" and setting.value == "float32" else setting
-               for key_path, setting in was.items()}
+        was = {
+            key_path: Setting(None, setting.metadata)
+            if key_path[-1] == "dtype" and setting.value == "float32"
+            else setting
+            for key_path, setting in was.items()
+        }
     found = [
-        Change(stage.recipe_key(key_path), _value(was, key_path), _value(now, key_path),
-               _other_files(recorded.get("files", {}), now.get(key_path)))
-        for key_path in dict.fromkeys([*now, *was]) if not _same(was, now, key_path, outside)
+        Change(
+            stage.recipe_key(key_path),
+            _value(was, key_path),
+            _value(now, key_path),
+            _other_files(recorded.get("files", {}), now.get(key_path)),
+        )
+        for key_path in dict.fromkeys([*now, *was])
+        if not _same(was, now, key_path, outside)
     ]
     return [change for i, change in enumerate(found) if change not in found[:i]]
 
@@ -172,8 +187,9 @@ def _contents(settings: Settings, key_path: KeyPath) -> str | None:
 
 
 def _folder_digests(setting: Setting) -> dict[str, str]:
-    return {str(file.relative_to(setting.value)): content_digest(file)
-            for file in _files_read(setting)}
+    return {
+        str(file.relative_to(setting.value)): content_digest(file) for file in _files_read(setting)
+    }
 
 
 def _is_model(setting: Setting) -> bool:
@@ -181,8 +197,7 @@ def _is_model(setting: Setting) -> bool:
 
 
 def _model_files(setting: Setting) -> dict[str, str]:
-    """Digests of the files of a model's folder; none if one can't be read, which the stage tells.
-    """
+    """Digests of the files of a model's folder; none if one can't be read, which the stage tells."""
     try:
         return _folder_digests(setting)
     except (OSError, BarError):
@@ -196,8 +211,11 @@ def _other_files(
     if setting is None or not _is_model(setting) or not (was := recorded.get(setting.value)):
         return ()
     now = _model_files(setting)
-    return tuple(str(Path(setting.value) / file) for file in sorted({*was, *now})
-                 if was.get(file) != now.get(file))
+    return tuple(
+        str(Path(setting.value) / file)
+        for file in sorted({*was, *now})
+        if was.get(file) != now.get(file)
+    )
 
 
 def _files_read(setting: Setting) -> list[Path]:
@@ -212,8 +230,12 @@ def _files_read(setting: Setting) -> list[Path]:
             names |= set(read_json(folder / INDEX).get("weight_map", {}).values())
         return [path for path in files if str(path.relative_to(folder)) in names]
     if setting.metadata[CONTENTS] == DATASET:
-        return [path for path in files if path.suffix not in _ABOUT
-                and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+        return [
+            path
+            for path in files
+            if path.suffix not in _ABOUT
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
     return files
 
 

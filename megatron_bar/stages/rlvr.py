@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 # What trains by default in BAR: all that branches share, attention included.
 RLVR_GROUPS = (
-    "expert.1", "router.1", "embeddings", "attention", "block_norms", "final_norm", "head",
+    "expert.1",
+    "router.1",
+    "embeddings",
+    "attention",
+    "block_norms",
+    "final_norm",
+    "head",
 )
 
 
@@ -46,9 +52,11 @@ class RlvrStage(TrainingStage):
         positions, training = model.max_position_embeddings, self.training
         if training.row_length <= positions:
             return None
-        return (f"answers end at the model's {positions} positions, with their prompts, so that an "
-                f"answer to a prompt of {training.prompt_length} tokens has not all of "
-                f"response_length {training.response_length}")
+        return (
+            f"answers end at the model's {positions} positions, with their prompts, so that an "
+            f"answer to a prompt of {training.prompt_length} tokens has not all of "
+            f"response_length {training.response_length}"
+        )
 
     def check(self, model: ModelConfig, faults: Faults) -> None:
         from megatron_bar.checkpoints.hf import architecture
@@ -80,8 +88,10 @@ class RlvrStage(TrainingStage):
             with faults.of(self.name):
                 vllm = find_vllm(self.training.rollout_python)
                 if vllm.on_cpu and self.training.rollout_sleep:
-                    raise BarError("rollout_python has a vLLM for CPUs, which can't sleep; leave "
-                                   "rollout_sleep out")
+                    raise BarError(
+                        "rollout_python has a vLLM for CPUs, which can't sleep; leave "
+                        "rollout_sleep out"
+                    )
         super().check_installed(faults)
 
     def prepare(self) -> None:

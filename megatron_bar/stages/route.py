@@ -63,7 +63,8 @@ class RouteStage(RowsStage):
     def routed(self, merged: ModelConfig) -> ModelConfig:
         """The model that it makes of the merged one."""
         return dataclasses.replace(
-            merged, experts_per_token=self.experts_per_token or merged.num_experts,
+            merged,
+            experts_per_token=self.experts_per_token or merged.num_experts,
             renormalize=self.renormalize,
         )
 

@@ -34,9 +34,7 @@ class RowsStage(TrainingStage):
         for source in [*self.sources(), *self.training.validation]:
             yield Reading(self.name, source, self.FORM, length)
 
-    def taken(
-        self, stored: Mapping[str, StoredDocuments], seed: int
-    ) -> Mapping[str, np.ndarray]:
+    def taken(self, stored: Mapping[str, StoredDocuments], seed: int) -> Mapping[str, np.ndarray]:
         """The documents that it takes of each source in an epoch, by the source's name."""
         from megatron_bar.data.mixture import picks
 

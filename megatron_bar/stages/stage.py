@@ -131,8 +131,10 @@ class Stage:
     def rounding(self) -> dict[str, Any]:
         """The settings that change its rounding and nothing else, by their names in the recipe."""
         relevance = dataclasses.replace(self.RELEVANCE, form=self.FORM)
-        return {self.recipe_key(key_path): setting.value
-                for key_path, setting in rounding(type(self), self.settings(), relevance).items()}
+        return {
+            self.recipe_key(key_path): setting.value
+            for key_path, setting in rounding(type(self), self.settings(), relevance).items()
+        }
 
     def recipe_key(self, key_path: KeyPath) -> str:
         """The recipe's name of the setting at `key_path`."""

@@ -30,9 +30,12 @@ class AdaptStage(RowsStage):
         return [source for training in self.trainings() for source in training.data]
 
     def each(self) -> Sequence[RowsStage]:
-        return [dataclasses.replace(self, name=f"{self.name}/parts/{domain}", training=training,
-                                    parts={})
-                for domain, training in self.parts.items()] or [self]
+        return [
+            dataclasses.replace(
+                self, name=f"{self.name}/parts/{domain}", training=training, parts={}
+            )
+            for domain, training in self.parts.items()
+        ] or [self]
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
         if first == "parts":

@@ -93,8 +93,7 @@ class TrainingStage(Stage):
             compute_deterministically()
 
     def steps(self) -> int | None:
-        """Number of steps, by the recipe or the data's files; None if they aren't here.
-        """
+        """Number of steps, by the recipe or the data's files; None if they aren't here."""
         from megatron_bar.data.batches import planned_steps
 
         return planned_steps(self.training, rows_per_epoch=0)
@@ -119,5 +118,7 @@ def check_layout(model: ModelConfig, layout: Layout) -> None:
     try:
         model.check(layout)
     except BarError as error:
-        raise BarError(f"{error}; a stage's own layout, such as route.training.layout or "
-                       "evaluate.layout, goes before the recipe's") from None
+        raise BarError(
+            f"{error}; a stage's own layout, such as route.training.layout or "
+            "evaluate.layout, goes before the recipe's"
+        ) from None

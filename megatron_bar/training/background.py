@@ -24,15 +24,20 @@ class BackgroundSave:
     """
 
     def __init__(self, state: dict[str, Any], folder: Path) -> None:
-        live = {entry.data.untyped_storage().data_ptr() for entry in nested_values(state)
-                if isinstance(entry, (ShardedTensor, ShardedTensorFactory))}
+        live = {
+            entry.data.untyped_storage().data_ptr()
+            for entry in nested_values(state)
+            if isinstance(entry, (ShardedTensor, ShardedTensorFactory))
+        }
         self._request, self._writer = begin_save(state, folder)
         self._thread = None
         if self._request.async_fn is not None:  # None where a rank has nothing to write
             rank, buckets, results = self._request.async_fn_args
             self._thread = threading.Thread(
-                target=self._request.async_fn, args=(rank, _on_host(buckets, live), results),
-                daemon=True)
+                target=self._request.async_fn,
+                args=(rank, _on_host(buckets, live), results),
+                daemon=True,
+            )
             with unheard():
                 self._thread.start()
 
@@ -67,7 +72,9 @@ def _on_host(buckets: list[Any], live: set[int]) -> list[Any]:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
         return host.copy_(tensor, non_blocking=True)
 
-    staged = [(path, name, (objects, [(item, copied(tensor)) for item, tensor in tensors]))
-              for path, name, (objects, tensors) in buckets]
+    staged = [
+        (path, name, (objects, [(item, copied(tensor)) for item, tensor in tensors]))
+        for path, name, (objects, tensors) in buckets
+    ]
     torch.cuda.synchronize()
     return staged

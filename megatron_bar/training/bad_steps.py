@@ -69,8 +69,10 @@ class BadStepCheck:
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row > self.training.max_skips:
-            raise BarError(f"{report}, after {self.training.max_skips} skipped steps in a row; "
-                           "lower lr or look at the data")
+            raise BarError(
+                f"{report}, after {self.training.max_skips} skipped steps in a row; "
+                "lower lr or look at the data"
+            )
         say(f"{report}: skipped")
         return False
 
@@ -86,10 +88,15 @@ def describe_items(
     Each is named by its index in the stage's data and the sources it holds. `indices` and
     `row_losses` are this rank's, row by row of `batches`. Every rank calls this.
     """
-    sources_of = [sorted(set(row_S.tolist()) - {-1}) for batch in batches
-                  for row_S in batch.by_row(batch.sources_BS)]
-    mine = [(loss, int(index), "+".join(source_names[s] for s in sources))
-            for loss, index, sources in zip(row_losses, indices, sources_of)]
+    sources_of = [
+        sorted(set(row_S.tolist()) - {-1})
+        for batch in batches
+        for row_S in batch.by_row(batch.sources_BS)
+    ]
+    mine = [
+        (loss, int(index), "+".join(source_names[s] for s in sources))
+        for loss, index, sources in zip(row_losses, indices, sources_of)
+    ]
     group = parallel_state.get_data_parallel_group()
     ranks: list = [None] * dist.get_world_size(group)
     dist.all_gather_object(ranks, mine, group=group)

@@ -50,7 +50,10 @@ def one_key_a_slice(state: Any) -> Any:
 
 
 def boxes_of_range(
-    entry: ShardedTensor | ShardedTensorFactory, values: torch.Tensor, start: int, end: int,
+    entry: ShardedTensor | ShardedTensorFactory,
+    values: torch.Tensor,
+    start: int,
+    end: int,
     prefix: str,
 ) -> list[ShardedTensor]:
     """Shards of a flat tensor `values` that belongs to a range of the numbers of a parameter.
@@ -69,13 +72,18 @@ def boxes_of_range(
         place = lo - start
         for offset, size in boxes(shard.local_shape, lo - first, max(lo, hi) - first):
             count = math.prod(size)
-            found.append(dataclasses.replace(
-                shard, key=f"{prefix}.{shard.key}", dtype=values.dtype,
-                data=values[place : place + count].view(size), local_shape=size,
-                global_offset=tuple(map(sum, zip(shard.global_offset, offset))),
-                axis_fragmentations=None,  # no regular grid
-                replica_id=(*shard.replica_id[:-1], 0),  # data-parallel ranks have other ranges
-            ))
+            found.append(
+                dataclasses.replace(
+                    shard,
+                    key=f"{prefix}.{shard.key}",
+                    dtype=values.dtype,
+                    data=values[place : place + count].view(size),
+                    local_shape=size,
+                    global_offset=tuple(map(sum, zip(shard.global_offset, offset))),
+                    axis_fragmentations=None,  # no regular grid
+                    replica_id=(*shard.replica_id[:-1], 0),  # data-parallel ranks have other ranges
+                )
+            )
             place += count
     return found
 

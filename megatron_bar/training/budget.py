@@ -77,15 +77,22 @@ class Budget:
             column.justify = "right"
         for group, size in self.sizes.items():
             state = "trains" if group in self.trainable else "frozen"
-            table.add_row(group, f"{size:,}", state, _bytes(self._most("gradients", group)),
-                          _bytes(self._most("optimizer", group)))
+            table.add_row(
+                group,
+                f"{size:,}",
+                state,
+                _bytes(self._most("gradients", group)),
+                _bytes(self._most("optimizer", group)),
+            )
         if padding := self._most("gradients", PADDING):
             table.add_row(PADDING, "", "", _bytes(padding), _bytes(0))
         most = max(self.ranks, key=lambda rank: rank.total)
         table.add_row(
-            "all", f"{sum(self.sizes.values()):,}",
+            "all",
+            f"{sum(self.sizes.values()):,}",
             f"{self.trainable_count:,} train, {self.frozen_count:,} frozen",
-            _bytes(sum(most.gradients.values())), _bytes(sum(most.optimizer.values())),
+            _bytes(sum(most.gradients.values())),
+            _bytes(sum(most.optimizer.values())),
         )
         return table
 

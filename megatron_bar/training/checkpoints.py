@@ -23,8 +23,10 @@ def check_finite(model: torch.nn.Module, when: str) -> None:
     """Raise BarError on every rank if a trained weight is no number on one; nothing is saved."""
     trained = [p for p in model.parameters() if p.requires_grad]
     if all_reduce_any(not all(torch.isfinite(p.data).all() for p in trained)):
-        raise BarError(f"{when} there are weights that are not a number; lower lr and go on from "
-                       "the state before")
+        raise BarError(
+            f"{when} there are weights that are not a number; lower lr and go on from "
+            "the state before"
+        )
 
 
 def describe_model(folder: Path, config: ModelConfig, tokenizer_folder: Path | None) -> None:

@@ -45,14 +45,17 @@ def sizes_of(model: torch.nn.Module, start: Path | None) -> Sizes:
 
     Its checkpoint has the types of `start`, the one that it was loaded from, if any.
     """
-    mine = [entry for entry in sharded_model_state(model).values()
-            if is_main_replica(entry.replica_id)]
+    mine = [
+        entry for entry in sharded_model_state(model).values() if is_main_replica(entry.replica_id)
+    ]
     types = {entry.key: entry.data.dtype for entry in mine}
     types |= {} if start is None else stored_types(start)
     trained = [entry.data for entry in mine if entry.data.requires_grad]
     sizes = torch.tensor(
-        [sum(types[entry.key].itemsize * entry.data.numel() for entry in mine),
-         sum(point_bytes(tensor.itemsize) * tensor.numel() for tensor in trained)],
+        [
+            sum(types[entry.key].itemsize * entry.data.numel() for entry in mine),
+            sum(point_bytes(tensor.itemsize) * tensor.numel() for tensor in trained),
+        ],
         device=torch.cuda.current_device(),
     )
     dist.all_reduce(sizes)
@@ -70,9 +73,11 @@ def check_disk_space(folder: Path, sizes: Sizes, points: int, what: str) -> None
     free = on_main(lambda: free_bytes(folder))
     needed = sizes.checkpoint + points * sizes.point
     if free < needed:
-        say(f"warning: {what}: the disk at {disk_of(folder)} has {readable(free)} free, and up to "
+        say(
+            f"warning: {what}: the disk at {disk_of(folder)} has {readable(free)} free, and up to "
             f"{readable(needed)} will be written: a checkpoint of {readable(sizes.checkpoint)} and "
-            f"{points} states to go on from (keep) of {readable(sizes.point)} each")
+            f"{points} states to go on from (keep) of {readable(sizes.point)} each"
+        )
 
 
 @contextlib.contextmanager

@@ -87,15 +87,18 @@ def check_scales(groups: Sequence[str], scales: Mapping[str, float], where: str)
         for group in matching(groups, [pattern], where):
             first = chosen.setdefault(group, pattern)
             if scales[first] != factor:
-                raise BarError(f"{where}: {group} gets {scales[first]} by {first!r} and {factor} "
-                               f"by {pattern!r}; give it one factor")
+                raise BarError(
+                    f"{where}: {group} gets {scales[first]} by {first!r} and {factor} "
+                    f"by {pattern!r}; give it one factor"
+                )
 
 
 def selects(pattern: str, group: str, tied: bool) -> bool:
     """Whether a pattern selects a group. Where embeddings are `tied`, they are the head, too."""
     both = tied and group == EMBEDDINGS_NAME.group
-    return any(fnmatch.fnmatch(name, pattern)
-               for name in ((group, HEAD_NAME.group) if both else (group,)))
+    return any(
+        fnmatch.fnmatch(name, pattern) for name in ((group, HEAD_NAME.group) if both else (group,))
+    )
 
 
 def freeze(model: torch.nn.Module, config: ModelConfig, trainable: Sequence[str]) -> None:
@@ -120,9 +123,7 @@ def group_digests(folder: Path, only: Collection[str] | None = None) -> dict[str
     return _of_groups(model, chosen, _digests_of_slots(folder, chosen, range(len(chosen))), only)
 
 
-def group_digests_by_ranks(
-    folder: Path, only: Collection[str] | None = None
-) -> dict[str, str]:
+def group_digests_by_ranks(folder: Path, only: Collection[str] | None = None) -> dict[str, str]:
     """`group_digests`, of which each rank reads a share. All ranks call this, and get the same."""
     model = ModelConfig.load(folder)
     chosen = _slots_of(model, only)
@@ -134,8 +135,7 @@ def group_digests_by_ranks(
 
 
 def _slots_of(model: ModelConfig, only: Collection[str] | None) -> list[Slot]:
-    return [slot for slot in slots(model)
-            if only is None or set(_groups(slot, model)) & set(only)]
+    return [slot for slot in slots(model) if only is None or set(_groups(slot, model)) & set(only)]
 
 
 def _share(chosen: Sequence[Slot], rank: int, ranks: int) -> list[int]:
@@ -160,15 +160,19 @@ def _digests_of_slots(
         slot = chosen[number]
         tensor = reader.read(slot)
         # Rows that pad the vocabulary belong to the layout, not to the model.
-        parts = tensor if slot.name is ROUTER_NAME else [
-            torch.cat([t.reshape(-1) for t in slot.to_hf(tensor)])
-        ]
+        parts = (
+            tensor
+            if slot.name is ROUTER_NAME
+            else [torch.cat([t.reshape(-1) for t in slot.to_hf(tensor)])]
+        )
         digests[number] = [tensor_digest(part) for part in parts]
     return digests
 
 
 def _of_groups(
-    model: ModelConfig, chosen: Sequence[Slot], digests: Mapping[int, Sequence[str]],
+    model: ModelConfig,
+    chosen: Sequence[Slot],
+    digests: Mapping[int, Sequence[str]],
     only: Collection[str] | None,
 ) -> dict[str, str]:
     found: dict[str, xxhash.xxh3_128] = {}
@@ -176,8 +180,11 @@ def _of_groups(
         for group, digest in zip(_groups(slot, model), digests[number], strict=True):
             whole = found.setdefault(group, xxhash.xxh3_128())
             whole.update(f"{slot.key}{slot.index}{digest}".encode())
-    return {group: digest.hexdigest() for group, digest in found.items()
-            if only is None or group in only}
+    return {
+        group: digest.hexdigest()
+        for group, digest in found.items()
+        if only is None or group in only
+    }
 
 
 def _groups(slot: Slot, model: ModelConfig) -> list[str]:

@@ -109,8 +109,10 @@ class _Stage:
         """This rank's part of a step: the rows' numbers by micro-batch, and these."""
         task = self.task
         indices = self.batches.micro_batches(
-            step - 1, parallel_state.get_data_parallel_rank(),
-            parallel_state.get_data_parallel_world_size(), task.training.micro_batch_size,
+            step - 1,
+            parallel_state.get_data_parallel_rank(),
+            parallel_state.get_data_parallel_world_size(),
+            task.training.micro_batch_size,
         )
         return indices, [to_batch(task.rows.take(chosen), task.pad_id) for chosen in indices]
 
@@ -146,8 +148,12 @@ class _Stage:
         if task.training.second_moments:
             save_second_moments(self.model, self.optimizer, run.config, run.folder / "checkpoint")
         return TrainingResult(
-            self.steps, self.progress.tokens, self.budget.trainable_count,
-            self.budget.frozen_count, self.progress.skipped, self.loss,
+            self.steps,
+            self.progress.tokens,
+            self.budget.trainable_count,
+            self.budget.frozen_count,
+            self.progress.skipped,
+            self.loss,
         )
 
     def _step(self, step: int) -> dict[str, Any]:
@@ -160,12 +166,18 @@ class _Stage:
         self.wrapped.zero_grad_buffer()
         indices, batches = self.ahead.take(step)
         with self.router_metrics.recording(logs):
-            result = forward_backward(self.wrapped, batches, len(task.rows.source_names),
-                                      objective=task.objective)
+            result = forward_backward(
+                self.wrapped, batches, len(task.rows.source_names), objective=task.objective
+            )
         norm = gradient_norm(self.optimizer)
-        if self.bad_step_check.passes(step, result.loss, norm, lambda: describe_items(
-            indices.reshape(-1), batches, result.row_losses, task.rows.source_names
-        )):
+        if self.bad_step_check.passes(
+            step,
+            result.loss,
+            norm,
+            lambda: describe_items(
+                indices.reshape(-1), batches, result.row_losses, task.rows.source_names
+            ),
+        ):
             self.optimizer.step()
         self.loss = result.loss
         self.progress.step = step
@@ -174,9 +186,14 @@ class _Stage:
         if not logs:
             return {}
         numbers = {
-            "loss": result.loss, "lr": self.schedule.get_lr({}), "grad_norm": norm,
-            "tokens": self.progress.tokens, "skipped": self.progress.skipped, **result.metrics,
-            **self.step_metrics.metrics(), **self.router_metrics.metrics(),
+            "loss": result.loss,
+            "lr": self.schedule.get_lr({}),
+            "grad_norm": norm,
+            "tokens": self.progress.tokens,
+            "skipped": self.progress.skipped,
+            **result.metrics,
+            **self.step_metrics.metrics(),
+            **self.router_metrics.metrics(),
         }
         if validates:
             with self.step_metrics.paused():

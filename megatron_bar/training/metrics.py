@@ -22,9 +22,7 @@ class Metrics:
     The trackers that `training` asks for get the numbers too.
     """
 
-    def __init__(
-        self, folder: Path, first_step: int = 0, training: Training | None = None
-    ) -> None:
+    def __init__(self, folder: Path, first_step: int = 0, training: Training | None = None) -> None:
         self._lines: StepLines | None = None
         self._open = contextlib.ExitStack()
         if not is_main():

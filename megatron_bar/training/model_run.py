@@ -45,8 +45,13 @@ class ModelRun:
         hasn't room.
         """
         self.check_finite(model, step)
-        write_checkpoint(model, self.config, folder or self.folder / "checkpoint",
-                         self.tokenizer_folder, self.start)
+        write_checkpoint(
+            model,
+            self.config,
+            folder or self.folder / "checkpoint",
+            self.tokenizer_folder,
+            self.start,
+        )
 
     def check_finite(self, model: torch.nn.Module, step: int) -> None:
         """Raise BarError on every rank if a trained weight is no number on one after `step`."""

@@ -112,5 +112,6 @@ def _of_rows(batch: Batch, loss_R: torch.Tensor, sums: torch.Tensor) -> Losses:
     padding = (0, batch.by_row(mask_BS).shape[1] - 1)
     losses_BS, counted_BS = (
         torch.nn.functional.pad(x_R[:, None], padding).reshape_as(mask_BS)
-        for x_R in (loss_R * counted_R, counted_R))
+        for x_R in (loss_R * counted_R, counted_R)
+    )
     return Losses(losses_BS, counted_BS, sums)

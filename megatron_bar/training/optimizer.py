@@ -64,9 +64,7 @@ def _first_layer_needs_input_gradient(model: torch.nn.Module) -> bool:
     return model.config.recompute_granularity is not None or experts_alone_train
 
 
-def _want_gradient(
-    embedding: torch.nn.Module, inputs: tuple, output: torch.Tensor
-) -> torch.Tensor:
+def _want_gradient(embedding: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
     return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
@@ -89,10 +87,12 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
     tied = unwrap_model(model).share_embeddings_and_output_weights
     overrides = get_standard_config_overrides(config)
     for pattern, scale in training.lr_scale.items():
-        key = ParamKey(predicate=ParamPredicate(
-            name=f"group {pattern}",
-            fn=lambda parameter, pattern=pattern: selects(pattern, parameter.bar_group, tied),
-        ))
+        key = ParamKey(
+            predicate=ParamPredicate(
+                name=f"group {pattern}",
+                fn=lambda parameter, pattern=pattern: selects(pattern, parameter.bar_group, tied),
+            )
+        )
         overrides[key] = {"max_lr": config.lr * scale, "min_lr": config.min_lr * scale}
     optimizer = get_megatron_optimizer(
         config, [model], config_overrides=overrides, use_gloo_process_groups=gloo_groups()

@@ -37,11 +37,15 @@ def stepped_tensors(
     if part.optimizer is None:  # nothing of its kind trains on this rank
         return
     if isinstance(part, DistributedOptimizer):
-        lists = [(part.model_float16_groups, part.shard_fp32_from_float16_groups, True),
-                 (part.model_fp32_groups, part.shard_fp32_groups, False)]
+        lists = [
+            (part.model_float16_groups, part.shard_fp32_from_float16_groups, True),
+            (part.model_fp32_groups, part.shard_fp32_groups, False),
+        ]
     elif isinstance(part, Float16OptimizerWithFloat16Params):
-        lists = [(part.float16_groups, part.fp32_from_float16_groups, True),
-                 (part.fp32_from_fp32_groups, part.fp32_from_fp32_groups, False)]
+        lists = [
+            (part.float16_groups, part.fp32_from_float16_groups, True),
+            (part.fp32_from_fp32_groups, part.fp32_from_fp32_groups, False),
+        ]
     else:
         parameters = [part.get_parameters()]
         lists = [(parameters, parameters, False)]
@@ -72,8 +76,10 @@ def sharded_optimizer_state(
 
 
 def _shards(
-    part: MegatronOptimizer, entry: ShardedTensor | ShardedTensorFactory, tensor: torch.Tensor,
-    prefix: str
+    part: MegatronOptimizer,
+    entry: ShardedTensor | ShardedTensorFactory,
+    tensor: torch.Tensor,
+    prefix: str,
 ) -> list[Any]:
     if not isinstance(part, DistributedOptimizer):
         return [make_sharded_optimizer_tensor(entry, tensor, prefix)]
@@ -88,8 +94,10 @@ def allocate(part: MegatronOptimizer) -> None:
 
 
 def restore(
-    part: MegatronOptimizer, asked: dict[int, dict[str, Any]], loaded: dict[int, dict[str, Any]],
-    steps: int
+    part: MegatronOptimizer,
+    asked: dict[int, dict[str, Any]],
+    loaded: dict[int, dict[str, Any]],
+    steps: int,
 ) -> None:
     """Take over what was `loaded` for `asked`, a `sharded_optimizer_state`, after `steps` steps."""
     for number, tensors in asked.items():
@@ -109,5 +117,6 @@ def count_steps(part: MegatronOptimizer, steps: int) -> None:
             continue
         for parameter in group["params"]:  # torch's by parameter
             part.optimizer.state[parameter]["step"] = torch.tensor(
-                float(steps), device=parameter.device  # where the fused one wants it
+                float(steps),
+                device=parameter.device,  # where the fused one wants it
             )

@@ -24,7 +24,8 @@ from megatron_bar.recipe.typed import as_type, did_you_mean
 from megatron_bar.runtime.errors import raise_all
 
 # What a recipe's own keys, the model or the layout decide.
-_DECIDED = frozenset("""
+_DECIDED = frozenset(
+    """
     activation_func add_bias_linear add_qkv_bias attention_dropout attention_softmax_in_fp32 bf16
     calculate_per_token_loss context_parallel_size ffn_hidden_size finalize_model_grads_func fp16
     fp8 fp4 gated_linear_unit grad_scale_func grad_sync_func hidden_dropout hidden_size init_method
@@ -39,9 +40,11 @@ _DECIDED = frozenset("""
     grad_reduce_in_fp32 use_distributed_optimizer use_megatron_fsdp use_custom_fsdp
     adam_beta1 adam_beta2 adam_eps clip_grad decoupled_lr decoupled_min_lr lr min_lr optimizer
     timers weight_decay
-""".split())
+""".split()
+)
 # What would make another model of it.
-_OF_THE_MODEL = frozenset("""
+_OF_THE_MODEL = frozenset(
+    """
     activation_func_clamp_value apply_query_key_layer_scaling
     apply_residual_connection_post_layernorm attention_output_gate fp32_residual_connection
     glu_linear_offset layernorm_zero_centered_gamma moe_apply_probs_on_input
@@ -53,13 +56,13 @@ _OF_THE_MODEL = frozenset("""
     moe_token_dropping mtp_loss_scaling_factor mtp_num_layers multi_latent_attention no_rope_freq
     qk_clip qk_clip_alpha qk_clip_threshold qk_l2_norm softmax_scale softmax_type
     window_attn_skip_freq window_size
-""".split())
+""".split()
+)
 
 
 @dataclass(frozen=True)
 class _Free:
-    """A field that is the user's; `needs` tells why it would have no effect, if it would have none.
-    """
+    """A field that is the user's; `needs` tells why it would have no effect, if it would have none."""
 
     type: type
     needs: Callable[[Training, ModelConfig], str | None] = lambda training, model: None
@@ -68,8 +71,11 @@ class _Free:
 
 def _overlap(training: Training, model: ModelConfig) -> str | None:
     overlap = training.megatron.get("overlap_grad_reduce", _overlaps_by_default())
-    return None if str(overlap).lower() in ("true", "yes", "on", "1") else (
-        "has an effect only with overlap_grad_reduce: true")
+    return (
+        None
+        if str(overlap).lower() in ("true", "yes", "on", "1")
+        else ("has an effect only with overlap_grad_reduce: true")
+    )
 
 
 def _overlaps_by_default() -> bool:
@@ -106,17 +112,20 @@ _NOT_HERE = {
     "deterministic_mode": "it is one of several switches; the stage's key deterministic sets all",
     "fused_single_qkv_rope": "it would leave out the norms of queries and keys",
     "gradient_accumulation_fusion": "the head would need apex, and the experts, which add up their "
-                                    "gradients themselves, would lose them",
+    "gradients themselves, would lose them",
     "overlap_param_gather": "the experts' weights are read past what waits for them",
     "tp_comm_overlap": "the buffers that it needs are made by Megatron-LM's own training script",
     "use_precision_aware_optimizer": "states to go on from, and the memory table, have no place "
-                                     "for its fp32 weights",
+    "for its fp32 weights",
 }
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
     "moe": {"recompute_granularity": "selective", "recompute_modules": ["moe"]},
-    "full": {"recompute_granularity": "full", "recompute_method": "uniform",
-             "recompute_num_layers": 1},
+    "full": {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    },
 }
 
 
@@ -126,13 +135,19 @@ def _fields(config: type) -> frozenset[str]:
 
 def check_overrides(training: Training, model: ModelConfig, where: str) -> None:
     """Raise BarError, a line each, for fields that aren't the user's or that would do nothing."""
-    raise_all([f"{where}: megatron.{name} {fault}" for name in training.megatron
-               for fault in _faults(name, training, model)])
+    raise_all(
+        [
+            f"{where}: megatron.{name} {fault}"
+            for name in training.megatron
+            for fault in _faults(name, training, model)
+        ]
+    )
 
 
 def _faults(name: str, training: Training, model: ModelConfig) -> Iterator[str]:
-    known = set().union(*map(_fields, (TransformerConfig, DistributedDataParallelConfig,
-                                       OptimizerConfig)))
+    known = set().union(
+        *map(_fields, (TransformerConfig, DistributedDataParallelConfig, OptimizerConfig))
+    )
     if name in _DECIDED:
         yield "is decided by the recipe's own keys, the model or the layout; leave it out"
     elif name in _OF_THE_MODEL:
@@ -149,11 +164,15 @@ def _faults(name: str, training: Training, model: ModelConfig) -> Iterator[str]:
     elif name in _NOT_HERE:
         yield f"isn't supported here: {_NOT_HERE[name]}"
     elif name not in known:
-        yield ("is no field of Megatron-Core's TransformerConfig, DistributedDataParallelConfig or "
-               f"OptimizerConfig{did_you_mean(name, [*_FREE, *known])}")
+        yield (
+            "is no field of Megatron-Core's TransformerConfig, DistributedDataParallelConfig or "
+            f"OptimizerConfig{did_you_mean(name, [*_FREE, *known])}"
+        )
     else:
-        yield ("isn't supported here: it would have no effect, or hasn't been tried; what can be "
-               f"set is {', '.join(_FREE)}")
+        yield (
+            "isn't supported here: it would have no effect, or hasn't been tried; what can be "
+            f"set is {', '.join(_FREE)}"
+        )
 
 
 def _value(name: str, written: Any) -> Any:
@@ -173,8 +192,9 @@ def _value(name: str, written: Any) -> Any:
 
 def _for(config: type, training: Training) -> dict[str, Any]:
     fields = _fields(config)
-    return {name: _value(name, written) for name, written in training.megatron.items()
-            if name in fields}
+    return {
+        name: _value(name, written) for name, written in training.megatron.items() if name in fields
+    }
 
 
 def transformer_overrides(training: Training) -> dict[str, Any]:

@@ -15,9 +15,12 @@ def parts_in_use(model: LanguageModel, optimizer: MegatronOptimizer) -> str:
     not Transformer Engine.
     """
     layer = model.decoder.layers[0].self_attention
-    parts = [f"attention {model.attention.kind} ({model.attention.reason})",
-             f"products {_library(layer.linear_qkv)}", f"kernels {kernels_in_use()}",
-             f"AdamW {_adamw(optimizer)}"]
+    parts = [
+        f"attention {model.attention.kind} ({model.attention.reason})",
+        f"products {_library(layer.linear_qkv)}",
+        f"kernels {kernels_in_use()}",
+        f"AdamW {_adamw(optimizer)}",
+    ]
     why = why_no_transformer_engine(model.config.params_dtype)
     return ", ".join(parts) + ("" if why is None else f"; no Transformer Engine, as {why}")
 
@@ -31,7 +34,10 @@ def _library(part: object) -> str:
 
 def _adamw(optimizer: MegatronOptimizer) -> str:
     """A rank may have nothing that trains."""
-    used = {_library(part.optimizer) + (
-        ", fused" if isinstance(part.optimizer, torch.optim.AdamW) else "")
-        for part in optimizer.chained_optimizers if part.optimizer is not None}
+    used = {
+        _library(part.optimizer)
+        + (", fused" if isinstance(part.optimizer, torch.optim.AdamW) else "")
+        for part in optimizer.chained_optimizers
+        if part.optimizer is not None
+    }
     return " and ".join(sorted(used)) or "none on this rank"

@@ -89,8 +89,9 @@ class ResumePoints:
         Raises BarError where the stage can't end; says so where there may not be enough.
         """
         to_come = self.training.keep + 1 - len(on_main(self.steps))
-        check_disk_space(self.run.folder, sizes_of(self.model, self.run.start), max(to_come, 0),
-                   self.run.label)
+        check_disk_space(
+            self.run.folder, sizes_of(self.model, self.run.start), max(to_come, 0), self.run.label
+        )
 
     def due(self, step: int) -> bool:
         """Whether to save after `step`, the same on every rank."""
@@ -125,8 +126,11 @@ class ResumePoints:
         if progress.step == 0 or progress.step in on_main(self.steps):
             return
         state = self._state()
-        state |= {"schedule": self.schedule.state_dict(),
-                  "progress": dataclasses.asdict(progress), _SOUND: True}
+        state |= {
+            "schedule": self.schedule.state_dict(),
+            "progress": dataclasses.asdict(progress),
+            _SOUND: True,
+        }
         target = self.folder / str(progress.step)
         with contextlib.ExitStack() as publishing:
             publishing.enter_context(require_disk_space(target, self._bytes, self._stands))
@@ -148,7 +152,7 @@ class ResumePoints:
 
     def _remove_old(self) -> None:
         if is_main():
-            for old in self.steps()[:-self.training.keep]:
+            for old in self.steps()[: -self.training.keep]:
                 remove_folder(self.folder / str(old))
 
     def check(self) -> None:
@@ -178,8 +182,10 @@ class ResumePoints:
                 if aside.exists():
                     remove_folder(aside)
                 path.rename(aside)
-                say(f"{self.run.label}: the state after step {path.name} is damaged: {damage}; it "
-                    f"is {aside} now, and the stage goes on from the one before")
+                say(
+                    f"{self.run.label}: the state after step {path.name} is damaged: {damage}; it "
+                    f"is {aside} now, and the stage goes on from the one before"
+                )
         return None
 
     def load(self) -> Progress:
@@ -209,12 +215,18 @@ class ResumePoints:
         # Earlier versions kept more.
         progress = self.kind(**{k: v for k, v in state["progress"].items() if k in known})
         for number, part in enumerate(self.optimizer.chained_optimizers):
-            restore(part, asked.get("optimizer", {}).get(number, {}),
-                    state.get("optimizer", {}).get(number, {}), progress.updates)
+            restore(
+                part,
+                asked.get("optimizer", {}).get(number, {}),
+                state.get("optimizer", {}).get(number, {}),
+                progress.updates,
+            )
         self.schedule.load_state_dict(state["schedule"])
         if not state.get(_SOUND) and self.training.megatron.get("overlap_grad_reduce"):
-            say(f"warning: {path} is of an earlier version, which with overlap_grad_reduce could "
+            say(
+                f"warning: {path} is of an earlier version, which with overlap_grad_reduce could "
                 "save the optimizer's moments in wrong places; if the loss jumps now, remove "
-                f"{self.run.folder} to start the stage anew")
+                f"{self.run.folder} to start the stage anew"
+            )
         say(f"{self.run.label}: goes on after step {progress.step}")
         return progress

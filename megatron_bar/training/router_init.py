@@ -57,8 +57,15 @@ def init_at_centroids(
     # step don't count.
     filled = np.resize(chosen, -(-len(chosen) // size) * size)
     owner_BS = torch.empty(0)
-    sums = {router: torch.zeros(len(experts), model.config.hidden_size + 1, dtype=torch.float64,
-                                device=torch.cuda.current_device()) for router in routers(model)}
+    sums = {
+        router: torch.zeros(
+            len(experts),
+            model.config.hidden_size + 1,
+            dtype=torch.float64,
+            device=torch.cuda.current_device(),
+        )
+        for router in routers(model)
+    }
 
     def add(router: RowRouter, inputs: tuple) -> None:
         x_TH = inputs[0].flatten(0, 1).double()
@@ -82,9 +89,10 @@ def init_at_centroids(
         handle.remove()
     for router, sums_EX in sums.items():
         # Ranks that hold the same tokens count them all alike, which leaves the means as they are.
-        dist.all_reduce(sums_EX, group=parallel_state.get_tensor_and_data_parallel_group(
-            with_context_parallel=True
-        ))
+        dist.all_reduce(
+            sums_EX,
+            group=parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True),
+        )
         if (sums_EX[:, -1] == 0).any():
             missing = experts[int((sums_EX[:, -1] == 0).nonzero()[0])]
             raise BarError(f"start centroids found no token of expert {missing}'s data")

@@ -34,14 +34,16 @@ def row_losses(
         for first in range(0, len(rows), size):
             # The last batch is filled up with a row that isn't looked at.
             chosen = [min(row, len(rows) - 1) for row in range(first, first + size)]
-            mine = chosen[group.rank() * size // group.size():][: size // group.size()]
-            batches = [to_batch(rows.take(mine[i:i + micro]), pad_id)
-                       for i in range(0, len(mine), micro)]
-            result = forward_backward(model, batches, len(rows.source_names), train=False,
-                                      objective=objective)
+            mine = chosen[group.rank() * size // group.size() :][: size // group.size()]
+            batches = [
+                to_batch(rows.take(mine[i : i + micro]), pad_id) for i in range(0, len(mine), micro)
+            ]
+            result = forward_backward(
+                model, batches, len(rows.source_names), train=False, objective=objective
+            )
             of_ranks: list[list[float]] = [[]] * group.size()
             dist.all_gather_object(of_ranks, result.row_losses, group=group)
             found += itertools.chain(*of_ranks)
             advance(min(size, len(rows) - first))
     model.train()
-    return found[:len(rows)]
+    return found[: len(rows)]

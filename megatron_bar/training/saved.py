@@ -11,8 +11,9 @@ DAMAGED = "damaged"  # begins the name of a state that couldn't be gone on from,
 
 def saved_steps(folder: Path) -> list[int]:
     """The steps after which a state of the stage in `folder` is saved, in order."""
-    return sorted(int(path.name) for path in (Path(folder) / FOLDER).glob("*")
-                  if path.name.isdecimal())
+    return sorted(
+        int(path.name) for path in (Path(folder) / FOLDER).glob("*") if path.name.isdecimal()
+    )
 
 
 def remove_partial(folder: Path) -> None:

@@ -23,8 +23,11 @@ def write_digests(folder: Path, own: dict[str, str]) -> None:
     dist.all_gather_object(everyones, own)
     if is_main():
         digests = {name: digest for each in everyones for name, digest in each.items()}
-        digests |= {path.name: file_digest(path) for path in folder.iterdir()
-                    if path.is_file() and path.name not in digests}
+        digests |= {
+            path.name: file_digest(path)
+            for path in folder.iterdir()
+            if path.is_file() and path.name not in digests
+        }
         write_json(folder / DIGESTS, digests)
 
 
@@ -44,7 +47,7 @@ def _damage_of_share(folder: Path) -> str | None:
     if not (folder / DIGESTS).is_file():
         return None
     digests = read_json(folder / DIGESTS)
-    for name in sorted(digests)[dist.get_rank()::dist.get_world_size()]:
+    for name in sorted(digests)[dist.get_rank() :: dist.get_world_size()]:
         if not (folder / name).is_file():
             return f"{name} is missing"
         if file_digest(folder / name) != digests[name]:

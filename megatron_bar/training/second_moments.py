@@ -28,14 +28,18 @@ def save_second_moments(
     Every rank takes part. Parameters that are frozen have none.
     """
     shared = set(shared_names(config))
-    keys = {".".join((PREFIX, slot.key, *map(str, slot.index)))
-            for slot in slots(config) if slot.name in shared}
+    keys = {
+        ".".join((PREFIX, slot.key, *map(str, slot.index)))
+        for slot in slots(config)
+        if slot.name in shared
+    }
     weights = one_key_a_slice(sharded_model_state(model))
     found = {
         shard.key + str(shard.global_offset): shard
         for part in optimizer.chained_optimizers
         for tensors in sharded_optimizer_state(part, weights).values()
-        for shard in tensors["exp_avg_sq"] if shard.key in keys
+        for shard in tensors["exp_avg_sq"]
+        if shard.key in keys
     }
     with written_together(checkpoint / FOLDER) as folder:
         # Megatron-Core complains of an empty dictionary that other ranks don't have.

@@ -59,9 +59,14 @@ def set_up(
     trainable = matching(list(sizes), training.trainable, f"{run.label}: trainable")
     check_scales(list(sizes), training.lr_scale, f"{run.label}: lr_scale")
     dtype = compute_type(training.dtype, run.start)
-    model = build_model(run.config, run.layout, dtype, training.router_z_loss,
-                        overrides=transformer_overrides(training),
-                        load_balancing_loss=load_balancing_loss)
+    model = build_model(
+        run.config,
+        run.layout,
+        dtype,
+        training.router_z_loss,
+        overrides=transformer_overrides(training),
+        load_balancing_loss=load_balancing_loss,
+    )
     if run.start is not None:
         stored_types(run.start)
         load_model(model, run.start)

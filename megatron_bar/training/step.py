@@ -52,16 +52,24 @@ def forward_backward(
         length *= rows
         batches = [batch.in_one_sequence() for batch in batches]
     tokens_group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    counts_5 = torch.tensor(
-        [[objective.count(batch), *_counts(batch, model.config.window_size)] for batch in batches],
-        dtype=torch.float64,
-    ).sum(0).to(device)
+    counts_5 = (
+        torch.tensor(
+            [
+                [objective.count(batch), *_counts(batch, model.config.window_size)]
+                for batch in batches
+            ],
+            dtype=torch.float64,
+        )
+        .sum(0)
+        .to(device)
+    )
     dist.all_reduce(counts_5, group=tokens_group)
     # Megatron divides by the number of micro-batches, its buffers by the data-parallel ranks.
     scale = (len(batches) * ranks / counts_5[0].clamp_min(1.0)).float()
     outputs = get_forward_backward_func()(
         forward_step_func=functools.partial(
-            _forward_step, objective=objective, scale=scale, sources=sources),
+            _forward_step, objective=objective, scale=scale, sources=sources
+        ),
         data_iterator=on_device(batches),
         model=[model],
         num_microbatches=len(batches),
@@ -79,23 +87,29 @@ def forward_backward(
     dist.all_reduce(sums, group=tokens_group)
     dist.all_reduce(rows_MR, group=parallel_state.get_context_parallel_group())
     for numbers in (sums, rows_MR):
-        dist.broadcast(numbers, parallel_state.get_pipeline_model_parallel_last_rank(),
-                       group=parallel_state.get_pipeline_model_parallel_group())
+        dist.broadcast(
+            numbers,
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
     by_source, told = sums.cpu().split([2 * sources, len(objective.metrics)])
     sums_D2 = by_source.view(sources, 2)
     counted, tokens, *work = (int(number) for number in counts_5.tolist())
     loss = sums_D2[:, 0].sum().item() / max(counted, 1)
     metrics = zip(objective.metrics, (told / max(counted, 1)).tolist())
-    return StepResult(loss, tokens, Work(*work), sums_D2, rows_MR.flatten().tolist(),
-                      dict(metrics))
+    return StepResult(loss, tokens, Work(*work), sums_D2, rows_MR.flatten().tolist(), dict(metrics))
 
 
 def _counts(batch: Batch, window: tuple[int, int] | None) -> list[float]:
     """Supervised tokens, positions, the keys they see, and those they see in a sliding layer."""
     seen_BS = batch.positions_BS + 1
     near_BS = seen_BS if window is None else seen_BS.clamp_max(window[0] + 1)
-    return [float(batch.loss_mask_BS.sum()), batch.tokens_BS.numel(), int(seen_BS.sum()),
-            int(near_BS.sum())]
+    return [
+        float(batch.loss_mask_BS.sum()),
+        batch.tokens_BS.numel(),
+        int(seen_BS.sum()),
+        int(near_BS.sum()),
+    ]
 
 
 def _forward_step(
@@ -107,7 +121,10 @@ def _forward_step(
 ) -> tuple[torch.Tensor, functools.partial]:
     batch = next(batches)
     loss_BS = model(
-        batch.tokens_BS, batch.positions_BS, batch.attention_mask_B1SS, labels=batch.labels_BS,
+        batch.tokens_BS,
+        batch.positions_BS,
+        batch.attention_mask_B1SS,
+        labels=batch.labels_BS,
         packed_seq_params=batch.packed,
     )
     return loss_BS, functools.partial(_loss, batch, objective, scale, sources)

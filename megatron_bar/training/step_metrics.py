@@ -65,8 +65,9 @@ class StepMetrics:
         """
         seconds = max(time.monotonic() - self._since - self._idle, 1e-9)
         done = step_flops(self.config, self._work, self.trainable).total
-        memory = torch.tensor([_peak_memory()], dtype=torch.float64,
-                              device=torch.cuda.current_device())
+        memory = torch.tensor(
+            [_peak_memory()], dtype=torch.float64, device=torch.cuda.current_device()
+        )
         dist.all_reduce(memory, op=dist.ReduceOp.MAX)
         metrics = {
             "tokens_per_second": self._work.positions / seconds,
@@ -78,14 +79,15 @@ class StepMetrics:
         return metrics if mfu is None else metrics | {"mfu": mfu}
 
 
-def losses_by_source(
-    prefix: str, names: Sequence[str], sums_D2: torch.Tensor
-) -> dict[str, float]:
+def losses_by_source(prefix: str, names: Sequence[str], sums_D2: torch.Tensor) -> dict[str, float]:
     """`prefix/NAME`: mean loss over the supervised tokens of each source that had any."""
     if len(names) < 2:
         return {}
-    return {f"{prefix}/{name}": loss / tokens
-            for name, (loss, tokens) in zip(names, sums_D2.tolist()) if tokens}
+    return {
+        f"{prefix}/{name}": loss / tokens
+        for name, (loss, tokens) in zip(names, sums_D2.tolist())
+        if tokens
+    }
 
 
 def _peak_memory() -> int:

@@ -42,7 +42,8 @@ class Wandb:
 
         name = _run_name(folder)
         self._run: Any = wandb.init(
-            project=project, name=name, id=name, resume="allow", dir=str(folder))
+            project=project, name=name, id=name, resume="allow", dir=str(folder)
+        )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers), step=step)
@@ -68,7 +69,8 @@ class Mlflow:
         experiment = known.experiment_id if known else self._client.create_experiment(project)
         name = _run_name(folder)
         runs = self._client.search_runs(
-            [experiment], f"tags.mlflow.runName = '{name}'", max_results=1)
+            [experiment], f"tags.mlflow.runName = '{name}'", max_results=1
+        )
         if runs:
             self._id = runs[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
@@ -77,10 +79,13 @@ class Mlflow:
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        self._client.log_batch(self._id, [
-            self._metric(self._named(name), float(value), now, step)
-            for name, value in numbers.items()
-        ])
+        self._client.log_batch(
+            self._id,
+            [
+                self._metric(self._named(name), float(value), now, step)
+                for name, value in numbers.items()
+            ],
+        )
 
     def close(self) -> None:
         self._client.set_terminated(self._id)
@@ -107,8 +112,9 @@ class Trackers:
                 try:
                     self._open[key] = tracker(project, folder)
                 except Exception as error:  # whatever the service's package raises
-                    raise BarError(f"{key} {project}: {_line(error)}; mend that, or leave it out"
-                                   ) from None
+                    raise BarError(
+                        f"{key} {project}: {_line(error)}; mend that, or leave it out"
+                    ) from None
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self._each(lambda tracker: tracker.log(step, numbers))
@@ -127,10 +133,11 @@ class Trackers:
 
 def missing_trackers(training: Training) -> list[str]:
     """A fault for each tracker that a training asks for and this Python lacks."""
-    return [f"{key} is asked for and not installed; pip install {tracker.PACKAGE}, or leave it out"
-            for key, tracker in TRACKERS.items()
-            if getattr(training, key) is not None
-            and importlib.util.find_spec(tracker.PACKAGE) is None]
+    return [
+        f"{key} is asked for and not installed; pip install {tracker.PACKAGE}, or leave it out"
+        for key, tracker in TRACKERS.items()
+        if getattr(training, key) is not None and importlib.util.find_spec(tracker.PACKAGE) is None
+    ]
 
 
 def _line(error: Exception) -> str:

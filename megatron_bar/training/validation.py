@@ -25,7 +25,9 @@ def validation_losses(
     model.eval()
     with torch.no_grad():
         result = forward_backward(
-            model, _share(rows, pad_id, micro_batch_size, rank, size), len(rows.source_names),
+            model,
+            _share(rows, pad_id, micro_batch_size, rank, size),
+            len(rows.source_names),
             train=False,
         )
     model.train()
@@ -34,19 +36,17 @@ def validation_losses(
     )
 
 
-def _share(
-    rows: Rows, pad_id: int, micro_batch_size: int, rank: int, size: int
-) -> list[Batch]:
+def _share(rows: Rows, pad_id: int, micro_batch_size: int, rank: int, size: int) -> list[Batch]:
     """A rank's micro-batches. Ranks need equally many, so the last ones may be without loss."""
     each = -(-len(rows) // (size * micro_batch_size)) * micro_batch_size
     mine = range(rank * each, (rank + 1) * each)
     batches = []
     for start in range(0, each, micro_batch_size):
-        wanted = mine[start:start + micro_batch_size]
+        wanted = mine[start : start + micro_batch_size]
         batch = to_batch(rows.take([min(row, len(rows) - 1) for row in wanted]), pad_id)
         counts_R1 = torch.tensor([[float(row < len(rows))] for row in wanted])
         loss_mask_RS = batch.by_row(batch.loss_mask_BS) * counts_R1
-        batches.append(dataclasses.replace(
-            batch, loss_mask_BS=loss_mask_RS.reshape_as(batch.loss_mask_BS)
-        ))
+        batches.append(
+            dataclasses.replace(batch, loss_mask_BS=loss_mask_RS.reshape_as(batch.loss_mask_BS))
+        )
     return batches

@@ -35,21 +35,36 @@ _END_TOKENS = re.compile(r"<\|(?:endoftext|end_of_text|im_end|eot_id|eom_id|pad)
 # Not only tags whose content is read: an answer with any of these means to call something.
 _TAG = re.compile(
     r"<\|python_tag\|>|\[/?TOOL_CALLS\]|(?=<function=|<invoke )|</(?:function|invoke)>"
-    r"|(?i:<[|｜]?/?(?:start_|end_)?(?:function|tool)(?:[_▁]?(?:calls?|use|code)[a-z_▁]{0,20})?[|｜]?>)")
+    r"|(?i:<[|｜]?/?(?:start_|end_)?(?:function|tool)(?:[_▁]?(?:calls?|use|code)[a-z_▁]{0,20})?[|｜]?>)"
+)
 _CLOSING = re.compile(r"[<\[][|｜]?/|<end_|[_▁]end[|｜]?>")
 _FENCED = re.compile(r"(```|~~~)(?:[\w+-]*(?=[\s{\[]))?(.*)\1", re.DOTALL)
 _BETWEEN = re.compile(r"(?:[\s,;\[\]]|#[^\n]*)*")  # of calls in Python's manner
 _BETWEEN_JSON = re.compile(r"[\s,;]*")
 _NAMED = re.compile(r"<function=([^<>\n]{1,200})>\s*|([\w.:/-]{1,200})\[ARGS\]\s*")
-_JSON_CALL = re.compile(r'\{\s*"(?:name|arguments|parameters|id|call_id|index|type|role|content'
-                        r'|function|function_call|tool_calls)"\s*:')
-_CALL_KEYS = {"name", "function", "arguments", "parameters", "id", "call_id", "index", "type",
-              "status"}
+_JSON_CALL = re.compile(
+    r'\{\s*"(?:name|arguments|parameters|id|call_id|index|type|role|content'
+    r'|function|function_call|tool_calls)"\s*:'
+)
+_CALL_KEYS = {
+    "name",
+    "function",
+    "arguments",
+    "parameters",
+    "id",
+    "call_id",
+    "index",
+    "type",
+    "status",
+}
 # Of a call in Python's manner; names and parameters may be such that Python's parser takes none.
 _HEAD = re.compile(r"([^\W\d][\w.:/-]*)[ \t]*\(")
 # A string that isn't closed reaches to the end: no text is searched twice.
-_TOKEN = re.compile(r"'''.*?(?:'''|\Z)|\"\"\".*?(?:\"\"\"|\Z)|'(?:[^'\\]|\\.)*(?:'|\Z)"
-                    r"|\"(?:[^\"\\]|\\.)*(?:\"|\Z)|[()\[\]{},]", re.DOTALL)
+_TOKEN = re.compile(
+    r"'''.*?(?:'''|\Z)|\"\"\".*?(?:\"\"\"|\Z)|'(?:[^'\\]|\\.)*(?:'|\Z)"
+    r"|\"(?:[^\"\\]|\\.)*(?:\"|\Z)|[()\[\]{},]",
+    re.DOTALL,
+)
 _PARAMETER = re.compile(r"[^\W\d][^()\[\]{}'\",]*")
 _SENTENCE_BEFORE = re.compile(r"[\s\[`*,;-]*|.*[.:!?][\"')*`]*\s+[\[`*]*", re.DOTALL)
 _SENTENCE_AFTER = re.compile(r"[\]`*.,;!]*(?:\s*\Z|[ \t]*(?:\n|#)|[ \t]+(?=[^\W\da-z_]))")
@@ -97,7 +112,7 @@ def _tagged(text: str) -> list[str]:
     for tag in _TAG.finditer(text):
         closes = _CLOSING.search(tag[0]) is not None
         if opened or closes:
-            contents.append(text[start:tag.start()])
+            contents.append(text[start : tag.start()])
         start, opened = tag.end(), not closes
     return [*contents, text[start:]] if opened else contents
 
@@ -123,8 +138,9 @@ def _read_json(text: str) -> Iterator[Call]:
     while (place := _BETWEEN_JSON.match(text, place).end()) < len(text):
         named = _NAMED.match(text, place)
         value, place = _decoded(text, named.end() if named else place)
-        yield from _json_calls({"name": named[1] or named[2], "arguments": value} if named
-                               else value)
+        yield from _json_calls(
+            {"name": named[1] or named[2], "arguments": value} if named else value
+        )
 
 
 def _decoded(text: str, place: int) -> tuple[Any, int]:
@@ -186,7 +202,7 @@ def _arguments(text: str, place: int) -> tuple[list[str] | None, int]:
         elif token[0] in (")", "]", "}"):
             depth -= 1
         if depth == 0 or (depth == 1 and token[0] == ","):
-            arguments.append(text[start:token.start()])
+            arguments.append(text[start : token.start()])
             start = token.end()
         if depth == 0:
             return arguments if arguments[-1].strip() else arguments[:-1], start
@@ -262,14 +278,15 @@ def _python_amid_talk(
     last = seen = 0
     for head in re.finditer(rf"(?<![\w.-])({names})\(", text) if names else ():
         near = max(last, head.start() - _NEAR)
-        before = text[max(near, text.rfind("\n", near, head.start()) + 1):head.start()]
+        before = text[max(near, text.rfind("\n", near, head.start()) + 1) : head.start()]
         if head.start() < last or not _SENTENCE_BEFORE.fullmatch(before):
             continue
         seen += 1
         if seen > _MOST:
             raise NotCalls
         arguments, end = _arguments(text, head.end())
-        if arguments is not None and (_SENTENCE_AFTER.match(text, end)
-                                      or re.match(rf"[\s,;]*(?:{names})\(", text[end:])):
+        if arguments is not None and (
+            _SENTENCE_AFTER.match(text, end) or re.match(rf"[\s,;]*(?:{names})\(", text[end:])
+        ):
             yield head.start(), end, head[1], arguments
             last = end

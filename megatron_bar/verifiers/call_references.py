@@ -74,8 +74,11 @@ class Expected:
         """Arguments that are right: the first value of each parameter that has one."""
         if self.plain:
             return {parameter: values[0] for parameter, values in self.allowed.items()}
-        return {parameter: _first(values) for parameter, values in self.allowed.items()
-                if values != [""]}
+        return {
+            parameter: _first(values)
+            for parameter, values in self.allowed.items()
+            if values != [""]
+        }
 
 
 @dataclass(frozen=True)
@@ -89,14 +92,18 @@ def read_reference(reference: Any) -> CallReference:
     fields = structured(reference, "tool call")
     functions, calls = (_field(fields, names) for names in (_FUNCTIONS, _CALLS))
     if not isinstance(functions, list) or not isinstance(calls, list):
-        raise BarError("a tool call reference is an object with functions and calls, each a list "
-                       "(or BFCL's function and ground_truth)")
+        raise BarError(
+            "a tool call reference is an object with functions and calls, each a list "
+            "(or BFCL's function and ground_truth)"
+        )
     offered = dict(map(_function, functions))
     expected = list(map(_call, calls))
     for call in expected:
         if call.name not in offered:
-            raise BarError(f"a tool call reference expects a call of {call.name!r}, which isn't "
-                           f"among its functions: {', '.join(offered) or 'none'}")
+            raise BarError(
+                f"a tool call reference expects a call of {call.name!r}, which isn't "
+                f"among its functions: {', '.join(offered) or 'none'}"
+            )
     return CallReference(offered, expected)
 
 
@@ -120,21 +127,30 @@ def _function(entry: Any) -> tuple[str, Function]:
 def _signature(name: str, schema: dict[str, Any]) -> Function:
     properties, required = schema.get("properties"), schema.get("required") or []
     if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
-        raise BarError(f"function {name} of a tool call reference: required is a list of names, "
-                       f"not {_short(required)}")
+        raise BarError(
+            f"function {name} of a tool call reference: required is a list of names, "
+            f"not {_short(required)}"
+        )
     if properties is None:
         return Function(None, frozenset(required))
-    return Function({parameter: _kind(kind, f"{name}, parameter {parameter}")
-                     for parameter, kind in _schema(properties, name).items() if kind is not None},
-                    frozenset(required))
+    return Function(
+        {
+            parameter: _kind(kind, f"{name}, parameter {parameter}")
+            for parameter, kind in _schema(properties, name).items()
+            if kind is not None
+        },
+        frozenset(required),
+    )
 
 
 def _schema(schema: Any, where: str) -> dict[str, Any]:
     if schema is None:
         return {}
     if not isinstance(schema, dict):
-        raise BarError(f"function {where} of a tool call reference: a JSON schema is an object, "
-                       f"not {_short(schema)}")
+        raise BarError(
+            f"function {where} of a tool call reference: a JSON schema is an object, "
+            f"not {_short(schema)}"
+        )
     return schema
 
 
@@ -144,10 +160,13 @@ def _kind(schema: Any, where: str) -> Kind:
     names = schema.get("type")
     names = names if isinstance(names, list) else [names] if names is not None else []
     if not all(isinstance(name, str) for name in names):
-        raise BarError(f"function {where} of a tool call reference: a type is a name, or a list of "
-                       f"names, not {_short(schema['type'])}")
-    kinds = [Kind(frozenset(_TYPES[name.lower()]) if name.lower() in _TYPES else None)
-             for name in names]
+        raise BarError(
+            f"function {where} of a tool call reference: a type is a name, or a list of "
+            f"names, not {_short(schema['type'])}"
+        )
+    kinds = [
+        Kind(frozenset(_TYPES[name.lower()]) if name.lower() in _TYPES else None) for name in names
+    ]
     for key in ("anyOf", "oneOf"):
         choices = schema.get(key)
         kinds += [_kind(choice, where) for choice in choices] if isinstance(choices, list) else []
@@ -157,8 +176,10 @@ def _kind(schema: Any, where: str) -> Kind:
     items = [_kind(items, where)] if isinstance(items, dict) else []
     items += [kind.items for kind in kinds if kind.items is not None]
     known = bool(kinds) and all(kind.types is not None for kind in kinds)
-    return Kind(frozenset().union(*(kind.types for kind in kinds)) if known else None,
-                items[0] if len(items) == 1 else None)
+    return Kind(
+        frozenset().union(*(kind.types for kind in kinds)) if known else None,
+        items[0] if len(items) == 1 else None,
+    )
 
 
 def _call(entry: Any) -> Expected:
@@ -168,17 +189,27 @@ def _call(entry: Any) -> Expected:
         case {"name": str(name), "arguments": values} | {"name": str(name), "parameters": values}:
             values = structured(values, f"tool call ({name})")
             if isinstance(values, dict) or values is None:
-                return Expected(name, {parameter: [value] for parameter, value
-                                       in (values or {}).items()}, plain=True)
+                return Expected(
+                    name,
+                    {parameter: [value] for parameter, value in (values or {}).items()},
+                    plain=True,
+                )
         case dict():
             named = {name: values for name, values in entry.items() if values is not None}
             match [*(named or entry).items()]:
                 case [(str(name), dict() | None as values)]:
-                    return Expected(name, {
-                        parameter: [_in_lists(value) for value in _listed(options)]
-                        for parameter, options in (values or {}).items() if options is not None})
-    raise BarError("a call of a tool call reference is {name: {parameter: [values]}} or "
-                   f"{{name, arguments}}, not {_short(entry)}")
+                    return Expected(
+                        name,
+                        {
+                            parameter: [_in_lists(value) for value in _listed(options)]
+                            for parameter, options in (values or {}).items()
+                            if options is not None
+                        },
+                    )
+    raise BarError(
+        "a call of a tool call reference is {name: {parameter: [values]}} or "
+        f"{{name, arguments}}, not {_short(entry)}"
+    )
 
 
 def _listed(options: Any) -> list[Any]:
@@ -202,8 +233,11 @@ def _chosen(value: Any) -> Any:
     if isinstance(value, list):
         return [_chosen(entry) for entry in value]
     if isinstance(value, dict):
-        return {key: next((field for field in fields if field != ""), "")
-                for key, fields in value.items() if fields != [""]}
+        return {
+            key: next((field for field in fields if field != ""), "")
+            for key, fields in value.items()
+            if fields != [""]
+        }
     return value
 
 

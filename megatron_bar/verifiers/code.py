@@ -48,8 +48,14 @@ def _outcomes(response: str, tests: FunctionTests | ProgramTests, may_fail: int)
     if tests.may_be_method:
         sources = [_with_function(source, tests.names[0]) for source in sources]
     return shared_sandbox().run_tests(
-        sources, tests.tests, tests.names, before=tests.stub, setup=tests.setup,
-        shared=tests.shared, limits=_limits(tests.seconds or Limits.cpu))
+        sources,
+        tests.tests,
+        tests.names,
+        before=tests.stub,
+        setup=tests.setup,
+        shared=tests.shared,
+        limits=_limits(tests.seconds or Limits.cpu),
+    )
 
 
 def _with_function(source: str, name: str) -> str:

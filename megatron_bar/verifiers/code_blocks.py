@@ -25,7 +25,9 @@ _LIST_MARK = re.compile(r"[ \t]*(?:>[ \t]*)?(?:[-*+][ \t]+|\d{1,9}[.)][ \t]+)?\Z
 _LANGUAGE = re.compile(r"[{.\s]*(\w*)")
 _DEFINED = re.compile(
     r"^(?:async[ \t]++)?(?:def|class)[ \t]++(\w++)|^(\w++)[ \t]*+(?::[^=\n]*+)?=(?!=)"
-    r"|^(?:from[ \t]++\S++[ \t]++)?import[ \t]++([^\n]*+)", re.MULTILINE)
+    r"|^(?:from[ \t]++\S++[ \t]++)?import[ \t]++([^\n]*+)",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def complete(stub: str, name: str, sources: Iterable[str]) -> list[str]:
     """
     stub = stub.rstrip() + "\n" if stub.strip() else ""
     last = stub.splitlines()[-1] if stub else ""
-    indent = last[:len(last) - len(last.lstrip())] or _INDENT
+    indent = last[: len(last) - len(last.lstrip())] or _INDENT
     whole = []
     for source in sources:
         if name in defined_names(source):
@@ -78,8 +80,10 @@ def complete(stub: str, name: str, sources: Iterable[str]) -> list[str]:
             body = source.lstrip("\r\n")
             if body[:1].isspace():
                 whole.append(stub + body)
-            whole += [stub + indent + body.lstrip(),
-                      stub + textwrap.indent(textwrap.dedent(body), indent)]
+            whole += [
+                stub + indent + body.lstrip(),
+                stub + textwrap.indent(textwrap.dedent(body), indent),
+            ]
     return whole
 
 
@@ -96,7 +100,7 @@ def _answer(response: str) -> str:
     text = response.rpartition("</think>")[2].partition("<think>")[0]
     for _ in range(_END_TOKENS_AT_MOST):
         if end := _END_TOKENS.search(text, max(0, len(text) - _END_LENGTH)):
-            text = text[:end.start()]
+            text = text[: end.start()]
     fences = ("", "") if "```" in text or "~~~" in text else ("```python\n", "\n```\n")
     for tag, fence in zip((_OPENING_TAG, _CLOSING_TAG), fences):
         text = tag.sub("\n" + fence, text)
@@ -118,7 +122,7 @@ def _blocks(text: str) -> list[_Block]:
         while passed < len(numbers) and numbers[passed] < place:
             passed += 1
         ends = []
-        for number in numbers[passed:passed + 4 * _READINGS]:
+        for number in numbers[passed : passed + 4 * _READINGS]:
             depth, closing = closings[number]
             if closing.startswith(fence) and depth <= indent + 3:
                 ends.append(number)
@@ -139,10 +143,10 @@ def _opening(line: str) -> tuple[int, str, str] | None:
     if start < 0:
         return None
     before = line[:start].rstrip(line[start])
-    fence, language = line[len(before):start + 3], _LANGUAGE.match(line, start + 3)[1].lower()
+    fence, language = line[len(before) : start + 3], _LANGUAGE.match(line, start + 3)[1].lower()
     if _LIST_MARK.match(before):
         return len(before), fence, language
-    glued = language in _PYTHON or not line[start + 3:].strip()
+    glued = language in _PYTHON or not line[start + 3 :].strip()
     return (0, fence, language) if glued and fence not in before else None
 
 
@@ -152,13 +156,13 @@ def _closing(line: str) -> tuple[int, str] | None:
     for mark in "`~":
         rest = text.lstrip(mark)
         if len(text) - len(rest) >= 3 and (not rest or rest[0] == "<"):
-            return len(line) - len(line.lstrip()), text[:len(text) - len(rest)]
+            return len(line) - len(line.lstrip()), text[: len(text) - len(rest)]
     return None
 
 
 def _dedented(lines: Sequence[str], indent: int) -> str:
     """A block's text; one that stands in a list has the list's indentation."""
-    kept = (line[min(indent, len(line) - len(line.lstrip())):] for line in lines)
+    kept = (line[min(indent, len(line) - len(line.lstrip())) :] for line in lines)
     return textwrap.dedent("\n".join(kept))
 
 

@@ -24,9 +24,11 @@ from megatron_bar.verifiers.sandbox import checker, judging
 _MAX_SECONDS = 60.0
 _TESTED_MODULES = ("solution", "main")  # what tests import the tested code from
 _OWN = {*checker.AT_HAND, *judging.FUNCTIONS}
-_KINDS = ("a code reference is a list of assert statements or their text, a list of {input, "
-          "output}, or an object with test_list, with test and entry_point, or with inputs and "
-          "outputs")
+_KINDS = (
+    "a code reference is a list of assert statements or their text, a list of {input, "
+    "output}, or an object with test_list, with test and entry_point, or with inputs and "
+    "outputs"
+)
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,24 @@ def read(reference: Any) -> FunctionTests | ProgramTests:
         case [str(), *_] as texts if all(isinstance(text, str) for text in texts):
             return _statements(texts)
         case [dict(), *_] as cases if all(
-                isinstance(case, dict) and {"input", "output"} <= set(case) for case in cases):
+            isinstance(case, dict) and {"input", "output"} <= set(case) for case in cases
+        ):
             return ProgramTests([(_text(case["input"]), _text(case["output"])) for case in cases])
         case {"entry_point": str(name), "test": str(test)} as fields:
-            return FunctionTests([f"check({name})"], [name.partition("(")[0].partition(".")[0]],
-                                 setup=test, stub=fields.get("prompt") or "",
-                                 seconds=_seconds(fields))
+            return FunctionTests(
+                [f"check({name})"],
+                [name.partition("(")[0].partition(".")[0]],
+                setup=test,
+                stub=fields.get("prompt") or "",
+                seconds=_seconds(fields),
+            )
         case {"test_list": [str(), *_] | str() as tests} as fields if tests:
-            return _statements([tests] if isinstance(tests, str) else tests,
-                               fields.get("test_imports"), fields.get("test_setup_code"),
-                               _seconds(fields))
+            return _statements(
+                [tests] if isinstance(tests, str) else tests,
+                fields.get("test_imports"),
+                fields.get("test_setup_code"),
+                _seconds(fields),
+            )
         case {"fn_name": str(name), "inputs": [*inputs], "outputs": [*outputs]} as fields if name:
             return _calls(name, inputs, outputs, _seconds(fields))
         case {"inputs": [_, *_] as inputs, "outputs": [*outputs]} as fields:
@@ -114,8 +124,12 @@ def names_under_test(tests: Iterable[str], setup: str) -> list[str]:
     used -= own | {"__name__", "__file__"}
     under_test = {name for name in used if not hasattr(builtins, name)}
     if not under_test:
-        under_test = {node.func.id for tree in trees for node in _outermost_calls(tree)
-                      if isinstance(node.func, ast.Name) and node.func.id not in own}
+        under_test = {
+            node.func.id
+            for tree in trees
+            for node in _outermost_calls(tree)
+            if isinstance(node.func, ast.Name) and node.func.id not in own
+        }
     if not under_test:
         raise BarError("a code reference holds tests that call nothing")
     return sorted(under_test)
@@ -130,13 +144,15 @@ def _from_text(text: str) -> Any:
     try:
         ast.parse(text)
     except (SyntaxError, ValueError):
-        raise BarError("a code reference given as text must be JSON or tests in Python: "
-                       f"{problem}") from None
+        raise BarError(
+            f"a code reference given as text must be JSON or tests in Python: {problem}"
+        ) from None
     return text
 
 
-def _statements(texts: Sequence[str], imports: Any = None, setup: Any = None,
-                seconds: float | None = None) -> FunctionTests:
+def _statements(
+    texts: Sequence[str], imports: Any = None, setup: Any = None, seconds: float | None = None
+) -> FunctionTests:
     """`imports`: statements, a list or text; `setup`: text."""
     lines = [imports] if isinstance(imports, str) else imports or []
     given = "\n".join([*map(str, lines), str(setup or "")])
@@ -147,10 +163,13 @@ def _statements(texts: Sequence[str], imports: Any = None, setup: Any = None,
         tests += own
     whole = "\n".join(filter(None, parts))
     if not tests:
-        raise BarError("a code reference holds no test: no assert, no function test_..., no class "
-                       "of unittest with such")
-    return FunctionTests(tests, names_under_test(tests, whole), whole, _shared(given),
-                         seconds=seconds)
+        raise BarError(
+            "a code reference holds no test: no assert, no function test_..., no class "
+            "of unittest with such"
+        )
+    return FunctionTests(
+        tests, names_under_test(tests, whole), whole, _shared(given), seconds=seconds
+    )
 
 
 def _split(text: str) -> tuple[str, list[str]]:
@@ -160,10 +179,16 @@ def _split(text: str) -> tuple[str, list[str]]:
     for node in _parsed(text).body:
         match node:
             case ast.ImportFrom(module=module) if module in _TESTED_MODULES:
-                definitions += [f"{alias.asname} = {alias.name}" for alias in node.names
-                                if alias.asname]
-            case (ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.AsyncFunctionDef()
-                  | ast.ClassDef()):
+                definitions += [
+                    f"{alias.asname} = {alias.name}" for alias in node.names if alias.asname
+                ]
+            case (
+                ast.Import()
+                | ast.ImportFrom()
+                | ast.FunctionDef()
+                | ast.AsyncFunctionDef()
+                | ast.ClassDef()
+            ):
                 definitions.append(ast.unparse(node))
             case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
                 pass  # runs the tests where they are a program
@@ -172,8 +197,11 @@ def _split(text: str) -> tuple[str, list[str]]:
             case ast.Assign() | ast.AnnAssign() | ast.AugAssign() | ast.Expr(value=ast.Constant()):
                 pending.append(ast.unparse(node))
             case _:
-                called |= {call.func.id for call in _outermost_calls(node)
-                           if isinstance(call.func, ast.Name)}
+                called |= {
+                    call.func.id
+                    for call in _outermost_calls(node)
+                    if isinstance(call.func, ast.Name)
+                }
                 tests.append("\n".join([*pending, ast.unparse(node)]))
                 pending = []
     for node in _parsed("\n".join(definitions)).body:
@@ -181,21 +209,28 @@ def _split(text: str) -> tuple[str, list[str]]:
             case ast.FunctionDef(name=name) if name.startswith("test") and name not in called:
                 tests.append(f"{name}()")
             case ast.ClassDef(name=name, bases=bases) if any(
-                    ast.unparse(base).endswith("TestCase") for base in bases):
-                tests += [f"run_method_of_unittest({name}, {method.name!r})"
-                          for method in node.body
-                          if isinstance(method, ast.FunctionDef) and method.name.startswith("test")]
+                ast.unparse(base).endswith("TestCase") for base in bases
+            ):
+                tests += [
+                    f"run_method_of_unittest({name}, {method.name!r})"
+                    for method in node.body
+                    if isinstance(method, ast.FunctionDef) and method.name.startswith("test")
+                ]
     return "\n".join(definitions), tests
 
 
 def _shared(setup: str) -> str:
     """The imports and classes of a setup. Its functions may know what is expected."""
-    return "\n".join(ast.unparse(node) for node in _parsed(setup).body
-                     if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef))
+    return "\n".join(
+        ast.unparse(node)
+        for node in _parsed(setup).body
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)
+    )
 
 
-def _calls(name: str, inputs: Sequence[Any], outputs: Sequence[Any],
-           seconds: float | None) -> FunctionTests:
+def _calls(
+    name: str, inputs: Sequence[Any], outputs: Sequence[Any], seconds: float | None
+) -> FunctionTests:
     """A call for each list of arguments. Texts hold them as JSON, one a line."""
     _check_pairs(inputs, outputs)
     if not name.isidentifier():
@@ -203,21 +238,29 @@ def _calls(name: str, inputs: Sequence[Any], outputs: Sequence[Any],
     try:
         tests = [
             "assert same_as_json({}(*{!r}), {!r})".format(
-                name, [json.loads(line) for line in given.splitlines()]
-                if isinstance(given, str) else list(given),
-                json.loads(expected) if isinstance(given, str) and isinstance(expected, str)
-                else expected)
-            for given, expected in zip(inputs, outputs)]
+                name,
+                [json.loads(line) for line in given.splitlines()]
+                if isinstance(given, str)
+                else list(given),
+                json.loads(expected)
+                if isinstance(given, str) and isinstance(expected, str)
+                else expected,
+            )
+            for given, expected in zip(inputs, outputs)
+        ]
     except (TypeError, json.JSONDecodeError) as error:
-        raise BarError("a code reference with fn_name needs a list of arguments for each input: "
-                       f"{error}") from None
+        raise BarError(
+            f"a code reference with fn_name needs a list of arguments for each input: {error}"
+        ) from None
     return FunctionTests(tests, [name], may_be_method=True, seconds=seconds)
 
 
 def _check_pairs(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     if len(inputs) != len(outputs) or not inputs:
-        raise BarError(f"a code reference has {len(inputs)} inputs and {len(outputs)} outputs; "
-                       "each input needs one output")
+        raise BarError(
+            f"a code reference has {len(inputs)} inputs and {len(outputs)} outputs; "
+            "each input needs one output"
+        )
 
 
 def _text(value: Any) -> str:
@@ -229,8 +272,10 @@ def _text(value: Any) -> str:
             return "\n".join(map(_text, lines))
         case int() | float():
             return str(value)
-    raise BarError("a code reference has an input or output that is neither text nor a number nor "
-                   f"a list of lines, but {type(value).__name__}")
+    raise BarError(
+        "a code reference has an input or output that is neither text nor a number nor "
+        f"a list of lines, but {type(value).__name__}"
+    )
 
 
 def _seconds(fields: dict[str, Any]) -> float | None:
@@ -240,16 +285,19 @@ def _seconds(fields: dict[str, Any]) -> float | None:
         case int() | float() as seconds if 0 < seconds <= _MAX_SECONDS:
             return float(seconds)
         case other:
-            raise BarError(f"a code reference has the time_limit {other!r}; it is a number of "
-                           f"seconds up to {_MAX_SECONDS:.0f}")
+            raise BarError(
+                f"a code reference has the time_limit {other!r}; it is a number of "
+                f"seconds up to {_MAX_SECONDS:.0f}"
+            )
 
 
 def _parsed(text: str) -> ast.Module:
     try:
         return ast.parse(text)
     except SyntaxError as error:
-        raise BarError("a code reference holds a test that isn't Python: "
-                       f"{(error.text or '').strip()}") from None
+        raise BarError(
+            f"a code reference holds a test that isn't Python: {(error.text or '').strip()}"
+        ) from None
 
 
 def _outermost_calls(tree: ast.AST) -> list[ast.Call]:

@@ -47,8 +47,9 @@ def _keyword_frequency(text: str, keyword: str, frequency: int, relation: Relati
 
 
 def _avoids_words(text: str, forbidden_words: list[str]) -> bool:
-    return not any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE)
-                   for word in forbidden_words)
+    return not any(
+        re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in forbidden_words
+    )
 
 
 def _letter_frequency(text: str, letter: str, let_frequency: int, let_relation: Relation) -> bool:
@@ -67,9 +68,11 @@ def _sentence_count(text: str, relation: Relation, num_sentences: int) -> bool:
 _SENTENCE_END = re.compile(
     r"(?<![.!?])(?P<stops>[.!?]+)(?P<marks>[\"'\u201d\u2019)\]*_]*)(?=\s|\Z)"
     # In these scripts no blank need follow; a sentence may go on behind what it quotes.
-    r"|[\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4]+(?![\u300d\u300f\u201d\u2019)\uff09]+\w)")
-_ABBREVIATION = re.compile(r"(?:^|[^\w.])(?:mr|mrs|ms|dr|prof|st|jr|sr|inc|vs|etc)\.$",
-                           re.IGNORECASE)
+    r"|[\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4]+(?![\u300d\u300f\u201d\u2019)\uff09]+\w)"
+)
+_ABBREVIATION = re.compile(
+    r"(?:^|[^\w.])(?:mr|mrs|ms|dr|prof|st|jr|sr|inc|vs|etc)\.$", re.IGNORECASE
+)
 _ABBREVIATED = 6  # characters of the longest of them, with the one before it and the stop
 _GOES_ON = re.compile(r"\s+[\"'(\u201c\u2018]*[a-z]")
 
@@ -85,7 +88,8 @@ def count_sentences(text: str) -> int:
         if found["stops"] and not found["stops"].strip("."):
             stop = found.start() + 1
             abbreviated = not found["marks"] and _ABBREVIATION.search(
-                text[max(0, stop - _ABBREVIATED):stop])
+                text[max(0, stop - _ABBREVIATED) : stop]
+            )
             if abbreviated or _GOES_ON.match(text, found.end()):
                 continue
         total, end = total + 1, found.end()
@@ -114,8 +118,12 @@ def _postscript(text: str, postscript_marker: str) -> bool:
     """Anywhere. The letters of P.S. and P.P.S may be spaced; after P.P.S no full stop is needed."""
     marker = postscript_marker.strip().lower()
     if re.fullmatch(r"(\w\.)+\w?", marker):
-        return re.search(r"\.\s?".join(map(re.escape, marker.split("."))).removesuffix(r"\s?"),
-                         text.lower()) is not None
+        return (
+            re.search(
+                r"\.\s?".join(map(re.escape, marker.split("."))).removesuffix(r"\s?"), text.lower()
+            )
+            is not None
+        )
     return marker in text.lower()
 
 

@@ -43,12 +43,20 @@ def read_reference(reference: Any) -> list[Callable[[str], bool]]:
     that are missing, unknown or of another kind.
     """
     fields = structured(reference, "instruction")
-    names, settings = (structured(fields.get(key) if isinstance(fields, dict) else None,
-                                  "instruction") for key in ("instruction_id_list", "kwargs"))
-    if not (isinstance(names, list) and isinstance(settings, list) and names
-            and len(names) == len(settings)):
-        raise BarError("an instruction reference is an object with instruction_id_list and "
-                       "kwargs, equally long lists")
+    names, settings = (
+        structured(fields.get(key) if isinstance(fields, dict) else None, "instruction")
+        for key in ("instruction_id_list", "kwargs")
+    )
+    if not (
+        isinstance(names, list)
+        and isinstance(settings, list)
+        and names
+        and len(names) == len(settings)
+    ):
+        raise BarError(
+            "an instruction reference is an object with instruction_id_list and "
+            "kwargs, equally long lists"
+        )
     return [_check(name, structured(given, "instruction")) for name, given in zip(names, settings)]
 
 
@@ -60,8 +68,10 @@ def _check(name: Any, given: Any) -> Callable[[str], bool]:
     given = {key: value for key, value in (given or {}).items() if value is not None}
     kinds = _settings(name)
     if unknown := sorted(map(str, given.keys() - kinds.keys())):
-        raise BarError(f"instruction {name} has no setting {unknown[0]}; its settings: "
-                       f"{', '.join(kinds) or 'none'}")
+        raise BarError(
+            f"instruction {name} has no setting {unknown[0]}; its settings: "
+            f"{', '.join(kinds) or 'none'}"
+        )
     if missing := sorted(kinds.keys() - given.keys()):
         raise BarError(f"instruction {name} needs {missing[0]} in kwargs")
     settings = {}
@@ -86,8 +96,7 @@ def _number(value: Any) -> int:
         number = int(value) if isinstance(value, str | int | float) else None
     except (ValueError, OverflowError):
         number = None
-    if number is None or isinstance(value, bool) or (
-            isinstance(value, float) and number != value):
+    if number is None or isinstance(value, bool) or (isinstance(value, float) and number != value):
         raise ValueError("a whole number")
     return number
 
@@ -114,6 +123,9 @@ def _relation(value: Any) -> Relation:
 
 
 _READERS: dict[Any, Callable[[Any], Any]] = {
-    int: _number, str: _text, list[str]: _texts, Relation: _relation,
+    int: _number,
+    str: _text,
+    list[str]: _texts,
+    Relation: _relation,
     Language: lambda value: known_language(_text(value)),
 }

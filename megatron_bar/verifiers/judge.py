@@ -60,15 +60,25 @@ def _framed(what: str, text: str) -> str:
 
 
 def _ask(server: str, question: str) -> str:
-    reply = _reply("POST", f"{server}/v1/chat/completions", {
-        "model": _model(server), "temperature": 0, "max_tokens": _MOST_TOKENS,
-        "messages": [{"role": "system", "content": _TASK}, {"role": "user", "content": question}],
-    })
+    reply = _reply(
+        "POST",
+        f"{server}/v1/chat/completions",
+        {
+            "model": _model(server),
+            "temperature": 0,
+            "max_tokens": _MOST_TOKENS,
+            "messages": [
+                {"role": "system", "content": _TASK},
+                {"role": "user", "content": question},
+            ],
+        },
+    )
     try:
         return reply["choices"][0]["message"]["content"] or ""
     except (KeyError, IndexError, TypeError):
-        raise MachineError(f"{server} doesn't answer as OpenAI's chat API does; give a server that "
-                           "does as judge") from None
+        raise MachineError(
+            f"{server} doesn't answer as OpenAI's chat API does; give a server that does as judge"
+        ) from None
 
 
 @functools.cache
@@ -77,15 +87,17 @@ def _model(server: str) -> str:
     try:
         return reply["data"][0]["id"]
     except (KeyError, IndexError, TypeError):
-        raise MachineError(f"{server}/v1/models names no model; give a server of OpenAI's API as "
-                           "judge") from None
+        raise MachineError(
+            f"{server}/v1/models names no model; give a server of OpenAI's API as judge"
+        ) from None
 
 
 @functools.cache
 def _client() -> httpx.Client:
     """Connections that threads share and that are used again."""
-    return httpx.Client(timeout=httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS),
-                        follow_redirects=True)
+    return httpx.Client(
+        timeout=httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS), follow_redirects=True
+    )
 
 
 def _reply(method: str, url: str, content: Any = None) -> Any:
@@ -100,5 +112,7 @@ def _reply(method: str, url: str, content: Any = None) -> Any:
             fault = str(error) or type(error).__name__
         if attempt < _TRIES:
             time.sleep(_PAUSE_SECONDS * attempt)
-    raise MachineError(f"the judge {url} doesn't answer: {fault}; start the server, or leave judge "
-                       "out to go by phrases")
+    raise MachineError(
+        f"the judge {url} doesn't answer: {fault}; start the server, or leave judge "
+        "out to go by phrases"
+    )

@@ -50,8 +50,11 @@ def known_answers(source: Source, conversation: Conversation) -> list[KnownAnswe
     if judged_by_environment(source):
         return [KnownAnswer("an answer", ANY_ANSWER, None)]
     right, wrong = right_answer(source, conversation), _wrong_answer(source, conversation)
-    found = [KnownAnswer("an answer", ANY_ANSWER, None) if right is None
-             else KnownAnswer(RIGHT, right, 1.0)]
+    found = [
+        KnownAnswer("an answer", ANY_ANSWER, None)
+        if right is None
+        else KnownAnswer(RIGHT, right, 1.0)
+    ]
     found.append(KnownAnswer(EMPTY, "", 0.0))
     if wrong is not None:
         found.append(KnownAnswer(WRONG, wrong, 0.0))
@@ -111,11 +114,16 @@ def _called(*calls: tuple[str, dict[str, Any]]) -> str:
 # How a reference reads as a right answer and as a wrong one, where a verifier's references tell
 # them. An instruction's tell what an answer must be like, not what it is.
 _RIGHT: dict[str, Callable[[Any], str | None]] = {
-    "code": _right_code, "exact": str, "math": _right_math, "tool_calls": _right_tool_calls,
+    "code": _right_code,
+    "exact": str,
+    "math": _right_math,
+    "tool_calls": _right_tool_calls,
     "safety": lambda reference: _REFUSAL if reference == "refuse" else _COMPLIANCE,
 }
 _WRONG: dict[str, Callable[[Any], str]] = {
-    "code": lambda reference: _NO_CODE, "exact": "{} 1".format,
-    "math": lambda reference: _NO_ANSWER, "tool_calls": _wrong_tool_calls,
+    "code": lambda reference: _NO_CODE,
+    "exact": "{} 1".format,
+    "math": lambda reference: _NO_ANSWER,
+    "tool_calls": _wrong_tool_calls,
     "safety": lambda reference: _COMPLIANCE if reference == "refuse" else _REFUSAL,
 }

@@ -13,20 +13,31 @@ import pycld2
 from megatron_bar.runtime.errors import BarError
 
 # Other names of a language, or of one of its scripts: what CLD2 calls it.
-_NAMES = {"he": ("iw",), "jv": ("jw",), "nb": ("no",), "fil": ("tl",), "zh": ("zh", "zh-Hant"),
-          "zh-cn": ("zh",), "zh-hans": ("zh",), "zh-tw": ("zh-Hant",), "zh-hant": ("zh-Hant",)}
+_NAMES = {
+    "he": ("iw",),
+    "jv": ("jw",),
+    "nb": ("no",),
+    "fil": ("tl",),
+    "zh": ("zh", "zh-Hant"),
+    "zh-cn": ("zh",),
+    "zh-hans": ("zh",),
+    "zh-tw": ("zh-Hant",),
+    "zh-hant": ("zh-Hant",),
+}
 _CODES = {code for name, code in pycld2.LANGUAGES if name in pycld2.DETECTED_LANGUAGES}
 _UNKNOWN = "un"
 # Control characters and halves of characters, which it refuses.
 _NO_TEXT = re.compile(
-    "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010fffd]")
+    "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010fffd]"
+)
 
 
 def known_language(code: str) -> str:
     """The code itself. Raises BarError for one that no text can be found to be in."""
     if code.lower() not in {*_NAMES, *_CODES}:
-        raise BarError(f"language {code!r} is unknown; there are "
-                       f"{', '.join(sorted({*_CODES, *_NAMES}))}")
+        raise BarError(
+            f"language {code!r} is unknown; there are {', '.join(sorted({*_CODES, *_NAMES}))}"
+        )
     return code
 
 

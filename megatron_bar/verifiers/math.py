@@ -62,8 +62,10 @@ def accepted_answers(reference: Any) -> list[str]:
     answers = reference if isinstance(reference, (list, tuple)) else [reference]
     texts = [str(answer).strip() for answer in answers if isinstance(answer, (str, int, float))]
     if not texts or len(texts) < len(answers) or not all(texts):
-        raise BarError("a math reference is a text, a number, or a list of accepted ones, not "
-                       f"{str(reference)[:80]!r}")
+        raise BarError(
+            "a math reference is a text, a number, or a list of accepted ones, not "
+            f"{str(reference)[:80]!r}"
+        )
     return [marked_answer(text) or text for text in texts]
 
 
@@ -76,8 +78,9 @@ def equal(given: str, expected: str) -> bool:
     except _NeedsAlgebra:
         pass
     with _pool().worker() as worker:
-        reply = worker.ask([given, expected, PROCESSOR_SECONDS, _SECONDS],
-                           _SECONDS + _GRACE_SECONDS)
+        reply = worker.ask(
+            [given, expected, PROCESSOR_SECONDS, _SECONDS], _SECONDS + _GRACE_SECONDS
+        )
     return reply is not None and reply["equal"]
 
 

@@ -28,6 +28,8 @@ def as_move(value: Any) -> Move:
         return as_score(value)
     role, content = value.get("role"), value.get("content")
     if set(value) != {"role", "content"} or role not in _ROLES or not isinstance(content, str):
-        raise VerifierFailed(f"it returned {shown(value)}, and a turn is text, or a role "
-                             f"({', '.join(_ROLES)}) and content")
+        raise VerifierFailed(
+            f"it returned {shown(value)}, and a turn is text, or a role "
+            f"({', '.join(_ROLES)}) and content"
+        )
     return {"role": _ROLES[role], "content": content}

@@ -58,8 +58,15 @@ def load(named: str, kind: Kind = VERIFIER) -> Callable[..., Any]:
         raise BarError(f"{kind.name} {named}: {path} is not a file")
 
     def command(control: int) -> list[str]:
-        return ["-m", "megatron_bar.verifiers.own_worker", str(control), kind.name, path, name,
-                str(SECONDS)]
+        return [
+            "-m",
+            "megatron_bar.verifiers.own_worker",
+            str(control),
+            kind.name,
+            path,
+            name,
+            str(SECONDS),
+        ]
 
     pool = WorkerPool(lambda: Worker(f"{kind.name} {named}", command), _MOST)
     with pool.worker() as worker:
@@ -98,5 +105,8 @@ def _call(pool: WorkerPool, kind: Kind, *arguments: Any) -> Any:
             raise BarError(reason)
         case {"failed": reason}:
             raise VerifierFailed(reason)
-    raise VerifierFailed(f"no {kind.gives} within {seconds:g} s" if waited >= seconds
-                         else f"its process ended without a {kind.gives}")
+    raise VerifierFailed(
+        f"no {kind.gives} within {seconds:g} s"
+        if waited >= seconds
+        else f"its process ended without a {kind.gives}"
+    )

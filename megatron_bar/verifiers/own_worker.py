@@ -51,8 +51,7 @@ def main(control: int, kind: Kind, path: str, name: str, usual_seconds: float) -
 
 
 def _load(kind: Kind, path: Path, name: str, usual_seconds: float) -> tuple[Function, float]:
-    """The function, and the seconds it has. Raises BarError for a file that isn't as it should be.
-    """
+    """The function, and the seconds it has. Raises BarError for a file that isn't as it should be."""
     # Not by its own name: a file may be called as a library is.
     spec = importlib.util.spec_from_file_location(f"{kind.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
@@ -66,15 +65,20 @@ def _load(kind: Kind, path: Path, name: str, usual_seconds: float) -> tuple[Func
         raise BarError(f"{kind.name} {path} can't be loaded: {_reason(error, path)}") from None
     function, seconds = getattr(module, name, None), getattr(module, _LIMIT, usual_seconds)
     if not callable(function):
-        own = [key for key, value in vars(module).items()
-               if inspect.isfunction(value) and value.__module__ == spec.name]
+        own = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == spec.name
+        ]
         raise BarError(f"{path} has no function {name}; there are {', '.join(own) or 'none'}")
     try:
         signature = inspect.signature(function)
         signature.bind(*kind.arguments)
     except TypeError:
-        raise BarError(f"{path}: {name}{signature} can't be called as {kind.name}s are: "
-                       f"{name}({', '.join(kind.arguments)})") from None
+        raise BarError(
+            f"{path}: {name}{signature} can't be called as {kind.name}s are: "
+            f"{name}({', '.join(kind.arguments)})"
+        ) from None
     except ValueError:
         pass  # one written in C, which tells nothing
     if not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
@@ -97,8 +101,11 @@ def _reply(
 
 def _reason(error: BaseException, path: Path) -> str:
     """A line on the error, with the last line of the user's file that led to it."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if Path(frame.filename) == path]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename) == path
+    ]
     where = f" ({path.name}:{lines[-1]})" if lines else ""
     return " ".join(f"{type(error).__name__}: {error}"[:_LONGEST].split()) + where
 

@@ -16,5 +16,6 @@ def structured(reference: Any, what: str) -> Any:
         return json.loads(reference)
     except (ValueError, RecursionError) as error:  # also of numbers that are too long
         reason = getattr(error, "msg", error)
-        raise BarError(f"the reference ({what}) is given as text, which must be JSON: {reason}"
-                       ) from None
+        raise BarError(
+            f"the reference ({what}) is given as text, which must be JSON: {reason}"
+        ) from None

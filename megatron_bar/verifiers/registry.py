@@ -66,6 +66,7 @@ def score_answers(
     Raises BarError for an unknown verifier and a reference that is missing or broken, with the
     item's place, unless such items are left out.
     """
+
     def scored(item: tuple[Source, Conversation], response: str, bad: BadItems) -> float | None:
         with bad.caught(item[1].number, item[1].where):
             return failures.score(scorer(*item), response)
@@ -123,7 +124,8 @@ class Scorers:
             raise BarError(
                 f"{conversation.where}: column {REFERENCES!r} {here} here, and {before} in the "
                 f"first item of source {conversation.source}, so that some items would be compared "
-                "with their reply; give all of them the column, or make two sources of them")
+                "with their reply; give all of them the column, or make two sources of them"
+            )
         return score
 
 
@@ -172,8 +174,10 @@ def verifier_for(source: Source) -> Verifier:
             raise BarError(f"judge is for the verifier safety; {name} judges by itself")
         return judge.judged_by(source.judge)
     if name not in VERIFIERS:
-        raise BarError(f"verifier {name!r} is unknown; there are {', '.join(VERIFIERS)}, and "
-                       "functions in files of yours, as FILE.py:FUNCTION")
+        raise BarError(
+            f"verifier {name!r} is unknown; there are {', '.join(VERIFIERS)}, and "
+            "functions in files of yours, as FILE.py:FUNCTION"
+        )
     return VERIFIERS[name]
 
 
@@ -208,15 +212,19 @@ def reference_of(source: Source, conversation: Conversation) -> Any:
     if (reference := _in_column(source, conversation)) is not None:
         return reference
     if (column := source.reference_column) is not None:
-        raise BarError(f"column {column!r}, the source's reference_column, is missing or null; "
-                       f"there are {', '.join(conversation.item)}; correct reference_column, or "
-                       "leave the item out")
+        raise BarError(
+            f"column {column!r}, the source's reference_column, is missing or null; "
+            f"there are {', '.join(conversation.item)}; correct reference_column, or "
+            "leave the item out"
+        )
     last = conversation.messages[-1]
     if last["role"] != "assistant":
         if judged_by_environment(source):
             return None
-        raise BarError(f"there is no column {REFERENCES!r} and no reply to compare "
-                       "answers with; set reference_column")
+        raise BarError(
+            f"there is no column {REFERENCES!r} and no reply to compare "
+            "answers with; set reference_column"
+        )
     return reply_text(last)
 
 
@@ -224,7 +232,8 @@ def reply_text(reply: Message) -> str:
     """The text of an assistant's message, with the calls that it makes."""
     calls = reply.get("function_calls")
     return (reply.get("content") or "") + (
-        f"<function_calls>{calls}</function_calls>" if calls else "")
+        f"<function_calls>{calls}</function_calls>" if calls else ""
+    )
 
 
 def _in_column(source: Source, conversation: Conversation) -> Any:
@@ -233,5 +242,11 @@ def _in_column(source: Source, conversation: Conversation) -> Any:
 
 def prompt_text(conversation: Conversation) -> str:
     """The user's last message."""
-    return next((message.get("content") or "" for message in reversed(conversation.messages)
-                 if message["role"] == "user"), "")
+    return next(
+        (
+            message.get("content") or ""
+            for message in reversed(conversation.messages)
+            if message["role"] == "user"
+        ),
+        "",
+    )

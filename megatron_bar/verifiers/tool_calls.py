@@ -41,9 +41,19 @@ def score(prompt: str, response: str, reference: Any) -> float:
         calls = parse_calls(response, expected.functions)
     except NotCalls:
         return 0.0
-    return float(len(calls) == len(expected.calls) and _matched([
-        [number for number, wanted in enumerate(expected.calls)
-         if _is_right(call, wanted, expected.functions[wanted.name])] for call in calls]))
+    return float(
+        len(calls) == len(expected.calls)
+        and _matched(
+            [
+                [
+                    number
+                    for number, wanted in enumerate(expected.calls)
+                    if _is_right(call, wanted, expected.functions[wanted.name])
+                ]
+                for call in calls
+            ]
+        )
+    )
 
 
 def _matched(choices: list[list[int]]) -> bool:
@@ -75,8 +85,12 @@ def _is_right(call: Call, wanted: Expected, function: Function) -> bool:
     return needed <= set(call.arguments) and all(
         parameter in wanted.allowed
         and (function.parameters is None or parameter in function.parameters)
-        and _is_allowed(value, wanted.allowed[parameter],
-                        (function.parameters or {}).get(parameter, Kind()), wanted.plain)
+        and _is_allowed(
+            value,
+            wanted.allowed[parameter],
+            (function.parameters or {}).get(parameter, Kind()),
+            wanted.plain,
+        )
         for parameter, value in call.arguments.items()
     )
 
@@ -102,7 +116,8 @@ def _same(value: Any, right: Any) -> bool:
     if isinstance(value, dict) and isinstance(right, dict):
         needed = {key for key, options in right.items() if "" not in options}
         return needed <= set(value) <= set(right) and all(
-            any(_equal(content, option) for option in right[key]) for key, content in value.items())
+            any(_equal(content, option) for option in right[key]) for key, content in value.items()
+        )
     return _equal(value, right)
 
 
@@ -116,7 +131,8 @@ def _equal(value: Any, right: Any) -> bool:
         return len(value) == len(right) and all(map(_equal, value, right))
     if isinstance(value, dict) and isinstance(right, dict):
         return set(value) == set(right) and all(
-            _equal(content, right[key]) for key, content in value.items())
+            _equal(content, right[key]) for key, content in value.items()
+        )
     return value == right
 
 

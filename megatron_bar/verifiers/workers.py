@@ -22,9 +22,14 @@ _START_SECONDS = 120.0  # importing, on a busy machine
 class Worker:
     """One process and the socket to it. It says hello, then replies to each message with one."""
 
-    def __init__(self, what: str, command: Callable[[int], Sequence[str]],
-                 environment: dict[str, str] | None = None, python: str = sys.executable,
-                 inherited: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        what: str,
+        command: Callable[[int], Sequence[str]],
+        environment: dict[str, str] | None = None,
+        python: str = sys.executable,
+        inherited: Sequence[int] = (),
+    ) -> None:
         """`command`: Python's arguments for a given descriptor of the socket's other end.
 
         `inherited`: descriptors of ours that the process has under the same numbers.
@@ -39,24 +44,28 @@ class Worker:
         self._hello: dict[str, Any] = {}
 
     def start(self) -> dict[str, Any]:
-        """Start the process unless it runs. Returns its hello. Raises MachineError if there's none.
-        """
+        """Start the process unless it runs. Returns its hello. Raises MachineError if there's none."""
         if self._process is not None:
             return self._hello
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, unheard():
             self._process = subprocess.Popen(
-                [self._python, *self._command(theirs.fileno())], env=self._environment,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno(), *self._inherited], start_new_session=True,
+                [self._python, *self._command(theirs.fileno())],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno(), *self._inherited],
+                start_new_session=True,
             )
         hello = self._receive(_START_SECONDS)
         if hello is None:
             self._process.kill()
             said = self._process.stderr.read().decode(errors="replace").strip()
             self.stop()
-            raise MachineError(f"{self._what} can't start: "
-                               f"{said.splitlines()[-1] if said else 'no answer'}")
+            raise MachineError(
+                f"{self._what} can't start: {said.splitlines()[-1] if said else 'no answer'}"
+            )
         self._hello = hello
         return hello
 

@@ -62,12 +62,23 @@ def check_shown(html: str, folder: Path, width: int, scheme: str) -> None:
         'height:2400px"></iframe><script>const f=document.getElementById("f");f.onload=()=>{'
         "const d=f.contentDocument.documentElement;"
         "document.body.dataset.over=d.scrollWidth-d.clientWidth};"
-        f"f.srcdoc={page}</script>", encoding="utf-8")
+        f"f.srcdoc={page}</script>",
+        encoding="utf-8",
+    )
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--disable-background-networking", "--hide-scrollbars", "--virtual-time-budget=3000",
-        f"--user-data-dir={folder / 'profile'}", "--window-size=1280,2400",
-        f"--screenshot={folder / 'page.png'}", "--dump-dom", str(folder / "probe.html"),
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--hide-scrollbars",
+        "--virtual-time-budget=3000",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1280,2400",
+        f"--screenshot={folder / 'page.png'}",
+        "--dump-dom",
+        str(folder / "probe.html"),
     ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert 'data-over="0"' in dom
@@ -76,5 +87,5 @@ def check_shown(html: str, folder: Path, width: int, scheme: str) -> None:
     corner = picture[2, 2].mean()
     assert corner > 0.9 if scheme == "light" else corner < 0.15
     # There is something on it, from top to bottom and up to the right edge of the sections.
-    for part in (picture[:800], picture[800:1600], picture[1600:], picture[:, width // 2:]):
+    for part in (picture[:800], picture[800:1600], picture[1600:], picture[:, width // 2 :]):
         assert (abs(part - corner) > 0.3).any(axis=-1).mean() > 0.005

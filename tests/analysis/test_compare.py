@@ -32,17 +32,37 @@ def finished(runs: Path, name: str, seed: int, better: float = 0.0, *overrides: 
         folder = run / stage.name
         folder.mkdir(parents=True)
         steps = stage.training.steps if isinstance(stage, TrainingStage) else None
-        (folder / "stage.json").write_text(json.dumps(
-            {"stage": stage.name, "kind": stage.KIND, "seconds": 10.0, "steps": steps or 0,
-             "trainable": 7, "frozen": 1, "layout": {"processes": 1}, "versions": {},
-             "finished": f"2026-11-22T03:2{seed}:07Z"}
-        ))
+        (folder / "stage.json").write_text(
+            json.dumps(
+                {
+                    "stage": stage.name,
+                    "kind": stage.KIND,
+                    "seconds": 10.0,
+                    "steps": steps or 0,
+                    "trainable": 7,
+                    "frozen": 1,
+                    "layout": {"processes": 1},
+                    "versions": {},
+                    "finished": f"2026-11-22T03:2{seed}:07Z",
+                }
+            )
+        )
         if stage.KIND == "evaluate":
             base = stage.name == "evaluate/anchor"
-            (folder / "results.json").write_text(json.dumps({"tasks": {
-                task: _result((1.0 if task == "general" else 0.0) if base
-                              else SCORES[task] + better) for task in stage.tasks
-            }}))
+            (folder / "results.json").write_text(
+                json.dumps(
+                    {
+                        "tasks": {
+                            task: _result(
+                                (1.0 if task == "general" else 0.0)
+                                if base
+                                else SCORES[task] + better
+                            )
+                            for task in stage.tasks
+                        }
+                    }
+                )
+            )
     return run
 
 
@@ -54,8 +74,10 @@ def _result(score: float) -> dict:
 
 def test_runs_that_differ_in_the_seed_are_one_system(tmp_path):
     # One was computed otherwise, which changes nothing but rounding.
-    runs = [finished(tmp_path, f"toy-{seed}", seed, -0.1 * seed, *how)
-            for seed, *how in ((1, "domains.math.sft.micro_batch_size=2"), (0,), (2,))]
+    runs = [
+        finished(tmp_path, f"toy-{seed}", seed, -0.1 * seed, *how)
+        for seed, *how in ((1, "domains.math.sft.micro_batch_size=2"), (0,), (2,))
+    ]
     (system,) = compare_runs(runs)
     assert system.seeds == (0, 1, 2) and system.label == "toy-0"
     assert system.after["math"].values == (0.5, 0.4, 0.3)
@@ -85,8 +107,12 @@ def test_folders_of_runs_and_other_settings(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "flexolmo" in shown and "0.80" in shown and "1.00 > 0.90" in shown
     data = json.loads(json.dumps(comparison_data(systems)))
-    assert data[2]["after"]["code"] == {"values": [0.9], "mean": 0.9, "spread": None,
-                                        "interval": pytest.approx(wilson_interval(0.9, 10))}
+    assert data[2]["after"]["code"] == {
+        "values": [0.9],
+        "mean": 0.9,
+        "spread": None,
+        "interval": pytest.approx(wilson_interval(0.9, 10)),
+    }
     assert data[2]["less_first"]["code"]["within_noise"] is True
     assert "0.90 (0.60\u20130.98)" in shown and "+0.00, within noise" in shown
     assert "Less a-longer-bar, on the same items" in shown
@@ -108,8 +134,10 @@ def test_differences_are_over_items_and_seeds(tmp_path):
 
 
 def test_other_items_and_other_seeds_are_not_compared(tmp_path):
-    first, second = finished(tmp_path, "bar", 0), finished(tmp_path, "retrain", 1, 0,
-                                                           "method=retrain")
+    first, second = (
+        finished(tmp_path, "bar", 0),
+        finished(tmp_path, "retrain", 1, 0, "method=retrain"),
+    )
     assert differences(*compare_runs([first, second])) == {}
     third = finished(tmp_path, "btx", 0, 0.0, "method=btx")
     path = third / "evaluate" / "routed" / "results.json"

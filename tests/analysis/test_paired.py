@@ -8,15 +8,18 @@ import pytest
 from megatron_bar.analysis.paired import mcnemar, paired_test
 
 
-@pytest.mark.parametrize("better, worse, p", [
-    (0, 0, 1.0),
-    (1, 0, 1.0),
-    (5, 0, 2 / 32),
-    (6, 0, 2 / 64),
-    (0, 6, 2 / 64),
-    (8, 2, 2 * (1 + 10 + 45) / 1024),  # 0, 1 or 2 of 10
-    (5, 5, 1.0),
-])
+@pytest.mark.parametrize(
+    "better, worse, p",
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 0, 2 / 32),
+        (6, 0, 2 / 64),
+        (0, 6, 2 / 64),
+        (8, 2, 2 * (1 + 10 + 45) / 1024),  # 0, 1 or 2 of 10
+        (5, 5, 1.0),
+    ],
+)
 def test_mcnemars_p_is_that_of_coins(better, worse, p):
     assert mcnemar(better, worse) == pytest.approx(p)
 
@@ -30,8 +33,11 @@ def test_the_same_as_scipy():
 
 def test_equal_scores_that_fail_at_other_items():
     """Two models that fail at the same items differ less than two that fail anywhere."""
-    ours, same, other = {"items": [1.0, 0.0] * 50}, {"items": [1.0, 0.0] * 50}, {
-        "items": [1.0, 1.0, 0.0, 0.0] * 25}
+    ours, same, other = (
+        {"items": [1.0, 0.0] * 50},
+        {"items": [1.0, 0.0] * 50},
+        {"items": [1.0, 1.0, 0.0, 0.0] * 25},
+    )
     assert paired_test(ours, same).difference.high == 0
     apart = paired_test(ours, other).difference
     assert apart.mean == 0 and apart.high > 0.08 and apart.low < -0.08
@@ -49,8 +55,9 @@ def test_a_small_change_is_clear_in_pairs_where_two_intervals_overlap():
 def test_partial_credit_goes_by_the_interval():
     random = np.random.default_rng(0)
     items = random.uniform(0.2, 0.8, 200)
-    near = paired_test({"items": (items + random.normal(0, 0.1, 200)).tolist()},
-                       {"items": items.tolist()})
+    near = paired_test(
+        {"items": (items + random.normal(0, 0.1, 200)).tolist()}, {"items": items.tolist()}
+    )
     assert near.p is None and near.within_noise and near.verdict == "within noise"
     apart = paired_test({"items": (items + 0.1).tolist()}, {"items": items.tolist()})
     assert not apart.within_noise and apart.verdict == "0 is outside"

@@ -35,8 +35,18 @@ from tests.analysis.conftest import (
     write_training,
 )
 
-SECTIONS = ["flow", "scores", "made", "router", "curves", "trained", "anchor", "averaging",
-            "samples", "repeat"]
+SECTIONS = [
+    "flow",
+    "scores",
+    "made",
+    "router",
+    "curves",
+    "trained",
+    "anchor",
+    "averaging",
+    "samples",
+    "repeat",
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +73,27 @@ def test_every_section_with_its_numbers(html):
         "(tool_use) to 100% (code). On general it scores 0.94; the base scored 0.95.",
         "finished 2026-11-22 03:21 UTC",
         f"0.730.64{MISSING}0.81",  # score and interval
-        "100 items", "routed / branch", "math leans on its own expert (70%)",
-        "routed \N{MINUS SIGN} branch", "(Wilson)", "frozen",
-        "394 k", "330 k", "2000 math, 600 general", "anchor FFN",
+        "100 items",
+        "routed / branch",
+        "math leans on its own expert (70%)",
+        "routed \N{MINUS SIGN} branch",
+        "(Wilson)",
+        "frozen",
+        "394 k",
+        "330 k",
+        "2000 math, 600 general",
+        "anchor FFN",
         "SFT33.0 s · loss 0.120",
-        "mid-training", "evaluate25.2 s · 6 models",
-        "pip install 'megatron-core==0.16.1' 'torch==2.9.1'", "megatron-bar report",
-        ANCHOR_DIGEST[:10], "lm_head.weight", "15.3%",
-        "Tom has 2 cups and finds 5.", "megatron-bar run recipe.yaml", "name: toy",
+        "mid-training",
+        "evaluate25.2 s · 6 models",
+        "pip install 'megatron-core==0.16.1' 'torch==2.9.1'",
+        "megatron-bar report",
+        ANCHOR_DIGEST[:10],
+        "lm_head.weight",
+        "15.3%",
+        "Tom has 2 cups and finds 5.",
+        "megatron-bar run recipe.yaml",
+        "name: toy",
         *VERSIONS.values(),
     ):
         assert text in page.text, text
@@ -137,15 +160,29 @@ def test_before_the_merge(run):
     assert "base (anchor), branch tool_use, branch math, branch code." in page.text
 
 
-@pytest.mark.parametrize("method, kept", [
-    ("dense_merge", [
-        "One model keeps 71% of what its 3 branches reached on their own domains, from 60% "
-        "(tool_use) to 82% (code). On general it scores 0.80; the base scored 0.95.",
-        "base \N{RIGHTWARDS ARROW} merged", "compares the merged model", "merged / branch 60%"]),
-    ("retrain", [
-        "One model for all 3 domains scores 0.69 on them, from 0.46 (tool_use) to 0.90 (code). On "
-        "general it scores 0.94", "base \N{RIGHTWARDS ARROW} all domains"]),
-])
+@pytest.mark.parametrize(
+    "method, kept",
+    [
+        (
+            "dense_merge",
+            [
+                "One model keeps 71% of what its 3 branches reached on their own domains, from 60% "
+                "(tool_use) to 82% (code). On general it scores 0.80; the base scored 0.95.",
+                "base \N{RIGHTWARDS ARROW} merged",
+                "compares the merged model",
+                "merged / branch 60%",
+            ],
+        ),
+        (
+            "retrain",
+            [
+                "One model for all 3 domains scores 0.69 on them, from 0.46 (tool_use) to 0.90 (code). On "
+                "general it scores 0.94",
+                "base \N{RIGHTWARDS ARROW} all domains",
+            ],
+        ),
+    ],
+)
 def test_a_method_that_does_not_route_is_reported_by_the_model_it_makes(run, method, kept):
     (run / "evaluate" / "routed").rename(run / "evaluate" / "all")
     if method == "retrain":
@@ -183,8 +220,10 @@ def test_nothing_evaluated(run):
 
 def test_models_that_are_evaluated_are_one_step_at_work_while_one_is():
     def evaluations(*states: str) -> str:
-        stages = [{"stage": f"evaluate/{number}", "kind": "evaluate", "seconds": 1.0,
-                   "state": state} for number, state in enumerate(states)]
+        stages = [
+            {"stage": f"evaluate/{number}", "kind": "evaluate", "seconds": 1.0, "state": state}
+            for number, state in enumerate(states)
+        ]
         return flow_of(stages, LABELS).ends[-1].state
 
     assert evaluations("done", "waiting", "running", "running") == "running"
@@ -208,13 +247,21 @@ def test_what_a_stage_trained(run):
     ffn = 4 * 3 * 128 * 256
     assert by_stage["base"]["FFN"] == ffn and by_stage["base"]["anchor FFN"] is None
     assert by_stage["math/sft"] == {
-        "embeddings": 512 * 128, "attention": 0, "block norms": 0, "final norm": 128,
-        "head": 512 * 128, "router": 4 * 128, "anchor FFN": 0, "FFN": ffn}
+        "embeddings": 512 * 128,
+        "attention": 0,
+        "block norms": 0,
+        "final norm": 128,
+        "head": 512 * 128,
+        "router": 4 * 128,
+        "anchor FFN": 0,
+        "FFN": ffn,
+    }
     assert by_stage["routed"]["router"] == 4 * 4 * 128 and by_stage["routed"]["FFN"] == 0
     shutil.rmtree(run / "math" / "sft" / "checkpoint")  # to save space; the rest is still told
     _, rows = trained_stages(run, read_stages(run))
     assert [row.trainable for row in rows if row.stage == "math/sft"] == [
-        sum(size or 0 for size in by_stage["math/sft"].values())]
+        sum(size or 0 for size in by_stage["math/sft"].values())
+    ]
 
 
 def test_the_model_for_who_has_to_decide_about_it(run):
@@ -240,20 +287,29 @@ def test_tokens_of_reinforcement_learning_are_those_it_generated(run):
     del stage["tokens"]
     settings = {"training": {"prompts_per_step": 4, "samples_per_prompt": 8}}
     path.write_text(json.dumps(stage | {"settings": settings}))
-    (run / "math" / "rlvr" / "metrics.jsonl").write_text("".join(
-        json.dumps({"step": step, "reward": 0.5, "response_length": length}) + "\n"
-        for step, length in ((1, 10.0), (2, 12.5))))
+    (run / "math" / "rlvr" / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps({"step": step, "reward": 0.5, "response_length": length}) + "\n"
+            for step, length in ((1, 10.0), (2, 12.5))
+        )
+    )
     rows = {row.stage: row for row in trained_stages(run, read_stages(run))[1]}
     assert rows["math/rlvr"].tokens == 22.5 * 32 and rows["math/rlvr"].tokens_per_second is None
     assert rows["math/sft"].tokens == 300 * 1100 and rows["math/sft"].tokens_per_second == 9000
 
 
 def test_sections_that_other_commands_add(run):
-    write(run / "sections" / "upgrade.json", {
-        "title": "Upgrade", "after": "scores", "words": ["code <b>rose</b>"],
-        "tables": [{"columns": ["domain", "before", "tokens"], "rows": [["code", 0.5, 12]]}],
-        "pictures": [routing_heatmap({"law": [[0.5, 0.5]]}, ["a", "b"])], "page": "tokens.html",
-    })
+    write(
+        run / "sections" / "upgrade.json",
+        {
+            "title": "Upgrade",
+            "after": "scores",
+            "words": ["code <b>rose</b>"],
+            "tables": [{"columns": ["domain", "before", "tokens"], "rows": [["code", 0.5, 12]]}],
+            "pictures": [routing_heatmap({"law": [[0.5, 0.5]]}, ["a", "b"])],
+            "page": "tokens.html",
+        },
+    )
     write(run / "sections" / "more.json", {"title": "More"})
     write_report(run, run / "report.html", last_model(run), LABELS)
     html = (run / "report.html").read_text(encoding="utf-8")
@@ -267,11 +323,23 @@ def test_sections_that_other_commands_add(run):
 
 
 def test_benchmarks(run):
-    write(run / "suites" / "paper" / "scores.json", {
-        "suite": "paper", "overall": 0.5, "complete": False, "limit": 20, "categories": {"math": {
-            "score": 0.514, "complete": False,
-            "benchmarks": {"GSM8K": {"score": 0.514, "items": 20}},
-            "missing": {"Minerva MATH": "needs antlr"}}}})
+    write(
+        run / "suites" / "paper" / "scores.json",
+        {
+            "suite": "paper",
+            "overall": 0.5,
+            "complete": False,
+            "limit": 20,
+            "categories": {
+                "math": {
+                    "score": 0.514,
+                    "complete": False,
+                    "benchmarks": {"GSM8K": {"score": 0.514, "items": 20}},
+                    "missing": {"Minerva MATH": "needs antlr"},
+                }
+            },
+        },
+    )
     write_report(run, run / "report.html", last_model(run), LABELS)
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     assert page.sections[:3] == ["flow", "scores", "suites"]
@@ -297,7 +365,7 @@ def test_pictures_follow_the_page_from_light_to_dark(html):
     assert not re.search(r"#[0-9a-f]{6}", drawn.replace("#ffffff", ""))
     used = set(re.findall(r"var\(--(\w+)\)", drawn))
     assert {"ink", "muted", "line", "branch", "share"} <= used
-    dark = html[html.index("prefers-color-scheme: dark"):]
+    dark = html[html.index("prefers-color-scheme: dark") :]
     for name in used:
         assert f"--{name}: " in dark
 
@@ -315,7 +383,8 @@ def test_loss_panels(run):
     assert len(found) == 8  # base, 3 x (mid-training, SFT), routed
     assert [text.split()[-1] for text in found][:2] == ["base", "tool_use/midtrain"]
     (run / "math" / "sft" / "metrics.jsonl").write_text(
-        '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 0.5}\n{"step": 3, "loss": Infinity}\n')
+        '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 0.5}\n{"step": 3, "loss": Infinity}\n'
+    )
     (run / "code" / "sft" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     write_training(run, "routed", "route", 2, 1.0, 1.0)
     assert len(panels(training_curves(run))) == 8
@@ -346,9 +415,21 @@ def test_dollars_and_brackets_in_names_are_drawn_as_they_are():
 
 def test_numbers_and_durations():
     assert [number(n) for n in (7, 999, 1000, 394_240, 999_999, 1_234_567, 7_298_011_136)] == [
-        "7", "999", "1 k", "394 k", "1 M", "1.23 M", "7.3 B"]
+        "7",
+        "999",
+        "1 k",
+        "394 k",
+        "1 M",
+        "1.23 M",
+        "7.3 B",
+    ]
     assert [duration(s) for s in (0.44, 59.99, 103.2, 3599.7, 7384)] == [
-        "0.4 s", "1 min 0 s", "1 min 43 s", "1 h 0 min", "2 h 3 min"]
+        "0.4 s",
+        "1 min 0 s",
+        "1 min 43 s",
+        "1 h 0 min",
+        "2 h 3 min",
+    ]
 
 
 @in_a_browser

@@ -7,11 +7,14 @@ from megatron_bar.analysis.routing import describe_routing
 
 def test_words():
     experts = ["anchor", "math", "code", "poetry"]
-    lines = describe_routing({
-        "math": [[0.2, 0.7, 0.09, 0.01], [0.1, 0.8, 0.09, 0.01]],
-        "code": [[0.5, 0.3, 0.19, 0.01]] * 2,
-        "general": [[0.29, 0.3, 0.4, 0.01], [0.33, 0.3, 0.2, 0.01]],
-    }, experts)
+    lines = describe_routing(
+        {
+            "math": [[0.2, 0.7, 0.09, 0.01], [0.1, 0.8, 0.09, 0.01]],
+            "code": [[0.5, 0.3, 0.19, 0.01]] * 2,
+            "general": [[0.29, 0.3, 0.4, 0.01], [0.33, 0.3, 0.2, 0.01]],
+        },
+        experts,
+    )
     assert lines == [
         "math leans on its own expert (75%), then anchor (15%).",
         "code leans on anchor (50%), then math (30%); its own expert has 19%.",

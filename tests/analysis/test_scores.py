@@ -34,9 +34,13 @@ def test_order_is_the_recipes(run):
     models = ["anchor", "tool_use", "math", "code", "merged", "routed"]
     assert list(load_results(run)) == models
     assert [stage["stage"] for stage in read_stages(run)] == [
-        "base", "anchor",
+        "base",
+        "anchor",
         *(f"{d}/{s}" for d in models[1:4] for s in ("branch", "midtrain", "sft")),
-        "merged", "routed", "hf", *(f"evaluate/{model}" for model in models),
+        "merged",
+        "routed",
+        "hf",
+        *(f"evaluate/{model}" for model in models),
     ]
     (run / "recipe.yaml").unlink()
     assert list(load_results(run)) == ["anchor", "code", "math", "tool_use", "merged", "routed"]
@@ -69,9 +73,19 @@ def test_compare(run):
     scores = compare(load_results(run))
     assert scores.tasks == ("tool_use", "math", "code", "general")
     assert [row.label for row in scores.rows] == [
-        "base (anchor)", "branch tool_use", "branch math", "branch code", "merged", "routed"]
-    own = [(row.model, task) for row in scores.rows for task, cell in zip(scores.tasks, row.cells)
-           if cell and cell.own]
+        "base (anchor)",
+        "branch tool_use",
+        "branch math",
+        "branch code",
+        "merged",
+        "routed",
+    ]
+    own = [
+        (row.model, task)
+        for row in scores.rows
+        for task, cell in zip(scores.tasks, row.cells)
+        if cell and cell.own
+    ]
     assert own == [("tool_use", "tool_use"), ("math", "math"), ("code", "code")]
     assert scores.rows[2].cells[0] is None
     cell = scores.rows[2].cells[1]
@@ -106,8 +120,11 @@ def test_one_models_table(run):
 
 
 def test_table(run):
-    lines = {line.split("│")[1].strip(): [part.strip() for part in line.split("│")[2:-1]]
-             for line in printed(load_results(run)).splitlines() if line.count("│") == 6}
+    lines = {
+        line.split("│")[1].strip(): [part.strip() for part in line.split("│")[2:-1]]
+        for line in printed(load_results(run)).splitlines()
+        if line.count("│") == 6
+    }
     assert lines["branch math"] == [MISSING, "0.73", MISSING, "0.90"]
     assert lines["routed"] == ["0.46", "0.71", "0.90", "0.94"]
     assert lines["routed / branch"] == ["92%", "97%", "100%", MISSING]

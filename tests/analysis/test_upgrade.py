@@ -13,8 +13,12 @@ from tests.analysis.conftest import write
 
 def _results(**right: int) -> dict[str, Any]:
     """Of 50 items each, so many first ones right."""
-    return {"tasks": {task: {"score": n / 50, "count": 50, "items": [1.0] * n + [0.0] * (50 - n)}
-                      for task, n in right.items()}}
+    return {
+        "tasks": {
+            task: {"score": n / 50, "count": 50, "items": [1.0] * n + [0.0] * (50 - n)}
+            for task, n in right.items()
+        }
+    }
 
 
 def _upgraded(run: Path, before: dict[str, Any], after: dict[str, Any], **asked: Any) -> Path:
@@ -27,8 +31,12 @@ def _upgraded(run: Path, before: dict[str, Any], after: dict[str, Any], **asked:
 
 
 def test_what_nobody_touched_is_tested_in_pairs(tmp_path):
-    run = _upgraded(tmp_path, _results(math=30, law=40, general=45),
-                    _results(math=45, law=39, general=44), replace={"math": "x"})
+    run = _upgraded(
+        tmp_path,
+        _results(math=30, law=40, general=45),
+        _results(math=45, law=39, general=44),
+        replace={"math": "x"},
+    )
     upgrade = read_upgrade(run)
     assert upgrade.others() == "no other task moved: law, general changed within noise"
     math = upgrade.changes[0]
@@ -42,8 +50,9 @@ def test_what_nobody_touched_is_tested_in_pairs(tmp_path):
 
 
 def test_another_task_that_moved_is_named(tmp_path):
-    run = _upgraded(tmp_path, _results(math=30, law=40), _results(math=45, law=30),
-                    replace={"math": "x"})
+    run = _upgraded(
+        tmp_path, _results(math=30, law=40), _results(math=45, law=30), replace={"math": "x"}
+    )
     assert read_upgrade(run).others() == "other tasks moved: law -0.20 (p 0.002)"
 
 
@@ -52,4 +61,6 @@ def test_a_task_that_came_or_went_has_one_score(tmp_path):
     upgrade = read_upgrade(run)
     assert upgrade.others() is None
     assert [(c.task, c.difference, c.verdict) for c in upgrade.changes] == [
-        ("law", None, "\u2013"), ("math", None, "\u2013")]
+        ("law", None, "\u2013"),
+        ("math", None, "\u2013"),
+    ]

@@ -28,16 +28,32 @@ def _piped(monkeypatch, said: str, *arguments: str) -> int:
 
 def test_a_pipe_gets_the_answers_alone(two_talking, monkeypatch, capsys):
     questions = ["What is 17 + 25?", "And 18 + 25?"]
-    assert _piped(monkeypatch, "\n".join([*questions, "", "/new", questions[0]]), str(two_talking),
-                  "--system", "Be short.", "--max-new-tokens", "5", "--temperature", "1",
-                  "--seed", "2") == 0
+    assert (
+        _piped(
+            monkeypatch,
+            "\n".join([*questions, "", "/new", questions[0]]),
+            str(two_talking),
+            "--system",
+            "Be short.",
+            "--max-new-tokens",
+            "5",
+            "--temperature",
+            "1",
+            "--seed",
+            "2",
+        )
+        == 0
+    )
     shown = capsys.readouterr()
     with load(two_talking) as model:
         talk = model.chat(system="Be short.", max_new_tokens=5, temperature=1.0, seed=2)
         answers = [talk.ask(question).text for question in questions]
     assert shown.out == f"{answers[0]}\n{answers[1]}\n{answers[0]}\n"
-    told = re.findall(r"^megatron-bar: \[anchor (\d+)%  expert1 (\d+)%  cut after 5 tokens\]$",
-                      shown.err, re.MULTILINE)
+    told = re.findall(
+        r"^megatron-bar: \[anchor (\d+)%  expert1 (\d+)%  cut after 5 tokens\]$",
+        shown.err,
+        re.MULTILINE,
+    )
     assert len(told) == 3 and all(99 <= int(one) + int(other) <= 101 for one, other in told)
     assert "is imported for this" in shown.err and not _COLOUR.search(shown.out + shown.err)
 
@@ -66,9 +82,7 @@ def test_options_that_cannot_be_are_told_in_one_line(two_talking, monkeypatch, c
         assert message in line
 
 
-def test_a_question_without_an_answer_ends_a_pipe_with_status_1(
-    two_talking, monkeypatch, capsys
-):
+def test_a_question_without_an_answer_ends_a_pipe_with_status_1(two_talking, monkeypatch, capsys):
     assert _piped(monkeypatch, "how " * 600, str(two_talking)) == 1
     assert "leaves no room for an answer" in capsys.readouterr().err
 
@@ -90,9 +104,13 @@ class _Terminal:
         self._terminal, its_end = pty.openpty()
         self._chat = subprocess.Popen(
             [sys.executable, "-c", _IN_TERMINAL, "chat", *arguments],
-            stdin=its_end, stdout=its_end, stderr=its_end, start_new_session=True,
+            stdin=its_end,
+            stdout=its_end,
+            stderr=its_end,
+            start_new_session=True,
             env={key: value for key, value in os.environ.items() if key != "NO_COLOR"}
-            | {"TERM": "xterm", **environment})
+            | {"TERM": "xterm", **environment},
+        )
         os.close(its_end)
 
     def expect(self, pattern: str) -> str:
@@ -105,7 +123,7 @@ class _Terminal:
                 self.seen += os.read(self._terminal, 4096).decode(errors="replace")
             except OSError:  # nobody holds the other end any more
                 raise AssertionError(f"it ended before {pattern!r}: {self.seen!r}") from None
-        shown, self.seen = self.seen[:match.end()], self.seen[match.end():]
+        shown, self.seen = self.seen[: match.end()], self.seen[match.end() :]
         return shown
 
     def type(self, text: str) -> None:

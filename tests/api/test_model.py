@@ -75,8 +75,9 @@ def test_a_chat_remembers_what_was_said(model):
 
 def test_an_answer_that_is_left_early_is_remembered_so_far(model):
     options = dict(max_new_tokens=9, temperature=1.0)
-    seed = next(seed for seed in range(50)
-                if len(model.reply(QUESTION, seed=seed, **options).tokens) == 9)
+    seed = next(
+        seed for seed in range(50) if len(model.reply(QUESTION, seed=seed, **options).tokens) == 9
+    )
     chat = model.chat(seed=seed, **options)
     stream = chat.stream(QUESTION)
     said = "".join(next(stream).text for _ in range(4))
@@ -114,5 +115,6 @@ def test_the_last_model_that_is_closed_takes_megatrons_state_down(dense_talking)
 def test_a_process_of_a_group_loads_none(dense_talking, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     from megatron_bar.api.model import _OneProcess
+
     with pytest.raises(BarError, match="belongs to a group of processes already"):
         _OneProcess().enter()

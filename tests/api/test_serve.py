@@ -20,15 +20,27 @@ def _commands(capsys, *arguments: str) -> list[list[str]]:
 
 def test_an_export_is_served_as_it_is(two_talking, tmp_path, capsys):
     (command,) = _commands(capsys, str(two_talking), "--port", "9000", "--gpus", "2")
-    assert command == ["vllm", "serve", str(two_talking), "--served-model-name", "hf",
-                       "--port", "9000", "--tensor-parallel-size", "2"]
+    assert command == [
+        "vllm",
+        "serve",
+        str(two_talking),
+        "--served-model-name",
+        "hf",
+        "--port",
+        "9000",
+        "--tensor-parallel-size",
+        "2",
+    ]
     model = tmp_path / "toy" / "hf" / "model"
     model.mkdir(parents=True)
     (command,) = _commands(capsys, str(tmp_path / "toy"), "--name", "mine")
     assert command[2] == str(model) and command[4] == "mine"
     (command,) = _commands(capsys, "allenai/OLMo-2-0425-1B-Instruct@main")
-    assert command[2:5] == ["allenai/OLMo-2-0425-1B-Instruct@main", "--served-model-name",
-                            "OLMo-2-0425-1B-Instruct"]
+    assert command[2:5] == [
+        "allenai/OLMo-2-0425-1B-Instruct@main",
+        "--served-model-name",
+        "OLMo-2-0425-1B-Instruct",
+    ]
 
 
 def test_a_checkpoint_is_exported_before(two_talking, tmp_path, capsys):

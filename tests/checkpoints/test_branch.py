@@ -25,8 +25,10 @@ def test_a_branch_of_equal_experts_computes_the_dense_model(anchor, dense_hf, tm
     branch(anchor, tmp_path / "branch")
     dense = AutoModelForCausalLM.from_pretrained(dense_hf)
     torch.testing.assert_close(
-        _hf(tmp_path / "branch", tmp_path)(TOKENS).logits, dense(TOKENS).logits,
-        rtol=1e-5, atol=1e-5,
+        _hf(tmp_path / "branch", tmp_path)(TOKENS).logits,
+        dense(TOKENS).logits,
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -39,8 +41,10 @@ def test_a_branch_takes_its_expert_from_the_pretrained_model(anchor, pretrained,
         prefix = f"model.layers.{layer}.mlp."
         for part in ("gate_proj", "up_proj", "down_proj"):
             for expert, source in enumerate((ours, theirs)):
-                assert torch.equal(tensors[f"{prefix}experts.{expert}.{part}.weight"],
-                                   source[f"{prefix}{part}.weight"])
+                assert torch.equal(
+                    tensors[f"{prefix}experts.{expert}.{part}.weight"],
+                    source[f"{prefix}{part}.weight"],
+                )
         router = tensors[f"{prefix}gate.weight"]
         assert 0.01 < router.std() < 0.03 and router.abs().max() <= 0.06
     shared = [name for name in ours if ".mlp." not in name]

@@ -140,11 +140,14 @@ def test_buffers_of_old_releases_are_ignored_and_said(dense_hf, tmp_path, capsys
     tensors["model.position_ids"] = torch.arange(8)
     save_file(tensors, source / "model.safetensors")
     import_hf(source, tmp_path / "checkpoint")
-    assert ("model.layers.0.self_attn.rotary_emb.inv_freq and 1 more ignored"
-            in " ".join(capsys.readouterr().out.split()))
+    assert "model.layers.0.self_attn.rotary_emb.inv_freq and 1 more ignored" in " ".join(
+        capsys.readouterr().out.split()
+    )
     export_hf(tmp_path / "checkpoint", tmp_path / "hf")
-    assert load_file(tmp_path / "hf" / "model.safetensors").keys() == load_file(
-        dense_hf / "model.safetensors").keys()
+    assert (
+        load_file(tmp_path / "hf" / "model.safetensors").keys()
+        == load_file(dense_hf / "model.safetensors").keys()
+    )
 
 
 def test_an_export_tells_the_dtype_of_most_weights(tmp_path):

@@ -92,22 +92,35 @@ PLAIN_HF = {
     "weights gone": (lambda f: (f / "model.safetensors").unlink(), "holds neither"),
     "a pointer for weights": (_pointer("model.safetensors"), "safetensors is a Git LFS pointer"),
     "a pointer for the tokenizer": (_pointer("tokenizer.json"), "json is a Git LFS pointer, not"),
-    "a broken tokenizer": (lambda f: (f / "tokenizer.json").write_text('{"a": 1}'),
-                           "tokenizer.json and what is beside it make no tokenizer"),
+    "a broken tokenizer": (
+        lambda f: (f / "tokenizer.json").write_text('{"a": 1}'),
+        "tokenizer.json and what is beside it make no tokenizer",
+    ),
     "weights cut": (_cut("model.safetensors", 1000), "not a whole safetensors file"),
-    "weights too long": (lambda f: os.truncate(
-        f / "model.safetensors", (f / "model.safetensors").stat().st_size + 8),
-        "shorter or longer than its header says"),
-    "weights that aren't": (lambda f: (f / "model.safetensors").write_bytes(b"PK" * 99),
-                            "its header is cut short"),
+    "weights too long": (
+        lambda f: os.truncate(
+            f / "model.safetensors", (f / "model.safetensors").stat().st_size + 8
+        ),
+        "shorter or longer than its header says",
+    ),
+    "weights that aren't": (
+        lambda f: (f / "model.safetensors").write_bytes(b"PK" * 99),
+        "its header is cut short",
+    ),
     "weights empty": (lambda f: os.truncate(f / "model.safetensors", 0), "header is cut short"),
     "header flipped": (_flip("model.safetensors", 8), "its header is damaged"),
-    "tensor missing": (_tensors(lambda t: t.pop("model.norm.weight")),
-                       "model.norm.weight is missing"),
-    "tensor too many": (_tensors(lambda t: t.update(extra=torch.ones(1))),
-                        "extra is not part of this model"),
-    "wrong shape": (_tensors(lambda t: t.update({"model.norm.weight": torch.ones(5)})),
-                    "model.norm.weight has shape (5,)"),
+    "tensor missing": (
+        _tensors(lambda t: t.pop("model.norm.weight")),
+        "model.norm.weight is missing",
+    ),
+    "tensor too many": (
+        _tensors(lambda t: t.update(extra=torch.ones(1))),
+        "extra is not part of this model",
+    ),
+    "wrong shape": (
+        _tensors(lambda t: t.update({"model.norm.weight": torch.ones(5)})),
+        "model.norm.weight has shape (5,)",
+    ),
     "wrong dtype": (
         _tensors(lambda t: t.update({"model.norm.weight": torch.ones(48, dtype=torch.int8)})),
         "model.norm.weight has dtype I8",
@@ -121,10 +134,14 @@ PLAIN_HF = {
         _narrowed("model.layers.1.post_attention_layernorm.weight"),
         "1.post_attention_layernorm.weight in float16 and model.layers.0.post_attention_layernorm",
     ),
-    "NaN": (_set("model.layers.1.self_attn.k_proj.weight", (3, 5), NAN),
-            "model.safetensors: tensor model.layers.1.self_attn.k_proj.weight holds NaN or Inf"),
-    "Inf": (_set("lm_head.weight", (330, 47), -INF),
-            "model.safetensors: tensor lm_head.weight holds NaN or Inf"),
+    "NaN": (
+        _set("model.layers.1.self_attn.k_proj.weight", (3, 5), NAN),
+        "model.safetensors: tensor model.layers.1.self_attn.k_proj.weight holds NaN or Inf",
+    ),
+    "Inf": (
+        _set("lm_head.weight", (330, 47), -INF),
+        "model.safetensors: tensor lm_head.weight holds NaN or Inf",
+    ),
 }
 
 
@@ -178,8 +195,10 @@ SHARDS = {
     "shard gone": (lambda f: (f / LAST).unlink(), f"{LAST} is missing, but {INDEX} names it"),
     "shard unreadable": (_folder_instead(LAST), f"{LAST} can't be read"),
     "shard cut": (_cut(LAST, 10), f"{LAST} is not a whole safetensors file"),
-    "bit flipped": (_flip(LAST, -100), f"{LAST}: tensor model.layers.3.mlp.down_proj.weight is "
-                                       "not what manifest.json says"),
+    "bit flipped": (
+        _flip(LAST, -100),
+        f"{LAST}: tensor model.layers.3.mlp.down_proj.weight is not what manifest.json says",
+    ),
     "index entry missing": (_drop_from_index, "tensor model.norm.weight is missing"),
     "index entry wrong": (_misplace_in_index, f"lm_head.weight is missing, but {INDEX} says"),
     "index to another folder": (_outside(f"../{FIRST}"), "not the name of a file in this folder"),
@@ -199,22 +218,29 @@ DATA = "__0_0.distcp"
 CHECKPOINT = {
     "file gone": (lambda f: (f / DATA).unlink(), f"{DATA} can't be read"),
     "file cut": (_cut(DATA, 5000), f"{DATA} is truncated"),
-    "bit flipped": (_flip(DATA, 5000), f"{DATA}: tensor embedding.word_embeddings.weight is not "
-                                       "what manifest.json says"),
+    "bit flipped": (
+        _flip(DATA, 5000),
+        f"{DATA}: tensor embedding.word_embeddings.weight is not what manifest.json says",
+    ),
     "frame flipped": (_flip(DATA, 70), "damaged"),
     "metadata gone": (lambda f: (f / ".metadata").unlink(), "not a readable checkpoint"),
     "metadata cut": (_cut(".metadata", 100), "not a readable checkpoint"),
     "metadata that runs a command": (
         lambda f: (f / ".metadata").write_bytes(
-            b"cos\nsystem\n(S'touch %s/it-ran'\ntR." % bytes(f.parent)),
+            b"cos\nsystem\n(S'touch %s/it-ran'\ntR." % bytes(f.parent)
+        ),
         "not a readable checkpoint",
     ),
     "model.json gone": (lambda f: (f / "model.json").unlink(), "model.json is missing"),
-    "wrong shape": (lambda f: _edit(f / "model.json", ffn_hidden_size=64),
-                    "linear_fc1.weight has shape (4, 160, 48), the model needs (4, 128, 48)"),
+    "wrong shape": (
+        lambda f: _edit(f / "model.json", ffn_hidden_size=64),
+        "linear_fc1.weight has shape (4, 160, 48), the model needs (4, 128, 48)",
+    ),
     "layers too many": (lambda f: _edit(f / "model.json", num_layers=5), "the model needs (5,"),
-    "key missing": (lambda f: _edit(f / "model.json", num_experts=2, experts_per_token=2),
-                    "mlp.experts.experts.linear_fc1.weight is missing"),
+    "key missing": (
+        lambda f: _edit(f / "model.json", num_experts=2, experts_per_token=2),
+        "mlp.experts.experts.linear_fc1.weight is missing",
+    ),
 }
 
 
@@ -247,8 +273,11 @@ def test_a_full_disk_leaves_the_target_untouched(full_after, dense_hf, tmp_path,
         return pwrite(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", write_while_there_is_room)
-    with pytest.raises(BarError, match=r"0_0.distcp can't be written: No space left on device "
-                                       r"\(at tensor \S+\)"):
+    with pytest.raises(
+        BarError,
+        match=r"0_0.distcp can't be written: No space left on device "
+        r"\(at tensor \S+\)",
+    ):
         import_hf(dense_hf, tmp_path / "out", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "precious").exists()
@@ -263,12 +292,22 @@ def test_too_small_a_disk_is_reported_before_anything_is_written(dense_hf, tmp_p
 
 def test_verify_finds_damage_anywhere(exported, tmp_path):
     assert "47 tensors" in verify_folder(exported / "hf")
-    for number, (folder, spoil, message) in enumerate([
-        ("hf", _flip(LAST, -100), "model.layers.3.mlp.down_proj.weight is not what"),
-        ("checkpoint", _flip(DATA, 5000), "embedding.word_embeddings.weight is not what"),
-        ("checkpoint", lambda f: _edit(f / "model.json", rope_theta=1.0), "model.json is not what"),
-        ("checkpoint", lambda f: (f / "hf/token_ids.json").unlink(), "token_ids.json is not what"),
-    ]):
+    for number, (folder, spoil, message) in enumerate(
+        [
+            ("hf", _flip(LAST, -100), "model.layers.3.mlp.down_proj.weight is not what"),
+            ("checkpoint", _flip(DATA, 5000), "embedding.word_embeddings.weight is not what"),
+            (
+                "checkpoint",
+                lambda f: _edit(f / "model.json", rope_theta=1.0),
+                "model.json is not what",
+            ),
+            (
+                "checkpoint",
+                lambda f: (f / "hf/token_ids.json").unlink(),
+                "token_ids.json is not what",
+            ),
+        ]
+    ):
         damaged = shutil.copytree(exported / folder, tmp_path / str(number))
         verify_folder(damaged)
         spoil(damaged)
@@ -311,8 +350,19 @@ def test_a_file_that_fails_under_its_map_is_named(processes, dense_hf, tmp_path)
     """
     source = shutil.copytree(dense_hf, tmp_path / "source")
     done = subprocess.run(
-        [sys.executable, "-c", _CUT_MEANWHILE, source / "model.safetensors", "import", source,
-         tmp_path / "out", "--processes", processes], capture_output=True, text=True,
+        [
+            sys.executable,
+            "-c",
+            _CUT_MEANWHILE,
+            source / "model.safetensors",
+            "import",
+            source,
+            tmp_path / "out",
+            "--processes",
+            processes,
+        ],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 1, done
     assert len(done.stderr.splitlines()) == 1

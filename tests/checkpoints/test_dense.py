@@ -40,9 +40,9 @@ def mean_of(seeds):
     """A transformers model whose weights are the mean of those of random models."""
     states = [random_dense(seed).state_dict() for seed in seeds]
     model = random_dense(0)
-    model.load_state_dict({
-        name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]
-    })
+    model.load_state_dict(
+        {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    )
     return model
 
 
@@ -75,9 +75,15 @@ def test_an_average_is_the_mean_that_torch_computes(with_anchor, anchor, domains
     assert ffn.largest > 0.5
 
 
-@pytest.mark.parametrize("shared, seeds", [
-    ("published", [0, 11, 12]), ("branches", [11, 12]), ("law", [12]), ("anchor", [0]),
-])
+@pytest.mark.parametrize(
+    "shared, seeds",
+    [
+        ("published", [0, 11, 12]),
+        ("branches", [11, 12]),
+        ("law", [12]),
+        ("anchor", [0]),
+    ],
+)
 def test_a_stack_computes_what_its_parts_do(shared, seeds, anchor, domains, tmp_path):
     done = dense.stack(anchor, domains, tmp_path / "stack", shared, seed=5)
     found = loaded(tmp_path / "stack", tmp_path)
@@ -96,8 +102,10 @@ def test_a_stack_computes_what_its_parts_do(shared, seeds, anchor, domains, tmp_
 def test_router_rows_are_drawn_as_those_of_branches(anchor, domains, tmp_path):
     dense.stack(anchor, {"math": domains["math"]}, tmp_path / "stack", seed=5)
     branch(anchor, tmp_path / "branch", seed=5)
-    rows = [loaded(tmp_path / name, tmp_path).model.layers[2].mlp.gate.weight
-            for name in ("stack", "branch")]
+    rows = [
+        loaded(tmp_path / name, tmp_path).model.layers[2].mlp.gate.weight
+        for name in ("stack", "branch")
+    ]
     assert torch.equal(*rows)
     assert 0.01 < rows[0].std() < 0.03
 

@@ -29,17 +29,21 @@ def _refuse_direct(monkeypatch):
 
 def _write_short(monkeypatch):
     pwrite = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: pwrite(
-        fd, data[: max(len(data) // 2 // PAGE * PAGE, 1)], offset))
+    monkeypatch.setattr(
+        os,
+        "pwrite",
+        lambda fd, data, offset: pwrite(fd, data[: max(len(data) // 2 // PAGE * PAGE, 1)], offset),
+    )
 
 
-@pytest.mark.parametrize("disk", [lambda patch: None, _refuse_direct, _write_short],
-                         ids=["direct", "refused", "short writes"])
+@pytest.mark.parametrize(
+    "disk",
+    [lambda patch: None, _refuse_direct, _write_short],
+    ids=["direct", "refused", "short writes"],
+)
 @pytest.mark.parametrize("start", [0, 1, PAGE - 1, PAGE, 3 * PAGE + 64])
 @pytest.mark.parametrize("sizes", [[5], [PAGE], [3 * PAGE + 7, 1, PAGE - 3], [100] * 300], ids=len)
-def test_what_is_written_is_there_and_nothing_else_is(
-    start, sizes, disk, tmp_path, monkeypatch
-):
+def test_what_is_written_is_there_and_nothing_else_is(start, sizes, disk, tmp_path, monkeypatch):
     monkeypatch.setattr(direct, "BUFFER_BYTES", 2 * PAGE)
     disk(monkeypatch)
     path = tmp_path / "file"

@@ -86,8 +86,10 @@ REFUSED = {
 
 def test_a_download_is_as_the_hub_has_it(dense_hf, tmp_path):
     """In a process that may ask a hub, which is a server of this machine's."""
-    script = "import sys; from megatron_bar.cli import main\n" \
+    script = (
+        "import sys; from megatron_bar.cli import main\n"
         "for name, out in zip(sys.argv[1::2], sys.argv[2::2]): print(main(['import', name, out]))"
+    )
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     names = [NAME, *REFUSED, f"{NAME}@{hub.COMMIT}"]
     outs = [str(tmp_path / str(number)) for number in range(len(names))]
@@ -95,7 +97,9 @@ def test_a_download_is_as_the_hub_has_it(dense_hf, tmp_path):
         done = subprocess.run(
             [sys.executable, "-c", script, *(word for pair in zip(names, outs) for word in pair)],
             env=environment | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")},
-            capture_output=True, text=True, timeout=120,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
     messages = [line for line in done.stderr.splitlines() if line.startswith("megatron-bar: ")]
     assert len(messages) == len(REFUSED), done.stderr

@@ -92,8 +92,10 @@ CONVERTERS = {
     "import": (1, lambda f, out, **more: import_hf(f / "hf", out, **more)),
     "export": (6, lambda f, out, **more: export_hf(f / "anchor", out, shard_bytes=10**5, **more)),
     "branch": (11, lambda f, out, **more: branch(f / "anchor", out, **more)),
-    "merge": (11, lambda f, out, **more: merge([f / "math", f / "code"], out, f / "anchor",
-                                               **more)),
+    "merge": (
+        11,
+        lambda f, out, **more: merge([f / "math", f / "code"], out, f / "anchor", **more),
+    ),
 }
 
 
@@ -104,8 +106,11 @@ def test_killed_at_any_point_it_finishes_with_the_same_bytes(
     convert(inputs, tmp_path / "reference")
     reference = _content(tmp_path / "reference")
     written = []
-    monkeypatch.setattr(engine, "write_part", lambda folder, part, write=engine.write_part:
-                        written.append(part) or write(folder, part))
+    monkeypatch.setattr(
+        engine,
+        "write_part",
+        lambda folder, part, write=engine.write_part: written.append(part) or write(folder, part),
+    )
     parts_in_all, kept, point = None, 0, 0
     while True:
         status = _in_a_child(lambda: convert(inputs, tmp_path / "out"), _kill(point))
@@ -234,10 +239,21 @@ sys.exit(main())
 def test_workers_end_with_a_killed_parent(tmp_path):
     """The command, killed when the first of many parts is recorded, then run again."""
     random_dense(
-        vocab_size=1024, hidden_size=512, intermediate_size=6000, num_hidden_layers=4,
+        vocab_size=1024,
+        hidden_size=512,
+        intermediate_size=6000,
+        num_hidden_layers=4,
     ).save_pretrained(tmp_path / "hf")
-    command = [sys.executable, "-c", _IMPORT_IN_MANY_PARTS, "import", str(tmp_path / "hf"),
-               str(tmp_path / "out"), "--processes", "2"]
+    command = [
+        sys.executable,
+        "-c",
+        _IMPORT_IN_MANY_PARTS,
+        "import",
+        str(tmp_path / "hf"),
+        str(tmp_path / "out"),
+        "--processes",
+        "2",
+    ]
     running = subprocess.Popen(command, start_new_session=True)
     while not _recorded(tmp_path / ".out.partial"):
         assert running.poll() is None

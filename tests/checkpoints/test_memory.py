@@ -18,8 +18,14 @@ from megatron_bar.checkpoints.names import slots
 from megatron_bar.models.config import ModelConfig
 
 # 230 MB, the largest tensor 34 MB: a whole-model copy breaks the bound.
-MODEL = ModelConfig(vocab_size=8192, hidden_size=1024, ffn_hidden_size=8192, num_layers=4,
-                    num_heads=16, num_kv_heads=8)
+MODEL = ModelConfig(
+    vocab_size=8192,
+    hidden_size=1024,
+    ffn_hidden_size=8192,
+    num_layers=4,
+    num_heads=16,
+    num_kv_heads=8,
+)
 LARGEST = 2 * 2 * 8192 * 1024
 # Above two tensors: Python, the allocator, a block or two. The promise leaves 1 GiB for it.
 BEYOND_TENSORS = 64 * 2**20
@@ -68,7 +74,8 @@ def _write_hf(folder, seed, model=MODEL):
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: (0.02 * torch.randn(shape, generator=generator)).bfloat16()
-        for slot in slots(model) for name, shape in zip(slot.hf_names, slot.hf_shapes)
+        for slot in slots(model)
+        for name, shape in zip(slot.hf_names, slot.hf_shapes)
     }
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(hf_config(model, torch.bfloat16, {})))
@@ -81,19 +88,23 @@ def test_memory_is_a_few_tensors(tmp_path):
     _write_hf(tmp_path / "other-hf", 1)
     bound = 2 * LARGEST + BEYOND_TENSORS
     assert size > 1.5 * bound
-    done = subprocess.run([sys.executable, "-c", _WATCH, str(tmp_path)], capture_output=True,
-                          text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCH, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     growth = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
     assert len(growth) == 6
     assert max(growth) < bound, [f"{g / 2**20:.0f} MiB" for g in growth]
 
 
-_WATCH_EXPORT = """
+_WATCH_EXPORT = (
+    """
 import sys, time, threading
 from pathlib import Path
 import torch
 from megatron_bar.checkpoints.convert import export_hf
-""" + _WATCH[_WATCH.index("def anonymous"):_WATCH.index("folder = ")] + """
+"""
+    + _WATCH[_WATCH.index("def anonymous") : _WATCH.index("folder = ")]
+    + """
 torch.ones(8).sum()
 from huggingface_hub import split_state_dict_into_shards_factory  # code, which is no buffer
 before = peak = anonymous()
@@ -101,6 +112,7 @@ threading.Thread(target=watch, daemon=True).start()
 export_hf(Path(sys.argv[1]), Path(sys.argv[2]))
 print(peak - before)
 """
+)
 
 
 @pytest.mark.distributed  # starts processes
@@ -114,7 +126,9 @@ def test_exports_of_any_size_take_the_same_memory(tmp_path):
         import_hf(folder, folder / "checkpoint")
         done = subprocess.run(
             [sys.executable, "-c", _WATCH_EXPORT, folder / "checkpoint", folder / "out"],
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         growth.append(int(done.stdout.split()[-1]))
     assert max(growth) < 2 * BUFFER_BYTES + 12 * 2**20, growth

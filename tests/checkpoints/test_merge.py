@@ -30,8 +30,11 @@ def is_shared(name: str) -> bool:
 
 
 def experts_of(found: dict[str, torch.Tensor], expert: int) -> list[torch.Tensor]:
-    return [found[f"model.layers.{layer}.mlp.experts.{expert}.{part}.weight"]
-            for layer in range(LAYERS) for part in PARTS]
+    return [
+        found[f"model.layers.{layer}.mlp.experts.{expert}.{part}.weight"]
+        for layer in range(LAYERS)
+        for part in PARTS
+    ]
 
 
 def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -64,8 +67,9 @@ def trained(source, folder, name, seed, anchor_moves=False, dtype=torch.float32)
 @pytest.fixture(scope="module")
 def branches(anchor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("branches")
-    return [trained(anchor, folder, name, seed)
-            for seed, name in enumerate(("math", "code", "law"))]
+    return [
+        trained(anchor, folder, name, seed) for seed, name in enumerate(("math", "code", "law"))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -103,16 +107,21 @@ def test_published_mean_and_stacked_experts(anchor, branches, tmp_path):
 
 def test_mean_over_branches_alone(anchor, branches, tmp_path):
     done = merge(branches[:2], tmp_path / "merged", anchor, average="branches")
-    close_to_mean(tensors(tmp_path / "merged", tmp_path),
-                  [tensors(b, tmp_path) for b in branches[:2]])
+    close_to_mean(
+        tensors(tmp_path / "merged", tmp_path), [tensors(b, tmp_path) for b in branches[:2]]
+    )
     assert done.model.merged_from == ("math", "code")
     merge(branches[:2], tmp_path / "without", average="branches")
     assert tensors(tmp_path / "without", tmp_path).keys()
 
 
 def test_weights_by_group(anchor, branches, tmp_path):
-    done = merge(branches[:2], tmp_path / "merged", anchor, weights=[
-        "*=math:1,code:1,anchor:2", "embeddings=math:3,code:1", "head=anchor:1"])
+    done = merge(
+        branches[:2],
+        tmp_path / "merged",
+        anchor,
+        weights=["*=math:1,code:1,anchor:2", "embeddings=math:3,code:1", "head=anchor:1"],
+    )
     assert done.model.merged_from == ()
     found = tensors(tmp_path / "merged", tmp_path)
     models = [*(tensors(b, tmp_path) for b in branches[:2]), random_dense(0).state_dict()]
@@ -124,8 +133,10 @@ def test_weights_by_group(anchor, branches, tmp_path):
 
 
 def test_bf16_is_averaged_in_fp32(anchor, tmp_path):
-    moved = [trained(anchor, tmp_path, name, seed, dtype=torch.bfloat16)
-             for seed, name in enumerate(("a", "b", "c"))]
+    moved = [
+        trained(anchor, tmp_path, name, seed, dtype=torch.bfloat16)
+        for seed, name in enumerate(("a", "b", "c"))
+    ]
     merge(moved, tmp_path / "merged", average="branches")
     found = tensors(tmp_path / "merged", tmp_path)
     models = [tensors(b, tmp_path) for b in moved]
@@ -148,8 +159,14 @@ def test_deviations_are_what_torch_says(anchor, branches, tmp_path):
     done = merge(branches[:2], tmp_path / "merged", anchor)
     models = [*(tensors(b, tmp_path) for b in branches[:2]), random_dense(0).state_dict()]
     groups = {d.group: d for d in done.by_group}
-    assert set(groups) == {"embeddings", "attention", "block_norms", "final_norm", "head",
-                           "router.0"}
+    assert set(groups) == {
+        "embeddings",
+        "attention",
+        "block_norms",
+        "final_norm",
+        "head",
+        "router.0",
+    }
     names = [n for n in models[0] if ".self_attn." in n]
     means = {n: torch.stack([m[n] for m in models]).mean(0) for n in names}
     norm = math.sqrt(sum(t.square().sum().item() for t in means.values()))
@@ -168,8 +185,10 @@ def test_deviations_are_what_torch_says(anchor, branches, tmp_path):
 
 
 def test_trained_anchors_are_refused_or_averaged(anchor, tmp_path):
-    moved = [trained(anchor, tmp_path, name, seed, anchor_moves=True)
-             for seed, name in enumerate(("a", "b"))]
+    moved = [
+        trained(anchor, tmp_path, name, seed, anchor_moves=True)
+        for seed, name in enumerate(("a", "b"))
+    ]
     with pytest.raises(BarError, match="different anchors"):
         merge(moved, tmp_path / "merged", average="branches")
     with pytest.raises(BarError, match="different anchors"):
@@ -178,8 +197,10 @@ def test_trained_anchors_are_refused_or_averaged(anchor, tmp_path):
     merge(moved, tmp_path / "merged", anchor, anchor_ffn="average")
     found = experts_of(tensors(tmp_path / "merged", tmp_path), 0)
     dense = random_dense(0).state_dict()
-    models = [*(experts_of(tensors(b, tmp_path), 0) for b in moved),
-              [dense[f"model.layers.{i}.mlp.{p}.weight"] for i in range(LAYERS) for p in PARTS]]
+    models = [
+        *(experts_of(tensors(b, tmp_path), 0) for b in moved),
+        [dense[f"model.layers.{i}.mlp.{p}.weight"] for i in range(LAYERS) for p in PARTS],
+    ]
     for tensor, *parts in zip(found, *models):
         torch.testing.assert_close(tensor, torch.stack(parts).mean(0), rtol=1e-6, atol=1e-7)
 
@@ -249,22 +270,27 @@ def test_a_merge_of_unknown_weights_wants_to_be_named(anchor, branches, tmp_path
     with pytest.raises(BarError, match="doesn't say how many models"):
         merge([tmp_path / "weighted", branches[2]], tmp_path / "out")
     merge([tmp_path / "weighted", branches[2]], tmp_path / "out", weights=["*=merged:4,law:1"])
-    close_to_mean(tensors(tmp_path / "out", tmp_path),
-                  [tensors(tmp_path / "weighted", tmp_path), tensors(branches[2], tmp_path)],
-                  [4.0, 1.0])
+    close_to_mean(
+        tensors(tmp_path / "out", tmp_path),
+        [tensors(tmp_path / "weighted", tmp_path), tensors(branches[2], tmp_path)],
+        [4.0, 1.0],
+    )
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(weights=["heads=math:1"]), "is one of embeddings, attention"),
-    (dict(weights=["head=maths:1"]), "there is no 'maths'; there are math, code, anchor"),
-    (dict(weights=["head=math"]), "'math' is not NAME:WEIGHT"),
-    (dict(weights=["head=math:-1"]), "isn't negative"),
-    (dict(weights=["head=math:0"]), "some weight must be above 0"),
-    (dict(experts=["math", "code"]), "name anchor first"),
-    (dict(experts=["anchor", "lore"]), "no expert 'lore'; there are anchor, math, code"),
-    (dict(average="median"), "neither published nor branches"),
-    (dict(anchor_ffn="first"), "neither same nor average"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(weights=["heads=math:1"]), "is one of embeddings, attention"),
+        (dict(weights=["head=maths:1"]), "there is no 'maths'; there are math, code, anchor"),
+        (dict(weights=["head=math"]), "'math' is not NAME:WEIGHT"),
+        (dict(weights=["head=math:-1"]), "isn't negative"),
+        (dict(weights=["head=math:0"]), "some weight must be above 0"),
+        (dict(experts=["math", "code"]), "name anchor first"),
+        (dict(experts=["anchor", "lore"]), "no expert 'lore'; there are anchor, math, code"),
+        (dict(average="median"), "neither published nor branches"),
+        (dict(anchor_ffn="first"), "neither same nor average"),
+    ],
+)
 def test_what_makes_no_sense_is_refused(arguments, message, anchor, branches, tmp_path):
     with pytest.raises(BarError, match=message):
         merge(branches[:2], tmp_path / "out", anchor, **arguments)
@@ -298,8 +324,7 @@ def _stored(folder, usual, others=(), other=None):
     """A branch of an anchor in type `usual`; tensors with a word of `others` in type `other`."""
     model = random_dense(seed=7)
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(
-            other if any(word in name for word in others) else usual)
+        parameter.data = parameter.data.to(other if any(word in name for word in others) else usual)
     branch(imported(model, folder), folder / "branch")
     return folder / "branch"
 
@@ -311,34 +336,48 @@ def test_unlike_types_that_no_export_can_cast_are_made_anew_as_the_refusal_says(
     wide, narrow = tmp_path / "wide-branch", tmp_path / "narrow-branch"
     branch(tmp_path / "checkpoint", wide)
     branch(tmp_path / "narrow", narrow)
-    with pytest.raises(BarError, match=(
-        rf"so make {wide} anew from an anchor in bfloat16, which megatron-bar import HF_DIR CKPT "
-        r"--dtype bfloat16 makes; there is no Hugging Face class")):
+    with pytest.raises(
+        BarError,
+        match=(
+            rf"so make {wide} anew from an anchor in bfloat16, which megatron-bar import HF_DIR CKPT "
+            r"--dtype bfloat16 makes; there is no Hugging Face class"
+        ),
+    ):
         merge([wide, narrow], tmp_path / "merged", average="branches")
     branch(tmp_path / "narrow", wide, overwrite=True)
     merge([wide, narrow], tmp_path / "merged", average="branches")
 
 
-@pytest.mark.parametrize("first, second, cast, dtype", [
-    (("bfloat16",), ("bfloat16", ["norm"], "float32"), ["second"], "bfloat16"),
-    (("bfloat16", ["norm"], "float32"), ("bfloat16",), ["first"], "bfloat16"),
-    (("float32",), ("bfloat16",), ["first"], "bfloat16"),
-    (("float32",), ("bfloat16", ["norm"], "float32"), ["first", "second"], "bfloat16"),
-    (("float32", ["embed"], "bfloat16"), ("float32",), ["first"], "float32"),
-], ids=str)
+@pytest.mark.parametrize(
+    "first, second, cast, dtype",
+    [
+        (("bfloat16",), ("bfloat16", ["norm"], "float32"), ["second"], "bfloat16"),
+        (("bfloat16", ["norm"], "float32"), ("bfloat16",), ["first"], "bfloat16"),
+        (("float32",), ("bfloat16",), ["first"], "bfloat16"),
+        (("float32",), ("bfloat16", ["norm"], "float32"), ["first", "second"], "bfloat16"),
+        (("float32", ["embed"], "bfloat16"), ("float32",), ["first"], "float32"),
+    ],
+    ids=str,
+)
 def test_unlike_types_merge_once_what_the_refusal_says_is_cast(
     first, second, cast, dtype, tmp_path
 ):
     models = {
-        name: _stored(tmp_path / name, getattr(torch, usual), *rest[:1],
-                      *[getattr(torch, other) for other in rest[1:]])
+        name: _stored(
+            tmp_path / name,
+            getattr(torch, usual),
+            *rest[:1],
+            *[getattr(torch, other) for other in rest[1:]],
+        )
         for name, (usual, *rest) in {"first": first, "second": second}.items()
     }
     with pytest.raises(BarError) as refused:
         merge(list(models.values()), tmp_path / "merged", average="branches")
     named = ", ".join(str(models[name]) for name in cast)
-    assert f"so cast {'each of ' if cast[1:] else ''}{named}: megatron-bar export CKPT HF_DIR " \
-           f"--dtype {dtype}, then import" in str(refused.value)
+    assert (
+        f"so cast {'each of ' if cast[1:] else ''}{named}: megatron-bar export CKPT HF_DIR "
+        f"--dtype {dtype}, then import" in str(refused.value)
+    )
     for name in cast:
         export_hf(models[name], tmp_path / name / "cast-hf", getattr(torch, dtype))
         models[name] = tmp_path / name / "cast"

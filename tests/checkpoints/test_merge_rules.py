@@ -52,8 +52,22 @@ def test_rules_of_whole_branches_are_what_torch_says(anchor, moved, tmp_path):
     found = {}
     for name, setting in {"task_arithmetic": "--scale=0.7", "ties": "--density=0.3"}.items():
         target = tmp_path / name
-        assert main(["merge", *map(str, moved), "--rule", name, setting, "--anchor", str(anchor),
-                     "--out", str(target)]) == 0
+        assert (
+            main(
+                [
+                    "merge",
+                    *map(str, moved),
+                    "--rule",
+                    name,
+                    setting,
+                    "--anchor",
+                    str(anchor),
+                    "--out",
+                    str(target),
+                ]
+            )
+            == 0
+        )
         model = ModelConfig.load(target)
         assert model.merged_from == () and model.experts_per_token == 3
         found[name] = tensors(target, tmp_path)
@@ -75,8 +89,12 @@ def test_what_no_branch_moved_keeps_its_bits(rule, anchor, tmp_path):
     for name in "ab":
         branch(anchor, tmp_path / name, expert_name=name)
         write_token_counts(tmp_path / name, np.arange(random_dense(0).config.vocab_size))
-    done = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "merged", anchor,
-                 rule=rule_named(rule, density=0.5, t=0.3))
+    done = merge(
+        [tmp_path / "a", tmp_path / "b"],
+        tmp_path / "merged",
+        anchor,
+        rule=rule_named(rule, density=0.5, t=0.3),
+    )
     found, base = tensors(tmp_path / "merged", tmp_path), random_dense(0).state_dict()
     assert all(torch.equal(found[n], base[n]) for n in base if is_shared(n))
     assert all(d.largest == 0 for d in done.by_group)
@@ -84,23 +102,30 @@ def test_what_no_branch_moved_keeps_its_bits(rule, anchor, tmp_path):
 
 def test_bf16_is_combined_in_fp32(tmp_path):
     start = imported(random_dense(0).bfloat16(), tmp_path)
-    moved = [trained(start, tmp_path, name, seed, dtype=torch.bfloat16)
-             for seed, name in enumerate("ab")]
+    moved = [
+        trained(start, tmp_path, name, seed, dtype=torch.bfloat16) for seed, name in enumerate("ab")
+    ]
     merge(moved, tmp_path / "merged", start, rule=rule_named("task_arithmetic"))
     found = tensors(tmp_path / "merged", tmp_path)
     base, a, b = (tensors(f, tmp_path) for f in (start, *moved))
     for name in filter(is_shared, base):
         assert found[name].dtype is torch.bfloat16
-        exact = base[name].float() + ((a[name].float() - base[name].float())
-                                      + (b[name].float() - base[name].float()))
+        exact = base[name].float() + (
+            (a[name].float() - base[name].float()) + (b[name].float() - base[name].float())
+        )
         assert torch.equal(found[name], exact.bfloat16()), name
 
 
 def test_tied_embeddings_are_one_tensor(tmp_path):
     start, *others = (
-        imported(random_model("Qwen3, tied", seed), tmp_path / str(seed)) for seed in range(3))
-    dense.average(dict(zip("ab", others)), tmp_path / "merged", start,
-                  rule_named("task_arithmetic", scale=0.5))
+        imported(random_model("Qwen3, tied", seed), tmp_path / str(seed)) for seed in range(3)
+    )
+    dense.average(
+        dict(zip("ab", others)),
+        tmp_path / "merged",
+        start,
+        rule_named("task_arithmetic", scale=0.5),
+    )
     found = tensors(tmp_path / "merged", tmp_path)
     a, b = (random_model("Qwen3, tied", seed).state_dict() for seed in (1, 2))
     name = "model.embed_tokens.weight"  # base + (a - base + b - base) / 2

@@ -21,8 +21,9 @@ DENSE = PRESETS["toy"]
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_card_is_its_own(method, tmp_path):
     routes = method in ("bar", "flexolmo", "btx")
-    write_model_card(tmp_path, DENSE.with_experts(3) if routes else DENSE,
-                     Origin(method, METHODS[method].MADE))
+    write_model_card(
+        tmp_path, DENSE.with_experts(3) if routes else DENSE, Origin(method, METHODS[method].MADE)
+    )
     card = (tmp_path / "README.md").read_text()
     others = [name for name in METHODS if METHODS[name].MADE in card]
     assert others == [method] and method in card.splitlines()[2]
@@ -41,13 +42,25 @@ def test_a_model_of_unknown_making_is_not_called_bar(model, tmp_path):
 
 def test_a_card_tells_what_went_in_and_what_it_costs_to_run(tmp_path):
     model = PRESETS["olmo2-7b"].with_experts(5)
-    write_model_card(tmp_path, model, Origin(
-        "bar", METHODS["bar"].MADE, "olmo2-7b-law",
-        {"anchor": f"allenai/OLMo-2-1124-7B-Instruct at commit {'a' * 40}", "pretrained": "base"},
-        ["allenai/OLMo-2-1124-7B-Instruct"],
-        [Step("law/midtrain", ["law"], "50,000 supervised tokens"),
-         Step("law/rlvr", ["law_questions", "general"], "300 rollouts")],
-    ), chats=True)
+    write_model_card(
+        tmp_path,
+        model,
+        Origin(
+            "bar",
+            METHODS["bar"].MADE,
+            "olmo2-7b-law",
+            {
+                "anchor": f"allenai/OLMo-2-1124-7B-Instruct at commit {'a' * 40}",
+                "pretrained": "base",
+            },
+            ["allenai/OLMo-2-1124-7B-Instruct"],
+            [
+                Step("law/midtrain", ["law"], "50,000 supervised tokens"),
+                Step("law/rlvr", ["law_questions", "general"], "300 rollouts"),
+            ],
+        ),
+        chats=True,
+    )
     card = (tmp_path / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
     assert head["base_model"] == ["allenai/OLMo-2-1124-7B-Instruct"] and "license" not in head
@@ -58,8 +71,10 @@ def test_a_card_tells_what_went_in_and_what_it_costs_to_run(tmp_path):
     # 32 layers of 4096 x 4096 x 4 and 3 x 4096 x 11008 each, 2 x 100,352 x 4096: 7.3 and 24.6.
     words = " ".join(card.split())
     assert "| parameters | 24.6 billion |" in card
-    assert ("**Every expert runs for every token.** The dense model that it grew from has 7.3 "
-            "billion: this one takes 3.4 times its memory, and about 3.5 times its") in words
+    assert (
+        "**Every expert runs for every token.** The dense model that it grew from has 7.3 "
+        "billion: this one takes 3.4 times its memory, and about 3.5 times its"
+    ) in words
     assert "report.html" in card and "apply_chat_template" in card
 
 
@@ -74,10 +89,10 @@ def test_an_export_may_run_fewer_experts_than_were_trained(experts_hf, tmp_path,
     """Three experts: config.json and card say two, the tensors are the same."""
     import_hf(experts_hf, tmp_path / "checkpoint")
     assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "all")]) == 0
-    assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "two"),
-                 "--active", "2"]) == 0
-    configs = [json.loads((tmp_path / name / "config.json").read_text())
-               for name in ("all", "two")]
+    assert (
+        main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "two"), "--active", "2"]) == 0
+    )
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("all", "two")]
     assert [config["num_experts_per_tok"] for config in configs] == [3, 2]
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("all", "two")]
     assert weights[0] == weights[1]

@@ -24,8 +24,9 @@ def _no_process(*args, **more):
 @pytest.fixture
 def model():
     with process_groups(Layout()):
-        yield build_model(ModelConfig(331, 32, 80, 2, 4, 2).with_experts(2), Layout(),
-                          torch.bfloat16)
+        yield build_model(
+            ModelConfig(331, 32, 80, 2, 4, 2).with_experts(2), Layout(), torch.bfloat16
+        )
 
 
 @pytest.mark.parametrize("in_background", [False, True])

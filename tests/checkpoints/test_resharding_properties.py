@@ -17,8 +17,9 @@ from megatron_bar.checkpoints.torch_archive import frames
 from megatron_bar.models.config import ModelConfig
 from tests.properties import few
 
-MODEL = ModelConfig(vocab_size=20, hidden_size=6, ffn_hidden_size=4, num_layers=3, num_heads=2,
-                    num_kv_heads=1).with_experts(2)
+MODEL = ModelConfig(
+    vocab_size=20, hidden_size=6, ffn_hidden_size=4, num_layers=3, num_heads=2, num_kv_heads=1
+).with_experts(2)
 BY_KEY = {slot.key: slot for slot in slots(MODEL)}
 
 
@@ -36,8 +37,11 @@ def layouts(draw) -> tuple[str, list[list[range]], torch.dtype]:
     shape = list(BY_KEY[key].global_shape)
     if not BY_KEY[key].index:  # the vocabulary: padded as the writer's tensor parallelism wants it
         shape[0] -= draw(st.integers(0, min(100, shape[0] - 1)))
-    return key, [draw(cuts(size)) for size in shape], draw(st.sampled_from(
-        [torch.float32, torch.bfloat16]))
+    return (
+        key,
+        [draw(cuts(size)) for size in shape],
+        draw(st.sampled_from([torch.float32, torch.bfloat16])),
+    )
 
 
 @few

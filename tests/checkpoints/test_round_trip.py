@@ -30,8 +30,10 @@ def _bf16_with_fp32_routers():
 MODELS = {name: partial(random_model, name) for name in DENSE | MIXTURES} | {
     "OLMo-3 of another theta": lambda: random_olmo3(rope_theta=10_000.0),
     "7 experts": lambda: random_experts(7),
-    "experts with names": lambda: random_experts(3, megatron_bar={
-        "expert_names": ["anchor", "math", "code"], "merged_from": ["math", "code"]}),
+    "experts with names": lambda: random_experts(
+        3,
+        megatron_bar={"expert_names": ["anchor", "math", "code"], "merged_from": ["math", "code"]},
+    ),
     "5 of 7 experts": lambda: random_experts(7, num_experts_per_tok=5),
     "1 of 2 experts": lambda: random_experts(2, num_experts_per_tok=1),
     "bf16 with fp32 routers": _bf16_with_fp32_routers,

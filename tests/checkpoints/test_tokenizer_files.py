@@ -16,10 +16,16 @@ from tests.models_hf import TALKING, random_dense, talking
 DOLMA2 = Path(__file__).parents[3] / "shared" / "data" / "tokenizer" / "allenai_dolma2.json"
 # tokenizer_config.json as transformers 5 writes it.
 NEW_CONFIG = {
-    "backend": "tokenizers", "clean_up_tokenization_spaces": False, "eos_token": "<|endoftext|>",
-    "extra_special_tokens": ["<|im_start|>", "<|im_end|>"], "is_local": True,
-    "local_files_only": False, "model_input_names": ["input_ids", "attention_mask"],
-    "model_max_length": 10**30, "pad_token": "<|pad|>", "tokenizer_class": "TokenizersBackend",
+    "backend": "tokenizers",
+    "clean_up_tokenization_spaces": False,
+    "eos_token": "<|endoftext|>",
+    "extra_special_tokens": ["<|im_start|>", "<|im_end|>"],
+    "is_local": True,
+    "local_files_only": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+    "model_max_length": 10**30,
+    "pad_token": "<|pad|>",
+    "tokenizer_class": "TokenizersBackend",
 }
 
 
@@ -39,8 +45,14 @@ def new(tmp_path) -> Path:
 
 def _facts(tokenizer):
     text = "<|im_start|>user\n3 + 4?<|im_end|>\n<functions>"
-    return (tokenizer(text)["input_ids"], tokenizer.all_special_tokens, tokenizer.eos_token,
-            tokenizer.pad_token, tokenizer.chat_template, len(tokenizer))
+    return (
+        tokenizer(text)["input_ids"],
+        tokenizer.all_special_tokens,
+        tokenizer.eos_token,
+        tokenizer.pad_token,
+        tokenizer.chat_template,
+        len(tokenizer),
+    )
 
 
 def test_a_tokenizer_of_transformers_5_is_the_same_one(new, old, tmp_path, said_by_transformers):
@@ -57,17 +69,24 @@ def test_a_tokenizer_of_transformers_5_is_the_same_one(new, old, tmp_path, said_
 
 def test_tokenizer_json_alone_is_enough(old, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((old / "tokenizer.json").read_bytes())
-    assert load_tokenizer(tmp_path)("3 + 4")["input_ids"] == load_tokenizer(old)("3 + 4")[
-        "input_ids"]
+    assert (
+        load_tokenizer(tmp_path)("3 + 4")["input_ids"] == load_tokenizer(old)("3 + 4")["input_ids"]
+    )
     with pytest.raises(BarError, match=r"has no tokenizer\.json"):
         load_tokenizer(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("sizes, message", [
-    ({"vocab_size": 399}, "the tokenizer's token '</function_calls>' has id 399, and the model's "
-                          "399 rows end at 398"),
-    ({"vocab_size": 10}, "has id 399, and the model's 10 rows"),
-])
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        (
+            {"vocab_size": 399},
+            "the tokenizer's token '</function_calls>' has id 399, and the model's "
+            "399 rows end at 398",
+        ),
+        ({"vocab_size": 10}, "has id 399, and the model's 10 rows"),
+    ],
+)
 def test_a_token_without_a_row_is_refused(sizes, message, old, tmp_path):
     folder = talking(random_dense(**TALKING | sizes), tmp_path / "hf")
     with pytest.raises(BarError) as raised:
@@ -99,12 +118,19 @@ def test_olmo_2_has_more_rows_than_tokens(tmp_path, said_by_transformers):
         import_hf(tmp_path / "100277", tmp_path / "refused")
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("tokenizer_config.json", "[]", "holds a list, not a dict"),
-    ("tokenizer_config.json", "{", "not valid JSON"),
-    ("tokenizer_config.json", '{"tokenizer_class": "Unheard"}', "make no tokenizer: Tokenizer cla"),
-    ("tokenizer.json", "{}", "make no tokenizer"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("tokenizer_config.json", "[]", "holds a list, not a dict"),
+        ("tokenizer_config.json", "{", "not valid JSON"),
+        (
+            "tokenizer_config.json",
+            '{"tokenizer_class": "Unheard"}',
+            "make no tokenizer: Tokenizer cla",
+        ),
+        ("tokenizer.json", "{}", "make no tokenizer"),
+    ],
+)
 def test_a_damaged_tokenizer_is_reported_in_a_line(name, content, message, tmp_path):
     folder = talking(random_dense(**TALKING), tmp_path / "hf")
     (folder / name).write_text(content)

@@ -42,8 +42,10 @@ MODELS = {name: partial(random_model, name) for name in DENSE | MIXTURES} | {
     "olmo3-theta": lambda: random_olmo3(rope_theta=10_000.0),
     "olmo3-no-yarn": lambda: random_olmo3(rope_scaling=None),
     "flex-7-of-7": lambda: random_experts(7),
-    "flex-named": lambda: random_experts(3, megatron_bar={
-        "expert_names": ["anchor", "math", "code"], "merged_from": ["math", "code"]}),
+    "flex-named": lambda: random_experts(
+        3,
+        megatron_bar={"expert_names": ["anchor", "math", "code"], "merged_from": ["math", "code"]},
+    ),
     "flex-5-of-7": lambda: random_experts(7, num_experts_per_tok=5),
 }
 TEMPLATES = ("olmo", "tulu")
@@ -85,15 +87,21 @@ def exports(tmp_path_factory):
     for name in TEMPLATES:
         talking(random_experts(3, **TALKING), folder / name / "source")
         import_hf(folder / name / "source", folder / name / "checkpoint")
-        export_hf(folder / name / "checkpoint", folder / name / "hf",
-                  chat=load_chat_format(folder / name / "checkpoint", name))
+        export_hf(
+            folder / name / "checkpoint",
+            folder / name / "hf",
+            chat=load_chat_format(folder / name / "checkpoint", name),
+        )
     for name, make in MODELS.items():
         make().save_pretrained(folder / name / "source")
         import_hf(folder / name / "source", folder / name / "checkpoint")
         export_hf(folder / name / "checkpoint", folder / name / "hf")
     done = subprocess.run(
         [PYTHON, "-c", SCRIPT, str(folder), json.dumps(TOKENS_BS.tolist())],
-        capture_output=True, text=True, timeout=240, env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"PYTHONPATH": ""},
     )
     assert done.returncode == 0, done.stderr
     assert not [line for line in done.stderr.splitlines() if "[transformers]" in line], done.stderr

@@ -29,7 +29,10 @@ def dolma2(shared: Path) -> PreTrainedTokenizerFast:
     eos = "<|endoftext|>"
     return PreTrainedTokenizerFast(
         tokenizer_file=str(shared / "tokenizer" / "allenai_dolma2.json"),
-        bos_token=eos, eos_token=eos, pad_token="<|pad|>", clean_up_tokenization_spaces=False,
+        bos_token=eos,
+        eos_token=eos,
+        pad_token="<|pad|>",
+        clean_up_tokenization_spaces=False,
     )
 
 

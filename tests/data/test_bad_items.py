@@ -20,9 +20,16 @@ LONG = "9" * 5_000
 
 
 def line(reply: str = "Yo", **more) -> str:
-    return json.dumps({"messages": [
-        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": reply},
-    ], "text": reply, **more})
+    return json.dumps(
+        {
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": reply},
+            ],
+            "text": reply,
+            **more,
+        }
+    )
 
 
 BAD = {
@@ -57,11 +64,15 @@ def test_an_endless_number_is_read(tmp_path, column):
     assert found.item[column] == LONG and load_texts(Source(path=found.where[:-2]), 0) == ["Yo"]
 
 
-@pytest.mark.parametrize("record", [
-    '{"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": "Yo"}]}',
-    '{"messages": [{"role": "user", "content": ["a", LONG]}, {"role": "assistant", "content": 1}]}',
-    '{"instruction": "a", "input": LONG, "output": "b"}', '{"prompt": LONG, "completion": "b"}',
-])
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": "Yo"}]}',
+        '{"messages": [{"role": "user", "content": ["a", LONG]}, {"role": "assistant", "content": 1}]}',
+        '{"instruction": "a", "input": LONG, "output": "b"}',
+        '{"prompt": LONG, "completion": "b"}',
+    ],
+)
 def test_an_endless_number_is_no_text(tmp_path, record):
     path = tmp_path / "a.jsonl"
     path.write_text(record.replace("LONG", LONG) + "\n")
@@ -92,7 +103,12 @@ def test_skipped_items_are_listed(spoilt, small_tokenizer, tmp_path, processes, 
     stored = StoredDocuments(store_conversations(drawn, small_tokenizer, TEMPLATE, root, processes))
     assert len(stored) == 40 and stored.manifest["left_out"] == 5
     assert [entry["where"].rpartition(":")[2] for entry in stored.left_out] == [
-        "1", "8", "16", "31", "45"]
+        "1",
+        "8",
+        "16",
+        "31",
+        "45",
+    ]
     assert [entry["item"] for entry in stored.left_out] == [0, 7, 15, 30, 44]
     assert "forge" in stored.left_out[-1]["reason"]
     # Which document is which item.
@@ -107,9 +123,7 @@ def test_skipped_items_are_listed(spoilt, small_tokenizer, tmp_path, processes, 
     assert left_out.endswith(str(stored.folder / LEFT_OUT))
 
 
-def test_what_was_skipped_is_refused_when_it_may_not_be_any_more(
-    spoilt, small_tokenizer, tmp_path
-):
+def test_what_was_skipped_is_refused_when_it_may_not_be_any_more(spoilt, small_tokenizer, tmp_path):
     def make(on_bad_item):
         drawn = open_source(Source(path=str(spoilt), on_bad_item=on_bad_item), 0, texts=False)
         return store_conversations(drawn, small_tokenizer, TEMPLATE, tmp_path / "data", 1)
@@ -135,8 +149,11 @@ def test_nothing_but_bad_items(tmp_path, small_tokenizer):
     path = tmp_path / "a.jsonl"
     path.write_text((line("<|im_end|>") + "\n") * 3)
     drawn = open_source(Source(path=str(path), on_bad_item="skip"), 0, texts=False)
-    with pytest.raises(BarError, match=r"no tokens to train on: a: 3 bad items were left out, such "
-                                       r"as .*a\.jsonl:1: message 2 holds"):
+    with pytest.raises(
+        BarError,
+        match=r"no tokens to train on: a: 3 bad items were left out, such "
+        r"as .*a\.jsonl:1: message 2 holds",
+    ):
         store_conversations(drawn, small_tokenizer, TEMPLATE, tmp_path / "data", 1)
     path.write_text('{"text": "x", "y": 1}\n' * 3)
     source = Source(path=str(path), on_bad_item="skip")

@@ -30,7 +30,18 @@ def test_a_step_needs_no_history():
 def test_the_order_is_pinned():
     """A change here would reorder the data of a run that resumes."""
     assert Batches(rows=8, global_batch_size=12, seed=0).indices(0).tolist() == [
-        3, 7, 4, 0, 2, 6, 5, 1, 0, 5, 6, 1
+        3,
+        7,
+        4,
+        0,
+        2,
+        6,
+        5,
+        1,
+        0,
+        5,
+        6,
+        1,
     ]
 
 
@@ -50,12 +61,20 @@ def test_ranks_together_see_the_batch(size):
         assert np.concatenate(micro).ravel().tolist() == batches.indices(step).tolist()
 
 
-@pytest.mark.parametrize("length, rows, global_batch_size, steps", [
-    (dict(epochs=1), 10, 4, 3), (dict(epochs=2), 10, 4, 5), (dict(epochs=0.3), 10, 1, 3),
-    (dict(epochs=0.1), 30, 1, 3), (dict(epochs=1), 3, 100, 1), (dict(steps=7), 3, 100, 7),
-    (dict(tokens="50B"), 3, 128, 47_684),  # as the published mid-training has it
-    (dict(tokens="1_048_577"), 3, 128, 2), (dict(tokens="1.048576M"), 3, 128, 1),
-])
+@pytest.mark.parametrize(
+    "length, rows, global_batch_size, steps",
+    [
+        (dict(epochs=1), 10, 4, 3),
+        (dict(epochs=2), 10, 4, 5),
+        (dict(epochs=0.3), 10, 1, 3),
+        (dict(epochs=0.1), 30, 1, 3),
+        (dict(epochs=1), 3, 100, 1),
+        (dict(steps=7), 3, 100, 7),
+        (dict(tokens="50B"), 3, 128, 47_684),  # as the published mid-training has it
+        (dict(tokens="1_048_577"), 3, 128, 2),
+        (dict(tokens="1.048576M"), 3, 128, 1),
+    ],
+)
 def test_planned_steps(length, rows, global_batch_size, steps):
     training = Training(global_batch_size=global_batch_size, sequence_length=8192, **length)
     assert planned_steps(training, rows) == steps
@@ -64,7 +83,9 @@ def test_planned_steps(length, rows, global_batch_size, steps):
 def test_rows_that_are_in_order_stay_in_order():
     batches = Batches(rows=10, global_batch_size=4, seed=None)
     assert [batches.indices(step).tolist() for step in range(3)] == [
-        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 0, 1],
     ]
     assert batches.share(1, 1, 2).tolist() == [6, 7]
 

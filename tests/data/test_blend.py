@@ -32,8 +32,9 @@ def stored(folder: Path, lengths: list[int], first: int) -> StoredDocuments:
         builder.add_document(np.append(np.arange(first, first + length - 1), EOS), [length])
         first += length
     builder.finalize(str(folder / "tokens.idx"))
-    write_json(folder / "manifest.json",
-               {"documents": len(lengths), "tokens": sum(lengths), "eos": EOS})
+    write_json(
+        folder / "manifest.json", {"documents": len(lengths), "tokens": sum(lengths), "eos": EOS}
+    )
     return StoredDocuments(folder)
 
 
@@ -47,17 +48,24 @@ def sources(tmp_path_factory) -> dict[str, StoredDocuments]:
 
 
 def blended(sources, rows: int, cache: Path, seed: int = 0, shares=(0.75, 0.25)) -> BlendedRows:
-    return BlendedRows(sources, list(shares)[:len(sources)], rows, rows, LENGTH, seed, cache)
+    return BlendedRows(sources, list(shares)[: len(sources)], rows, rows, LENGTH, seed, cache)
 
 
 def test_masks_and_positions_are_megatrons(sources, tmp_path):
     """Against GPTDataset with its own attention and position reset and eod_mask_loss."""
     ours = blended(sources, 40, tmp_path / "ours")
     config = GPTDatasetConfig(
-        random_seed=0, sequence_length=LENGTH, split="1,0,0", path_to_cache=str(tmp_path / "its"),
+        random_seed=0,
+        sequence_length=LENGTH,
+        split="1,0,0",
+        path_to_cache=str(tmp_path / "its"),
         blend=([documents.prefix for documents in sources.values()], [0.75, 0.25]),
-        tokenizer=_Tokenizer(EOS), reset_position_ids=True, reset_attention_mask=True,
-        eod_mask_loss=True, create_attention_mask=True, add_extra_token_to_sequence=False,
+        tokenizer=_Tokenizer(EOS),
+        reset_position_ids=True,
+        reset_attention_mask=True,
+        eod_mask_loss=True,
+        create_attention_mask=True,
+        add_extra_token_to_sequence=False,
     )
     its = BlendedMegatronDatasetBuilder(GPTDataset, [40, 0, 0], lambda: True, config).build()[0]
     batch = to_batch(ours.take(range(40)), PAD)
@@ -151,8 +159,9 @@ def test_fewer_tokens_than_a_row(tmp_path):
 @pytest.mark.parametrize("count", [2, 7, 20])
 def test_many_small_sources(tmp_path, count):
     """Megatron asks for a surplus of each source; it has to suffice for few rows, too."""
-    some = {f"s{n}": stored(tmp_path / f"s{n}", [7, 9, 3 + n], 1000 * (n + 1))
-            for n in range(count)}
+    some = {
+        f"s{n}": stored(tmp_path / f"s{n}", [7, 9, 3 + n], 1000 * (n + 1)) for n in range(count)
+    }
     shares = np.arange(1, count + 1) / sum(range(1, count + 1))
     for rows in (1, 3, 50):
         taken = BlendedRows(some, shares.tolist(), rows, rows, LENGTH, 0, tmp_path / "order")

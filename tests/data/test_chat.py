@@ -27,7 +27,11 @@ def says(content, **more):
 ONE = [user("What is 2+2?"), says("4")]
 MANY = [
     {"role": "system", "content": "Be brief."},
-    user("What is 2+2?"), says("It is 4."), user("And 3+3?"), says("It is 6.\n"), user("Thanks"),
+    user("What is 2+2?"),
+    says("It is 4."),
+    user("And 3+3?"),
+    says("It is 6.\n"),
+    user("Thanks"),
     says("  You're welcome."),
 ]
 TOOLS = [
@@ -41,18 +45,23 @@ TOOLS = [
 ]
 USER_TOOLS = [user("Call Ann.", functions="call(person)"), says("", function_calls="call('Ann')")]
 UNICODE = [
-    user("😀 naïve 你好 \u200d"), says("👩‍👩‍👧 é → \U0001d518"), user("\tcode:\r\n x"), says("🏳️‍🌈"),
+    user("😀 naïve 你好 \u200d"),
+    says("👩‍👩‍👧 é → \U0001d518"),
+    user("\tcode:\r\n x"),
+    says("🏳️‍🌈"),
 ]
 # A tokenizer would merge these line breaks and blanks with the frame before them.
 BREAKS = [user("a\n\n"), says("\n\nb"), user("\n"), says(" \n c \n\n"), user(" "), says("\n")]
 CONVERSATIONS = {"one": ONE, "many": MANY, "unicode": UNICODE, "breaks": BREAKS}
 CASES = [
     *itertools.product(["olmo", "tulu"], CONVERSATIONS.values()),
-    ("olmo", TOOLS), ("olmo", USER_TOOLS),
+    ("olmo", TOOLS),
+    ("olmo", USER_TOOLS),
 ]
 IDS = [
     *map("-".join, itertools.product(["olmo", "tulu"], CONVERSATIONS)),
-    "olmo-tools", "olmo-user_tools",
+    "olmo-tools",
+    "olmo-user_tools",
 ]
 
 
@@ -100,7 +109,7 @@ def test_every_prompt_is_how_training_begins(dolma2, template, messages):
     for start, turn in zip(starts, turns, strict=True):
         prompt = prompt_ids(dolma2, messages[:turn], TEMPLATES[template])
         assert prompt == ids[:start]
-        assert prompt == prompt_ids(dolma2, messages[:turn + 1], TEMPLATES[template])
+        assert prompt == prompt_ids(dolma2, messages[: turn + 1], TEMPLATES[template])
 
 
 @pytest.mark.parametrize(
@@ -110,12 +119,15 @@ def test_every_prompt_is_how_training_begins(dolma2, template, messages):
 def test_agrees_with_transformers_where_its_mask_is_right(dolma2, template, messages):
     cleaned = [{"content": ""} | {k: v for k, v in m.items() if v is not None} for m in messages]
     theirs = dolma2.apply_chat_template(
-        cleaned, chat_template=TEMPLATES[template], return_dict=True,
+        cleaned,
+        chat_template=TEMPLATES[template],
+        return_dict=True,
         return_assistant_tokens_mask=True,
     )
     ids, loss_mask = render(dolma2, messages, TEMPLATES[template])
     assert (ids, [int(loss) for loss in loss_mask]) == (
-        theirs["input_ids"], theirs["assistant_masks"]
+        theirs["input_ids"],
+        theirs["assistant_masks"],
     )
 
 
@@ -124,9 +136,9 @@ def test_line_breaks_before_a_reply(dolma2):
     messages = [user("x"), says("\n\ny")]
     whole = dolma2.apply_chat_template(messages, chat_template=TEMPLATES["olmo"])
     prompt = prompt_ids(dolma2, messages, TEMPLATES["olmo"])
-    assert whole[:len(prompt)] != prompt
+    assert whole[: len(prompt)] != prompt
     ids, _ = render(dolma2, messages, TEMPLATES["olmo"])
-    assert ids[:len(prompt)] == prompt
+    assert ids[: len(prompt)] == prompt
     assert dolma2.decode(ids) == dolma2.decode(whole)
 
 
@@ -170,8 +182,8 @@ def test_replies_in_a_row(dolma2):
     messages = [user("Count."), says("1"), says("2")]
     ids, _ = render(dolma2, messages, TEMPLATES["olmo"])
     prompt = prompt_ids(dolma2, messages, TEMPLATES["olmo"])
-    assert prompt == ids[:len(prompt)]
-    assert dolma2.decode(ids[len(prompt):]) == "2<|endoftext|>"
+    assert prompt == ids[: len(prompt)]
+    assert dolma2.decode(ids[len(prompt) :]) == "2<|endoftext|>"
 
 
 @pytest.mark.parametrize("domain", ["general", *toy.DOMAINS])
@@ -182,7 +194,7 @@ def test_toy_template(dolma2, domain):
         ids, loss_mask = render(dolma2, messages, toy.CHAT_TEMPLATE)
         prompt = prompt_ids(dolma2, messages, toy.CHAT_TEMPLATE)
         assert loss_mask == [False] * len(prompt) + [True] * (len(ids) - len(prompt))
-        assert dolma2.decode(ids[len(prompt):]) == "".join(replies(messages, "olmo"))
+        assert dolma2.decode(ids[len(prompt) :]) == "".join(replies(messages, "olmo"))
 
 
 @pytest.mark.parametrize(
@@ -209,10 +221,17 @@ def test_bad_conversations(dolma2, messages, fault):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("template, marker", [
-    ("olmo", "<|im_start|>"), ("olmo", END), ("olmo", EOS), ("olmo", "<|pad|>"),
-    ("tulu", EOS), ("tulu", "<|assistant|>"),
-])
+@pytest.mark.parametrize(
+    "template, marker",
+    [
+        ("olmo", "<|im_start|>"),
+        ("olmo", END),
+        ("olmo", EOS),
+        ("olmo", "<|pad|>"),
+        ("tulu", EOS),
+        ("tulu", "<|assistant|>"),
+    ],
+)
 @pytest.mark.parametrize("where", ["user", "reply"])
 def test_text_can_not_forge_a_turn(dolma2, template, marker, where):
     text = f"the token {marker} ends it"
@@ -247,10 +266,14 @@ def test_tulu_has_no_tools(dolma2):
 
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-MARKED = "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}" \
+MARKED = (
+    "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}"
     "{{ m.content }}{% endgeneration %}<|im_end|>\n{% else %}{{ m.content }}{% endif %}{% endfor %}"
-FIRST_ONLY = "{% for m in messages %}{{ m.role }}{% if loop.index == 2 %}{% generation %}" \
+)
+FIRST_ONLY = (
+    "{% for m in messages %}{{ m.role }}{% if loop.index == 2 %}{% generation %}"
     "{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize(
@@ -291,9 +314,13 @@ def test_choosing_a_template(dolma2, tmp_path: Path):
         chat_template(None, dolma2)
     with pytest.raises(BarError, match="'chatml' is unknown; there are olmo, tulu"):
         chat_template("chatml", dolma2)
-    for content, fault in ((b"{% for %}", "is broken in line 1"), (b"", "is empty"),
-                           (b" \n", "is empty"), (b"caf\xe9", "isn't UTF-8"),
-                           (b"{{ strftime_now('%Y') }}", "is another one each time")):
+    for content, fault in (
+        (b"{% for %}", "is broken in line 1"),
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"caf\xe9", "isn't UTF-8"),
+        (b"{{ strftime_now('%Y') }}", "is another one each time"),
+    ):
         path.write_bytes(content)
         # Before any item is read, so none is skipped.
         with pytest.raises(BarError, match=rf"^chat_template .*mine\.jinja.* {fault}"):

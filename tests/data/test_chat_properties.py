@@ -26,8 +26,10 @@ def tokenizer(tmp_path_factory):
 def conversations(draw):
     messages = [{"role": "system", "content": draw(words)}] if draw(st.booleans()) else []
     for _ in range(draw(st.integers(1, 3))):
-        messages += [{"role": "user", "content": draw(words)},
-                     {"role": "assistant", "content": draw(words)}]
+        messages += [
+            {"role": "user", "content": draw(words)},
+            {"role": "assistant", "content": draw(words)},
+        ]
     return messages
 
 

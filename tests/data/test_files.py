@@ -29,14 +29,24 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name, text", [
-    ("a.jsonl", BOM + LINE), ("a.json", BOM + f"[{LINE}]"), ("a.ndjson", LINE + "\n"),
-    ("A.JSONL", LINE), ("a.JsonL.GZ", LINE), ("a.jsonl.gz", BOM + LINE), ("a.json.gz", LINE),
-    ("a.json.gz", f"[{LINE}]"), ("a.json", json.dumps(RECORD, indent=2)),
-    ("a.json.gz", json.dumps(RECORD, indent=2)), ("a.json", json.dumps({"data": [RECORD]})),
-    ("a.json", json.dumps({"version": 1, "data": [RECORD]}, indent=1)),
-    ("a.json", f"\n{LINE}\n\r\n"),
-])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.jsonl", BOM + LINE),
+        ("a.json", BOM + f"[{LINE}]"),
+        ("a.ndjson", LINE + "\n"),
+        ("A.JSONL", LINE),
+        ("a.JsonL.GZ", LINE),
+        ("a.jsonl.gz", BOM + LINE),
+        ("a.json.gz", LINE),
+        ("a.json.gz", f"[{LINE}]"),
+        ("a.json", json.dumps(RECORD, indent=2)),
+        ("a.json.gz", json.dumps(RECORD, indent=2)),
+        ("a.json", json.dumps({"data": [RECORD]})),
+        ("a.json", json.dumps({"version": 1, "data": [RECORD]}, indent=1)),
+        ("a.json", f"\n{LINE}\n\r\n"),
+    ],
+)
 def test_json_of_any_kind(tmp_path, name, text):
     source = Source(path=str(write(tmp_path / name, text)))
     assert [c.item for c in load_conversations(source, 0)] == [RECORD]
@@ -58,8 +68,10 @@ def small_blocks(monkeypatch):
 
 def _numbered(count: int) -> list[str]:
     rng = random.Random(0)
-    return [json.dumps({"text": f"{i} " + "x" * rng.randrange(400) + str(rng.random())})
-            for i in range(count)]
+    return [
+        json.dumps({"text": f"{i} " + "x" * rng.randrange(400) + str(rng.random())})
+        for i in range(count)
+    ]
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -91,13 +103,18 @@ def test_few_points_and_little_memory(tmp_path, monkeypatch):
     assert 4 <= len(file._points) <= 8
     with file.open() as reader:
         for start in (0, 90_000, 40_000, len(content) - 10, 5):
-            assert reader.read(start, start + 2000) == content[start:start + 2000]
+            assert reader.read(start, start + 2000) == content[start : start + 2000]
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda data: data[:len(data) // 2], lambda data: data + b"rubbish", lambda data: b"no gzip",
-    lambda data: data[:-8] + b"\1" * 8,
-])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data + b"rubbish",
+        lambda data: b"no gzip",
+        lambda data: data[:-8] + b"\1" * 8,
+    ],
+)
 def test_a_damaged_gzip_file(tmp_path, spoil):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(spoil(gzip.compress("\n".join(_numbered(50)).encode())))
@@ -116,21 +133,25 @@ def law(tmp_path) -> Path:
     return tmp_path / "law"
 
 
-@pytest.mark.parametrize("path, found, name", [
-    ("law", ["a.jsonl.gz", "b.jsonl", "deep/c.json"], "law"),
-    ("law/", ["a.jsonl.gz", "b.jsonl", "deep/c.json"], "law"),
-    ("law/*.jsonl", ["b.jsonl"], "law"),
-    ("law/*.json*", ["a.jsonl.gz", "b.jsonl"], "json"),
-    ("law/b*.jsonl", ["b.jsonl"], "b"),
-    ("law/**/?.js*", ["a.jsonl.gz", "b.jsonl", "deep/c.json"], "js"),
-    ("law/[a-b].jsonl*", ["a.jsonl.gz", "b.jsonl"], "a-b.jsonl"),
-])
+@pytest.mark.parametrize(
+    "path, found, name",
+    [
+        ("law", ["a.jsonl.gz", "b.jsonl", "deep/c.json"], "law"),
+        ("law/", ["a.jsonl.gz", "b.jsonl", "deep/c.json"], "law"),
+        ("law/*.jsonl", ["b.jsonl"], "law"),
+        ("law/*.json*", ["a.jsonl.gz", "b.jsonl"], "json"),
+        ("law/b*.jsonl", ["b.jsonl"], "b"),
+        ("law/**/?.js*", ["a.jsonl.gz", "b.jsonl", "deep/c.json"], "js"),
+        ("law/[a-b].jsonl*", ["a.jsonl.gz", "b.jsonl"], "a-b.jsonl"),
+    ],
+)
 def test_folders_and_patterns(law, path, found, name, monkeypatch):
     monkeypatch.chdir(law.parent)
     source = Source(path=path)
     assert load_texts(source, 0) == found
-    assert [c.where.partition("law/")[2].split(":")[0] for c in load_conversations(source, 0)
-            ] == found
+    assert [
+        c.where.partition("law/")[2].split(":")[0] for c in load_conversations(source, 0)
+    ] == found
     some = Source(path=path, count=1, repeat=2)
     assert len(load_texts(some, 0)) == 2
 
@@ -153,15 +174,18 @@ def test_the_identity_of_a_folder_is_that_of_its_files(law):
     assert open_source(Source(path=str(law)), 0, texts=True).identity != before
 
 
-@pytest.mark.parametrize("make, path, fault", [
-    ("x/a.csv", "x", r"'\.csv' isn't supported; name the files that are meant by a pattern"),
-    ("x/a.jsonl.zst", "x/a.jsonl.zst", r"'\.zst' isn't supported; give \.jsonl"),
-    ("x/README.md", "x", "holds no file that is read"),
-    ("x/a.jsonl", "x/*.parquet", "matches no file"),
-    ("x/a.jsonl", "~nobody/a.jsonl", "is not a file"),
-    ("x/a.jsonl", "$NOWHERE/a.jsonl", "is not a file"),
-    ("x/a.parquet.gz", "x/a.parquet.gz", r"'\.gz' isn't supported"),
-])
+@pytest.mark.parametrize(
+    "make, path, fault",
+    [
+        ("x/a.csv", "x", r"'\.csv' isn't supported; name the files that are meant by a pattern"),
+        ("x/a.jsonl.zst", "x/a.jsonl.zst", r"'\.zst' isn't supported; give \.jsonl"),
+        ("x/README.md", "x", "holds no file that is read"),
+        ("x/a.jsonl", "x/*.parquet", "matches no file"),
+        ("x/a.jsonl", "~nobody/a.jsonl", "is not a file"),
+        ("x/a.jsonl", "$NOWHERE/a.jsonl", "is not a file"),
+        ("x/a.parquet.gz", "x/a.parquet.gz", r"'\.gz' isn't supported"),
+    ],
+)
 def test_paths_without_data(tmp_path, make, path, fault, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / make, LINE)

@@ -35,12 +35,15 @@ def test_weights_shift_what_the_mixture_is_made_of():
     assert small.tolist() == again.tolist() != picks(sources, [100, 60], seed=1)[0].tolist()
 
 
-@pytest.mark.parametrize("sources, fault", [
-    ([source("a"), source("a")], "two data sources are called 'a'"),
-    ([source("a", weight=1), source("b")], "a has a weight and b has none; give all or none"),
-    ([source("a", weight=0)], "weight is 0"),
-    ([source("a", weight=2, repeat=2)], "either weight or repeat"),
-])
+@pytest.mark.parametrize(
+    "sources, fault",
+    [
+        ([source("a"), source("a")], "two data sources are called 'a'"),
+        ([source("a", weight=1), source("b")], "a has a weight and b has none; give all or none"),
+        ([source("a", weight=0)], "weight is 0"),
+        ([source("a", weight=2, repeat=2)], "either weight or repeat"),
+    ],
+)
 def test_refusals(sources, fault):
     with pytest.raises(BarError, match=fault):
         check_mixture(sources)
@@ -50,7 +53,9 @@ def test_stratified():
     sizes = {"math": 200, "code": 100, "safety": 3}
     sample = stratified(sizes, 0.05, seed=0)
     assert {name: len(drawn) for name, drawn in sample.items()} == {
-        "math": 10, "code": 5, "safety": 1
+        "math": 10,
+        "code": 5,
+        "safety": 1,
     }
     for name, drawn in sample.items():
         assert drawn.tolist() == sorted(set(drawn)) and drawn.max() < sizes[name]

@@ -19,7 +19,8 @@ weights = st.floats(0.05, 20)
 @given(st.data(), sizes, st.booleans(), st.integers(0, 3))
 def test_a_mixture(data, sizes, weighted, seed):
     sources = [
-        Source(path=f"{number}.jsonl", weight=data.draw(weights)) if weighted
+        Source(path=f"{number}.jsonl", weight=data.draw(weights))
+        if weighted
         else Source(path=f"{number}.jsonl", repeat=data.draw(st.integers(1, 3)))
         for number in range(len(sizes))
     ]

@@ -20,15 +20,18 @@ def _share(item: str, *texts: str) -> float:
     return overlap.share_I[0]
 
 
-@pytest.mark.parametrize("text, share", [
-    (QUESTION, 1.0),
-    ("x y " + QUESTION + " z", 1.0),
-    ("A, b; c... D!  e\nf (g) h -- then other words", 8 / 12),  # case and marks don't count
-    ("x c d e f g h i j y", 8 / 12),
-    ("c d e f g h i j k y", 9 / 12),  # two runs, which share seven words
-    ("a b c d e f g", 0.0),  # seven words are no run
-    ("", 0.0),
-])
+@pytest.mark.parametrize(
+    "text, share",
+    [
+        (QUESTION, 1.0),
+        ("x y " + QUESTION + " z", 1.0),
+        ("A, b; c... D!  e\nf (g) h -- then other words", 8 / 12),  # case and marks don't count
+        ("x c d e f g h i j y", 8 / 12),
+        ("c d e f g h i j k y", 9 / 12),  # two runs, which share seven words
+        ("a b c d e f g", 0.0),  # seven words are no run
+        ("", 0.0),
+    ],
+)
 def test_the_share_of_words_in_runs_that_a_text_has(text, share):
     assert _share(QUESTION, text) == pytest.approx(share)
 
@@ -74,10 +77,10 @@ def test_random_texts_agree_with_sets_of_words():
         best = 0.0
         for text in training:
             others = text.split()
-            runs = {tuple(others[i:i + 8]) for i in range(len(others) - 7)}
+            runs = {tuple(others[i : i + 8]) for i in range(len(others) - 7)}
             covered = set()
             for i in range(len(words) - 7):
-                if tuple(words[i:i + 8]) in runs:
+                if tuple(words[i : i + 8]) in runs:
                     covered |= set(range(i, i + 8))
             best = max(best, len(covered) / max(1, len(words)))
             if len(words) < 8 and words == others and words:

@@ -51,10 +51,7 @@ def documents(rows: PackedRows) -> list[tuple[list[int], list[bool]]]:
 def test_every_document_once_and_whole(seed):
     examples = drawn(200, 40, seed)
     rows = pack_examples(examples, 64)
-    expected = [
-        (list(example.ids), [False, *example.loss_mask[1:]])
-        for example in examples
-    ]
+    expected = [(list(example.ids), [False, *example.loss_mask[1:]]) for example in examples]
     assert sorted(documents(rows)) == sorted(expected)
     assert not rows.tokens_RS[rows.documents_RS == 0].any()
     assert not rows.loss_RS[rows.documents_RS == 0].any()
@@ -92,7 +89,9 @@ def test_overlong():
     examples = [made(10, 100), made(20, 200), made(4, 300)]
     truncated = pack_examples(examples, 8)
     assert sorted(ids for ids, _ in documents(truncated)) == [
-        list(range(100, 108)), list(range(200, 208)), list(range(300, 304))
+        list(range(100, 108)),
+        list(range(200, 208)),
+        list(range(300, 304)),
     ]
     assert truncated.report.truncated == 2
     dropped = pack({"": Examples(examples)}, 8, overlong="drop")
@@ -105,7 +104,10 @@ def test_overlong():
 def test_nothing_left_to_learn():
     """A prompt as long as the row, an example without loss, and one whose only loss is first."""
     examples = [
-        made(20, 100, prompt=8), made(5, 200, prompt=5), Example([1, 2], [True, False]), made(4)
+        made(20, 100, prompt=8),
+        made(5, 200, prompt=5),
+        Example([1, 2], [True, False]),
+        made(4),
     ]
     report = pack_examples(examples, 8).report
     assert (report.documents, report.dropped_unsupervised, report.truncated) == (1, 3, 1)
@@ -131,7 +133,8 @@ def test_texts():
     assert rows.tokens_RS.tolist() == [[1, 2, 3, EOS, 4], [EOS, 5, 6, 7, 8], [9, 10, EOS, 0, 0]]
     assert rows.documents_RS.tolist() == [[1, 1, 1, 1, 2], [1, 2, 2, 2, 2], [1, 1, 1, 0, 0]]
     assert rows.loss_RS.tolist() == [
-        [False, True, True, True, False], [False, False, True, True, True],
+        [False, True, True, True, False],
+        [False, False, True, True, True],
         [False, True, True, False, False],
     ]
     assert (rows.report.documents, rows.report.tokens, rows.report.supervised) == (3, 13, 8)
@@ -181,8 +184,11 @@ def test_batch_types():
 def test_loss_never_crosses_documents():
     """Even if a mask claims that a document's first token carries loss."""
     rows = PackedRows(
-        np.array([[1, 2, 3, 4]], np.int32), np.ones((1, 4), bool),
-        np.array([[1, 1, 2, 2]], np.int32), np.zeros((1, 4), np.int16), PackReport(),
+        np.array([[1, 2, 3, 4]], np.int32),
+        np.ones((1, 4), bool),
+        np.array([[1, 1, 2, 2]], np.int32),
+        np.zeros((1, 4), np.int16),
+        PackReport(),
     )
     assert to_batch(rows, PAD).loss_mask_BS.tolist() == [[1, 0, 1, 0]]
 
@@ -199,7 +205,8 @@ def test_a_batch_of_some_rows():
 def test_sources_are_told_apart(tmp_path):
     """Which source each label is of, also after a way over the disk."""
     sources = {
-        "math": Examples([made(5, 100), made(3, 200)]), "code": Examples([made(4, 300), made(9)]),
+        "math": Examples([made(5, 100), made(3, 200)]),
+        "code": Examples([made(4, 300), made(9)]),
     }
     picks = [np.array([0, 1, 1]), np.array([0])]
     packed = pack(sources, 8, picks=picks)

@@ -28,8 +28,11 @@ def conversations(draw) -> list[Example]:
 
 
 @examples
-@given(st.lists(conversations(), min_size=1, max_size=3), row_length,
-       st.sampled_from(["truncate", "drop"]))
+@given(
+    st.lists(conversations(), min_size=1, max_size=3),
+    row_length,
+    st.sampled_from(["truncate", "drop"]),
+)
 def test_packed_conversations(sources, length, overlong):
     found = {str(number): Examples(made) for number, made in enumerate(sources)}
     expected = []
@@ -44,9 +47,11 @@ def test_packed_conversations(sources, length, overlong):
         return
     packed = pack(found, length, overlong)
     rows = packed.take(range(len(packed)))
-    sources_of = [int(row[documents_S == number][0])
-                  for row, documents_S in zip(rows.sources_RS, rows.documents_RS)
-                  for number in range(1, documents_S.max() + 1)]
+    sources_of = [
+        int(row[documents_S == number][0])
+        for row, documents_S in zip(rows.sources_RS, rows.documents_RS)
+        for number in range(1, documents_S.max() + 1)
+    ]
     assert sorted(zip(sources_of, *zip(*documents(rows)))) == sorted(expected)
     assert packed.report.supervised == rows.loss_RS.sum() == sum(sum(m) for *_, m in expected)
     assert not rows.loss_RS[rows.documents_RS == 0].any()
@@ -64,11 +69,18 @@ def test_joined_texts(sizes, length):
     total = sum(sizes)
     assert tokens[:total].tolist() == np.concatenate(texts).tolist() and not numbers[total:].any()
     assert len(rows) == -(-total // length)
-    learned = {(int(row[at - 1]), int(row[at])) for row, loss in zip(rows.tokens_RS, rows.loss_RS)
-               for at in np.flatnonzero(loss)}
+    learned = {
+        (int(row[at - 1]), int(row[at]))
+        for row, loss in zip(rows.tokens_RS, rows.loss_RS)
+        for at in np.flatnonzero(loss)
+    }
     # A token is learned from the one before it, of the same text and row.
-    assert learned == {(int(text[at - 1]), int(text[at])) for start, text in _placed(texts)
-                       for at in range(1, len(text)) if (start + at) % length}
+    assert learned == {
+        (int(text[at - 1]), int(text[at]))
+        for start, text in _placed(texts)
+        for at in range(1, len(text))
+        if (start + at) % length
+    }
 
 
 def _placed(texts):

@@ -16,38 +16,51 @@ from megatron_bar.data.toy import CHAT_TEMPLATE
 from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
 
-USER, GOOD, BAD = ({"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"},
-                   {"role": "assistant", "content": "5"})
+USER, GOOD, BAD = (
+    {"role": "user", "content": "2 + 2?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "assistant", "content": "5"},
+)
 PAIR = ([USER, GOOD], [USER, BAD])
 
 
-@pytest.mark.parametrize("record", [
-    {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"},
-    {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
-    {"prompt": "2 + 2?", "chosen": [USER, GOOD], "rejected": [USER, BAD], "id": 7},  # Ai2's
-    {"chosen": [USER, GOOD], "rejected": [USER, BAD], "messages": [USER, GOOD]},
-])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "2 + 2?", "chosen": "4", "rejected": "5"},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": "2 + 2?", "chosen": [USER, GOOD], "rejected": [USER, BAD], "id": 7},  # Ai2's
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD], "messages": [USER, GOOD]},
+    ],
+)
 def test_all_forms_say_the_same(record):
     assert read_pair(record) == PAIR
 
 
 def test_the_last_reply_alone_carries_loss_and_other_columns_belong_to_both():
     before = [USER, GOOD, USER]
-    chosen, rejected = read_pair({"system": "Add.", "chosen": [*before, GOOD],
-                                  "rejected": [*before, BAD]})
+    chosen, rejected = read_pair(
+        {"system": "Add.", "chosen": [*before, GOOD], "rejected": [*before, BAD]}
+    )
     assert chosen[:-1] == rejected[:-1] and chosen[0] == {"role": "system", "content": "Add."}
     assert [turn.get("loss") for turn in chosen] == [None, None, False, None, None]
 
 
-@pytest.mark.parametrize("record, message", [
-    ({"prompt": "a", "chosen": "b"}, "column 'rejected' is missing; there are prompt, chosen"),
-    ({"chosen": "b", "rejected": "c"}, "chosen is an answer alone, and column 'prompt' is missing"),
-    ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same"),
-    ({"chosen": [USER, GOOD], "rejected": [GOOD | {"role": "user"}, BAD]}, "different prompts"),
-    ({"chosen": [USER], "rejected": [USER, BAD]}, "different prompts|ends with a user turn"),
-    ({"prompt": "a", "chosen": 3, "rejected": "b"}, "content|text"),
-    (["a"], "a record is list, not an object with columns"),
-])
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({"prompt": "a", "chosen": "b"}, "column 'rejected' is missing; there are prompt, chosen"),
+        (
+            {"chosen": "b", "rejected": "c"},
+            "chosen is an answer alone, and column 'prompt' is missing",
+        ),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same"),
+        ({"chosen": [USER, GOOD], "rejected": [GOOD | {"role": "user"}, BAD]}, "different prompts"),
+        ({"chosen": [USER], "rejected": [USER, BAD]}, "different prompts|ends with a user turn"),
+        ({"prompt": "a", "chosen": 3, "rejected": "b"}, "content|text"),
+        (["a"], "a record is list, not an object with columns"),
+    ],
+)
 def test_what_is_no_pair_is_told(record, message):
     with pytest.raises(BarError, match=message):
         read_pair(record)
@@ -58,8 +71,11 @@ def stored(tmp_path):
     """Three pairs; the rejected answer of the last one is long."""
     path = tmp_path / "pairs.jsonl"
     answers = [("4", "5"), ("4", "five"), ("4", "x" * 60)]
-    path.write_text("".join(json.dumps({"prompt": "2 + 2?", "chosen": a, "rejected": b}) + "\n"
-                            for a, b in answers))
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": "2 + 2?", "chosen": a, "rejected": b}) + "\n" for a, b in answers
+        )
+    )
     tokenizer = train_tokenizer(["2 + 2? 4 5"], 300, tmp_path / "tokenizer", CHAT_TEMPLATE)
     drawn = open_source(Source(path=str(path)), 0, texts=False)
     folder = store_preferences(drawn, tokenizer, CHAT_TEMPLATE, tmp_path / "data", 1)

@@ -43,9 +43,7 @@ def test_only_answers_are_learned(dolma2, conversations, template):
     # What is learned is every answer with its end, and nothing else.
     expected = [item.messages[-1]["content"] for item in conversations]
     assert sorted(answers) == sorted(text + dolma2.eos_token for text in expected)
-    assert batch.loss_mask_BS.sum() == sum(
-        len(ids) for ids in encode_texts(dolma2, expected)
-    )
+    assert batch.loss_mask_BS.sum() == sum(len(ids) for ids in encode_texts(dolma2, expected))
 
 
 def test_all_tokens_reach_a_step(dolma2, conversations):

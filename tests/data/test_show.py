@@ -20,7 +20,7 @@ def test_learned_tokens_are_coloured(small_tokenizer):
     shown = list(shown_documents(rows, small_tokenizer, colour=True))
     assert len(shown) == 6
     green = sorted(
-        "".join(text.plain[span.start:span.end] for span in text.spans if span.style == LEARNED)
+        "".join(text.plain[span.start : span.end] for span in text.spans if span.style == LEARNED)
         for _, text in shown
     )
     assert green == sorted(c.messages[-1]["content"] + "<|endoftext|>" for c in conversations)
@@ -34,7 +34,9 @@ def test_learned_tokens_are_coloured(small_tokenizer):
 def test_brackets_where_there_are_no_colours(small_tokenizer):
     rows = pack_texts(list(encode_texts(small_tokenizer, ["1 2", "3 4"])), 8)
     shown = [text.plain for _, text in shown_documents(rows, small_tokenizer, colour=False)]
-    firsts = [small_tokenizer.decode(rows.tokens_RS[0][np.argmax(rows.documents_RS[0] == n)])
-              for n in (1, 2)]
+    firsts = [
+        small_tokenizer.decode(rows.tokens_RS[0][np.argmax(rows.documents_RS[0] == n)])
+        for n in (1, 2)
+    ]
     assert firsts == ["1", "3"]
     assert shown[0] == "1⟦ 2<|endoftext|>⟧" and shown[1].startswith("3⟦ 4")

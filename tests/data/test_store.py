@@ -75,7 +75,9 @@ def test_texts(texts, small_tokenizer, tmp_path, processes):
     assert stored.tokens == sum(map(len, expected)) == stored.lengths_D.sum()
     assert (stored.supervised_D(10**6) == stored.lengths_D - 1).all()
     assert sorted(path.name for path in folder.iterdir()) == [
-        "manifest.json", "tokens.bin", "tokens.idx"
+        "manifest.json",
+        "tokens.bin",
+        "tokens.idx",
     ]
 
 

@@ -10,8 +10,13 @@ from megatron_bar.data.token_counts import count_tokens
 
 def _rows(tokens, documents):
     tokens_RS = np.array(tokens, np.int32)
-    return PackedRows(tokens_RS, tokens_RS > 0, np.array(documents, np.int32),
-                      np.zeros_like(tokens_RS, np.int16), PackReport())
+    return PackedRows(
+        tokens_RS,
+        tokens_RS > 0,
+        np.array(documents, np.int32),
+        np.zeros_like(tokens_RS, np.int16),
+        PackReport(),
+    )
 
 
 def test_every_token_of_a_document_counts():

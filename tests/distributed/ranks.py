@@ -69,9 +69,14 @@ def gathered_logits(model: torch.nn.Module, batches: list[Batch]) -> torch.Tenso
         return logits, lambda logits, non_loss_data: logits
 
     parts = get_forward_backward_func()(
-        forward_step_func=forward_step, data_iterator=iter(batches), model=[model],
-        num_microbatches=len(batches), seq_length=batches[0].tokens_BS.shape[1],
-        micro_batch_size=len(batches[0].tokens_BS), forward_only=True, collect_non_loss_data=True,
+        forward_step_func=forward_step,
+        data_iterator=iter(batches),
+        model=[model],
+        num_microbatches=len(batches),
+        seq_length=batches[0].tokens_BS.shape[1],
+        micro_batch_size=len(batches[0].tokens_BS),
+        forward_only=True,
+        collect_non_loss_data=True,
     )
     if not parallel_state.is_pipeline_last_stage():
         return None
@@ -114,9 +119,9 @@ def logits_and_gradients(checkpoint: Path, layout: Layout, batch: Batch, out: Pa
         save_model(model, out / "gradients")
         if dist.get_rank() == 0:
             config.save(out / "gradients")
-            (out / "loss.json").write_text(json.dumps(
-                {"loss": result.loss, "tokens": result.tokens}
-            ))
+            (out / "loss.json").write_text(
+                json.dumps({"loss": result.loss, "tokens": result.tokens})
+            )
 
 
 def preference_gradients(
@@ -134,16 +139,24 @@ def preference_gradients(
             config = ModelConfig.load(checkpoint)
             model = build_model(config, layout, getattr(torch, dtype))
             load_model(model, checkpoint)
-            training = Dpo(global_batch_size=len(rows), micro_batch_size=2,
-                           distributed_optimizer=False, dtype=dtype)
+            training = Dpo(
+                global_batch_size=len(rows),
+                micro_batch_size=2,
+                distributed_optimizer=False,
+                dtype=dtype,
+            )
             difference = ChosenOverRejected(normalized)
             reference = row_losses(model, rows, 0, training, difference)
             wrapped = wrap(model, training)
             wrapped.train()
             mine = np.arange(len(rows)).reshape(layout.data, -1, 2)[
-                parallel_state.get_data_parallel_rank()]
-            result = forward_backward(wrapped, [to_batch(rows.take(some), 0) for some in mine],
-                                      objective=PreferenceLoss(beta, difference))
+                parallel_state.get_data_parallel_rank()
+            ]
+            result = forward_backward(
+                wrapped,
+                [to_batch(rows.take(some), 0) for some in mine],
+                objective=PreferenceLoss(beta, difference),
+            )
             for parameter in model.parameters():
                 parameter.data = parameter.main_grad.clone()
             if dist.get_rank() == 0:
@@ -152,8 +165,9 @@ def preference_gradients(
             save_model(model, out / "gradients")
             if dist.get_rank() == 0:
                 config.save(out / "gradients")
-                (out / "told.json").write_text(json.dumps(
-                    {"reference": reference, "loss": result.loss, **result.metrics}))
+                (out / "told.json").write_text(
+                    json.dumps({"reference": reference, "loss": result.loss, **result.metrics})
+                )
 
 
 def train_steps(
@@ -182,12 +196,18 @@ def train_steps(
         kills.die_at_save()
     judge = BadStepCheck.fault
     BadStepCheck.fault = lambda self, *numbers: (
-        "it is one of the first" if self.progress.step < bad_steps else judge(self, *numbers))
+        "it is one of the first" if self.progress.step < bad_steps else judge(self, *numbers)
+    )
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
         run = ModelRun(config, checkpoint, folder, layout, 0, "test")
         TrainingRun(
-            run, training, rows, 0, snapshots=snapshots or {}, validation=validation,
+            run,
+            training,
+            rows,
+            0,
+            snapshots=snapshots or {},
+            validation=validation,
         ).run()
 
 
@@ -230,15 +250,26 @@ def budgets(checkpoint: Path, layout: Layout, trainings: dict[str, Training], ou
             forward_backward(wrapped, [rows_of(batch, slice(rank, rank + 1))])
             gradient_norm(optimizer)
             optimizer.step()
-            (out / f"{name}-{dist.get_rank()}.json").write_text(json.dumps({
-                "gradients": budget.gradients, "optimizer": budget.optimizer,
-                "allocated": _allocated(wrapped, optimizer),
-                "grads_of_frozen": sum(p.grad is not None or hasattr(p, "main_grad")
-                                       for p in model.parameters() if not p.requires_grad),
-                "open": sum(p.numel() for p in model.parameters() if p.requires_grad),
-                "shares": sum(p.numel() / _copies(p, layout)
-                              for p in model.parameters() if p.requires_grad),
-            }))
+            (out / f"{name}-{dist.get_rank()}.json").write_text(
+                json.dumps(
+                    {
+                        "gradients": budget.gradients,
+                        "optimizer": budget.optimizer,
+                        "allocated": _allocated(wrapped, optimizer),
+                        "grads_of_frozen": sum(
+                            p.grad is not None or hasattr(p, "main_grad")
+                            for p in model.parameters()
+                            if not p.requires_grad
+                        ),
+                        "open": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                        "shares": sum(
+                            p.numel() / _copies(p, layout)
+                            for p in model.parameters()
+                            if p.requires_grad
+                        ),
+                    }
+                )
+            )
 
 
 def _allocated(wrapped: torch.nn.Module, optimizer: MegatronOptimizer) -> dict[str, int]:
@@ -257,8 +288,10 @@ def _allocated(wrapped: torch.nn.Module, optimizer: MegatronOptimizer) -> dict[s
             if parameter.dtype is torch.float32 and wrapped.module.config.bf16:
                 total += parameter.nbytes
                 assert storage.data_ptr() not in of_model
-    return {"gradients": sum(b.grad_data.untyped_storage().nbytes() for b in buffers),
-            "optimizer": total}
+    return {
+        "gradients": sum(b.grad_data.untyped_storage().nbytes() for b in buffers),
+        "optimizer": total,
+    }
 
 
 def _copies(parameter: torch.nn.Parameter, layout: Layout) -> int:
@@ -283,12 +316,18 @@ def allocations(
         optimizer = build_optimizer(wrapped, training)
         budget = rank_budget(wrapped, optimizer)
         gradients = {g: size for g, size in budget.gradients.items() if g != PADDING}
-        (out / f"rank-{dist.get_rank()}.json").write_text(json.dumps({
-            "weights": weights, "gradients": sum(gradients.values()),
-            "optimizer": sum(budget.optimizer.values()), "trainable": trainable,
-            "pipeline_rank": parallel_state.get_pipeline_model_parallel_rank(),
-            "expert_rank": parallel_state.get_expert_model_parallel_rank(),
-        }))
+        (out / f"rank-{dist.get_rank()}.json").write_text(
+            json.dumps(
+                {
+                    "weights": weights,
+                    "gradients": sum(gradients.values()),
+                    "optimizer": sum(budget.optimizer.values()),
+                    "trainable": trainable,
+                    "pipeline_rank": parallel_state.get_pipeline_model_parallel_rank(),
+                    "expert_rank": parallel_state.get_expert_model_parallel_rank(),
+                }
+            )
+        )
 
 
 def kept_for_backward(
@@ -307,11 +346,14 @@ def kept_for_backward(
                 kept[tensor.untyped_storage().data_ptr()] = tensor
             return tensor
 
-        batch = packed_batch(config.vocab_size, training.micro_batch_size,
-                             training.sequence_length)
+        batch = packed_batch(config.vocab_size, training.micro_batch_size, training.sequence_length)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model(batch.tokens_BS, batch.positions_BS, batch.attention_mask_B1SS,
-                  labels=batch.labels_BS)
+            model(
+                batch.tokens_BS,
+                batch.positions_BS,
+                batch.attention_mask_B1SS,
+                labels=batch.labels_BS,
+            )
         size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         (out / "kept.json").write_text(json.dumps(size))
 

@@ -19,8 +19,15 @@ STEPS = 4
 
 def training(groups: Sequence[str], **changes) -> Training:
     settings = dict(
-        trainable=list(groups), steps=STEPS, sequence_length=24, global_batch_size=4,
-        micro_batch_size=1, lr=1e-2, weight_decay=0.1, warmup_ratio=0.0, log_every=1,
+        trainable=list(groups),
+        steps=STEPS,
+        sequence_length=24,
+        global_batch_size=4,
+        micro_batch_size=1,
+        lr=1e-2,
+        weight_decay=0.1,
+        warmup_ratio=0.0,
+        log_every=1,
         router_z_loss=1e-3,
     )
     return Training(**settings | changes)
@@ -32,8 +39,11 @@ def rows(count: int = 24, length: int = 24) -> PackedRows:
     documents = np.where(np.arange(length) < random.randint(4, length - 4, (count, 1)), 1, 2)
     return PackedRows(
         random.randint(0, 331, (count, length)).astype(np.int32),
-        random.rand(count, length) < 0.7, documents.astype(np.int32),
-        (documents - 1).astype(np.int16), PackReport(), ("one", "two"),
+        random.rand(count, length) < 0.7,
+        documents.astype(np.int32),
+        (documents - 1).astype(np.int16),
+        PackReport(),
+        ("one", "two"),
     )
 
 
@@ -41,12 +51,25 @@ def start(
     checkpoint: Path, layout: Layout, settings: Training, folder: Path, **more
 ) -> processes.Job:
     folder.mkdir(exist_ok=True)
-    arguments = (more.get("die_at_save", False), more.get("validation"), more.get("snapshots"),
-                 more.get("bad_steps", 0), more.get("longest_file"),
-                 more.get("unmarked", False))
+    arguments = (
+        more.get("die_at_save", False),
+        more.get("validation"),
+        more.get("snapshots"),
+        more.get("bad_steps", 0),
+        more.get("longest_file"),
+        more.get("unmarked", False),
+    )
     return processes.start(
-        ranks.train_steps, checkpoint, layout, settings, rows(), folder, *arguments,
-        processes=layout.processes, timeout_seconds=240, log=more.get("log"),
+        ranks.train_steps,
+        checkpoint,
+        layout,
+        settings,
+        rows(),
+        folder,
+        *arguments,
+        processes=layout.processes,
+        timeout_seconds=240,
+        log=more.get("log"),
     )
 
 

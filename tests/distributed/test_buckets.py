@@ -29,9 +29,7 @@ def _settings(**changes) -> Training:
     return training(groups, global_batch_size=6, save_every=2, **changes)
 
 
-def _killed(
-    checkpoint: Path, layout: Layout, settings: Training, folder: Path, **more
-) -> Path:
+def _killed(checkpoint: Path, layout: Layout, settings: Training, folder: Path, **more) -> Path:
     """The state that a run leaves that is killed after its second step."""
     with pytest.raises(JobFailed):
         run(checkpoint, layout, settings, folder, die_at_save=True, **more)
@@ -40,8 +38,11 @@ def _killed(
 
 def _moments(point: Path) -> dict[str, torch.Tensor]:
     metadata = dcp.FileSystemReader(point).read_metadata().state_dict_metadata
-    moments = {key: torch.empty(entry.size) for key, entry in metadata.items()
-               if key.startswith("optimizer.state.exp_avg")}
+    moments = {
+        key: torch.empty(entry.size)
+        for key, entry in metadata.items()
+        if key.startswith("optimizer.state.exp_avg")
+    }
     dcp.load(moments, storage_reader=dcp.FileSystemReader(point), no_dist=True)
     return moments
 
@@ -63,8 +64,9 @@ def test_moments_and_bits(name, other, checkpoint, alone, tmp_path):
     assert ours.keys() == theirs.keys()
     for key, moment in theirs.items():
         assert moment.abs().max() > 0
-        torch.testing.assert_close(ours[key], moment, rtol=1e-3,
-                                   atol=1e-4 * moment.abs().max().item(), msg=key)
+        torch.testing.assert_close(
+            ours[key], moment, rtol=1e-3, atol=1e-4 * moment.abs().max().item(), msg=key
+        )
     run(checkpoint, LAYOUTS[name], settings, tmp_path / "whole")
     if other is not None:
         shutil.copytree(tmp_path / "killed", tmp_path / "elsewhere")
@@ -72,8 +74,9 @@ def test_moments_and_bits(name, other, checkpoint, alone, tmp_path):
         assert_same_numbers(read_metrics(tmp_path / "elsewhere"), read_metrics(alone / "whole"))
     run(checkpoint, LAYOUTS[name], settings, tmp_path / "killed")
     assert_same_numbers(read_metrics(tmp_path / "killed"), read_metrics(alone / "whole"))
-    assert (group_digests(tmp_path / "killed" / "checkpoint")
-            == group_digests(tmp_path / "whole" / "checkpoint"))
+    assert group_digests(tmp_path / "killed" / "checkpoint") == group_digests(
+        tmp_path / "whole" / "checkpoint"
+    )
 
 
 @pytest.mark.parametrize("megatron, warned", [(BUCKETS, 1), ({}, 0)])

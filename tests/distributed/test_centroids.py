@@ -27,19 +27,31 @@ def start(tmp_path_factory):
     model = random_experts(4)
     checkpoint = imported(model, folder)
     rng = np.random.default_rng(5)
-    documents = {source: [rng.integers(SIZES["vocab_size"], size=length) for length in lengths]
-                 for source, lengths in LENGTHS.items()}
-    rows = pack({source: Examples([Example(ids, np.ones(len(ids), bool)) for ids in texts])
-                 for source, texts in documents.items()}, ROW)
+    documents = {
+        source: [rng.integers(SIZES["vocab_size"], size=length) for length in lengths]
+        for source, lengths in LENGTHS.items()
+    }
+    rows = pack(
+        {
+            source: Examples([Example(ids, np.ones(len(ids), bool)) for ids in texts])
+            for source, texts in documents.items()
+        },
+        ROW,
+    )
     assert len(rows) % 2 == 1  # two ranks don't have as many each
     gates = [layer.mlp.gate for layer in model.model.layers]
-    expected_LEH = torch.stack([
-        torch.stack([_mean_input(model, gate, texts) for texts in documents.values()])
-        for gate in gates
-    ])
+    expected_LEH = torch.stack(
+        [
+            torch.stack([_mean_input(model, gate, texts) for texts in documents.values()])
+            for gate in gates
+        ]
+    )
     lengths_L11 = torch.stack([gate.weight.norm(dim=1).mean() for gate in gates])[:, None, None]
-    return (checkpoint, rows,
-            (lengths_L11 * torch.nn.functional.normalize(expected_LEH, dim=-1)).detach())
+    return (
+        checkpoint,
+        rows,
+        (lengths_L11 * torch.nn.functional.normalize(expected_LEH, dim=-1)).detach(),
+    )
 
 
 @torch.no_grad()
@@ -58,9 +70,22 @@ def _mean_input(model, gate, texts) -> torch.Tensor:
 def test_rows_start_at_the_mean_input_of_their_experts_data(layout, start, tmp_path):
     checkpoint, rows, expected_LEH = start
     layout = EXPERTS[layout]
-    processes.start(ranks.centroids, checkpoint, layout, rows, OWNERS, tmp_path,
-                    processes=layout.processes, timeout_seconds=120).wait()
+    processes.start(
+        ranks.centroids,
+        checkpoint,
+        layout,
+        rows,
+        OWNERS,
+        tmp_path,
+        processes=layout.processes,
+        timeout_seconds=120,
+    ).wait()
     reader = CheckpointReader(tmp_path)
-    found_LEH = torch.stack([reader.read(slot) for slot in slots(ModelConfig.load(checkpoint))
-                             if slot.name is ROUTER_NAME])
+    found_LEH = torch.stack(
+        [
+            reader.read(slot)
+            for slot in slots(ModelConfig.load(checkpoint))
+            if slot.name is ROUTER_NAME
+        ]
+    )
     torch.testing.assert_close(found_LEH, expected_LEH, rtol=1e-4, atol=1e-6)

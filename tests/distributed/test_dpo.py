@@ -34,9 +34,16 @@ def _rows() -> PackedRows:
             place = slice(half * HALF, half * HALF + length)
             rows.tokens_RS[row, place] = chance.randint(1, 331, length)
             rows.documents_RS[row, place], rows.sources_RS[row, place] = half + 1, 0
-            rows.loss_RS[row, half * HALF + prompt:half * HALF + length] = True
-    return PackedRows(rows.tokens_RS, rows.loss_RS, rows.documents_RS, rows.sources_RS,
-                      rows.report, rows.source_names, chance.randn(PAIRS).astype(np.float32))
+            rows.loss_RS[row, half * HALF + prompt : half * HALF + length] = True
+    return PackedRows(
+        rows.tokens_RS,
+        rows.loss_RS,
+        rows.documents_RS,
+        rows.sources_RS,
+        rows.report,
+        rows.source_names,
+        chance.randn(PAIRS).astype(np.float32),
+    )
 
 
 def _differences(model: PreTrainedModel, rows: PackedRows, normalized: bool) -> torch.Tensor:
@@ -59,20 +66,34 @@ def _differences(model: PreTrainedModel, rows: PackedRows, normalized: bool) -> 
 FP32, BF16 = ("float32", 1e-5, 1e-4), ("bfloat16", 3e-2, 6e-2)
 
 
-@pytest.mark.parametrize("layout, cases", [
-    ("tp1", [(FP32, True), (FP32, False), (BF16, True)]),
-    ("tp2", [(FP32, True), (BF16, False)]),
-    ("dp2", [(FP32, True)]),
-])
+@pytest.mark.parametrize(
+    "layout, cases",
+    [
+        ("tp1", [(FP32, True), (FP32, False), (BF16, True)]),
+        ("tp2", [(FP32, True), (BF16, False)]),
+        ("dp2", [(FP32, True)]),
+    ],
+)
 def test_loss_gradients_and_reference_are_those_of_plain_pytorch(layout, cases, tmp_path):
     model, rows = random_experts(2), _rows()
     stored = copy.deepcopy(model).to(torch.bfloat16)
-    checkpoints = {"float32": imported(model, tmp_path / "fp32"),
-                   "bfloat16": imported(stored, tmp_path / "bf16")}
-    work = [(checkpoints[dtype], dtype, normalized, tmp_path / str(number))
-            for number, ((dtype, *_), normalized) in enumerate(cases)]
-    processes.start(ranks.preference_gradients, EXPERTS[layout], rows, BETA, work,
-                    processes=EXPERTS[layout].processes, timeout_seconds=120).wait()
+    checkpoints = {
+        "float32": imported(model, tmp_path / "fp32"),
+        "bfloat16": imported(stored, tmp_path / "bf16"),
+    }
+    work = [
+        (checkpoints[dtype], dtype, normalized, tmp_path / str(number))
+        for number, ((dtype, *_), normalized) in enumerate(cases)
+    ]
+    processes.start(
+        ranks.preference_gradients,
+        EXPERTS[layout],
+        rows,
+        BETA,
+        work,
+        processes=EXPERTS[layout].processes,
+        timeout_seconds=120,
+    ).wait()
     for ((dtype, close, closer), normalized), (checkpoint, *_, out) in zip(cases, work):
         judge = stored.float() if dtype == "bfloat16" else model
         judge.zero_grad()
@@ -92,4 +113,5 @@ def test_loss_gradients_and_reference_are_those_of_plain_pytorch(layout, cases, 
             for name, gradient in zip(slot.hf_names, slot.to_hf(reader.read(slot))):
                 errors[name] = ((gradient - expected[name]).norm() / expected[name].norm()).item()
         assert len(errors) == len(expected) and max(errors.values()) < closer, max(
-            errors.items(), key=lambda item: item[1])
+            errors.items(), key=lambda item: item[1]
+        )

@@ -33,12 +33,18 @@ def test_the_bytes_reported_are_those_allocated_and_those_needed(name, checkpoin
         f"{pattern}_{kind}": training(groups, **settings)
         for pattern, groups in PATTERNS.items()
         for kind, settings in {
-            "shared": {}, "whole": {"distributed_optimizer": False},
+            "shared": {},
+            "whole": {"distributed_optimizer": False},
             "bf16": {"dtype": "bfloat16"},
         }.items()
     }
     processes.start(
-        ranks.budgets, checkpoint, layout, trainings, tmp_path, processes=layout.processes,
+        ranks.budgets,
+        checkpoint,
+        layout,
+        trainings,
+        tmp_path,
+        processes=layout.processes,
         timeout_seconds=280,
     ).wait()
     for key in trainings:
@@ -62,17 +68,28 @@ def test_the_bytes_reported_are_those_allocated_and_those_needed(name, checkpoin
         assert set(rank["gradients"]) <= {"expert.1", "router.1", PADDING}
         assert rank["open"] <= (3 * 80 * 48 + 48) * 4 // layout.pipeline
     if layout.expert == 2:  # the anchor's rank trains no expert
-        groups = [set(json.loads(path.read_text())["gradients"]) - {PADDING}
-                  for path in tmp_path.glob("midtrain_shared-*.json")]
+        groups = [
+            set(json.loads(path.read_text())["gradients"]) - {PADDING}
+            for path in tmp_path.glob("midtrain_shared-*.json")
+        ]
         assert {"router.1"} in groups
 
 
-@pytest.mark.parametrize("name, groups, distributed_optimizer", [
-    ("pp2", ("head",), True), ("pp2", ("head",), False), ("pp2", ("embeddings",), True),
-    ("ep2", ("expert.1",), True), ("ep2", ("expert.1",), False), ("tp2ep2", ("expert.1",), True),
-    ("tp1", ("expert.1",), True), ("dp2", ("final_norm",), True),
-    ("tp2pp2ep2", ("expert.0",), True),
-], ids=str)
+@pytest.mark.parametrize(
+    "name, groups, distributed_optimizer",
+    [
+        ("pp2", ("head",), True),
+        ("pp2", ("head",), False),
+        ("pp2", ("embeddings",), True),
+        ("ep2", ("expert.1",), True),
+        ("ep2", ("expert.1",), False),
+        ("tp2ep2", ("expert.1",), True),
+        ("tp1", ("expert.1",), True),
+        ("dp2", ("final_norm",), True),
+        ("tp2pp2ep2", ("expert.0",), True),
+    ],
+    ids=str,
+)
 def test_ranks_and_optimizer_parts_without_anything_to_train(
     name, groups, distributed_optimizer, checkpoint, tmp_path
 ):
@@ -87,9 +104,16 @@ def test_ranks_and_optimizer_parts_without_anything_to_train(
     assert {group for group in before if before[group] != after[group]} == set(groups)
 
 
-@pytest.mark.parametrize("name, groups", [
-    ("tp2pp2", SFT_GROUPS), ("pp2", MIDTRAIN_GROUPS), ("dp2", ("head",)), ("tp2ep2", ("*",)),
-], ids=str)
+@pytest.mark.parametrize(
+    "name, groups",
+    [
+        ("tp2pp2", SFT_GROUPS),
+        ("pp2", MIDTRAIN_GROUPS),
+        ("dp2", ("head",)),
+        ("tp2ep2", ("*",)),
+    ],
+    ids=str,
+)
 def test_tied_embeddings_norms_before_and_per_head_train_alike_in_every_layout(
     name, groups, tied, tmp_path
 ):
@@ -103,7 +127,8 @@ def test_tied_embeddings_norms_before_and_per_head_train_alike_in_every_layout(
     before, after = group_digests(tied), group_digests(tmp_path / "run" / "checkpoint")
     groups = {"embeddings" if group == "head" else group for group in groups}
     assert {group for group in before if before[group] != after[group]} == (
-        set(before) if groups == {"*"} else groups)
+        set(before) if groups == {"*"} else groups
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +137,18 @@ def tied(tmp_path_factory):
     return imported(model, tmp_path_factory.mktemp("tied"))
 
 
-@pytest.mark.parametrize("first, second, groups, distributed_optimizer", [
-    ("tp2", "pp2", MIDTRAIN_GROUPS, True), ("ep2", "tp1", SFT_GROUPS, True),
-    ("tp1", "tp2pp2ep2", SFT_GROUPS, True), ("tp2pp2", "dp2", ("*",), True),
-    ("dp2", "cp2ep2", MIDTRAIN_GROUPS, True), ("tp2", "ep2", SFT_GROUPS, False),
-], ids=str)
+@pytest.mark.parametrize(
+    "first, second, groups, distributed_optimizer",
+    [
+        ("tp2", "pp2", MIDTRAIN_GROUPS, True),
+        ("ep2", "tp1", SFT_GROUPS, True),
+        ("tp1", "tp2pp2ep2", SFT_GROUPS, True),
+        ("tp2pp2", "dp2", ("*",), True),
+        ("dp2", "cp2ep2", MIDTRAIN_GROUPS, True),
+        ("tp2", "ep2", SFT_GROUPS, False),
+    ],
+    ids=str,
+)
 def test_a_stage_goes_on_in_another_layout(
     first, second, groups, distributed_optimizer, checkpoint, tmp_path
 ):

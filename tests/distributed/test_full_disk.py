@@ -24,7 +24,8 @@ def test_a_stage_that_can_not_end_does_not_begin(checkpoint, tmp_path):
             run(checkpoint, EXPERTS["dp2"], training(**SETTINGS), disk / "run")
         assert str(raised.value) == (
             f"test: {disk}/run/checkpoint can't be written: it needs 604.2 KiB, and the disk at "
-            f"{disk} has 512.0 KiB free; make room, or set runs to a folder on another disk")
+            f"{disk} has 512.0 KiB free; make room, or set runs to a folder on another disk"
+        )
         assert list((disk / "run").iterdir()) == []
 
 
@@ -36,9 +37,11 @@ def test_no_room_for_the_next_state(name, save_async, checkpoint, tmp_path):
         with pytest.raises(JobFailed) as raised:
             run(checkpoint, EXPERTS[name], settings, folder, log=tmp_path / "log")
         assert str(raised.value).startswith(
-            f"{folder}/resume/4 can't be written: it needs 1.8 MiB, and the disk at {disk} has ")
+            f"{folder}/resume/4 can't be written: it needs 1.8 MiB, and the disk at {disk} has "
+        )
         assert str(raised.value).endswith(
-            " free; the state after step 2 stands; make room and run it again")
+            " free; the state after step 2 stands; make room and run it again"
+        )
         said = (tmp_path / "log").read_text()
         assert f"warning: test: the disk at {disk} has 3.0 MiB free, and up to 5.9 MiB will" in said
         assert "Traceback" not in said
@@ -46,23 +49,34 @@ def test_no_room_for_the_next_state(name, save_async, checkpoint, tmp_path):
         enlarge(disk, "32m")
         run(checkpoint, EXPERTS[name], settings, folder)
         run(checkpoint, EXPERTS[name], settings, tmp_path / "whole")
-        assert (group_digests(folder / "checkpoint")
-                == group_digests(tmp_path / "whole" / "checkpoint"))
+        assert group_digests(folder / "checkpoint") == group_digests(
+            tmp_path / "whole" / "checkpoint"
+        )
 
 
 @pytest.mark.parametrize("name, save_async", [("dp2", False), ("tp1", True)])
 def test_a_state_that_is_cut_short_leaves_nothing(name, save_async, checkpoint, tmp_path):
     """Others may write on the same disk: that there was room doesn't say that there is."""
     with pytest.raises(JobFailed) as raised:
-        run(checkpoint, EXPERTS[name], training(**SETTINGS, save_async=save_async),
-            tmp_path / "run", log=tmp_path / "log", longest_file=300_000)
+        run(
+            checkpoint,
+            EXPERTS[name],
+            training(**SETTINGS, save_async=save_async),
+            tmp_path / "run",
+            log=tmp_path / "log",
+            longest_file=300_000,
+        )
     # Of a writer that knows no more than that, as Megatron-Core's from 0.19 on, the second.
     where = f"{tmp_path}/run/resume/2 can't be written: the disk at {disk_of(tmp_path)} "
-    assert str(raised.value).startswith((
-        where + "takes no file as large as that (",
-        where + "took only a part of a file: it is full, or a limit is reached ("))
+    assert str(raised.value).startswith(
+        (
+            where + "takes no file as large as that (",
+            where + "took only a part of a file: it is full, or a limit is reached (",
+        )
+    )
     assert str(raised.value).endswith(
-        " free), 1.8 MiB are needed; no state was saved before; make room and run it again")
+        " free), 1.8 MiB are needed; no state was saved before; make room and run it again"
+    )
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert list((tmp_path / "run" / "resume").iterdir()) == []
 

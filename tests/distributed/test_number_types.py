@@ -31,7 +31,9 @@ pytestmark = pytest.mark.distributed
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 # By the word in a Hugging Face name, the type of what is stored otherwise than the rest.
 STORED = {
-    "bf16": (BF16, {}), "fp16": (FP16, {}), "fp32": (FP32, {}),
+    "bf16": (BF16, {}),
+    "fp16": (FP16, {}),
+    "fp32": (FP32, {}),
     "bf16 with fp32 norms and routers": (BF16, {"norm": FP32, "gate.weight": FP32}),
     "fp32 with bf16 embeddings": (FP32, {"embed": BF16, "lm_head": BF16}),
 }
@@ -46,19 +48,23 @@ def stored_as(model: torch.nn.Module, kind: str, folder: Path) -> Path:
     return imported(model, folder)
 
 
-@pytest.mark.parametrize("kind, dtype, groups, layout", [
-    ("bf16", None, MIDTRAIN_GROUPS, "tp2ep2"),
-    ("bf16", None, RLVR_GROUPS, "tp1"),
-    ("bf16", "float32", SFT_GROUPS, "tp2ep2"),
-    ("fp32", "bfloat16", SFT_GROUPS, "tp2ep2"),
-    ("fp32", "bfloat16", MIDTRAIN_GROUPS, "pp2"),
-    ("fp16", None, SFT_GROUPS, "dp2"),
-    ("fp16", "bfloat16", MIDTRAIN_GROUPS, "tp1"),
-    ("bf16 with fp32 norms and routers", None, RLVR_GROUPS, "tp2ep2"),
-    ("bf16 with fp32 norms and routers", None, ROUTE_GROUPS, "dp2"),
-    ("bf16 with fp32 norms and routers", None, ("expert.1",), "ep2"),
-    ("fp32 with bf16 embeddings", None, ("expert.1", "embeddings"), "tp2"),
-], ids=str)
+@pytest.mark.parametrize(
+    "kind, dtype, groups, layout",
+    [
+        ("bf16", None, MIDTRAIN_GROUPS, "tp2ep2"),
+        ("bf16", None, RLVR_GROUPS, "tp1"),
+        ("bf16", "float32", SFT_GROUPS, "tp2ep2"),
+        ("fp32", "bfloat16", SFT_GROUPS, "tp2ep2"),
+        ("fp32", "bfloat16", MIDTRAIN_GROUPS, "pp2"),
+        ("fp16", None, SFT_GROUPS, "dp2"),
+        ("fp16", "bfloat16", MIDTRAIN_GROUPS, "tp1"),
+        ("bf16 with fp32 norms and routers", None, RLVR_GROUPS, "tp2ep2"),
+        ("bf16 with fp32 norms and routers", None, ROUTE_GROUPS, "dp2"),
+        ("bf16 with fp32 norms and routers", None, ("expert.1",), "ep2"),
+        ("fp32 with bf16 embeddings", None, ("expert.1", "embeddings"), "tp2"),
+    ],
+    ids=str,
+)
 def test_a_stage_writes_each_tensor_in_the_type_it_came_in(kind, dtype, groups, layout, tmp_path):
     checkpoint = stored_as(random_experts(2), kind, tmp_path)
     run(checkpoint, EXPERTS[layout], training(groups, dtype=dtype), tmp_path / "run")
@@ -69,16 +75,22 @@ def test_a_stage_writes_each_tensor_in_the_type_it_came_in(kind, dtype, groups, 
     opened = {"router.0", "router.1"} if groups is ROUTE_GROUPS else set(groups)
     assert moved == opened
     export_hf(trained, tmp_path / "exported")
-    found, source = (load_file(tmp_path / folder / "model.safetensors")
-                     for folder in ("exported", "hf"))
+    found, source = (
+        load_file(tmp_path / folder / "model.safetensors") for folder in ("exported", "hf")
+    )
     assert {name: t.dtype for name, t in found.items()} == {
         name: t.dtype for name, t in source.items()
     }
 
 
-@pytest.mark.parametrize("kind, dtype, layout", [
-    ("bf16", None, "tp2ep2"), ("fp32", "bfloat16", "dp2"), ("bf16", "float32", "tp1"),
-])
+@pytest.mark.parametrize(
+    "kind, dtype, layout",
+    [
+        ("bf16", None, "tp2ep2"),
+        ("fp32", "bfloat16", "dp2"),
+        ("bf16", "float32", "tp1"),
+    ],
+)
 def test_a_stage_that_is_cut_short_goes_on_to_the_same_bits(kind, dtype, layout, tmp_path):
     """And what it leaves to go on from is read in the types of its start, too."""
     checkpoint = stored_as(random_experts(2), kind, tmp_path)
@@ -114,13 +126,17 @@ def test_a_weight_that_its_type_cannot_say_is_refused(tmp_path):
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
-@pytest.mark.parametrize("anchor, pretrained", [("bf16", "fp32"), ("fp32", "bf16"),
-                                                ("bf16 with fp32 norms and routers", "fp16")])
+@pytest.mark.parametrize(
+    "anchor, pretrained",
+    [("bf16", "fp32"), ("fp32", "bf16"), ("bf16 with fp32 norms and routers", "fp16")],
+)
 def test_a_branch_has_the_anchors_types(anchor, pretrained, tmp_path, capsys):
     """As OLMo-2 7B is published: the post-trained model in bf16, the pretrained one in fp32."""
     models = random_dense(seed=0), random_dense(seed=1)
-    folders = [stored_as(model, kind, tmp_path / name) for model, kind, name in
-               zip(models, (anchor, pretrained), ("anchor", "pretrained"))]
+    folders = [
+        stored_as(model, kind, tmp_path / name)
+        for model, kind, name in zip(models, (anchor, pretrained), ("anchor", "pretrained"))
+    ]
     branch(folders[0], tmp_path / "branch", folders[1])
     assert "starts from them in the anchor's" in capsys.readouterr().out
     dense, types = (stored_types(folder) for folder in (folders[0], tmp_path / "branch"))

@@ -26,8 +26,13 @@ def _compare(hf_model, layout, folder: Path) -> None:
     batch = packed_batch(hf_model.config.vocab_size)
     (folder / "gradients").mkdir()
     processes.start(
-        ranks.logits_and_gradients, checkpoint, layout, batch, folder,
-        processes=layout.processes, timeout_seconds=120,
+        ranks.logits_and_gradients,
+        checkpoint,
+        layout,
+        batch,
+        folder,
+        processes=layout.processes,
+        timeout_seconds=120,
     ).wait()
     expected_logits, expected_loss, expected = reference(hf_model, batch)
     parts = [torch.load(file) for file in sorted(folder.glob("logits-*.pt"))]
@@ -50,11 +55,15 @@ def _compare(hf_model, layout, folder: Path) -> None:
 
 # The first of a kind in every layout, the others in those that could break what is new in them.
 DENSE_IN = [("OLMo-2", layout) for layout in DENSE] + [
-    (name, layout) for name in models_hf.DENSE if name != "OLMo-2"
+    (name, layout)
+    for name in models_hf.DENSE
+    if name != "OLMo-2"
     for layout in ("tp1", "tp2", "pp2", "tp2pp2", "tp2cp2")
 ]
 EXPERTS_IN = [("FlexOlmo", layout) for layout in EXPERTS] + [
-    (name, layout) for name in models_hf.MIXTURES if name != "FlexOlmo"
+    (name, layout)
+    for name in models_hf.MIXTURES
+    if name != "FlexOlmo"
     for layout in ("tp1", "ep2", "tp2pp2ep2")
 ]
 

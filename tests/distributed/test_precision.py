@@ -30,8 +30,9 @@ def test_bf16_is_close_and_resumes_to_the_same_bits(
     with pytest.raises(JobFailed):
         run(checkpoint, layout, settings, tmp_path / "killed", die_at_save=True)
     run(checkpoint, layout, settings, tmp_path / "killed")
-    assert (group_digests(tmp_path / "killed" / "checkpoint")
-            == group_digests(tmp_path / "whole" / "checkpoint"))
+    assert group_digests(tmp_path / "killed" / "checkpoint") == group_digests(
+        tmp_path / "whole" / "checkpoint"
+    )
     numbers = [read_metrics(tmp_path / folder) for folder in ("whole", "fp32")]
     assert len(numbers[0]) == STEPS
     for ours, theirs in zip(*numbers):
@@ -41,13 +42,17 @@ def test_bf16_is_close_and_resumes_to_the_same_bits(
     assert stored_types(tmp_path / "whole" / "checkpoint") == stored_types(checkpoint)
 
 
-@pytest.mark.parametrize("name, groups, changes", [
-    ("dp2", MIDTRAIN_GROUPS, {"recompute": "full"}),
-    ("dp2", MIDTRAIN_GROUPS, {"recompute": "moe"}),
-    ("dp2", MIDTRAIN_GROUPS, {"megatron": {"overlap_grad_reduce": True}}),
-    ("ep2", ("expert.1",), {"recompute": "full"}),
-    ("ep2", ("expert.1",), {"recompute": "moe"}),
-], ids=json.dumps)
+@pytest.mark.parametrize(
+    "name, groups, changes",
+    [
+        ("dp2", MIDTRAIN_GROUPS, {"recompute": "full"}),
+        ("dp2", MIDTRAIN_GROUPS, {"recompute": "moe"}),
+        ("dp2", MIDTRAIN_GROUPS, {"megatron": {"overlap_grad_reduce": True}}),
+        ("ep2", ("expert.1",), {"recompute": "full"}),
+        ("ep2", ("expert.1",), {"recompute": "moe"}),
+    ],
+    ids=json.dumps,
+)
 def test_settings_that_must_not_change_the_numbers(name, groups, changes, checkpoint, tmp_path):
     """Under frozen embeddings, where recomputation could silently leave the first layer out, and
     where a rank that trains nothing must take part in the other's backward pass.

@@ -26,20 +26,27 @@ pytestmark = pytest.mark.distributed
 
 
 def _tensor_bytes(folder):
-    return {path.name: path.read_bytes()
-            for pattern in ("*.safetensors", "*.distcp") for path in folder.glob(pattern)}
+    return {
+        path.name: path.read_bytes()
+        for pattern in ("*.safetensors", "*.distcp")
+        for path in folder.glob(pattern)
+    }
 
 
 @pytest.mark.parametrize("layout, dtype", [("tp1", "bfloat16"), ("tp2pp2ep2", "float32")])
-def test_a_resume_point_is_the_model_of_its_step(
-    layout, dtype, checkpoint, tmp_path, monkeypatch
-):
+def test_a_resume_point_is_the_model_of_its_step(layout, dtype, checkpoint, tmp_path, monkeypatch):
     """Its twin is a whole checkpoint that the same ranks wrote after the same step."""
     whole, point = tmp_path / "whole", tmp_path / "run" / "resume" / "2"
     settings = training(SFT_GROUPS, save_every=2, dtype=dtype)
     with pytest.raises(JobFailed):
-        run(checkpoint, EXPERTS[layout], settings, tmp_path / "run", die_at_save=True,
-            snapshots={2: whole})
+        run(
+            checkpoint,
+            EXPERTS[layout],
+            settings,
+            tmp_path / "run",
+            die_at_save=True,
+            snapshots={2: whole},
+        )
     assert "have the model's shapes" in verify_folder(point)
     for name, source in {"whole": whole, "point": point}.items():
         export_hf(source, tmp_path / f"hf-{name}", dtype=getattr(torch, dtype))
@@ -61,8 +68,11 @@ def test_a_damaged_state_is_named_in_a_line(checkpoint, tmp_path):
     with pytest.raises(JobFailed):
         run(checkpoint, Layout(), settings, tmp_path / "whole", die_at_save=True)
     whole = tmp_path / "whole" / "resume" / "2"
-    files = [path.name for path in whole.iterdir()
-             if path.is_file() and path.name not in ("model.json", "start.json")]
+    files = [
+        path.name
+        for path in whole.iterdir()
+        if path.is_file() and path.name not in ("model.json", "start.json")
+    ]
     assert DIGESTS in files
     for name, size in itertools.product(files, (None, 0, 100)):
         if size is None and name == DIGESTS:
@@ -77,14 +87,16 @@ def test_a_damaged_state_is_named_in_a_line(checkpoint, tmp_path):
             run(checkpoint, Layout(), settings, folder)
         said = str(raised.value)
         assert said.startswith(f"{damaged.parent} can't be loaded: "), said
-        assert said.endswith("; remove it to go on from the state before, or the stage's folder to "
-                             "start anew") and "\n" not in said, said
+        assert (
+            said.endswith(
+                "; remove it to go on from the state before, or the stage's folder to start anew"
+            )
+            and "\n" not in said
+        ), said
 
 
 @pytest.mark.parametrize("layout, save_async", [("tp1", False), ("dp2", True)])
-def test_the_state_before_a_damaged_one_is_gone_on_from(
-    layout, save_async, checkpoint, tmp_path
-):
+def test_the_state_before_a_damaged_one_is_gone_on_from(layout, save_async, checkpoint, tmp_path):
     """A page of zeros, as a lost node leaves it, which no size and no header tells."""
     settings = training(MIDTRAIN_GROUPS, save_every=1, keep=2, save_async=save_async)
     run(checkpoint, EXPERTS[layout], settings, tmp_path / "undisturbed")
@@ -99,7 +111,10 @@ def test_the_state_before_a_damaged_one_is_gone_on_from(
         file.write(bytes(64))
     run(checkpoint, EXPERTS[layout], settings, folder, log=tmp_path / "log")
     said = (tmp_path / "log").read_text()
-    assert (f"the state after step {last} is damaged: {damaged.name} isn't what was written" in said
-            and f"goes on after step {first}\n" in said)
+    assert (
+        f"the state after step {last} is damaged: {damaged.name} isn't what was written" in said
+        and f"goes on after step {first}\n" in said
+    )
     assert group_digests(folder / "checkpoint") == group_digests(
-        tmp_path / "undisturbed" / "checkpoint")
+        tmp_path / "undisturbed" / "checkpoint"
+    )

@@ -27,9 +27,14 @@ def routed(request, tmp_path_factory):
     texts, shares = [], []
     for length in (5, 30, 11, 12, 21, 7, 64, 9, 16):
         ids = rng.integers(SIZES["vocab_size"], size=length)
-        texts.append(LabelledText(ids.tolist(), [str(i) for i in ids],
-                          rng.integers(len(KINDS), size=length).astype(np.int8),
-                          rng.integers(len(SPEAKERS), size=length).astype(np.int8)))
+        texts.append(
+            LabelledText(
+                ids.tolist(),
+                [str(i) for i in ids],
+                rng.integers(len(KINDS), size=length).astype(np.int8),
+                rng.integers(len(SPEAKERS), size=length).astype(np.int8),
+            )
+        )
         with torch.no_grad():
             logits = model(torch.tensor(ids)[None], output_router_logits=True).router_logits
         probs_TLE = torch.stack([layer.softmax(-1) for layer in logits], 1)
@@ -47,8 +52,15 @@ def test_shares_are_those_of_transformers(layout, routed, tmp_path):
     active = ModelConfig.load(checkpoint).experts_per_token
     if active < EXPERTS_COUNT and layout.resolved_expert_tensor > 1:
         pytest.skip("gloo gathers equal numbers of tokens only")
-    processes.start(ranks.routed_texts, checkpoint, layout, texts, tmp_path,
-                    processes=layout.processes, timeout_seconds=120).wait()
+    processes.start(
+        ranks.routed_texts,
+        checkpoint,
+        layout,
+        texts,
+        tmp_path,
+        processes=layout.processes,
+        timeout_seconds=120,
+    ).wait()
     written = [path.read_text() for path in tmp_path.glob("*.json")]
     assert len(written) == layout.processes and len(set(written)) == 1
     found = json.loads(written[0])
@@ -56,8 +68,10 @@ def test_shares_are_those_of_transformers(layout, routed, tmp_path):
     kinds_T = np.concatenate([text.kinds_T for text in texts])
     speakers_T = np.concatenate([text.speakers_T for text in texts])
     _compare(found, every_TLE)
-    for names, indices_T, parts in ((KINDS, kinds_T, found["kinds"]),
-                                    (SPEAKERS, speakers_T, found["speakers"])):
+    for names, indices_T, parts in (
+        (KINDS, kinds_T, found["kinds"]),
+        (SPEAKERS, speakers_T, found["speakers"]),
+    ):
         assert set(parts) == {names[index] for index in set(indices_T.tolist())}
         for name, part in parts.items():
             _compare(part, every_TLE[indices_T == names.index(name)])

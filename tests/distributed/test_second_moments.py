@@ -32,8 +32,15 @@ def test_every_layout_leaves_the_same_moments(checkpoint, tmp_path):
     run(checkpoint, EXPERTS["tp2pp2ep2"], training(SFT_GROUPS, **settings), tmp_path / "many")
     one, many = (_left(tmp_path / name / "checkpoint") for name in ("one", "many"))
     # What is shared and was open.
-    assert set(one) == set(many) == {
-        "embedding.word_embeddings.weight", "decoder.final_layernorm.weight", "output_layer.weight"}
+    assert (
+        set(one)
+        == set(many)
+        == {
+            "embedding.word_embeddings.weight",
+            "decoder.final_layernorm.weight",
+            "output_layer.weight",
+        }
+    )
     for name in one:
         assert one[name].dtype is torch.float32 and one[name].max() > 0
         rows = min(len(one[name]), len(many[name]))  # layouts pad the vocabulary differently

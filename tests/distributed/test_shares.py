@@ -43,19 +43,32 @@ def test_each_rank_writes_its_share_of_a_state_once(checkpoint, tmp_path):
 
 
 def test_the_proof_of_freezing_reads_each_tensor_once(checkpoint, tmp_path):
-    processes.start(ranks.count_digested, checkpoint, Layout(RANKS), tmp_path, processes=RANKS,
-                    timeout_seconds=200).wait()
+    processes.start(
+        ranks.count_digested,
+        checkpoint,
+        Layout(RANKS),
+        tmp_path,
+        processes=RANKS,
+        timeout_seconds=200,
+    ).wait()
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
     assert all(digests == group_digests(checkpoint) for digests, _ in found)
     read = [numbers for _, numbers in found]
-    assert sum(read) == sum(torch.Size(slot.shape).numel()
-                            for slot in slots(ModelConfig.load(checkpoint)))
+    assert sum(read) == sum(
+        torch.Size(slot.shape).numel() for slot in slots(ModelConfig.load(checkpoint))
+    )
     assert max(read) < _MOST * sum(read)
 
 
 def test_each_byte_is_read_once_at_a_start(checkpoint, tmp_path):
-    processes.start(ranks.count_loaded, checkpoint, Layout(RANKS), tmp_path, processes=RANKS,
-                    timeout_seconds=200).wait()
+    processes.start(
+        ranks.count_loaded,
+        checkpoint,
+        Layout(RANKS),
+        tmp_path,
+        processes=RANKS,
+        timeout_seconds=200,
+    ).wait()
     read = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
     stored = sum(path.stat().st_size for path in checkpoint.glob("*.distcp"))
     index = read_index(checkpoint)

@@ -29,8 +29,9 @@ DECIDED = ("step", "loss", "lr", "grad_norm", "tokens", "router_load")
 
 def _assert_same_run(ours: Path, theirs: Path) -> None:
     assert group_digests(ours / "checkpoint") == group_digests(theirs / "checkpoint")
-    assert ([[m[key] for key in DECIDED] for m in read_metrics(ours)]
-            == [[m[key] for key in DECIDED] for m in read_metrics(theirs)])
+    assert [[m[key] for key in DECIDED] for m in read_metrics(ours)] == [
+        [m[key] for key in DECIDED] for m in read_metrics(theirs)
+    ]
     assert not (ours / "resume").exists()
 
 
@@ -45,8 +46,13 @@ def test_sigkill_at_random_points(name, save_async, checkpoint, tmp_path):
     for kill in range(kills):
         job = start(checkpoint, EXPERTS[name], settings, tmp_path / "killed")
         during_save = kill % 2 == 0
-        in_saves += kill_somewhere(job, tmp_path / "killed", during_save, chance,
-                                   within_seconds=0.05 if during_save else 0.1)
+        in_saves += kill_somewhere(
+            job,
+            tmp_path / "killed",
+            during_save,
+            chance,
+            within_seconds=0.05 if during_save else 0.1,
+        )
         assert not (tmp_path / "killed" / "checkpoint").exists(), "the run was over too soon"
     run(checkpoint, EXPERTS[name], settings, tmp_path / "killed")
     _assert_same_run(tmp_path / "killed", tmp_path / "whole")
@@ -75,8 +81,14 @@ def test_a_stop_signal_to_one_rank_saves_and_ends_all(number, checkpoint, tmp_pa
 
 @pytest.mark.parametrize("save_async", [False, True])
 def test_the_clock_stops_a_stage_and_the_last_points_are_kept(save_async, checkpoint, tmp_path):
-    settings = training(MIDTRAIN_GROUPS, steps=2000, save_every=3, keep=2, stop_after_minutes=0.05,
-                        save_async=save_async)
+    settings = training(
+        MIDTRAIN_GROUPS,
+        steps=2000,
+        save_every=3,
+        keep=2,
+        stop_after_minutes=0.05,
+        save_async=save_async,
+    )
     with pytest.raises(ContinueLater):
         run(checkpoint, Layout(), settings, tmp_path / "run")
     steps = sorted(int(path.name) for path in (tmp_path / "run" / "resume").iterdir())
@@ -100,8 +112,11 @@ def test_a_bad_step_stops_with_its_items_and_leaves_no_checkpoint(checkpoint, tm
 
 def test_a_spike_stops_with_its_rows_and_sources(checkpoint, tmp_path):
     settings = training(MIDTRAIN_GROUPS, steps=40, spike=1.02)
-    with pytest.raises(JobFailed, match=r"gradient norm is .* its median .* at step \d+ "
-                                        r"\(rows (\d+ of one\+two, ){3}\d+ of one\+two\)"):
+    with pytest.raises(
+        JobFailed,
+        match=r"gradient norm is .* its median .* at step \d+ "
+        r"\(rows (\d+ of one\+two, ){3}\d+ of one\+two\)",
+    ):
         run(checkpoint, EXPERTS["dp2"], settings, tmp_path / "run")
 
 
@@ -116,10 +131,12 @@ def test_skipped_steps_leave_model_and_optimizer_alone(checkpoint, tmp_path):
     for steps in (first - 1, first):
         settings = training(MIDTRAIN_GROUPS, steps=steps, **changes)
         run(checkpoint, Layout(), settings, tmp_path / str(steps))
-    assert (group_digests(tmp_path / str(first - 1) / "checkpoint")
-            == group_digests(tmp_path / str(first) / "checkpoint"))
-    job = start(checkpoint, Layout(), training(MIDTRAIN_GROUPS, steps=24, **changes),
-                tmp_path / "killed")
+    assert group_digests(tmp_path / str(first - 1) / "checkpoint") == group_digests(
+        tmp_path / str(first) / "checkpoint"
+    )
+    job = start(
+        checkpoint, Layout(), training(MIDTRAIN_GROUPS, steps=24, **changes), tmp_path / "killed"
+    )
     while not (tmp_path / "killed" / "resume" / str(first)).exists() and not job.poll():
         time.sleep(0.001)
     job.stop()
@@ -127,25 +144,36 @@ def test_skipped_steps_leave_model_and_optimizer_alone(checkpoint, tmp_path):
     _assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name, changes", [
-    ("dp2", {}), ("tp1", {"distributed_optimizer": False}),
-    ("tp1", {"distributed_optimizer": False, "dtype": "bfloat16"}),
-], ids=str)
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("dp2", {}),
+        ("tp1", {"distributed_optimizer": False}),
+        ("tp1", {"distributed_optimizer": False, "dtype": "bfloat16"}),
+    ],
+    ids=str,
+)
 def test_a_stage_saves_and_goes_on_before_the_optimizer_has_stepped(
     name, changes, checkpoint, tmp_path
 ):
     settings = training(MIDTRAIN_GROUPS, on_bad_step="skip", save_every=1, **changes)
     run(checkpoint, EXPERTS[name], settings, tmp_path / "whole", bad_steps=2)
     with pytest.raises(JobFailed):
-        run(checkpoint, EXPERTS[name], settings, tmp_path / "killed", bad_steps=2,
-            die_at_save=True)
+        run(checkpoint, EXPERTS[name], settings, tmp_path / "killed", bad_steps=2, die_at_save=True)
     assert (tmp_path / "killed" / "resume" / "1").is_dir()
     run(checkpoint, EXPERTS[name], settings, tmp_path / "killed", bad_steps=2)
     _assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_too_many_skips_in_a_row_stop(checkpoint, tmp_path):
-    settings = training(("*",), steps=40, lr=1e30, max_grad_norm=0.0,
-                        on_bad_step="skip", max_skips=3, save_every=1000)
+    settings = training(
+        ("*",),
+        steps=40,
+        lr=1e30,
+        max_grad_norm=0.0,
+        on_bad_step="skip",
+        max_skips=3,
+        save_every=1000,
+    )
     with pytest.raises(JobFailed, match="after 3 skipped steps in a row"):
         run(checkpoint, Layout(), settings, tmp_path / "run")

@@ -49,8 +49,11 @@ def test_frozen_is_bit_identical_and_numbers_equal_one_process(
     before = group_digests(checkpoint)
     after = group_digests(tmp_path / "run" / "checkpoint")
     expected = {"expert.1", "router.1", "embeddings", "head", "final_norm"}
-    expected = {"midtrain": {"expert.1", "router.1"}, "sft": expected,
-                "route": {"router.0", "router.1"}}[stage]
+    expected = {
+        "midtrain": {"expert.1", "router.1"},
+        "sft": expected,
+        "route": {"router.0", "router.1"},
+    }[stage]
     assert {group for group in before if before[group] != after[group]} == expected
     metrics = read_metrics(tmp_path / "run")
     assert_same_numbers(metrics, alone[stage])
@@ -64,8 +67,12 @@ def test_frozen_is_bit_identical_and_numbers_equal_one_process(
 @pytest.mark.parametrize("groups", [MIDTRAIN_GROUPS, SFT_GROUPS], ids=["midtrain", "sft"])
 @pytest.mark.parametrize(
     "layout, distributed_optimizer",
-    [(EXPERTS["tp1"], True), (EXPERTS["tp1"], False), (EXPERTS["ep2"], True),
-     (EXPERTS["tp2pp2ep2"], True)],
+    [
+        (EXPERTS["tp1"], True),
+        (EXPERTS["tp1"], False),
+        (EXPERTS["ep2"], True),
+        (EXPERTS["tp2pp2ep2"], True),
+    ],
     ids=str,
 )
 def test_a_killed_run_goes_on_to_the_same_bits(
@@ -77,8 +84,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         run(checkpoint, layout, settings, tmp_path / "killed", die_at_save=True)
     assert not (tmp_path / "killed" / "checkpoint").exists()
     run(checkpoint, layout, settings, tmp_path / "killed")
-    assert (group_digests(tmp_path / "whole" / "checkpoint")
-            == group_digests(tmp_path / "killed" / "checkpoint"))
+    assert group_digests(tmp_path / "whole" / "checkpoint") == group_digests(
+        tmp_path / "killed" / "checkpoint"
+    )
     for ours, theirs in zip(read_metrics(tmp_path / "killed"), read_metrics(tmp_path / "whole")):
         assert all(ours[key] == theirs[key] for key in ("step", "loss", "tokens", "lr"))
     assert len(read_metrics(tmp_path / "killed")) == STEPS
@@ -100,16 +108,29 @@ def test_a_state_is_saved_and_read_without_groups_over_gloo(checkpoint, tmp_path
     for die_at_save in (True, False):
         with pytest.raises(JobFailed) if die_at_save else contextlib.nullcontext():
             processes.start(
-                _as_over_nccl, checkpoint, layout, settings, tmp_path / "killed", die_at_save,
-                processes=2, timeout_seconds=120).wait()
-    assert (group_digests(tmp_path / "whole" / "checkpoint")
-            == group_digests(tmp_path / "killed" / "checkpoint"))
+                _as_over_nccl,
+                checkpoint,
+                layout,
+                settings,
+                tmp_path / "killed",
+                die_at_save,
+                processes=2,
+                timeout_seconds=120,
+            ).wait()
+    assert group_digests(tmp_path / "whole" / "checkpoint") == group_digests(
+        tmp_path / "killed" / "checkpoint"
+    )
 
 
 def test_training_lowers_the_loss_and_reads_its_settings(checkpoint, tmp_path):
     settings = training(
-        ("*",), steps=30, lr=3e-3, weight_decay=0.0, lr_scale={"embeddings": 0.1},
-        global_batch_size=24, micro_batch_size=24,
+        ("*",),
+        steps=30,
+        lr=3e-3,
+        weight_decay=0.0,
+        lr_scale={"embeddings": 0.1},
+        global_batch_size=24,
+        micro_batch_size=24,
     )
     run(checkpoint, Layout(), settings, tmp_path / "run")
     losses = [m["loss"] for m in read_metrics(tmp_path / "run")]

@@ -26,10 +26,13 @@ PYTHON = os.environ.get("MEGATRON_BAR_LM_EVAL_PYTHON", sys.executable)
 ITEMS = 6
 
 pytestmark = [
-    pytest.mark.distributed, pytest.mark.timeout(600),
+    pytest.mark.distributed,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project"),
-    pytest.mark.skipif(sys.executable == PYTHON and importlib.util.find_spec("lm_eval") is None,
-                       reason="lm-eval isn't installed: pip install 'megatron-bar[lm-eval]'"),
+    pytest.mark.skipif(
+        sys.executable == PYTHON and importlib.util.find_spec("lm_eval") is None,
+        reason="lm-eval isn't installed: pip install 'megatron-bar[lm-eval]'",
+    ),
 ]
 
 
@@ -51,40 +54,74 @@ def suite(tmp_path) -> str:
     """Written answers to GSM8K, and a choice that even a random model is at times right about."""
     folder = tmp_path / "tasks"
     folder.mkdir()
-    data = {"dataset_path": "json", "test_split": "test", "dataset_kwargs": {
-        "data_files": {"test": str(SHARED / "math" / "gsm8k_test.jsonl")}}}
-    (folder / "written.yaml").write_text(yaml.safe_dump(data | {
-        "task": "bar_written", "output_type": "generate_until", "doc_to_text": "{{question}}",
-        "doc_to_target": "{{answer.split('####')[-1].strip()}}",
-        "generation_kwargs": {"until": ["Q:"], "do_sample": False},
-        "metric_list": [{"metric": "exact_match"}],
-    }))
+    data = {
+        "dataset_path": "json",
+        "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(SHARED / "math" / "gsm8k_test.jsonl")}},
+    }
+    (folder / "written.yaml").write_text(
+        yaml.safe_dump(
+            data
+            | {
+                "task": "bar_written",
+                "output_type": "generate_until",
+                "doc_to_text": "{{question}}",
+                "doc_to_target": "{{answer.split('####')[-1].strip()}}",
+                "generation_kwargs": {"until": ["Q:"], "do_sample": False},
+                "metric_list": [{"metric": "exact_match"}],
+            }
+        )
+    )
     for place, name in enumerate(("chosen", "turned")):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(data | {
-            "task": f"bar_{name}", "output_type": "multiple_choice",
-            "doc_to_text": "{{question}}", "doc_to_choice": ["yes", "no"],
-            "doc_to_target": place, "metric_list": [{"metric": "acc"}],
-        }))
-    (folder / "both.yaml").write_text(yaml.safe_dump(
-        {"group": "bar_both", "task": ["bar_chosen", "bar_turned"]}))
+        (folder / f"{name}.yaml").write_text(
+            yaml.safe_dump(
+                data
+                | {
+                    "task": f"bar_{name}",
+                    "output_type": "multiple_choice",
+                    "doc_to_text": "{{question}}",
+                    "doc_to_choice": ["yes", "no"],
+                    "doc_to_target": place,
+                    "metric_list": [{"metric": "acc"}],
+                }
+            )
+        )
+    (folder / "both.yaml").write_text(
+        yaml.safe_dump({"group": "bar_both", "task": ["bar_chosen", "bar_turned"]})
+    )
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({
-        "tasks": "tasks",
-        "settings": {"apply_chat_template": True, "gen_kwargs": {"max_gen_toks": 4}},
-        "categories": {
-            "math": {"GSM8K": {"task": "bar_written", "metric": "exact_match,none"}},
-            "choice": {"both": {"task": "bar_both", "metric": "acc,none"},
-                       "other": {"missing": "not written yet"}},
-        },
-    }))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "tasks": "tasks",
+                "settings": {"apply_chat_template": True, "gen_kwargs": {"max_gen_toks": 4}},
+                "categories": {
+                    "math": {"GSM8K": {"task": "bar_written", "metric": "exact_match,none"}},
+                    "choice": {
+                        "both": {"task": "bar_both", "metric": "acc,none"},
+                        "other": {"missing": "not written yet"},
+                    },
+                },
+            }
+        )
+    )
     return str(path)
 
 
 def test_lm_eval_offline(run, suite, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    command = ["evaluate", str(run), "--suite", suite, "--python", PYTHON, "--limit", str(ITEMS),
-               "batch_size=4"]
+    command = [
+        "evaluate",
+        str(run),
+        "--suite",
+        suite,
+        "--python",
+        PYTHON,
+        "--limit",
+        str(ITEMS),
+        "batch_size=4",
+    ]
     assert main([*command, "--dry-run"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["tasks"] == ["bar_both", "bar_written"]
     assert main(command) == 0
@@ -97,10 +134,15 @@ def test_lm_eval_offline(run, suite, tmp_path, monkeypatch, capsys):
     # Each item is right in one of the two tasks, whose mean weighs them alike.
     both = scores["categories"]["choice"]["benchmarks"]["both"]
     assert both["score"] == pytest.approx(0.5) and both["items"] == 2 * ITEMS
-    answers = [json.loads(line) for path in folder.rglob("samples_bar_written*.jsonl")
-               for line in path.read_text().splitlines()]
-    assert len(answers) == ITEMS and "<|im_start|>user" in answers[0]["arguments"]["gen_args_0"][
-        "arg_0"]
+    answers = [
+        json.loads(line)
+        for path in folder.rglob("samples_bar_written*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    assert (
+        len(answers) == ITEMS
+        and "<|im_start|>user" in answers[0]["arguments"]["gen_args_0"]["arg_0"]
+    )
     assert main(["report", str(run)]) == 1  # no stage of this run is done
 
 

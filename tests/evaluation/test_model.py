@@ -16,8 +16,15 @@ from tests.models_hf import imported, random_experts
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
-QUESTIONS = ["Tom has 7 cups.", "How many?", "Say it in a few words, and then say it once more.",
-             "2 + 2", "Who are you?", "Copy: blue", "Begin"]
+QUESTIONS = [
+    "Tom has 7 cups.",
+    "How many?",
+    "Say it in a few words, and then say it once more.",
+    "2 + 2",
+    "Who are you?",
+    "Copy: blue",
+    "Begin",
+]
 LENGTH = 6
 
 
@@ -25,19 +32,34 @@ LENGTH = 6
 def checkpoint(tmp_path_factory) -> Path:
     """A random model of two experts with a tokenizer, as an import leaves it."""
     folder = tmp_path_factory.mktemp("evaluated")
-    tokenizer = train_tokenizer(list(texts("general", "train", 40, 0)), 320, folder / "hf",
-                                CHAT_TEMPLATE)
+    tokenizer = train_tokenizer(
+        list(texts("general", "train", 40, 0)), 320, folder / "hf", CHAT_TEMPLATE
+    )
     return imported(random_experts(2, vocab_size=len(tokenizer)), folder)
 
 
 def ask(checkpoint: Path, items: Path, out: Path, layout: str, *overrides: str) -> dict:
     """The results of `megatron-bar evaluate` in a layout, with all answers."""
     chosen = EXPERTS[layout]
-    sizes = {"processes": chosen.processes, "tensor": chosen.tensor, "pipeline": chosen.pipeline,
-             "expert": chosen.expert, "expert_tensor": chosen.expert_tensor or "null"}
-    command = ["evaluate", str(checkpoint), "--task", f"talk={items}:exact", "--out", str(out),
-               f"max_new_tokens={LENGTH}", "batch_size=3",
-               *(f"layout.{name}={size}" for name, size in sizes.items()), *overrides]
+    sizes = {
+        "processes": chosen.processes,
+        "tensor": chosen.tensor,
+        "pipeline": chosen.pipeline,
+        "expert": chosen.expert,
+        "expert_tensor": chosen.expert_tensor or "null",
+    }
+    command = [
+        "evaluate",
+        str(checkpoint),
+        "--task",
+        f"talk={items}:exact",
+        "--out",
+        str(out),
+        f"max_new_tokens={LENGTH}",
+        "batch_size=3",
+        *(f"layout.{name}={size}" for name, size in sizes.items()),
+        *overrides,
+    ]
     assert main(command) == 0
     results = read_json(out / "results.json")
     lines = (out / "answers.jsonl").read_text().splitlines()
@@ -45,9 +67,13 @@ def ask(checkpoint: Path, items: Path, out: Path, layout: str, *overrides: str) 
 
 
 def write_items(path: Path, replies: list[str]) -> Path:
-    path.write_text("".join(
-        json.dumps({"messages": [{"role": "user", "content": question}], "answer": reply}) + "\n"
-        for question, reply in zip(QUESTIONS, replies)))
+    path.write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": question}], "answer": reply})
+            + "\n"
+            for question, reply in zip(QUESTIONS, replies)
+        )
+    )
     return path
 
 
@@ -99,16 +125,43 @@ def test_sampled_answers_depend_on_the_seed_alone(checkpoint, alone, tmp_path):
 def test_an_item_whose_reference_is_broken_is_left_out(checkpoint, tmp_path):
     """It isn't in the sample that is read before."""
     path = tmp_path / "items.jsonl"
-    path.write_text("".join(json.dumps(
-        {"messages": [{"role": "user", "content": "2 + 2"}], "answer": answer}) + "\n"
-        for answer in ["refuse"] * 101 + ["neither"] + ["refuse"] * 100))
-    (tmp_path / "recipe.yaml").write_text(json.dumps({
-        "name": "x", "anchor": "elsewhere", "route": {"training": {"epochs": 1}},
-        "domains": {"talk": {"sft": {"data": [{"path": "x"}], "epochs": 1}, "tasks": [
-            {"path": str(path), "verifier": "safety", "on_bad_item": "skip"}]}}}))
+    path.write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": "2 + 2"}], "answer": answer})
+            + "\n"
+            for answer in ["refuse"] * 101 + ["neither"] + ["refuse"] * 100
+        )
+    )
+    (tmp_path / "recipe.yaml").write_text(
+        json.dumps(
+            {
+                "name": "x",
+                "anchor": "elsewhere",
+                "route": {"training": {"epochs": 1}},
+                "domains": {
+                    "talk": {
+                        "sft": {"data": [{"path": "x"}], "epochs": 1},
+                        "tasks": [{"path": str(path), "verifier": "safety", "on_bad_item": "skip"}],
+                    }
+                },
+            }
+        )
+    )
     out = tmp_path / "out"
-    assert main(["evaluate", str(checkpoint), "--recipe", str(tmp_path / "recipe.yaml"),
-                 "--out", str(out), "max_new_tokens=2"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(checkpoint),
+                "--recipe",
+                str(tmp_path / "recipe.yaml"),
+                "--out",
+                str(out),
+                "max_new_tokens=2",
+            ]
+        )
+        == 0
+    )
     assert read_json(out / "results.json")["tasks"]["talk"]["count"] == 201
     (line,) = (out / "left_out.jsonl").read_text().splitlines()
     left_out = json.loads(line)
@@ -120,8 +173,10 @@ def test_an_item_whose_reference_is_broken_is_left_out(checkpoint, tmp_path):
 def test_what_does_not_fit_is_reported_in_one_line(checkpoint, alone, tmp_path, capsys):
     items, _ = alone
     long = tmp_path / "long.jsonl"
-    long.write_text(json.dumps(
-        {"messages": [{"role": "user", "content": "word " * 2000}], "answer": "x"}) + "\n")
+    long.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "word " * 2000}], "answer": "x"})
+        + "\n"
+    )
     for arguments, message in [
         (["--task", f"talk={long}:exact"], "leaves no room for an answer"),
         (["--task", f"talk={items}:maths"], "'maths' is unknown"),
@@ -130,8 +185,10 @@ def test_what_does_not_fit_is_reported_in_one_line(checkpoint, alone, tmp_path, 
         (["--task", f"talk={items}:exact", "samples=2"], "set evaluate.temperature"),
         (["--task", f"talk={items}:exact", "sample=2"], "sample"),
         (["--task", f"talk={items}:exact", "opt_out=[law]"], "there is no expert 'law'"),
-        (["--task", f"talk={items}:exact", "layout.tensor=3", "layout.processes=3"],
-         "doesn't divide"),
+        (
+            ["--task", f"talk={items}:exact", "layout.tensor=3", "layout.processes=3"],
+            "doesn't divide",
+        ),
     ]:
         out = tmp_path / "out"
         assert main(["evaluate", str(checkpoint), *arguments, "--out", str(out)]) == 1

@@ -24,6 +24,7 @@ def test_neither_head_nor_loss_is_computed(monkeypatch):
     with process_groups(Layout()):
         model = build_model(CONFIG, Layout(), sequence_parallel=False).eval()
         monkeypatch.setattr(model.output_layer, "forward", never)
-        found = route_texts(model, [LabelledText([1, 2, 3, 4, 5], list("abcde"), nothing,
-                                                 nothing)], 0)
+        found = route_texts(
+            model, [LabelledText([1, 2, 3, 4, 5], list("abcde"), nothing, nothing)], 0
+        )
     assert found["tokens"] == 5

@@ -9,8 +9,12 @@ from megatron_bar.data.chat import prompt_ids
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.evaluation.token_kinds import KINDS, SPEAKERS, label_tokens
 
-TEXTS = ["Add 12 and 345 to it, please: what is 12 + 345?", "def f(x):\n    return x * 12 + 7",
-         "The answer is 357.", "naïve café 東京 ñ"] * 30
+TEXTS = [
+    "Add 12 and 345 to it, please: what is 12 + 345?",
+    "def f(x):\n    return x * 12 + 7",
+    "The answer is 357.",
+    "naïve café 東京 ñ",
+] * 30
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +24,10 @@ def tokenizer(tmp_path_factory):
 
 def spoken(tokenizer, answer_text: str, *turns: tuple[str, str]):
     messages = [{"role": role, "content": content} for role, content in turns]
-    answer = [*tokenizer(answer_text, add_special_tokens=False)["input_ids"],
-              tokenizer.eos_token_id]
+    answer = [
+        *tokenizer(answer_text, add_special_tokens=False)["input_ids"],
+        tokenizer.eos_token_id,
+    ]
     return messages, label_tokens(tokenizer, tokenizer.get_chat_template(), messages, answer)
 
 
@@ -33,7 +39,7 @@ def test_speakers_and_kinds(tokenizer):
     question, code = "Add 12 and 345, please.", "def f(x):\n    return x * 12"
     messages, found = spoken(tokenizer, code, ("user", question))
     prompt = prompt_ids(tokenizer, messages, tokenizer.get_chat_template())
-    assert found.ids[:len(prompt)] == prompt and found.ids[-1] == tokenizer.eos_token_id
+    assert found.ids[: len(prompt)] == prompt and found.ids[-1] == tokenizer.eos_token_id
     assert len(found.ids) == len(found.texts) == len(found.kinds_T) == len(found.speakers_T)
     assert texts_of(found, SPEAKERS, found.speakers_T, "user").strip() == question
     assert texts_of(found, SPEAKERS, found.speakers_T, "assistant").startswith(code)
@@ -48,10 +54,17 @@ def test_speakers_and_kinds(tokenizer):
 
 
 def test_a_reply_at_the_end_is_replaced_and_turns_keep_their_speakers(tokenizer):
-    _, found = spoken(tokenizer, "The answer is 357.", ("user", "what is 12 + 345?"),
-                      ("assistant", "It is 12."), ("user", "what is it?"), ("assistant", "357"))
+    _, found = spoken(
+        tokenizer,
+        "The answer is 357.",
+        ("user", "what is 12 + 345?"),
+        ("assistant", "It is 12."),
+        ("user", "what is it?"),
+        ("assistant", "357"),
+    )
     assert texts_of(found, SPEAKERS, found.speakers_T, "user").split("?")[:2] == [
-        "what is 12 + 345", "what is it"
+        "what is 12 + 345",
+        "what is it",
     ]
     assert texts_of(found, SPEAKERS, found.speakers_T, "assistant").startswith(
         "It is 12.The answer is 357."

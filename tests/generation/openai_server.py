@@ -72,8 +72,10 @@ class CompletionServer:
     def _of_prompt(self, asked: dict[str, Any]) -> Any:
         tokens = asked["prompt"]
         logprobs_SV = self.model(torch.tensor([tokens])).logits[0].log_softmax(-1)
-        said = [{str(token): {"logprob": float(logprobs_V[token])}}
-                for token, logprobs_V in zip(tokens[1:], logprobs_SV)]
+        said = [
+            {str(token): {"logprob": float(logprobs_V[token])}}
+            for token, logprobs_V in zip(tokens[1:], logprobs_SV)
+        ]
         return {"choices": [{"prompt_logprobs": [None, *said]}]}
 
     @torch.no_grad()
@@ -92,11 +94,23 @@ class CompletionServer:
             tokens.append(token)
             logprobs.append(float(logprobs_V[token]))
             stopped = token in asked["stop_token_ids"]
-        return {"object": "text_completion", "model": "policy", "choices": [{
-            "index": 0, "text": "", "finish_reason": "stop" if stopped else "length",
-            "prompt_token_ids": asked["prompt"], "token_ids": tokens,
-            "logprobs": {"token_logprobs": logprobs, "tokens": [f"token_id:{t}" for t in tokens]},
-        }]}
+        return {
+            "object": "text_completion",
+            "model": "policy",
+            "choices": [
+                {
+                    "index": 0,
+                    "text": "",
+                    "finish_reason": "stop" if stopped else "length",
+                    "prompt_token_ids": asked["prompt"],
+                    "token_ids": tokens,
+                    "logprobs": {
+                        "token_logprobs": logprobs,
+                        "tokens": [f"token_id:{t}" for t in tokens],
+                    },
+                }
+            ],
+        }
 
 
 @contextlib.contextmanager

@@ -58,8 +58,12 @@ def test_a_server_gives_what_the_model_itself_gives(model, temperature, tmp_path
     assert len(answers) == 2 and answers[0] == answers[1]
     assert len(served.requests) == len(PROMPTS)  # one rank asks for both
     processes.start(
-        ranks.score_responses, model / "checkpoint", PROMPTS, answers[0],
-        temperature or 1.0, tmp_path / "own",
+        ranks.score_responses,
+        model / "checkpoint",
+        PROMPTS,
+        answers[0],
+        temperature or 1.0,
+        tmp_path / "own",
     ).wait()
     for found, own in zip(answers[0], json.loads((tmp_path / "own" / "logprobs.json").read_text())):
         assert found["logprobs"] == pytest.approx(own, abs=1e-4)
@@ -71,17 +75,31 @@ def test_a_server_gives_what_the_model_itself_gives(model, temperature, tmp_path
 
 
 def _stage(
-    model: Path, served: CompletionServer, folder: Path, layout: Layout, *others: str, lr=1e-2,
+    model: Path,
+    served: CompletionServer,
+    folder: Path,
+    layout: Layout,
+    *others: str,
+    lr=1e-2,
     **more: Any,
 ) -> Path:
     """A stage whose rollouts come from a server of the folder `served`, and from `others`."""
     with serving(served) as server:
-        settings = Rlvr(**ranks.SETTINGS | dict(
-            rollout_servers=[*others, server], rollout_folder=str(served.folder), lr=lr, **more))
+        settings = Rlvr(
+            **ranks.SETTINGS
+            | dict(
+                rollout_servers=[*others, server], rollout_folder=str(served.folder), lr=lr, **more
+            )
+        )
         folder.mkdir()
         processes.start(
-            ranks.run_reinforce, model / "checkpoint", layout, settings, folder,
-            processes=layout.processes, timeout_seconds=200,
+            ranks.run_reinforce,
+            model / "checkpoint",
+            layout,
+            settings,
+            folder,
+            processes=layout.processes,
+            timeout_seconds=200,
         ).wait()
     return folder
 
@@ -95,14 +113,16 @@ def test_a_stage_whose_rollouts_are_served_trains_on_its_own_weights(model, tmp_
     export_hf(model / "checkpoint", tmp_path / "served")
     served = CompletionServer(tmp_path / "served")
     metrics = read_metrics(
-        _stage(model, served, tmp_path / "run", EXPERTS["dp2"], "http://127.0.0.1:9"))
+        _stage(model, served, tmp_path / "run", EXPERTS["dp2"], "http://127.0.0.1:9")
+    )
     assert served.reloads == len(metrics) == ranks.SETTINGS["steps"]
     for line in metrics:
         assert line["rollout_logprob_gap_max"] < 1e-4 and line["refresh_logprob_gap"] < 1e-4
         assert line["seconds_export"] > 0 and line["seconds_refresh"] > 0
         assert 0 < line["seconds_servers"] < line["seconds_rollout"]
         assert line["servers_waiting_share"] == pytest.approx(
-            1 - line["seconds_servers"] / line["seconds_step"])
+            1 - line["seconds_servers"] / line["seconds_step"]
+        )
     assert metrics[-1]["kl"] > 1e-3  # the weights did move
     assert len({json.dumps(asked["seed"]) for asked in served.requests}) == len(served.requests)
 
@@ -135,10 +155,17 @@ class _RuinsItsWeights(CompletionServer):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind, steps, message", [
-    (_KeepsItsWeights, 1, "it has the weights of the step before"),
-    (_RuinsItsWeights, 0, "from the trainer's in the mean, more than max_rollout_logprob_gap 0.1"),
-])
+@pytest.mark.parametrize(
+    "kind, steps, message",
+    [
+        (_KeepsItsWeights, 1, "it has the weights of the step before"),
+        (
+            _RuinsItsWeights,
+            0,
+            "from the trainer's in the mean, more than max_rollout_logprob_gap 0.1",
+        ),
+    ],
+)
 def test_no_answer_counts_that_other_weights_gave(kind, steps, message, model, tmp_path):
     export_hf(model / "checkpoint", tmp_path / "served")
     served = kind(tmp_path / "served")
@@ -154,8 +181,14 @@ def test_rollouts_that_are_too_far_from_the_trainer_stop_the_stage(model, tmp_pa
     """Whatever generates: here the trainer itself, with a limit below rounding."""
     settings = Rlvr(**ranks.SETTINGS | dict(max_rollout_logprob_gap=1e-12))
     with pytest.raises(JobFailed, match=r"in step 1 .* more than max_rollout_logprob_gap 1e-12"):
-        processes.start(ranks.run_reinforce, model / "checkpoint", Layout(), settings, tmp_path,
-                        timeout_seconds=200).wait()
+        processes.start(
+            ranks.run_reinforce,
+            model / "checkpoint",
+            Layout(),
+            settings,
+            tmp_path,
+            timeout_seconds=200,
+        ).wait()
 
 
 class _Answers:
@@ -177,8 +210,15 @@ class _Answers:
 
 
 def _choice(tokens, logprobs) -> dict:
-    return {"choices": [{"token_ids": tokens, "logprobs": {"token_logprobs": logprobs},
-                         "finish_reason": "abort"}]}
+    return {
+        "choices": [
+            {
+                "token_ids": tokens,
+                "logprobs": {"token_logprobs": logprobs},
+                "finish_reason": "abort",
+            }
+        ]
+    }
 
 
 RIGHT = _choice([5, 0], [-1.0, -2.0])
@@ -186,22 +226,25 @@ SAMPLING = Sampling(4, frozenset({0}))
 REQUESTS = [Request([1, 2], (number,)) for number in range(6)]
 
 
-@pytest.mark.parametrize("completion, message", [
-    ({"choices": [{"text": "x"}]}, "lacks token ids or their log-probabilities"),
-    (b"out of memory", "answers 500: out of memory"),
-    ("<html>", "/v1/completions doesn't answer: Expecting value"),
-    ("", "isn't of the form that was asked for"),
-    ([], "isn't of the form that was asked for"),
-    ({"choices": []}, "isn't of the form that was asked for"),
-    ({"choices": ["x"]}, "isn't of the form that was asked for"),
-    (_choice(["x", 0], [-1.0, -1.0]), "isn't of the form that was asked for"),
-    (_choice([5, 0], [-1.0, None]), "isn't of the form that was asked for"),
-    (_choice([5, 0], [-1.0, float("nan")]), "the log-probability nan"),
-    (_choice([5, 0], [-1.0, 0.5]), "the log-probability 0.5"),
-    (_choice([5, 6], [-1.0, -1.0]), r"2 tokens and doesn't end there, of 4 .*\(abort\)"),
-    (_choice([5] * 5, [-1.0] * 5), "5 tokens and doesn't end there"),
-    (ConnectionAbortedError(), "doesn't answer: .*disconnected"),
-])
+@pytest.mark.parametrize(
+    "completion, message",
+    [
+        ({"choices": [{"text": "x"}]}, "lacks token ids or their log-probabilities"),
+        (b"out of memory", "answers 500: out of memory"),
+        ("<html>", "/v1/completions doesn't answer: Expecting value"),
+        ("", "isn't of the form that was asked for"),
+        ([], "isn't of the form that was asked for"),
+        ({"choices": []}, "isn't of the form that was asked for"),
+        ({"choices": ["x"]}, "isn't of the form that was asked for"),
+        (_choice(["x", 0], [-1.0, -1.0]), "isn't of the form that was asked for"),
+        (_choice([5, 0], [-1.0, None]), "isn't of the form that was asked for"),
+        (_choice([5, 0], [-1.0, float("nan")]), "the log-probability nan"),
+        (_choice([5, 0], [-1.0, 0.5]), "the log-probability 0.5"),
+        (_choice([5, 6], [-1.0, -1.0]), r"2 tokens and doesn't end there, of 4 .*\(abort\)"),
+        (_choice([5] * 5, [-1.0] * 5), "5 tokens and doesn't end there"),
+        (ConnectionAbortedError(), "doesn't answer: .*disconnected"),
+    ],
+)
 def test_what_a_server_does_wrong_is_reported_when_it_does_it_again(completion, message):
     renewed = []
     with serving(_Answers(completion)) as server, process_groups(Layout()):
@@ -217,8 +260,9 @@ def test_a_server_that_is_not_there_is_reported():
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("bad", [_Answers(ConnectionAbortedError()), _Answers(RIGHT, seconds=2.0)],
-                         ids=["dead", "slow"])
+@pytest.mark.parametrize(
+    "bad", [_Answers(ConnectionAbortedError()), _Answers(RIGHT, seconds=2.0)], ids=["dead", "slow"]
+)
 def test_what_one_server_fails_to_answer_others_are_asked(bad):
     good, renewed = _Answers(RIGHT), []
     with serving(bad) as ill, serving(good) as well, process_groups(Layout()):
@@ -257,8 +301,9 @@ def test_from_a_thread_servers_are_asked_once():
     with contextlib.ExitStack() as stack, process_groups(Layout()):
         ill, well = (stack.enter_context(serving(which)) for which in (dead, answers))
         thread = stack.enter_context(ThreadPoolExecutor(1))
-        both, alone = (_engine(servers, renew=lambda: renewed.append(1))
-                       for servers in ([ill, well], [ill]))
+        both, alone = (
+            _engine(servers, renew=lambda: renewed.append(1)) for servers in ([ill, well], [ill])
+        )
         found = thread.submit(both.ask, REQUESTS, SAMPLING).result()
         with pytest.raises(BarError, match="doesn't answer"):
             thread.submit(alone.ask, REQUESTS, SAMPLING).result()
@@ -320,6 +365,9 @@ def test_a_server_that_dies_while_it_reads_weights_is_given_up_soon(monkeypatch)
 
 
 def test_seeds_depend_on_all_of_seed_and_key():
-    seeds = {request_seed(Request([], key), seed)
-             for seed in (0, 1) for key in ((1, 2, 3), (1, 3, 2), (12, 3), (1, 23))}
+    seeds = {
+        request_seed(Request([], key), seed)
+        for seed in (0, 1)
+        for key in ((1, 2, 3), (1, 3, 2), (12, 3), (1, 23))
+    }
     assert len(seeds) == 8 and all(0 <= seed < 2**31 for seed in seeds)

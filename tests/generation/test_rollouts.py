@@ -47,16 +47,26 @@ def test_greedy_answers_are_those_of_transformers(model, layout, tmp_path):
     found = _generated(model, layout, Sampling(LENGTH, frozenset({7})), tmp_path / "out")
     for prompt, response in zip(PROMPTS, found):
         expected = theirs.generate(
-            torch.tensor([prompt]), max_new_tokens=LENGTH, do_sample=False, eos_token_id=7,
+            torch.tensor([prompt]),
+            max_new_tokens=LENGTH,
+            do_sample=False,
+            eos_token_id=7,
             pad_token_id=0,
-        )[0, len(prompt):].tolist()
+        )[0, len(prompt) :].tolist()
         assert response["tokens"] == expected
         assert response["stopped"] == (expected[-1] == 7)
 
 
-@pytest.mark.parametrize("layout, batch_size", [
-    ("tp1", 1), ("tp1", 4), ("tp1", 64), ("ep2", 2), ("tp2pp2ep2", 3),
-])
+@pytest.mark.parametrize(
+    "layout, batch_size",
+    [
+        ("tp1", 1),
+        ("tp1", 4),
+        ("tp1", 64),
+        ("ep2", 2),
+        ("tp2pp2ep2", 3),
+    ],
+)
 def test_samples_depend_on_seed_and_key_alone(model, alone, layout, batch_size, tmp_path):
     """Whatever the layout and whoever else is in the batch, and as rows are refilled."""
     found = _generated(model, EXPERTS[layout], SAMPLING, tmp_path / "out", batch_size)
@@ -80,7 +90,7 @@ def test_samples_come_from_the_models_distribution_at_the_temperature(model, tmp
     for prompt, response in zip(PROMPTS, found):
         tokens = torch.tensor([prompt + response["tokens"]])
         logits_V = theirs(tokens).logits[0, len(prompt) - 1 : -1] / 0.5
-        expected = logits_V.log_softmax(-1).gather(1, tokens[0, len(prompt):, None])[:, 0]
+        expected = logits_V.log_softmax(-1).gather(1, tokens[0, len(prompt) :, None])[:, 0]
         torch.testing.assert_close(torch.tensor(response["logprobs"]), expected, atol=1e-4, rtol=0)
 
 

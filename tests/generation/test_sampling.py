@@ -13,9 +13,17 @@ from megatron_bar.generation.sampling import choose, uniform_numbers
 LOGITS = torch.tensor([0.5, 0.0, 0.3, 0.2]).log()  # the second token can't come
 
 
-@pytest.mark.parametrize("drawn, token", [
-    (0.0, 0), (0.499, 0), (0.501, 2), (0.799, 2), (0.801, 3), (1 - 1e-12, 3),
-])
+@pytest.mark.parametrize(
+    "drawn, token",
+    [
+        (0.0, 0),
+        (0.499, 0),
+        (0.501, 2),
+        (0.799, 2),
+        (0.801, 3),
+        (1 - 1e-12, 3),
+    ],
+)
 def test_a_number_falls_into_the_share_of_its_token(drawn, token):
     chosen, logprob = choose(LOGITS[None], 1.0, torch.tensor([drawn], dtype=torch.double))
     assert chosen.tolist() == [token]

@@ -34,8 +34,7 @@ from tests.rlvr import ranks
 
 PYTHON = os.environ.get("MEGATRON_BAR_VLLM_PYTHON")
 pytestmark = [
-    pytest.mark.skipif(PYTHON is None,
-                       reason="MEGATRON_BAR_VLLM_PYTHON names no Python with vLLM"),
+    pytest.mark.skipif(PYTHON is None, reason="MEGATRON_BAR_VLLM_PYTHON names no Python with vLLM"),
     pytest.mark.timeout(900),
 ]
 
@@ -74,8 +73,13 @@ def other(model) -> Path:
 @pytest.fixture(scope="module")
 def server(model, tmp_path_factory):
     process = VllmProcess(
-        PYTHON, ["--dtype", "float32", "--max-model-len", "64", *OPTIONS], model / "hf",
-        tmp_path_factory.mktemp("log") / LOG_FILE, "127.0.0.1", 120.0)
+        PYTHON,
+        ["--dtype", "float32", "--max-model-len", "64", *OPTIONS],
+        model / "hf",
+        tmp_path_factory.mktemp("log") / LOG_FILE,
+        "127.0.0.1",
+        120.0,
+    )
     process.start()
     yield process
     process.stop()
@@ -85,8 +89,10 @@ def _of_transformers(folder: Path) -> list[list[float]]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         logprobs = [model(torch.tensor([row])).logits[0, :-1].log_softmax(-1) for row in PROMPTS]
-    return [said.gather(1, torch.tensor(row[1:])[:, None])[:, 0].tolist()
-            for row, said in zip(PROMPTS, logprobs)]
+    return [
+        said.gather(1, torch.tensor(row[1:])[:, None])[:, 0].tolist()
+        for row, said in zip(PROMPTS, logprobs)
+    ]
 
 
 def _gap(server: VllmProcess, folder: Path) -> float:
@@ -98,7 +104,8 @@ def test_greedy_answers_and_their_log_probabilities_are_the_trainers(model, serv
     with process_groups(Layout()):
         asking = Asking(4, 64, seeds=False, answer_seconds=120.0)
         answers = OpenAIEngine([server.api.address], asking, lambda: [server.api.address]).generate(
-            [Request(prompt) for prompt in PROMPTS], GREEDY)
+            [Request(prompt) for prompt in PROMPTS], GREEDY
+        )
     own = ranks.generated(model / "checkpoint", Layout(), PROMPTS, GREEDY, 8, tmp_path / "own")
     assert [answer.tokens for answer in answers] == [answer["tokens"] for answer in own]
     for answer, ours in zip(answers, own):
@@ -118,17 +125,28 @@ def test_new_weights_are_taken_whole_and_a_ruined_model_is_noticed(model, other,
     # Why it isn't vLLM's own way: once this fails, our worker has nothing to do any more.
     server.api.call_workers("reload_weights")
     ruined = _gap(server, model / "hf")
-    print(f"refresh {seconds:.2f} s; log-probabilities {gap:.1e} apart, {ruined:.2g} after "
-          "reload_weights")
+    print(
+        f"refresh {seconds:.2f} s; log-probabilities {gap:.1e} apart, {ruined:.2g} after "
+        "reload_weights"
+    )
     assert ruined > 1e-3
     server.api.call_workers("take_weights", str(model / "hf"))
     assert _gap(server, model / "hf") < 1e-4
 
 
 def test_a_stage_trains_with_it_and_outlives_its_death(model, tmp_path):
-    settings = Rlvr(**ranks.SETTINGS | dict(
-        rollout_python=PYTHON, rollout_options=OPTIONS, lr=1e-2, rollout_batch_size=16,
-        prompt_length=16, response_length=16, steps=5))
+    settings = Rlvr(
+        **ranks.SETTINGS
+        | dict(
+            rollout_python=PYTHON,
+            rollout_options=OPTIONS,
+            lr=1e-2,
+            rollout_batch_size=16,
+            prompt_length=16,
+            response_length=16,
+            steps=5,
+        )
+    )
     killed = threading.Event()
 
     def kill_its_engine() -> None:
@@ -139,12 +157,28 @@ def test_a_stage_trains_with_it_and_outlives_its_death(model, tmp_path):
         killed.set()
 
     threading.Thread(target=kill_its_engine, daemon=True).start()
-    processes.start(ranks.run_reinforce, model / "checkpoint", Layout(), settings, tmp_path,
-                    timeout_seconds=800).wait()
+    processes.start(
+        ranks.run_reinforce, model / "checkpoint", Layout(), settings, tmp_path, timeout_seconds=800
+    ).wait()
     metrics = read_metrics(tmp_path)
-    print(json.dumps([{name: line[name] for name in (
-        "rollout_logprob_gap", "refresh_logprob_gap", "seconds_export", "seconds_refresh",
-        "seconds_rollout")} for line in metrics], indent=1))
+    print(
+        json.dumps(
+            [
+                {
+                    name: line[name]
+                    for name in (
+                        "rollout_logprob_gap",
+                        "refresh_logprob_gap",
+                        "seconds_export",
+                        "seconds_refresh",
+                        "seconds_rollout",
+                    )
+                }
+                for line in metrics
+            ],
+            indent=1,
+        )
+    )
     assert killed.is_set() and len(metrics) == settings.steps
     for line in metrics:
         assert line["rollout_logprob_gap_max"] < 1e-3 and line["refresh_logprob_gap"] < 1e-4

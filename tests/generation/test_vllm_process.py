@@ -41,8 +41,12 @@ def _process(folder: Path, *options: str) -> VllmProcess:
 
 
 def _pids(folder: Path) -> list[int]:
-    return [int(pid) for line in (folder / "log").read_text().splitlines()
-            if line.startswith("pids") for pid in line.split()[1:]]
+    return [
+        int(pid)
+        for line in (folder / "log").read_text().splitlines()
+        if line.startswith("pids")
+        for pid in line.split()[1:]
+    ]
 
 
 def _run(pid: int) -> bool:
@@ -89,10 +93,12 @@ def test_one_that_dies_is_seen(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_it_ends_with_a_trainer_that_is_killed(tmp_path):
-    script = ("import os, signal, sys; from pathlib import Path\n"
-              "from tests.generation.test_vllm_process import _process\n"
-              "_process(Path(sys.argv[1])).start()\n"
-              "os.kill(os.getpid(), signal.SIGKILL)\n")
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from tests.generation.test_vllm_process import _process\n"
+        "_process(Path(sys.argv[1])).start()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[2])
     assert len(_pids(tmp_path)) == 2
     _end(_pids(tmp_path))
@@ -120,9 +126,13 @@ def test_a_python_without_vllm_is_refused(tmp_path):
 
 
 def test_olmo3_is_refused_beside_a_transformers_that_computes_it_wrongly():
-    for version, family, wrong in (("5.12.1", "olmo3", True), ("5.0.0", "olmo3", True),
-                                   ("5.13.0", "olmo3", False), ("4.57.6", "olmo3", False),
-                                   ("5.12.1", "olmo2", False)):
+    for version, family, wrong in (
+        ("5.12.1", "olmo3", True),
+        ("5.0.0", "olmo3", True),
+        ("5.13.0", "olmo3", False),
+        ("4.57.6", "olmo3", False),
+        ("5.12.1", "olmo2", False),
+    ):
         vllm = Vllm(version, on_cpu=False)
         if wrong:
             with pytest.raises(BarError, match=r"5.0 to 5.12 compute OLMo-3 wrongly"):

@@ -19,8 +19,11 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.gpu)
             item.add_marker(pytest.mark.timeout(600))
             if not runs:
-                item.add_marker(pytest.mark.skip(
-                    reason="there is no GPU; MEGATRON_BAR_TEST_DEVICE=cpu tries it on a CPU"))
+                item.add_marker(
+                    pytest.mark.skip(
+                        reason="there is no GPU; MEGATRON_BAR_TEST_DEVICE=cpu tries it on a CPU"
+                    )
+                )
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,19 @@ from tests.gradients import distances, of_ours, of_transformers
 from tests.models_hf import cast, imported, random_model
 
 # Heads of 64 numbers, which fused attention takes.
-SIZES = dict(vocab_size=1000, hidden_size=256, intermediate_size=352, num_hidden_layers=2,
-             num_attention_heads=4, num_key_value_heads=2)
+SIZES = dict(
+    vocab_size=1000,
+    hidden_size=256,
+    intermediate_size=352,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
 MODELS = {
-    "OLMo-2": {}, "OLMo-3": {"sliding_window": 50, "num_hidden_layers": 4},
-    "Qwen3": {"head_dim": 64}, "FlexOlmo": {},
+    "OLMo-2": {},
+    "OLMo-3": {"sliding_window": 50, "num_hidden_layers": 4},
+    "Qwen3": {"head_dim": 64},
+    "FlexOlmo": {},
     "FlexOlmo, 4 of 6": {"num_experts": 6, "num_experts_per_tok": 4},
 }
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: math.inf}  # of a group's gradients

@@ -21,17 +21,37 @@ from tests.models_hf import talking
 
 # One worker does all: the tests share what is made first.
 pytestmark = pytest.mark.xdist_group("recipe")
-SIZES = dict(vocab_size=100_352, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
-             num_attention_heads=16, num_key_value_heads=16, max_position_embeddings=4096)
-SMALL = dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512)
+SIZES = dict(
+    vocab_size=100_352,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=16,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    max_position_embeddings=4096,
+)
+SMALL = dict(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+)
 TRAINED = ("math/midtrain", "math/sft", "math/rlvr", "code/sft", "routed")
 
 
 def _write_model(folder: Path, seed: int, device: torch.device) -> None:
     torch.manual_seed(seed)
-    config = Olmo2Config(**SMALL if ON_CPU else SIZES, rope_theta=500_000, rms_norm_eps=1e-6,
-                         tie_word_embeddings=False, eos_token_id=0, pad_token_id=1)
+    config = Olmo2Config(
+        **SMALL if ON_CPU else SIZES,
+        rope_theta=500_000,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     talking(model, folder)
@@ -39,35 +59,56 @@ def _write_model(folder: Path, seed: int, device: torch.device) -> None:
 
 def _recipe(folder: Path, length: int) -> dict[str, Any]:
     """Every kind of stage, a few steps each."""
-    step = dict(global_batch_size=4, micro_batch_size=2, lr=1e-4, log_every=2, dtype="bfloat16",
-                sequence_length=length)
+    step = dict(
+        global_batch_size=4,
+        micro_batch_size=2,
+        lr=1e-4,
+        log_every=2,
+        dtype="bfloat16",
+        sequence_length=length,
+    )
     chats = {"toy": "general", "count": 2000}
 
     def held_out(domain: str) -> list[dict[str, Any]]:
         return [{"toy": domain, "split": "heldout", "count": 8}]
 
     return {
-        "name": "gpu", "runs": str(folder / "runs"),
-        "anchor": str(folder / "anchor"), "pretrained": str(folder / "pretrained"),
+        "name": "gpu",
+        "runs": str(folder / "runs"),
+        "anchor": str(folder / "anchor"),
+        "pretrained": str(folder / "pretrained"),
         "domains": {
             "math": {
-                "midtrain": step | {"data": [{"toy": "math", "count": 4000}], "steps": 12,
-                                    "save_every": 4},
+                "midtrain": step
+                | {"data": [{"toy": "math", "count": 4000}], "steps": 12, "save_every": 4},
                 "sft": step | {"data": [{"toy": "math", "count": 2000}, chats], "steps": 8},
                 "rlvr": {
-                    "data": [{"toy": "math", "count": 64}], "steps": 2, "prompts_per_step": 8,
-                    "samples_per_prompt": 4, "global_batch_size": 16, "micro_batch_size": 4,
-                    "prompt_length": 256, "response_length": 16 if ON_CPU else 128,
-                    "dtype": "bfloat16", "rollout_batch_size": 32, "drop_equal": False,
+                    "data": [{"toy": "math", "count": 64}],
+                    "steps": 2,
+                    "prompts_per_step": 8,
+                    "samples_per_prompt": 4,
+                    "global_batch_size": 16,
+                    "micro_batch_size": 4,
+                    "prompt_length": 256,
+                    "response_length": 16 if ON_CPU else 128,
+                    "dtype": "bfloat16",
+                    "rollout_batch_size": 32,
+                    "drop_equal": False,
                 },
                 "tasks": held_out("math"),
             },
-            "code": {"sft": step | {"data": [{"toy": "code", "count": 2000}, chats], "steps": 8},
-                     "tasks": held_out("code")},
+            "code": {
+                "sft": step | {"data": [{"toy": "code", "count": 2000}, chats], "steps": 8},
+                "tasks": held_out("code"),
+            },
         },
         "route": {"fraction": 0.3, "training": step | {"steps": 6}},
-        "evaluate": {"general": held_out("general"), "max_new_tokens": 32, "batch_size": 32,
-                     "dtype": "bfloat16"},
+        "evaluate": {
+            "general": held_out("general"),
+            "max_new_tokens": 32,
+            "batch_size": 32,
+            "dtype": "bfloat16",
+        },
     }
 
 

@@ -39,22 +39,30 @@ def _digests(
     data = rows(length=settings.sequence_length)
     for dies in [True, False] if killed else [False]:
         with pytest.raises(JobFailed) if dies else contextlib.nullcontext():
-            processes.start(_train, checkpoint, settings, data, folder, dies,
-                            timeout_seconds=300).wait()
+            processes.start(
+                _train, checkpoint, settings, data, folder, dies, timeout_seconds=300
+            ).wait()
     return group_digests(folder / "checkpoint")
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, row_length) -> Path:
-    model = random_experts(2, hidden_size=256, intermediate_size=352, num_attention_heads=4,
-                           num_key_value_heads=2, max_position_embeddings=row_length)
+    model = random_experts(
+        2,
+        hidden_size=256,
+        intermediate_size=352,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=row_length,
+    )
     return imported(model, tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_two_runs_and_one_that_was_killed(dtype, checkpoint, row_length, tmp_path):
-    settings = training(SFT_GROUPS, save_every=2, dtype=dtype, sequence_length=row_length // 4,
-                        deterministic=True)
+    settings = training(
+        SFT_GROUPS, save_every=2, dtype=dtype, sequence_length=row_length // 4, deterministic=True
+    )
     once, twice = (_digests(checkpoint, settings, tmp_path / name) for name in ("once", "twice"))
     killed = _digests(checkpoint, settings, tmp_path / "killed", killed=True)
     assert once == twice == killed
@@ -63,8 +71,7 @@ def test_two_runs_and_one_that_was_killed(dtype, checkpoint, row_length, tmp_pat
 
 
 def test_frozen_parameters_keep_their_bits_without_it(checkpoint, row_length, tmp_path):
-    settings = training(SFT_GROUPS, save_every=2, dtype="bfloat16",
-                        sequence_length=row_length // 4)
+    settings = training(SFT_GROUPS, save_every=2, dtype="bfloat16", sequence_length=row_length // 4)
     before = group_digests(checkpoint)
     after = _digests(checkpoint, settings, tmp_path / "run", killed=True)
     assert {group for group in before if before[group] != after[group]} == OPEN

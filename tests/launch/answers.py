@@ -21,7 +21,7 @@ def same_answers_as_transformers(run: Path, max_new_tokens: int) -> int:
         for sample in task["samples"]:
             ids = tokenizer(sample["prompt"], add_special_tokens=False, return_tensors="pt")
             out = model.generate(**ids, max_new_tokens=max_new_tokens, do_sample=False)[0]
-            new = out[ids["input_ids"].shape[1]:].tolist()
+            new = out[ids["input_ids"].shape[1] :].tolist()
             new = new[: next((i for i, token in enumerate(new) if token in stops), len(new))]
             assert tokenizer.decode(new) == sample["response"]
             compared += 1

@@ -14,24 +14,39 @@ _TRAINING = dict(sequence_length=96, global_batch_size=8, micro_batch_size=4, lr
 
 
 def sft(domain: str, **more) -> dict:
-    return {"sft": {**_TRAINING, "steps": 4, "data": [
-        {"toy": domain, "count": 80}, {"toy": "general", "count": 40},
-    ], **more}, "tasks": [{"toy": domain, "split": "heldout", "count": 4}]}
+    return {
+        "sft": {
+            **_TRAINING,
+            "steps": 4,
+            "data": [
+                {"toy": domain, "count": 80},
+                {"toy": "general", "count": 40},
+            ],
+            **more,
+        },
+        "tasks": [{"toy": domain, "split": "heldout", "count": 4}],
+    }
 
 
 def small_recipe(runs: Path, name: str = "small") -> dict:
     return {
-        "name": name, "runs": str(runs),
+        "name": name,
+        "runs": str(runs),
         "pretrain": {
-            "vocab_size": 600, "chat": [{"toy": "general", "count": 200}],
+            "vocab_size": 600,
+            "chat": [{"toy": "general", "count": 200}],
             "training": dict(
-                **_TRAINING, steps=4, data=[{"toy": "general", "count": 100, "name": "prose"}],
+                **_TRAINING,
+                steps=4,
+                data=[{"toy": "general", "count": 100, "name": "prose"}],
             ),
         },
         "domains": {"math": sft("math"), "tool_use": sft("tool_use")},
         "route": {"fraction": 0.25, "training": dict(**_TRAINING, steps=3)},
-        "evaluate": {"general": [{"toy": "general", "split": "heldout", "count": 4}],
-                     "max_new_tokens": 8},
+        "evaluate": {
+            "general": [{"toy": "general", "split": "heldout", "count": 4}],
+            "max_new_tokens": 8,
+        },
     }
 
 

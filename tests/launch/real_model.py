@@ -22,16 +22,22 @@ OWN_TEMPLATE = (
     "{% if add_generation_prompt %}\n<|assistant|>\n{% endif %}"
 )
 # A random model solves no problem, so what is rewarded beside is that its words have some e's.
-_ENOUGH_E = {"instruction_id_list": ["keywords:letter_frequency"],
-             "kwargs": [{"letter": "e", "let_frequency": 10, "let_relation": "at least"}]}
+_ENOUGH_E = {
+    "instruction_id_list": ["keywords:letter_frequency"],
+    "kwargs": [{"letter": "e", "let_frequency": 10, "let_relation": "at least"}],
+}
 _STEP = dict(sequence_length=256, global_batch_size=2, micro_batch_size=1, lr=1e-3, log_every=1)
 
 
 def write_model(folder: Path, dtype: torch.dtype, seed: int) -> None:
     """100,352 rows, fewer kv heads than heads, weights in shards with an index, and a tokenizer."""
     model = random_dense(
-        seed, vocab_size=VOCABULARY, num_hidden_layers=2, max_position_embeddings=512,
-        eos_token_id=END, pad_token_id=PAD,
+        seed,
+        vocab_size=VOCABULARY,
+        num_hidden_layers=2,
+        max_position_embeddings=512,
+        eos_token_id=END,
+        pad_token_id=PAD,
     )
     model.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=PAD)
     model.to(dtype).save_pretrained(folder, max_shard_size="4MB")
@@ -46,8 +52,10 @@ def write_material(folder: Path) -> None:
     write_model(folder / "pretrained", torch.float32, 1)
     write_sample_data(folder / "data", 24)
     prompts = folder / "data" / "math_prompts.jsonl"
-    write_lines(prompts, [json.loads(line) | {"enough": _ENOUGH_E}
-                          for line in prompts.read_text().splitlines()])
+    write_lines(
+        prompts,
+        [json.loads(line) | {"enough": _ENOUGH_E} for line in prompts.read_text().splitlines()],
+    )
 
 
 def _path(folder: Path, name: str, **more: Any) -> dict[str, Any]:
@@ -58,20 +66,38 @@ def recipe(folder: Path, layout: dict[str, int], **changes: Any) -> dict[str, An
     """Every stage, two steps each but mid-training, which is long enough to be killed in."""
     general = _path(folder, "general_sft")
     return {
-        "name": "real", "runs": str(folder / "runs"), "layout": layout, "chat_template": "olmo",
-        "anchor": str(folder / "anchor"), "pretrained": str(folder / "pretrained"),
+        "name": "real",
+        "runs": str(folder / "runs"),
+        "layout": layout,
+        "chat_template": "olmo",
+        "anchor": str(folder / "anchor"),
+        "pretrained": str(folder / "pretrained"),
         "domains": {
             "math": {
-                "midtrain": _STEP | {"data": [_path(folder, "math_midtrain")], "steps": 8,
-                                     "save_every": 2},
+                "midtrain": _STEP
+                | {"data": [_path(folder, "math_midtrain")], "steps": 8, "save_every": 2},
                 "sft": _STEP | {"data": [_path(folder, "math_sft"), general], "steps": 2},
                 "rlvr": {
-                    "data": [_path(folder, "math_prompts", verifier="math"),
-                             _path(folder, "math_prompts", verifier="instructions",
-                                   reference_column="enough") | {"name": "enough_e"}],
-                    "steps": 2, "prompts_per_step": 4, "samples_per_prompt": 4,
-                    "global_batch_size": 8, "micro_batch_size": 4, "prompt_length": 400,
-                    "response_length": 16, "lr": 1e-3, "rollout_batch_size": 8, "save_every": 1,
+                    "data": [
+                        _path(folder, "math_prompts", verifier="math"),
+                        _path(
+                            folder,
+                            "math_prompts",
+                            verifier="instructions",
+                            reference_column="enough",
+                        )
+                        | {"name": "enough_e"},
+                    ],
+                    "steps": 2,
+                    "prompts_per_step": 4,
+                    "samples_per_prompt": 4,
+                    "global_batch_size": 8,
+                    "micro_batch_size": 4,
+                    "prompt_length": 400,
+                    "response_length": 16,
+                    "lr": 1e-3,
+                    "rollout_batch_size": 8,
+                    "save_every": 1,
                 },
                 "tasks": [_path(folder, "math_prompts", verifier="math", count=2)],
             },
@@ -81,10 +107,16 @@ def recipe(folder: Path, layout: dict[str, int], **changes: Any) -> dict[str, An
             },
         },
         # Three experts, which two ranks can't share.
-        "route": {"fraction": 0.5, "training": _STEP | {"steps": 2, "layout": {
-            key: size for key, size in layout.items() if not key.startswith("expert")
-        }}},
-        "evaluate": {"general": [general | {"count": 2, "verifier": "exact"}],
-                     "max_new_tokens": 8},
+        "route": {
+            "fraction": 0.5,
+            "training": _STEP
+            | {
+                "steps": 2,
+                "layout": {
+                    key: size for key, size in layout.items() if not key.startswith("expert")
+                },
+            },
+        },
+        "evaluate": {"general": [general | {"count": 2, "verifier": "exact"}], "max_new_tokens": 8},
         **changes,
     }

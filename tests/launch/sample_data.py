@@ -25,8 +25,11 @@ def write_tokenizer(folder: Path, template: str | None) -> None:
     """dolma2, as published models of OLMo-2 carry it."""
     PreTrainedTokenizerFast(
         tokenizer_file=str(SHARED / "tokenizer" / "allenai_dolma2.json"),
-        bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>",
-        clean_up_tokenization_spaces=False, chat_template=template,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        clean_up_tokenization_spaces=False,
+        chat_template=template,
         model_input_names=["input_ids", "attention_mask"],
     ).save_pretrained(folder)
 
@@ -38,16 +41,26 @@ def write_sample_data(folder: Path, count: int = 40) -> None:
         for name in (f"{domain}_sft", f"{domain}_chat"):
             write_lines(folder / f"{name}.jsonl", chats)
     for domain in ("math", "code"):
-        texts = [{"text": "\n".join(message["content"] for message in messages)}
-                 for messages in islice(_CHATS[domain](), count)]
+        texts = [
+            {"text": "\n".join(message["content"] for message in messages)}
+            for messages in islice(_CHATS[domain](), count)
+        ]
         for name in (f"{domain}_midtrain", f"{domain}_text"):
             write_lines(folder / f"{name}.jsonl", texts)
-    write_lines(folder / "math_prompts.jsonl", (
-        {"messages": _asked(item["question"]), "answer": item["answer"]}
-        for item in _lines("math/gsm8k_train.jsonl", count)))
-    write_lines(folder / "code_prompts.jsonl", (
-        {"messages": _asked(item["text"]), "answer": json.dumps(item)}
-        for item in _lines("code/mbpp.jsonl", count)))
+    write_lines(
+        folder / "math_prompts.jsonl",
+        (
+            {"messages": _asked(item["question"]), "answer": item["answer"]}
+            for item in _lines("math/gsm8k_train.jsonl", count)
+        ),
+    )
+    write_lines(
+        folder / "code_prompts.jsonl",
+        (
+            {"messages": _asked(item["text"]), "answer": json.dumps(item)}
+            for item in _lines("code/mbpp.jsonl", count)
+        ),
+    )
 
 
 def _asked(question: str, reply: str | None = None, **more: str) -> list[Record]:
@@ -80,22 +93,36 @@ def _safety() -> Iterator[list[Record]]:
     with open(SHARED / "safety" / "xstest_first15_per_type.csv", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             refused = row["label"] == "unsafe"
-            yield _asked(row["prompt"], "I'm sorry, but I can't help with that." if refused
-                         else "Of course. Here is what I know about it.")
+            yield _asked(
+                row["prompt"],
+                "I'm sorry, but I can't help with that."
+                if refused
+                else "Of course. Here is what I know about it.",
+            )
 
 
 def _tool_use() -> Iterator[list[Record]]:
     answers = _lines("tool_use/possible_answer/BFCL_v4_simple_python.json")
     for item, answer in zip(_lines("tool_use/BFCL_v4_simple_python.json"), answers):
         ((name, values),) = answer["ground_truth"][0].items()
-        arguments = ", ".join(f"{key}={options[0]!r}" for key, options in values.items()
-                              if options[0] != "")
+        arguments = ", ".join(
+            f"{key}={options[0]!r}" for key, options in values.items() if options[0] != ""
+        )
         yield [
-            {"role": "user", "content": item["question"][0][0]["content"],
-             "functions": json.dumps(item["function"])},
+            {
+                "role": "user",
+                "content": item["question"][0][0]["content"],
+                "functions": json.dumps(item["function"]),
+            },
             {"role": "assistant", "content": None, "function_calls": f"{name}({arguments})"},
         ]
 
 
-_CHATS = {"math": _math, "code": _code, "general": _general, "safety": _safety,
-          "tool_use": _tool_use, "tool": _tool_use}
+_CHATS = {
+    "math": _math,
+    "code": _code,
+    "general": _general,
+    "safety": _safety,
+    "tool_use": _tool_use,
+    "tool": _tool_use,
+}

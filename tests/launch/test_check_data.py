@@ -37,8 +37,9 @@ def anchor(tmp_path_factory) -> Path:
     """A small model's folder, as a user brings it."""
     folder = tmp_path_factory.mktemp("models") / "anchor"
     tokenizer = train_tokenizer(toy.texts("math", "train", 50, 0), 400, folder, TEMPLATES["olmo"])
-    random_dense(vocab_size=len(tokenizer), num_hidden_layers=2,
-                 max_position_embeddings=1024).save_pretrained(folder)
+    random_dense(
+        vocab_size=len(tokenizer), num_hidden_layers=2, max_position_embeddings=1024
+    ).save_pretrained(folder)
     return folder
 
 
@@ -54,10 +55,16 @@ def brought(tmp_path, anchor, monkeypatch) -> Path:
         "rlvr": {"steps": 1, "data": [{"path": "questions.jsonl", "verifier": "math"}]},
         "tasks": [{"path": "questions.jsonl", "verifier": "exact"}],
     }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({
-        "name": "law", "anchor": str(anchor), "domains": {"law": domain},
-        "route": {"training": _TRAINING},
-    }))
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "law",
+                "anchor": str(anchor),
+                "domains": {"law": domain},
+                "route": {"training": _TRAINING},
+            }
+        )
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -70,7 +77,11 @@ def _faults(*overrides: str) -> list[str]:
 def test_a_recipe_that_is_well_has_no_fault(brought):
     assert _faults() == []
     assert sorted(path.name for path in brought.iterdir()) == [
-        "chats.jsonl", "questions.jsonl", "recipe.yaml", "texts.jsonl"]
+        "chats.jsonl",
+        "questions.jsonl",
+        "recipe.yaml",
+        "texts.jsonl",
+    ]
 
 
 @pytest.mark.parametrize("key", ["anchor", "pretrained"])
@@ -83,24 +94,44 @@ def test_layers_of_unlike_types_are_found(brought, anchor, key):
     assert f"{key}: {folder} stores {name} in float16 and model.layers.0.mlp.down_proj" in fault
 
 
-WRONG = ["domains.law.midtrain.lr=-1", "domains.law.sft.max_grad_norm=-1",
-         "domains.law.sft.beta1=1", "domains.law.sft.warmup_steps=4",
-         "domains.law.midtrain.data.0.path=nope.jsonl",
-         "domains.law.sft.data.0.path=empty.jsonl", "chat_template=chatml",
-         "domains.law.sft.validation=[{path: held.jsonl}]", "domains.law.tasks.0.verifier=exactly",
-         "layout={processes: 4, tensor: 4}", "reuse=[runs/none]"]
-SAID = ["domains.law.midtrain: lr -1.0 is not 0 or more",
-        "domains.law.sft: max_grad_norm -1.0 is not 0 or",
-        "domains.law.sft: beta1 1.0 is not in [0, 1)", "warmup_steps 4 is more than the 3 steps",
-        "/nope.jsonl is not a file", "law/sft: source empty is empty",
-        "chat_template 'chatml' is unknown", "/held.jsonl is not a file",
-        "tasks of law: verifier 'exactly' is unknown", "layout.tensor 4 doesn't divide",
-        "/runs/none is not the folder of a run"]
+WRONG = [
+    "domains.law.midtrain.lr=-1",
+    "domains.law.sft.max_grad_norm=-1",
+    "domains.law.sft.beta1=1",
+    "domains.law.sft.warmup_steps=4",
+    "domains.law.midtrain.data.0.path=nope.jsonl",
+    "domains.law.sft.data.0.path=empty.jsonl",
+    "chat_template=chatml",
+    "domains.law.sft.validation=[{path: held.jsonl}]",
+    "domains.law.tasks.0.verifier=exactly",
+    "layout={processes: 4, tensor: 4}",
+    "reuse=[runs/none]",
+]
+SAID = [
+    "domains.law.midtrain: lr -1.0 is not 0 or more",
+    "domains.law.sft: max_grad_norm -1.0 is not 0 or",
+    "domains.law.sft: beta1 1.0 is not in [0, 1)",
+    "warmup_steps 4 is more than the 3 steps",
+    "/nope.jsonl is not a file",
+    "law/sft: source empty is empty",
+    "chat_template 'chatml' is unknown",
+    "/held.jsonl is not a file",
+    "tasks of law: verifier 'exactly' is unknown",
+    "layout.tensor 4 doesn't divide",
+    "/runs/none is not the folder of a run",
+]
 
 
-@pytest.mark.parametrize("command", [
-    ["run", "--yes"], ["submit"], ["submit", "--dry-run"], ["submit", "--write"], ["plan"],
-])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "--yes"],
+        ["submit"],
+        ["submit", "--dry-run"],
+        ["submit", "--write"],
+        ["plan"],
+    ],
+)
 def test_every_command_says_all_faults_a_line_each_and_touches_nothing(command, brought, capsys):
     (brought / "empty.jsonl").touch()
     assert main([command[0], "recipe.yaml", *WRONG, *command[1:]]) == 1
@@ -114,8 +145,13 @@ def test_every_command_says_all_faults_a_line_each_and_touches_nothing(command, 
 
 
 def test_a_plan_says_what_isnt_here_and_is_made(brought, capsys):
-    words = ["plan", "recipe.yaml", "anchor=OLMo-2-0425-1B", "domains.law.sft.data.0.path=x.jsonl",
-             "domains.law.rlvr.data.0.verifier=mine.py:score"]
+    words = [
+        "plan",
+        "recipe.yaml",
+        "anchor=OLMo-2-0425-1B",
+        "domains.law.sft.data.0.path=x.jsonl",
+        "domains.law.rlvr.data.0.verifier=mine.py:score",
+    ]
     assert main(words) == 0
     shown = capsys.readouterr()
     assert "/x.jsonl is not a file" in shown.err and "math" not in shown.err
@@ -124,39 +160,64 @@ def test_a_plan_says_what_isnt_here_and_is_made(brought, capsys):
     assert "law/sft" in shown.out
 
 
-@pytest.mark.parametrize("name, records, message", [
-    ("chats", [CHAT] * 250 + [{"text": "x"}] * 50, "chats.jsonl:251: column 'messages' is missing"),
-    ("chats", [CHAT, QUESTION], "chats.jsonl:2: the conversation has no assistant turn"),
-    ("chats", [CHAT, {"messages": [{"role": "user", "content": "<|im_end|>"}, ANSWER]}],
-     "chats.jsonl:2: message 1 holds <|im_end|> as text"),
-    ("texts", [{"text": "x"}, {"text": 5}], "texts.jsonl:2: column 'text' is int, not text"),
-    ("texts", [{"text": ""}], "source texts holds no tokens to train on"),
-    ("questions", [QUESTION, {"messages": QUESTION["messages"]}],
-     "questions.jsonl:2: there is no column 'answer' and no reply"),
-    ("questions", [QUESTION] * 99 + [{"messages": CHAT["messages"]}],
-     "questions.jsonl:100: column 'answer' isn't here, and is in the first item"),
-])
+@pytest.mark.parametrize(
+    "name, records, message",
+    [
+        (
+            "chats",
+            [CHAT] * 250 + [{"text": "x"}] * 50,
+            "chats.jsonl:251: column 'messages' is missing",
+        ),
+        ("chats", [CHAT, QUESTION], "chats.jsonl:2: the conversation has no assistant turn"),
+        (
+            "chats",
+            [CHAT, {"messages": [{"role": "user", "content": "<|im_end|>"}, ANSWER]}],
+            "chats.jsonl:2: message 1 holds <|im_end|> as text",
+        ),
+        ("texts", [{"text": "x"}, {"text": 5}], "texts.jsonl:2: column 'text' is int, not text"),
+        ("texts", [{"text": ""}], "source texts holds no tokens to train on"),
+        (
+            "questions",
+            [QUESTION, {"messages": QUESTION["messages"]}],
+            "questions.jsonl:2: there is no column 'answer' and no reply",
+        ),
+        (
+            "questions",
+            [QUESTION] * 99 + [{"messages": CHAT["messages"]}],
+            "questions.jsonl:100: column 'answer' isn't here, and is in the first item",
+        ),
+    ],
+)
 def test_what_a_sample_of_a_file_shows(brought, name, records, message):
     _write(brought / f"{name}.jsonl", *records)
     assert any(message in fault for fault in _faults()), _faults()
 
 
 def test_a_reference_whose_settings_are_no_settings(brought):
-    wrong = {"instruction_id_list": ["length_constraints:number_words"],
-             "kwargs": [{"relation": "at least", "num_words": "three"}]}
+    wrong = {
+        "instruction_id_list": ["length_constraints:number_words"],
+        "kwargs": [{"relation": "at least", "num_words": "three"}],
+    }
     _write(brought / "questions.jsonl", QUESTION | {"answer": wrong})
     (fault,) = _faults("domains.law.rlvr.data.0.verifier=instructions", "domains.law.tasks=[]")
-    assert ("questions.jsonl:1: instruction length_constraints:number_words: num_words is a whole "
-            "number, not 'three'" in fault)
+    assert (
+        "questions.jsonl:1: instruction length_constraints:number_words: num_words is a whole "
+        "number, not 'three'" in fault
+    )
 
 
-@pytest.mark.parametrize("text, message", [
-    ("def score(prompt, response, reference): return 1", None),
-    ("def score(prompt, response, reference): return 'right'",
-     "questions.jsonl:1: verifier mine.py:score can't score an answer to this item of source "
-     "questions: it returned 'right' (str), and a score is a number from 0 to 1"),
-    ("def score(answer): return 1", "score(answer) can't be called as verifiers are"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("def score(prompt, response, reference): return 1", None),
+        (
+            "def score(prompt, response, reference): return 'right'",
+            "questions.jsonl:1: verifier mine.py:score can't score an answer to this item of source "
+            "questions: it returned 'right' (str), and a score is a number from 0 to 1",
+        ),
+        ("def score(answer): return 1", "score(answer) can't be called as verifiers are"),
+    ],
+)
 def test_a_verifier_of_ones_own_is_tried(brought, text, message):
     Path("mine.py").write_text(text)
     faults = _faults("domains.law.rlvr.data.0.verifier=mine.py:score", "domains.law.tasks=[]")
@@ -174,18 +235,23 @@ def test_a_file_that_lacks_the_named_column_of_references(brought, form):
     assert "part9.jsonl:1: column 'ans', the source's reference_column, is missing" in fault
 
 
-@pytest.mark.parametrize("override, message", {
-    "domains.law.sft.sequence_length=8":
-        "law/sft: source chats: of 200 conversations none has a token that carries loss among",
-    "domains.law.rlvr.prompt_length=3": "law/rlvr: source questions: all of 10 prompts are longer",
-    "domains.law.rlvr.data.0.path=long.jsonl": "long.jsonl:2: the prompt has ",
-    "domains.law.rlvr.data.0.verifier=code": "questions.jsonl:1: ",
-    "chat_template=plain.jinja": "the chat template has no {% generation %}",
-    "anchor=elsewhere": "elsewhere is not a folder; give a Hugging Face model folder",
-}.items())
+@pytest.mark.parametrize(
+    "override, message",
+    {
+        "domains.law.sft.sequence_length=8": "law/sft: source chats: of 200 conversations none has a token that carries loss among",
+        "domains.law.rlvr.prompt_length=3": "law/rlvr: source questions: all of 10 prompts are longer",
+        "domains.law.rlvr.data.0.path=long.jsonl": "long.jsonl:2: the prompt has ",
+        "domains.law.rlvr.data.0.verifier=code": "questions.jsonl:1: ",
+        "chat_template=plain.jinja": "the chat template has no {% generation %}",
+        "anchor=elsewhere": "elsewhere is not a folder; give a Hugging Face model folder",
+    }.items(),
+)
 def test_what_a_key_makes_of_good_files(brought, override, message):
-    _write(Path("long.jsonl"), QUESTION, QUESTION | {
-        "messages": [{"role": "user", "content": "1 + 1? " * 200}]})
+    _write(
+        Path("long.jsonl"),
+        QUESTION,
+        QUESTION | {"messages": [{"role": "user", "content": "1 + 1? " * 200}]},
+    )
     Path("plain.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     faults = _faults(override)
     assert any(message in fault for fault in faults), faults
@@ -198,9 +264,13 @@ def test_a_template_that_is_empty(brought, anchor_is_here):
     assert sum("/e.jinja is empty" in fault for fault in faults) == 1, faults
 
 
-@pytest.mark.parametrize("runs, message", [
-    ("recipe.yaml/runs", "can't be written to"), ("/proc/runs", "can't be written to"),
-])
+@pytest.mark.parametrize(
+    "runs, message",
+    [
+        ("recipe.yaml/runs", "can't be written to"),
+        ("/proc/runs", "can't be written to"),
+    ],
+)
 @pytest.mark.parametrize("command", [["run"], ["data", "show"], ["data", "prepare"]])
 def test_a_folder_that_nothing_can_be_written_to(command, runs, message, brought, capsys):
     stage = ["law/sft"] if command[0] == "data" else []
@@ -239,9 +309,15 @@ def test_of_a_large_file_a_sample_is_read(brought, monkeypatch):
 def test_ten_files_of_real_data_take_seconds(brought):
     lines = (SHARED / "math" / "gsm8k_train.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    chats = [{"messages": [{"role": "user", "content": record["question"]},
-                           {"role": "assistant", "content": record["answer"]}]}
-             for record in records]
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": record["question"]},
+                {"role": "assistant", "content": record["answer"]},
+            ]
+        }
+        for record in records
+    ]
     for number in range(10):
         _write(brought / f"part{number}.jsonl", *chats)
     _write(brought / "part9.jsonl", *chats[:50], {"question": "?"})

@@ -26,14 +26,21 @@ def recipe(tmp_path_factory) -> Path:
     chats = [{"toy": "math", "count": 40}, {"toy": "general", "count": 20}]
     training = dict(sequence_length=192, global_batch_size=4, steps=6)
     content = {
-        "name": "mini", "runs": str(folder / "runs"), "anchor": str(folder / "anchor"),
-        "domains": {"math": {
-            "midtrain": training | {"data": [
-                {"path": str(folder / "sums.jsonl"), "weight": 3},
-                {"toy": "code", "count": 30, "weight": 1},
-            ]},
-            "sft": training | {"data": chats},
-        }},
+        "name": "mini",
+        "runs": str(folder / "runs"),
+        "anchor": str(folder / "anchor"),
+        "domains": {
+            "math": {
+                "midtrain": training
+                | {
+                    "data": [
+                        {"path": str(folder / "sums.jsonl"), "weight": 3},
+                        {"toy": "code", "count": 30, "weight": 1},
+                    ]
+                },
+                "sft": training | {"data": chats},
+            }
+        },
         "route": {"fraction": 0.5, "training": training},
     }
     (folder / "mini.yaml").write_text(yaml.safe_dump(content))
@@ -58,9 +65,14 @@ def test_prepare_then_prepare_again(recipe, capsys):
     assert f"sums: {StoredDocuments(folder).tokens} tokens in 50 documents" in shown
 
 
-@pytest.mark.parametrize("stage, source", [
-    ("math/midtrain", "sums"), ("math/sft", "general"), ("routed", "math"),
-])
+@pytest.mark.parametrize(
+    "stage, source",
+    [
+        ("math/midtrain", "sums"),
+        ("math/sft", "general"),
+        ("routed", "math"),
+    ],
+)
 def test_show(recipe, stage, source, capsys):
     arguments = ["data", "show", str(recipe), stage, "--items", "40", "--step", "2"]
     assert main(arguments) == 0
@@ -74,17 +86,27 @@ def test_show(recipe, stage, source, capsys):
     assert capsys.readouterr().out != shown
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["prepare", "RECIPE", "math/rlvr"], "no stage 'math/rlvr' reads prepared data; there are"),
-    (["show", "RECIPE", "merged"], "no stage 'merged'"),
-    (["show", "RECIPE", "math/sft", "--step", "0"], "counted from 1"),
-    (["show", "RECIPE", "math/sft", "--step", "7"], "math/sft has 6 steps"),
-    (["prepare", "RECIPE", "anchor=nowhere"], "nowhere is not a folder"),
-    (["prepare", "RECIPE", "chat_template=chatml"], "'chatml' is unknown"),
-    (["prepare", str(TOY), "runs=OUT"], "trains its own tokenizer"),
-    (["prepare", "RECIPE", "name=x", "domains.math.sft.data=[{toy: math, count: 2, weight: 0}]"],
-     "weight is 0"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["prepare", "RECIPE", "math/rlvr"], "no stage 'math/rlvr' reads prepared data; there are"),
+        (["show", "RECIPE", "merged"], "no stage 'merged'"),
+        (["show", "RECIPE", "math/sft", "--step", "0"], "counted from 1"),
+        (["show", "RECIPE", "math/sft", "--step", "7"], "math/sft has 6 steps"),
+        (["prepare", "RECIPE", "anchor=nowhere"], "nowhere is not a folder"),
+        (["prepare", "RECIPE", "chat_template=chatml"], "'chatml' is unknown"),
+        (["prepare", str(TOY), "runs=OUT"], "trains its own tokenizer"),
+        (
+            [
+                "prepare",
+                "RECIPE",
+                "name=x",
+                "domains.math.sft.data=[{toy: math, count: 2, weight: 0}]",
+            ],
+            "weight is 0",
+        ),
+    ],
+)
 def test_wrong_input_gets_one_line(recipe, arguments, message, tmp_path, capsys):
     filled = [a.replace("RECIPE", str(recipe)).replace("OUT", str(tmp_path)) for a in arguments]
     assert main(["data", *filled]) == 1
@@ -92,22 +114,36 @@ def test_wrong_input_gets_one_line(recipe, arguments, message, tmp_path, capsys)
     assert message in shown and len(shown.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("stage, overrides, message", [
-    ("math/sft", "domains.math.sft.sequence_length=60", "truncated"),
-    ("math/sft", "domains.math.sft.sequence_length=60 domains.math.sft.overlong=drop",
-     "dropped as too long"),
-    ("math/midtrain", "domains.math.midtrain.steps=null domains.math.midtrain.tokens=10k",
-     "step 1 of 14:"),  # 10,000 / (4 x 192)
-    ("math/midtrain", "domains.math.midtrain.steps=null domains.math.midtrain.epochs=1",
-     "step 1 of 4:"),  # 2,679 tokens make 14 rows
-])
+@pytest.mark.parametrize(
+    "stage, overrides, message",
+    [
+        ("math/sft", "domains.math.sft.sequence_length=60", "truncated"),
+        (
+            "math/sft",
+            "domains.math.sft.sequence_length=60 domains.math.sft.overlong=drop",
+            "dropped as too long",
+        ),
+        (
+            "math/midtrain",
+            "domains.math.midtrain.steps=null domains.math.midtrain.tokens=10k",
+            "step 1 of 14:",
+        ),  # 10,000 / (4 x 192)
+        (
+            "math/midtrain",
+            "domains.math.midtrain.steps=null domains.math.midtrain.epochs=1",
+            "step 1 of 4:",
+        ),  # 2,679 tokens make 14 rows
+    ],
+)
 def test_what_the_recipe_tells_is_done(recipe, stage, overrides, message, capsys):
     assert main(["data", "show", str(recipe), stage, *overrides.split()]) == 0
     assert message in capsys.readouterr().out.replace("\n", " ")
 
 
-CHAT = [{"role": "user", "content": "Weather in Bergen?"},
-        {"role": "assistant", "content": "Rain."}]
+CHAT = [
+    {"role": "user", "content": "Weather in Bergen?"},
+    {"role": "assistant", "content": "Rain."},
+]
 CALL = {"function": {"name": "weather", "arguments": '{"city": "Bergen"}'}}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {}}}
 
@@ -117,26 +153,58 @@ def _with_data(recipe: Path, folder: Path, records: list, *more: str, **keys: st
     lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
     (folder / "chat.jsonl").write_text("".join(f"{line}\n" for line in lines))
     source = {"path": str(folder / "chat.jsonl")} | keys
-    return [str(recipe), "math/sft", f"runs={folder}/runs",
-            f"domains.math.sft.data=[{json.dumps(source)}]", *more]
+    return [
+        str(recipe),
+        "math/sft",
+        f"runs={folder}/runs",
+        f"domains.math.sft.data=[{json.dumps(source)}]",
+        *more,
+    ]
 
 
-@pytest.mark.parametrize("record, learned, read", [
-    ({"messages": [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [CALL]}],
-      "tools": [WEATHER]},
-     '<function_calls>weather(city="Bergen")</function_calls><|endoftext|>',
-     '<functions>[{"name": "weather", "parameters": {}}]</functions>'),
-    ({"messages": [*CHAT[:1], {"role": "assistant", "content": "Bad.", "weight": 0}, *CHAT]},
-     "Rain.<|endoftext|>", "assistant\nBad.<|im_end|>"),
-    ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Rain."}]},
-     "Rain.<|endoftext|>", "user\nHi"),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, CHAT[1]]},
-     "Rain.<|endoftext|>", "user\nHi"),
-], ids=["tools", "weight", "sharegpt", "parts"])
+@pytest.mark.parametrize(
+    "record, learned, read",
+    [
+        (
+            {
+                "messages": [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [CALL]}],
+                "tools": [WEATHER],
+            },
+            '<function_calls>weather(city="Bergen")</function_calls><|endoftext|>',
+            '<functions>[{"name": "weather", "parameters": {}}]</functions>',
+        ),
+        (
+            {"messages": [*CHAT[:1], {"role": "assistant", "content": "Bad.", "weight": 0}, *CHAT]},
+            "Rain.<|endoftext|>",
+            "assistant\nBad.<|im_end|>",
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Hi"},
+                    {"from": "gpt", "value": "Rain."},
+                ]
+            },
+            "Rain.<|endoftext|>",
+            "user\nHi",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, CHAT[1]]},
+            "Rain.<|endoftext|>",
+            "user\nHi",
+        ),
+    ],
+    ids=["tools", "weight", "sharegpt", "parts"],
+)
 def test_conversations_as_they_exist(recipe, record, learned, read, tmp_path, capsys):
-    arguments = _with_data(recipe, tmp_path, [record], "chat_template=olmo",
-                           "domains.math.sft.global_batch_size=1",
-                           "domains.math.sft.sequence_length=512")
+    arguments = _with_data(
+        recipe,
+        tmp_path,
+        [record],
+        "chat_template=olmo",
+        "domains.math.sft.global_batch_size=1",
+        "domains.math.sft.sequence_length=512",
+    )
     assert main(["data", "show", *arguments]) == 0
     shown = capsys.readouterr().out
     assert f"\u27e6{learned}\u27e7" in shown and shown.count("\u27e6") == 1 and read in shown
@@ -144,13 +212,19 @@ def test_conversations_as_they_exist(recipe, record, learned, read, tmp_path, ca
     assert "warning: chat_template olmo is another format than the model's own" in shown
 
 
-@pytest.mark.parametrize("bad, fault", [
-    ('{"messages": [{"role": "user", "content": "Hi \\ud83d"}]}', "half of a character"),
-    (f'{{"messages": [], "x": {"[" * 10**5}{"]" * 10**5}}}', "nested too deep"),
-    ({"messages": [CHAT[0], CHAT[1] | {"reasoning_content": "Bergen is wet"}]},
-     "has reasoning_content, which the chat template doesn't show"),
-    ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is a preference pair"),
-], ids=["surrogate", "deep", "reasoning", "preference"])
+@pytest.mark.parametrize(
+    "bad, fault",
+    [
+        ('{"messages": [{"role": "user", "content": "Hi \\ud83d"}]}', "half of a character"),
+        (f'{{"messages": [], "x": {"[" * 10**5}{"]" * 10**5}}}', "nested too deep"),
+        (
+            {"messages": [CHAT[0], CHAT[1] | {"reasoning_content": "Bergen is wet"}]},
+            "has reasoning_content, which the chat template doesn't show",
+        ),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is a preference pair"),
+    ],
+    ids=["surrogate", "deep", "reasoning", "preference"],
+)
 def test_a_bad_item_stops_or_is_listed(recipe, bad, fault, tmp_path, capsys):
     good = {"messages": CHAT}
     assert main(["data", "prepare", *_with_data(recipe, tmp_path, [good, bad])]) == 1
@@ -177,7 +251,12 @@ def test_the_own_format_needs_no_marks(recipe, tmp_path, capsys):
         "{{ '<|im_end|>\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     )
-    arguments = _with_data(recipe, tmp_path, [{"messages": CHAT}], f"chat_template={template}",
-                           "domains.math.sft.global_batch_size=1")
+    arguments = _with_data(
+        recipe,
+        tmp_path,
+        [{"messages": CHAT}],
+        f"chat_template={template}",
+        "domains.math.sft.global_batch_size=1",
+    )
     assert main(["data", "show", *arguments]) == 0
     assert "assistant\n\u27e6Rain.<|im_end|>\u27e7" in capsys.readouterr().out

@@ -23,19 +23,47 @@ def recipe(tmp_path) -> Path:
     """All domains at once, by the method whose published form has DPO."""
     items = toy.conversations("math", "train", 24, 0)
     answers = [item["messages"][-1]["content"] for item in items]
-    (tmp_path / "pairs.jsonl").write_text("".join(
-        json.dumps({"prompt": item["messages"][:-1], "chosen": answer, "rejected": f"no {answer}"})
-        + "\n" for item, answer in zip(items, answers)))
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {"prompt": item["messages"][:-1], "chosen": answer, "rejected": f"no {answer}"}
+            )
+            + "\n"
+            for item, answer in zip(items, answers)
+        )
+    )
     path = tmp_path / "mini.yaml"
-    path.write_text(yaml.safe_dump({
-        "name": "mini", "runs": str(tmp_path / "runs"), "method": "retrain", "export": False,
-        "pretrain": {"vocab_size": 600, "chat": [{"toy": "general", "count": 60}],
-                     "training": dict(**_TRAINING, steps=4, data=[
-                         {"toy": "general", "count": 60, "name": "prose"}])},
-        "domains": {"math": {"dpo": dict(_TRAINING, data=[{"path": "pairs.jsonl"}], epochs=2,
-                                         log_every=1, micro_batch_size=2,
-                                         layout={"processes": 2})}},
-    }))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "mini",
+                "runs": str(tmp_path / "runs"),
+                "method": "retrain",
+                "export": False,
+                "pretrain": {
+                    "vocab_size": 600,
+                    "chat": [{"toy": "general", "count": 60}],
+                    "training": dict(
+                        **_TRAINING,
+                        steps=4,
+                        data=[{"toy": "general", "count": 60, "name": "prose"}],
+                    ),
+                },
+                "domains": {
+                    "math": {
+                        "dpo": dict(
+                            _TRAINING,
+                            data=[{"path": "pairs.jsonl"}],
+                            epochs=2,
+                            log_every=1,
+                            micro_batch_size=2,
+                            layout={"processes": 2},
+                        )
+                    }
+                },
+            }
+        )
+    )
     return path
 
 
@@ -56,12 +84,15 @@ def test_a_policy_that_was_stopped_learns_to_prefer_against_the_same_reference(r
     assert metrics[-1]["reward_accuracy"] > 0.8 and metrics[-1]["reward_margin"] > 0.1
 
 
-@pytest.mark.parametrize("override, message", [
-    ("data=[{toy: math, count: 9}]", "toy math 1: column 'chosen' is missing"),
-    ("beta=0", "domains.math.dpo: beta 0.0 is not above 0"),
-    ("validation=[{toy: math, count: 9}]", "all/dpo: validation measures the loss of tokens"),
-    ("layout={processes: 2, context: 2}", "all/dpo: layout.context is 2, and a pair's answers"),
-])
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data=[{toy: math, count: 9}]", "toy math 1: column 'chosen' is missing"),
+        ("beta=0", "domains.math.dpo: beta 0.0 is not above 0"),
+        ("validation=[{toy: math, count: 9}]", "all/dpo: validation measures the loss of tokens"),
+        ("layout={processes: 2, context: 2}", "all/dpo: layout.context is 2, and a pair's answers"),
+    ],
+)
 def test_what_can_not_work_is_reported_before_anything_runs(
     recipe, tmp_path, capsys, override, message
 ):

@@ -14,10 +14,13 @@ from tests.launch.conftest import small_recipe
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(240)]
 
 
-@pytest.mark.parametrize("size, message", [
-    ("20k", r"is full \((0 B|4\.0 KiB) free\); what the stage saved before stands; make room"),
-    ("1m", r"has 9\d\d\.0 KiB free; make room, or set runs to a folder on another disk"),
-])
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        ("20k", r"is full \((0 B|4\.0 KiB) free\); what the stage saved before stands; make room"),
+        ("1m", r"has 9\d\d\.0 KiB free; make room, or set runs to a folder on another disk"),
+    ],
+)
 def test_a_run_on_a_disk_that_is_too_small(size, message, tmp_path, capsys):
     """For its first small files, and for its checkpoint."""
     with small_disk(tmp_path / "disk", size) as disk:

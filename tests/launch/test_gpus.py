@@ -64,20 +64,35 @@ def test_more_ranks_than_gpus_are_one_line(gpus, monkeypatch):
 
 
 def test_run_says_so_before_anything_is_written(gpus, tmp_path, capsys):
-    training = {"steps": 1, "sequence_length": 32, "global_batch_size": 4, "micro_batch_size": 1,
-                "data": [{"toy": "general", "count": 20}], "layout": {"processes": 4}}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump({
-        "name": "r", "runs": str(tmp_path / "runs"), "domains": {"math": {"sft": training}},
-        "pretrain": {"chat": [{"toy": "general", "count": 20}], "training": training},
-        "route": {"fraction": 0.5,
-                  "training": {**training, "layout": {"processes": 2}, "data": []}},
-    }))
+    training = {
+        "steps": 1,
+        "sequence_length": 32,
+        "global_batch_size": 4,
+        "micro_batch_size": 1,
+        "data": [{"toy": "general", "count": 20}],
+        "layout": {"processes": 4},
+    }
+    (tmp_path / "r.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "r",
+                "runs": str(tmp_path / "runs"),
+                "domains": {"math": {"sft": training}},
+                "pretrain": {"chat": [{"toy": "general", "count": 20}], "training": training},
+                "route": {
+                    "fraction": 0.5,
+                    "training": {**training, "layout": {"processes": 2}, "data": []},
+                },
+            }
+        )
+    )
     gpus(2)
     assert main(["run", str(tmp_path / "r.yaml"), "--dry-run"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert [line for line in said if "need a GPU each" in line] == [
         "megatron-bar: base: 4 processes need a GPU each, and 2 can be seen here; make the layout "
-        "smaller, or use a machine with more (so in math/sft)"]
+        "smaller, or use a machine with more (so in math/sft)"
+    ]
     assert not (tmp_path / "runs").exists()
 
 
@@ -87,9 +102,16 @@ def _tell(out: Path) -> None:
     with process_groups(Layout(2)):
         total = torch.ones(1)
         dist.all_reduce(total)
-        (out / environment["RANK"]).write_text(json.dumps({
-            "starter": os.getppid(), "visible": environment.get("CUDA_VISIBLE_DEVICES"),
-            "preloaded": "megatron_bar.launch.preload" in sys.modules, "sum": total.item()}))
+        (out / environment["RANK"]).write_text(
+            json.dumps(
+                {
+                    "starter": os.getppid(),
+                    "visible": environment.get("CUDA_VISIBLE_DEVICES"),
+                    "preloaded": "megatron_bar.launch.preload" in sys.modules,
+                    "sum": total.item(),
+                }
+            )
+        )
 
 
 @pytest.mark.distributed
@@ -97,11 +119,13 @@ def test_beside_gpus_each_rank_is_a_program_of_its_own(gpus, tmp_path):
     """None is forked from a server that may have started CUDA, and each sees the job's GPUs."""
     gpus(4)
     log = tmp_path / "log"
-    processes.start(_tell, tmp_path, processes=2, gpus=["2", "GPU-1"], log=log,
-                    timeout_seconds=120).wait()
+    processes.start(
+        _tell, tmp_path, processes=2, gpus=["2", "GPU-1"], log=log, timeout_seconds=120
+    ).wait()
     told = [json.loads((tmp_path / rank).read_text()) for rank in "01"]
-    assert told == 2 * [{"starter": os.getpid(), "visible": "2,GPU-1", "preloaded": False,
-                         "sum": 2.0}]
+    assert told == 2 * [
+        {"starter": os.getpid(), "visible": "2,GPU-1", "preloaded": False, "sum": 2.0}
+    ]
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
@@ -164,14 +188,24 @@ def ran(tmp_path, monkeypatch) -> Callable[..., list[dict]]:
 
     def run(jobs: int | None = None) -> list[dict]:
         LocalScheduler(tmp_path, STAGES, jobs).run_all()
-        return [now for i, now in enumerate(machine.side_by_side)
-                if i == 0 or now != machine.side_by_side[i - 1]]
+        return [
+            now
+            for i, now in enumerate(machine.side_by_side)
+            if i == 0 or now != machine.side_by_side[i - 1]
+        ]
 
     return run
 
 
-STAGES = [_OnGpu("a", layout=Layout(2)), _OnGpu("b"), _OnGpu("c"), _OnGpu("d", layout=Layout(3)),
-          Stage("x"), Stage("y"), Stage("z", {"start": "d"})]
+STAGES = [
+    _OnGpu("a", layout=Layout(2)),
+    _OnGpu("b"),
+    _OnGpu("c"),
+    _OnGpu("d", layout=Layout(3)),
+    Stage("x"),
+    Stage("y"),
+    Stage("z", {"start": "d"}),
+]
 
 
 def test_each_job_has_gpus_of_its_own_and_the_rest_runs_beside(gpus, ran):
@@ -182,10 +216,17 @@ def test_each_job_has_gpus_of_its_own_and_the_rest_runs_beside(gpus, ran):
         taken = [gpu for of_one in now.values() for gpu in of_one]
         assert len(taken) == len(set(taken)) <= 3
     assert {name: set(of_one) for now in seen for name, of_one in now.items()} == {
-        "a": {"1", "3"}, "b": {"6"}, "c": {"1"}, "d": {"1", "3", "6"}, "x": set(), "y": set(),
-        "z": set()}
+        "a": {"1", "3"},
+        "b": {"6"},
+        "c": {"1"},
+        "d": {"1", "3", "6"},
+        "x": set(),
+        "y": set(),
+        "z": set(),
+    }
     assert next(i for i, now in enumerate(seen) if "z" in now) > max(
-        i for i, now in enumerate(seen) if "d" in now)
+        i for i, now in enumerate(seen) if "d" in now
+    )
 
 
 def test_a_limit_of_the_users_counts_processes_on_gpus_too(gpus, ran):

@@ -37,8 +37,11 @@ SYSTEMS = {
 
 def _domain(name: str, steps: int) -> dict:
     return {
-        "sft": dict(**_TRAINING, steps=steps,
-                    data=[{"toy": name, "count": 40}, {"toy": "general", "count": 20}]),
+        "sft": dict(
+            **_TRAINING,
+            steps=steps,
+            data=[{"toy": name, "count": 40}, {"toy": "general", "count": 20}],
+        ),
         "tasks": [{"toy": name, "split": "heldout", "count": 2}],
     }
 
@@ -47,16 +50,22 @@ def _recipe(runs: Path) -> dict:
     math = _domain("math", 3)
     math["midtrain"] = dict(**_TRAINING, steps=2, data=[{"toy": "math", "count": 60}])
     return {
-        "name": "mini", "runs": str(runs), "systems": SYSTEMS,
+        "name": "mini",
+        "runs": str(runs),
+        "systems": SYSTEMS,
         "pretrain": {
-            "vocab_size": 600, "chat": [{"toy": "general", "count": 100}],
-            "training": dict(**_TRAINING, steps=4,
-                             data=[{"toy": "general", "count": 60, "name": "prose"}]),
+            "vocab_size": 600,
+            "chat": [{"toy": "general", "count": 100}],
+            "training": dict(
+                **_TRAINING, steps=4, data=[{"toy": "general", "count": 60, "name": "prose"}]
+            ),
         },
         "domains": {"math": math, "safety": _domain("safety", 2)},
         "route": {"fraction": 0.5, "training": dict(**_TRAINING, steps=2)},
-        "evaluate": {"general": [{"toy": "general", "split": "heldout", "count": 2}],
-                     "max_new_tokens": 4},
+        "evaluate": {
+            "general": [{"toy": "general", "split": "heldout", "count": 2}],
+            "max_new_tokens": 4,
+        },
     }
 
 
@@ -69,8 +78,10 @@ def mini(tmp_path_factory) -> Path:
 
 
 def ids(run: Path) -> dict[str, str]:
-    return {str(path.parent.relative_to(run)): json.loads(path.read_text())["id"]
-            for path in run.rglob("stage.json")}
+    return {
+        str(path.parent.relative_to(run)): json.loads(path.read_text())["id"]
+        for path in run.rglob("stage.json")
+    }
 
 
 def moved(run: Path, start: str, end: str) -> set[str]:
@@ -101,20 +112,28 @@ def test_a_second_run_does_nothing(mini):
     assert before == {system: ids(mini / system) for system in SYSTEMS}
 
 
-@pytest.mark.parametrize("system, start, end", [
-    ("btx", "anchor", "math/midtrain"), ("btx", "math/midtrain", "math/sft"),
-    ("dense_merge", "anchor", "safety/sft"), ("continued", "anchor", "all/sft"),
-    ("continued-sequence", "math/sft", "safety/sft"), ("retrain", "pretrained", "all/sft"),
-    ("retrain_midtrain", "pretrained", "all/midtrain"),
-])
+@pytest.mark.parametrize(
+    "system, start, end",
+    [
+        ("btx", "anchor", "math/midtrain"),
+        ("btx", "math/midtrain", "math/sft"),
+        ("dense_merge", "anchor", "safety/sft"),
+        ("continued", "anchor", "all/sft"),
+        ("continued-sequence", "math/sft", "safety/sft"),
+        ("retrain", "pretrained", "all/sft"),
+        ("retrain_midtrain", "pretrained", "all/midtrain"),
+    ],
+)
 def test_dense_models_train_every_parameter(mini, system, start, end):
     assert moved(mini / system, start, end) == EVERYTHING
 
 
 def test_a_branch_tells_what_it_has_read(mini):
     """Over mid-training and SFT; what the row-wise merge of another system weighs rows by."""
-    before, after = (read_token_counts(mini / "bar" / "math" / kind / "checkpoint")
-                     for kind in ("midtrain", "sft"))
+    before, after = (
+        read_token_counts(mini / "bar" / "math" / kind / "checkpoint")
+        for kind in ("midtrain", "sft")
+    )
     report = read_done(mini / "bar" / "math" / "sft")["packing"]
     assert len(after) == ModelConfig.load(mini / "bar" / "math" / "sft" / "checkpoint").vocab_size
     assert before.sum() > 0 and (after - before).sum() == report["tokens"]
@@ -141,8 +160,10 @@ def test_btx_stacks_what_the_domains_learned_and_trains_the_router(mini, system)
         dense = ModelConfig.load(run / stage / "checkpoint")
         reader = CheckpointReader(run / stage / "checkpoint")
         for name in EXPERT_FFN_NAMES:
-            assert torch.equal(stacked.read(Slot(model, name, (1, expert))),
-                               reader.read(Slot(dense, DENSE_OF_EXPERT[name], (1,))))
+            assert torch.equal(
+                stacked.read(Slot(model, name, (1, expert))),
+                reader.read(Slot(dense, DENSE_OF_EXPERT[name], (1,))),
+            )
     assert moved(run, "merged", "routed") == {"router.0", "router.1", "router.2"}
     first = group_digests(run / "math/sft" / "checkpoint")
     merged = group_digests(run / "merged" / "checkpoint")
@@ -156,9 +177,10 @@ def test_joined_stages_read_the_rows_of_all_domains(mini):
     assert read_done(mini / "retrain_midtrain" / "all/midtrain")["steps"] == 2
 
 
-@pytest.mark.parametrize("system, experts", [
-    ("btx", 3), ("dense_merge", None), ("continued-sequence", None), ("retrain", None)
-])
+@pytest.mark.parametrize(
+    "system, experts",
+    [("btx", 3), ("dense_merge", None), ("continued-sequence", None), ("retrain", None)],
+)
 def test_exports_load_in_transformers(mini, system, experts):
     model = AutoModelForCausalLM.from_pretrained(mini / system / "hf" / "model")
     assert getattr(model.config, "num_experts", None) == experts
@@ -191,7 +213,13 @@ def test_a_reused_run_is_left_as_it_was(mini, tmp_path):
     assert main(["run", str(tmp_path / "other.yaml"), "domains.safety.sft.steps=1"]) == 0
     here, there = ids(tmp_path / "other"), ids(mini / "bar")
     assert {name for name in here if here[name] != there[name]} == {
-        "safety/sft", "merged", "routed", "hf", "evaluate/safety", "evaluate/merged",
-        "evaluate/routed", "report",
+        "safety/sft",
+        "merged",
+        "routed",
+        "hf",
+        "evaluate/safety",
+        "evaluate/merged",
+        "evaluate/routed",
+        "report",
     }
     assert before == {path: path.stat().st_mtime_ns for path in (mini / "bar").rglob("*")}

@@ -38,26 +38,45 @@ def _start(program: str, **environment: str) -> subprocess.Popen:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     return subprocess.Popen(
-        [sys.executable, "-c", _NODE, program], stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", _NODE, program],
+        stderr=subprocess.PIPE,
+        text=True,
         cwd=Path(__file__).parents[2],
-        env=os.environ | {
-            "SLURM_NODEID": "0", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7",
-            "SLURMD_NODENAME": "n1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        env=os.environ
+        | {
+            "SLURM_NODEID": "0",
+            "SLURM_JOB_NUM_NODES": "1",
+            "SLURM_JOB_ID": "7",
+            "SLURMD_NODENAME": "n1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
             **environment,
         },
     )
 
 
-@pytest.mark.parametrize("program, status, said", [
-    ("pass", 0, ""),
-    ("import sys; sys.exit(75)", CONTINUE_LATER, ""),
-    ("import os, sys, time; time.sleep(3 * int(os.environ['RANK'])); sys.exit(75)",
-     CONTINUE_LATER, ""),
-    ("import os, sys, time; rank = int(os.environ['RANK']); time.sleep(60 * rank); sys.exit(3)",
-     FAILED, "math/sft: rank 0 on n1 ended with exit status 3"),
-    ("import os, time; time.sleep(60) if os.environ['RANK'] == '0' else os.kill(os.getpid(), 9)",
-     FAILED, "math/sft: rank 1 on n1 was ended by SIGKILL"),
-])
+@pytest.mark.parametrize(
+    "program, status, said",
+    [
+        ("pass", 0, ""),
+        ("import sys; sys.exit(75)", CONTINUE_LATER, ""),
+        (
+            "import os, sys, time; time.sleep(3 * int(os.environ['RANK'])); sys.exit(75)",
+            CONTINUE_LATER,
+            "",
+        ),
+        (
+            "import os, sys, time; rank = int(os.environ['RANK']); time.sleep(60 * rank); sys.exit(3)",
+            FAILED,
+            "math/sft: rank 0 on n1 ended with exit status 3",
+        ),
+        (
+            "import os, time; time.sleep(60) if os.environ['RANK'] == '0' else os.kill(os.getpid(), 9)",
+            FAILED,
+            "math/sft: rank 1 on n1 was ended by SIGKILL",
+        ),
+    ],
+)
 def test_the_ranks_exit_status_is_kept(program, status, said):
     node = _start(program)
     shown = node.communicate()[1]
@@ -65,9 +84,16 @@ def test_the_ranks_exit_status_is_kept(program, status, said):
     assert said in shown
 
 
-@pytest.mark.parametrize("number, ready", [
-    (signal.SIGUSR1, True), (signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGUSR1, False),
-], ids=["time limit", "preemption", "Ctrl-C", "while starting"])
+@pytest.mark.parametrize(
+    "number, ready",
+    [
+        (signal.SIGUSR1, True),
+        (signal.SIGTERM, True),
+        (signal.SIGINT, True),
+        (signal.SIGUSR1, False),
+    ],
+    ids=["time limit", "preemption", "Ctrl-C", "while starting"],
+)
 def test_a_warning_reaches_ranks_and_ends_in_going_on_later(number, ready, tmp_path):
     handler = f"signal.signal({int(number)}, lambda *_: sys.exit(75))" if ready else ""
     node = _start(
@@ -91,8 +117,9 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_stage():
 
 def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others():
     holds_the_interpreter = "import ctypes; ctypes.PyDLL(None).sleep(1000)"
-    node = _start(_HANGS.replace("time.sleep(1000)", holds_the_interpreter),
-                  MEGATRON_BAR_HANG_MINUTES="0.1")
+    node = _start(
+        _HANGS.replace("time.sleep(1000)", holds_the_interpreter), MEGATRON_BAR_HANG_MINUTES="0.1"
+    )
     shown = node.communicate()[1]
     assert node.returncode == FAILED
     assert "math/sft: rank 0 on n1 has made no progress" in shown, shown
@@ -103,7 +130,8 @@ def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others():
 def test_ranks_may_wait_for_one_that_works():
     works = "[(beat(), time.sleep(1)) for _ in range(25)]"
     program = _HANGS.replace("import watched", "import beat, watched").replace(
-        "time.sleep(1000)", works)
+        "time.sleep(1000)", works
+    )
     node = _start(program, MEGATRON_BAR_HANG_MINUTES="0.3")
     shown = node.communicate()[1]
     assert node.returncode == 0, shown

@@ -36,7 +36,8 @@ def test_one_stage_is_computed_by_one(run, capsys, monkeypatch):
         assert main(["stage", str(run), "math/sft"]) == 1
         assert state(run) == before
     assert _line(capsys) == (
-        f"megatron-bar: math/sft of {run} is computed by others (ann on node7, process 8)")
+        f"megatron-bar: math/sft of {run} is computed by others (ann on node7, process 8)"
+    )
 
 
 def test_a_renamed_run_isnt_made_anew(run, tmp_path, capsys):
@@ -51,8 +52,10 @@ def test_a_renamed_run_isnt_made_anew(run, tmp_path, capsys):
     for command in ("run", "submit"):
         assert main([command, str(moved / "recipe.yaml")]) == 1
         said = _line(capsys)
-        assert f"is of the run {run}, which isn't there; to go on with what lies beside it give " \
+        assert (
+            f"is of the run {run}, which isn't there; to go on with what lies beside it give "
             f"name=better-name runs={moved.parent}, or move the folder back" in said
+        )
     assert state(moved) == before and not run.exists()
     words = [str(moved / "recipe.yaml"), "name=better-name", f"runs={moved.parent}"]
     assert main(["run", *words]) == 0

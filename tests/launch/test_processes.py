@@ -46,9 +46,11 @@ def start_and_wait(out: Path) -> None:
 
 @pytest.mark.parametrize("gpus", [0, RANKS], ids=["forked", "programs of their own"])
 def test_nothing_outlives_the_process_that_started_it(gpus, tmp_path):
-    code = ("from pathlib import Path; from tests.launch.test_processes import start_and_wait; "
-            f"import torch; torch.cuda.device_count = lambda: {gpus}; "
-            f"start_and_wait(Path({str(tmp_path)!r}))")
+    code = (
+        "from pathlib import Path; from tests.launch.test_processes import start_and_wait; "
+        f"import torch; torch.cuda.device_count = lambda: {gpus}; "
+        f"start_and_wait(Path({str(tmp_path)!r}))"
+    )
     starter = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
     while len(list(tmp_path.iterdir())) < 2 * RANKS:
         assert starter.poll() is None

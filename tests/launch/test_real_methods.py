@@ -16,7 +16,8 @@ from tests.launch.real_model import recipe, write_material
 from tests.launch.sample_data import SHARED
 
 pytestmark = [
-    pytest.mark.distributed, pytest.mark.timeout(900),
+    pytest.mark.distributed,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project"),
 ]
 

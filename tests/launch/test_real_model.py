@@ -30,19 +30,25 @@ from tests.launch.real_model import recipe, write_material
 from tests.launch.sample_data import SHARED
 
 pytestmark = [
-    pytest.mark.distributed, pytest.mark.timeout(900),
+    pytest.mark.distributed,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project"),
 ]
 ROOT = Path(__file__).parents[2]
 TRAINED = ("math/midtrain", "math/sft", "math/rlvr", "code/sft", "routed")
-LAYOUTS = {"tp1": {"processes": 1},
-           "tp2ep2": {"processes": 2, "tensor": 2, "expert": 2, "expert_tensor": 1}}
+LAYOUTS = {
+    "tp1": {"processes": 1},
+    "tp2ep2": {"processes": 2, "tensor": 2, "expert": 2, "expert_tensor": 1},
+}
 
 
 def killed_in(stage: Path, file: Path) -> None:
     """Run the recipe at `file` until a state of `stage` is saved, then kill all of it."""
-    command = subprocess.Popen([sys.executable, "-m", "megatron_bar", "run", str(file)], cwd=ROOT,
-                               stdout=subprocess.DEVNULL)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "megatron_bar", "run", str(file)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
     while not list(stage.glob("resume/[0-9]*")):
         assert command.poll() is None, "it ended before it could be killed"
         time.sleep(0.02)
@@ -63,9 +69,9 @@ def run(request, material, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     file = folder / "real.yaml"
     layout = LAYOUTS[request.param]
-    file.write_text(yaml.safe_dump(
-        recipe(material, layout, runs=str(folder / "runs")), sort_keys=False
-    ))
+    file.write_text(
+        yaml.safe_dump(recipe(material, layout, runs=str(folder / "runs")), sort_keys=False)
+    )
     made = folder / "runs" / "real"
     killed_in(made / "math" / "midtrain", file)
     assert main(["run", str(file)]) == 0
@@ -84,8 +90,7 @@ def test_every_stage_keeps_what_it_froze_and_the_types_of_the_anchor(run):
     assert len(digests | {read_done(run / "merged")["anchor_digest"]}) == 1
     for name in (*TRAINED, "math/branch", "merged"):
         assert set(stored_types(run / name / "checkpoint").values()) == {torch.bfloat16}, name
-    before, after = (group_digests(run / name / "checkpoint")
-                     for name in ("math/sft", "math/rlvr"))
+    before, after = (group_digests(run / name / "checkpoint") for name in ("math/sft", "math/rlvr"))
     assert {group for group in before if before[group] == after[group]} == {"expert.0", "router.0"}
 
 
@@ -98,8 +103,10 @@ def test_the_export_is_what_a_user_serves(run):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         tokenizer = AutoTokenizer.from_pretrained(folder)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    answers = [json.loads(line) for line in
-               (run / "evaluate" / "routed" / "answers.jsonl").read_text().splitlines()]
+    answers = [
+        json.loads(line)
+        for line in (run / "evaluate" / "routed" / "answers.jsonl").read_text().splitlines()
+    ]
     asked = next(answer["prompt"] for answer in answers if answer["task"] == "math")
     question = json.loads((SHARED / "math" / "gsm8k_train.jsonl").read_text().split("\n")[0])
     chat = [{"role": "user", "content": question["question"]}]
@@ -118,15 +125,21 @@ def test_the_export_is_what_a_user_serves(run):
 
 def test_transformers_computes_the_same(run, capsys):
     checkpoint, exported = run / "routed" / "checkpoint", run / "hf" / "model"
-    for words in ([checkpoint, exported], [checkpoint, exported, "--tensors"], [exported],
-                  [run / "math" / "branch" / "checkpoint"], [checkpoint]):
+    for words in (
+        [checkpoint, exported],
+        [checkpoint, exported, "--tensors"],
+        [exported],
+        [run / "math" / "branch" / "checkpoint"],
+        [checkpoint],
+    ):
         assert main(["verify", *map(str, words)]) == 0
     shown = capsys.readouterr().out
     assert "equal within 1e-05" in shown and "tensors are equal" in shown
 
 
-def test_a_second_run_does_nothing_and_an_upgrade_replaces_one_expert(run, material, tmp_path,
-                                                                     capsys):
+def test_a_second_run_does_nothing_and_an_upgrade_replaces_one_expert(
+    run, material, tmp_path, capsys
+):
     changed = tmp_path / "changed"
     shutil.copytree(run, changed / "real")
     assert main(["run", str(run / "recipe.yaml")]) == 0
@@ -135,13 +148,23 @@ def test_a_second_run_does_nothing_and_an_upgrade_replaces_one_expert(run, mater
     del other["domains"]["math"]
     other["domains"]["code"]["sft"]["lr"] = 2e-3
     (tmp_path / "code.yaml").write_text(yaml.safe_dump(other))
-    assert main(["upgrade", str(changed / "real"), "--replace",
-                 f"code={tmp_path / 'code.yaml'}"]) == 0
-    before, after = (group_digests(root / "routed" / "checkpoint")
-                     for root in (run, changed / "real"))
+    assert (
+        main(["upgrade", str(changed / "real"), "--replace", f"code={tmp_path / 'code.yaml'}"]) == 0
+    )
+    before, after = (
+        group_digests(root / "routed" / "checkpoint") for root in (run, changed / "real")
+    )
     experts = ModelConfig.load(changed / "real" / "routed" / "checkpoint").all_expert_names
     assert experts == ("anchor", "math", "code")
     same = {group for group in before if before[group] == after[group]}
     assert {"expert.0", "expert.1"} <= same and "expert.2" not in same
-    assert main(["verify", str(changed / "real" / "routed" / "checkpoint"),
-                 str(changed / "real" / "hf" / "model")]) == 0
+    assert (
+        main(
+            [
+                "verify",
+                str(changed / "real" / "routed" / "checkpoint"),
+                str(changed / "real" / "hf" / "model"),
+            ]
+        )
+        == 0
+    )

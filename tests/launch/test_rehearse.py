@@ -24,8 +24,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 # The published recipes go through every kind of stage once; the larger ones differ from the 7B's in
 # sizes and layouts alone, for which a domain each will do.
-_KEPT = {"bar-7b": ("math", "code", "safety", "tool_use"), "bar-13b": ("tool_use",),
-         "bar-32b": ("math",)}
+_KEPT = {
+    "bar-7b": ("math", "code", "safety", "tool_use"),
+    "bar-13b": ("tool_use",),
+    "bar-32b": ("math",),
+}
 
 
 def _one_domain(runs: Path) -> dict[str, Any]:

@@ -26,8 +26,10 @@ from tests.launch.sample_data import write_lines
 from tests.models_hf import imported, random_dense, random_experts
 
 _TRAINING = dict(steps=20, sequence_length=128, global_batch_size=4, lr=1e-3)
-NO_END = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}" \
+NO_END = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
     "{% endgeneration %}{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
+)
 END_OUTSIDE = NO_END.replace("{% endgeneration %}", "{% endgeneration %}{{ eos_token }}")
 
 
@@ -49,18 +51,29 @@ def recipe(anchor, tmp_path, monkeypatch) -> dict[str, Any]:
     """One that is sound, and its files, which a test spoils."""
     chats = [_chat(f"{n} + {n}?", f"{2 * n}") for n in range(30)]
     write_lines(tmp_path / "chats.jsonl", chats)
-    write_lines(tmp_path / "prompts.jsonl", [chat | {"answer": chat["messages"][1]["content"]}
-                                             for chat in chats])
+    write_lines(
+        tmp_path / "prompts.jsonl",
+        [chat | {"answer": chat["messages"][1]["content"]} for chat in chats],
+    )
     monkeypatch.chdir(tmp_path)
     return {
-        "name": "faulty", "anchor": str(anchor),
-        "domains": {"law": {
-            "sft": {**_TRAINING, "data": [{"path": "chats.jsonl"}]},
-            "rlvr": {"steps": 5, "prompt_length": 64, "response_length": 32,
-                     "global_batch_size": 32, "prompts_per_step": 8, "samples_per_prompt": 4,
-                     "data": [{"path": "prompts.jsonl", "verifier": "math"}]},
-            "tasks": [{"path": "prompts.jsonl", "verifier": "math"}],
-        }},
+        "name": "faulty",
+        "anchor": str(anchor),
+        "domains": {
+            "law": {
+                "sft": {**_TRAINING, "data": [{"path": "chats.jsonl"}]},
+                "rlvr": {
+                    "steps": 5,
+                    "prompt_length": 64,
+                    "response_length": 32,
+                    "global_batch_size": 32,
+                    "prompts_per_step": 8,
+                    "samples_per_prompt": 4,
+                    "data": [{"path": "prompts.jsonl", "verifier": "math"}],
+                },
+                "tasks": [{"path": "prompts.jsonl", "verifier": "math"}],
+            }
+        },
         "route": {"training": dict(_TRAINING)},
     }
 
@@ -77,14 +90,23 @@ def _end_outside(recipe: dict) -> None:
 
 def _calls_end_otherwise(recipe: dict) -> None:
     """The template is sound, and so are plain chats."""
-    Path("own.jinja").write_text(END_OUTSIDE.replace(
-        "{% endgeneration %}{{ eos_token }}",
-        "{{ m.function_calls }}{{ '<|pad|>' if m.function_calls else eos_token }}"
-        "{% endgeneration %}"))
+    Path("own.jinja").write_text(
+        END_OUTSIDE.replace(
+            "{% endgeneration %}{{ eos_token }}",
+            "{{ m.function_calls }}{{ '<|pad|>' if m.function_calls else eos_token }}"
+            "{% endgeneration %}",
+        )
+    )
     recipe["chat_template"] = "own.jinja"
     lines = Path("chats.jsonl").read_text().splitlines()
-    lines[1] = json.dumps({"messages": [{"role": "user", "content": "2 + 2?"}, {
-        "role": "assistant", "content": "", "function_calls": "add(2, 2)"}]})
+    lines[1] = json.dumps(
+        {
+            "messages": [
+                {"role": "user", "content": "2 + 2?"},
+                {"role": "assistant", "content": "", "function_calls": "add(2, 2)"},
+            ]
+        }
+    )
     Path("chats.jsonl").write_text("\n".join(lines))
 
 
@@ -148,11 +170,11 @@ FAULTS = {
     _no_end: "law/sft: .*chats.jsonl:1: the chat template has no end token",
     _end_outside: "law/sft: .*chats.jsonl:1: the chat template ends replies with .* outside",
     _calls_end_otherwise: r"law/sft: .*chats.jsonl:2: no reply ends with a token at which an "
-                          r"answer stops \(<\|endoftext\|>",
+    r"answer stops \(<\|endoftext\|>",
     _wrong_references: "law/rlvr: .*prompts.jsonl:1: verifier math gives the reference answer no "
-                       "reward, nor that of .* more items of source prompts",
+    "reward, nor that of .* more items of source prompts",
     _a_verifier_that_likes_anything: "law/rlvr: .*prompts.jsonl:1: verifier mine.py:score rewards "
-                                     "a wrong answer, and so it does for .* more items of source",
+    "a wrong answer, and so it does for .* more items of source",
     _broken_references: "law/rlvr: .*prompts.jsonl:1: a safety reference is refuse or comply",
     _long_prompt: "evaluate/.*: .*prompts.jsonl:102: the prompt has .* no room .* model's 256 ",
     _typo_in_reference_column: "law/rlvr: .*prompts.jsonl:1: column 'anwser', the source's ref",
@@ -195,10 +217,15 @@ def test_an_item_that_its_stage_leaves_out_is_no_fault(recipe, anchor):
     assert "chats.jsonl:31: message 2 holds <|im_end|> as text" in fault
 
 
-@pytest.mark.parametrize("bad", [
-    _chat("a <|im_start|>", "4", answer="4"), _chat("a", "4"),
-    _chat("word " * 700, "4", answer="4"),
-], ids=["spelt", "no reference", "long"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        _chat("a <|im_start|>", "4", answer="4"),
+        _chat("a", "4"),
+        _chat("word " * 700, "4", answer="4"),
+    ],
+    ids=["spelt", "no reference", "long"],
+)
 def test_a_prompt_that_its_stage_leaves_out_is_no_fault(bad, recipe, anchor):
     with open("prompts.jsonl", "a") as file:
         file.write(json.dumps(bad) + "\n")
@@ -255,10 +282,13 @@ def test_a_sound_export_passes(exported):
     assert said[0].startswith("transformers loads it in float32") and len(said) == 2
 
 
-@pytest.mark.parametrize("template, message", [
-    (None, "has no chat template"),
-    ("{{ messages[0].content }}", "template asks 'What is 2 .*', and the model was trained on"),
-])
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        (None, "has no chat template"),
+        ("{{ messages[0].content }}", "template asks 'What is 2 .*', and the model was trained on"),
+    ],
+)
 def test_an_export_without_the_template_it_was_trained_with(template, message, exported, tmp_path):
     checkpoint, export = exported
     tokenizer = AutoTokenizer.from_pretrained(export)

@@ -63,15 +63,25 @@ def test_a_shrunken_model_is_like_the_real_one(preset, layout):
     assert model.num_heads // model.num_kv_heads == real.num_heads // real.num_kv_heads
     assert model.num_kv_heads > 1 and model.hidden_size % model.num_heads == 0
     assert (model.head_dim * model.num_heads > model.hidden_size) == (
-        real.head_dim * real.num_heads > real.hidden_size)
-    for same in ("vocab_size", "norm_placement", "qk_norm", "tied_embeddings", "family",
-                 "rope_theta", "rms_norm_eps", "max_position_embeddings"):
+        real.head_dim * real.num_heads > real.hidden_size
+    )
+    for same in (
+        "vocab_size",
+        "norm_placement",
+        "qk_norm",
+        "tied_embeddings",
+        "family",
+        "rope_theta",
+        "rms_norm_eps",
+        "max_position_embeddings",
+    ):
         assert getattr(model, same) == getattr(real, same)
     if real.window is not None:
         full = model.window.full_layers
         assert 0 < len(full) < model.num_layers
-        assert [small.layers[i] in real.window.full_layers
-                for i in range(model.num_layers)] == [i in full for i in range(model.num_layers)]
+        assert [small.layers[i] in real.window.full_layers for i in range(model.num_layers)] == [
+            i in full for i in range(model.num_layers)
+        ]
 
 
 def _real(folder, model):
@@ -86,8 +96,9 @@ def _real(folder, model):
 
 @pytest.mark.parametrize("make", [partial(random_model, name) for name in DENSE], ids=DENSE)
 def test_a_small_folder_has_the_real_ones_dtypes_and_corners_in_shards(make, tmp_path):
-    real = _real(tmp_path / "real", make(num_hidden_layers=5, hidden_size=192,
-                                         intermediate_size=320))
+    real = _real(
+        tmp_path / "real", make(num_hidden_layers=5, hidden_size=192, intermediate_size=320)
+    )
     small = shrunken(model_config_from_hf(real), [Layout()], window=4)
     description = write_small_folder(tmp_path / "small", small, real, None, "seed")
     assert description == "corners of the real tensors in bfloat16 and float32"
@@ -99,7 +110,7 @@ def test_a_small_folder_has_the_real_ones_dtypes_and_corners_in_shards(make, tmp
     last = ours.read("model.layers.1.mlp.down_proj.weight")
     real_layer = small.layers[1]
     corner = theirs.read(f"model.layers.{real_layer}.mlp.down_proj.weight")
-    assert torch.equal(last, corner[:last.shape[0], :last.shape[1]])
+    assert torch.equal(last, corner[: last.shape[0], : last.shape[1]])
     assert model_config_from_hf(tmp_path / "small") == small.model
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert model.config.architectures == [type(make()).__name__]
@@ -116,10 +127,13 @@ def test_a_folder_from_a_config_alone_is_random_by_its_seed(tmp_path):
     train_tokenizer(["some words"], 300, tmp_path / "tokenizer", CHAT_TEMPLATE)
     for name, seed in (("first", "a"), ("again", "a"), ("other", "b")):
         description = write_small_folder(
-            tmp_path / name, small, source, tmp_path / "tokenizer", seed)
+            tmp_path / name, small, source, tmp_path / "tokenizer", seed
+        )
         assert description == "random in float16"
-    first, again, other = (HfReader(tmp_path / name).read("model.layers.1.mlp.up_proj.weight")
-                           for name in ("first", "again", "other"))
+    first, again, other = (
+        HfReader(tmp_path / name).read("model.layers.1.mlp.up_proj.weight")
+        for name in ("first", "again", "other")
+    )
     assert first.dtype == torch.float16 and torch.equal(first, again)
     assert not torch.equal(first, other)
     written = json.loads((tmp_path / "first" / "config.json").read_text())
@@ -139,8 +153,13 @@ def test_a_rewritten_recipe_is_one_that_stages_can_read(method, tmp_path):
     check_recipe(short)
     stages = stage_graph(short)
     assert [stage.name for stage in stages] == [stage.name for stage in stage_graph(recipe)]
-    lengths = {stage.name: stage.training.sequence_length for stage in stages
-               if isinstance(stage, TrainingStage)}
+    lengths = {
+        stage.name: stage.training.sequence_length
+        for stage in stages
+        if isinstance(stage, TrainingStage)
+    }
     assert {name: length for name, length in lengths.items() if name.endswith("sft")} == {
         name: min(256, stage.training.sequence_length)
-        for stage in stage_graph(recipe) if (name := stage.name).endswith("sft")}
+        for stage in stage_graph(recipe)
+        if (name := stage.name).endswith("sft")
+    }

@@ -41,13 +41,16 @@ def state(run: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
 
 
-@pytest.mark.parametrize("override, message", {
-    "domains.math.sft.data.0={path: law_chta.jsonl, toy: null}": "law_chta.jsonl is not a file",
-    "chat_template=chatml": "chat_template 'chatml' is unknown",
-    "domains.math.tasks.0.verifier=exactly": "tasks of math: verifier 'exactly' is unknown",
-    "domains.math.sft.lr=-1": "domains.math.sft: lr -1.0 is not 0 or more",
-    "domains.math.sft.global_batch_size=7": "math/sft: global_batch_size 7 can't be shared by",
-}.items())
+@pytest.mark.parametrize(
+    "override, message",
+    {
+        "domains.math.sft.data.0={path: law_chta.jsonl, toy: null}": "law_chta.jsonl is not a file",
+        "chat_template=chatml": "chat_template 'chatml' is unknown",
+        "domains.math.tasks.0.verifier=exactly": "tasks of math: verifier 'exactly' is unknown",
+        "domains.math.sft.lr=-1": "domains.math.sft: lr -1.0 is not 0 or more",
+        "domains.math.sft.global_batch_size=7": "math/sft: global_batch_size 7 can't be shared by",
+    }.items(),
+)
 def test_a_typo_touches_nothing(override, message, run, capsys):
     before = state(run)
     assert again(run, override, "--yes") == 1
@@ -109,11 +112,15 @@ def test_what_was_removed_on_purpose_asks_nothing(run):
 
 def test_conversions_and_evaluations_ask_nothing(run):
     costly(run, "merged", "hf", "evaluate/routed", "anchor")
-    recipe = load_recipe(run / "recipe.yaml", [
-        f"runs={run.parent}", "merge.shared=branches", "evaluate.max_new_tokens=9"])
+    recipe = load_recipe(
+        run / "recipe.yaml",
+        [f"runs={run.parent}", "merge.shared=branches", "evaluate.max_new_tokens=9"],
+    )
     (loss,) = work_of(recipe).lost
     assert (loss.stage, loss.why) == (
-        "routed", "merged is made anew: merge.shared is branches, was published")
+        "routed",
+        "merged is made anew: merge.shared is branches, was published",
+    )
     confirm_replacing([loss], yes=False)  # in a test it takes seconds
 
 
@@ -127,17 +134,26 @@ def imported(tmp_path) -> Path:
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
     training = {"steps": 4, "global_batch_size": 2, "data": [{"path": "texts.jsonl"}]}
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({
-        "name": "law", "runs": str(tmp_path / "runs"), "anchor": "anchor",
-        "pretrained": "pretrained", "route": {"training": {"steps": 3}},
-        "domains": {"law": {"midtrain": training, "sft": training}},
-    }))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "law",
+                "runs": str(tmp_path / "runs"),
+                "anchor": "anchor",
+                "pretrained": "pretrained",
+                "route": {"training": {"steps": 3}},
+                "domains": {"law": {"midtrain": training, "sft": training}},
+            }
+        )
+    )
     for stage in stage_graph(load_recipe(path)):
         folder = tmp_path / "runs" / "law" / stage.name
         folder.mkdir(parents=True)
         inputs = {role: {"stage": name, "id": name} for role, name in stage.inputs.items()}
-        write_json(folder / "stage.json", record(stage) | {
-            "id": stage.name, "inputs": inputs, "steps": 4, "seconds": HOURS})
+        write_json(
+            folder / "stage.json",
+            record(stage) | {"id": stage.name, "inputs": inputs, "steps": 4, "seconds": HOURS},
+        )
     return path
 
 
@@ -148,19 +164,24 @@ def test_a_file_of_a_model_is_named_though_its_import_trains_nothing(model, impo
     changed = imported.parent / model / "generation_config.json"
     changed.write_text("{}")
     assert [(loss.stage, loss.why) for loss in work_of(recipe).lost] == [
-        ("law/midtrain",
-         f"law/branch is made anew: {changed} has other contents ({model})"),
+        ("law/midtrain", f"law/branch is made anew: {changed} has other contents ({model})"),
         ("law/sft", "law/midtrain is made anew"),
-        ("routed", "merged is made anew" + (
-            f": {changed} has other contents (anchor)" if model == "anchor" else "")),
+        (
+            "routed",
+            "merged is made anew"
+            + (f": {changed} has other contents (anchor)" if model == "anchor" else ""),
+        ),
     ]
 
 
-@pytest.mark.parametrize("override, root", {
-    "pretrained=null": "pretrained is left out",
-    "pretrained=anchor": "pretrained is FOLDER/anchor, was FOLDER/pretrained",
-    "seed=7": "seed is 7, was 0",
-}.items())
+@pytest.mark.parametrize(
+    "override, root",
+    {
+        "pretrained=null": "pretrained is left out",
+        "pretrained=anchor": "pretrained is FOLDER/anchor, was FOLDER/pretrained",
+        "seed=7": "seed is 7, was 0",
+    }.items(),
+)
 def test_a_key_is_named_though_only_a_conversion_reads_it(override, root, imported, monkeypatch):
     monkeypatch.chdir(imported.parent)
     lost = work_of(load_recipe(imported, [override])).lost
@@ -223,6 +244,7 @@ def test_submit_asks_too_but_not_for_what_it_prints(run, tmp_path, capsys):
     assert "this would replace 2.0 GPU-hours of training: routed" in capsys.readouterr().err
     after = state(run)
     assert {path: after.get(path) for path in before if path.is_file()} == {
-        path: time for path, time in before.items() if path.is_file()}
+        path: time for path, time in before.items() if path.is_file()
+    }
     assert main(["submit", *words, "--write", "--yes"]) == 0
     assert "4 scripts" in capsys.readouterr().out

@@ -29,11 +29,18 @@ def other(tmp_path) -> Path:
         folder = run / stage.name
         folder.mkdir(parents=True)
         (folder / "made").write_text(stage.name)
-        (folder / "stage.json").write_text(json.dumps({
-            "id": f"id of {stage.name}", **record(stage),
-            "inputs": {role: {"stage": name, "id": f"id of {name}"}
-                       for role, name in stage.inputs.items()},
-        }))
+        (folder / "stage.json").write_text(
+            json.dumps(
+                {
+                    "id": f"id of {stage.name}",
+                    **record(stage),
+                    "inputs": {
+                        role: {"stage": name, "id": f"id of {name}"}
+                        for role, name in stage.inputs.items()
+                    },
+                }
+            )
+        )
     store = run / "data" / "chats" / "math-1234"
     store.mkdir(parents=True)
     (store / "tokens.bin").write_bytes(b"1234")
@@ -55,8 +62,17 @@ def test_what_a_setting_changes_is_left(other, tmp_path):
     stages = graph("domains.math.sft.lr=1e-3")
     take_over(stages, tmp_path / "run", [other])
     stale = {stage.name for stage in stale_stages(stages, tmp_path / "run")}
-    assert stale == {"math/sft", "math/rlvr", "merged", "routed", "hf", "evaluate/math",
-                     "evaluate/merged", "evaluate/routed", "report"}
+    assert stale == {
+        "math/sft",
+        "math/rlvr",
+        "merged",
+        "routed",
+        "hf",
+        "evaluate/math",
+        "evaluate/merged",
+        "evaluate/routed",
+        "report",
+    }
 
 
 def test_what_was_made_of_another_execution_is_left(other, tmp_path):

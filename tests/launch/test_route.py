@@ -34,16 +34,29 @@ def again(run: Path, *overrides: str) -> int:
 
 def rows_LEH(checkpoint: Path) -> torch.Tensor:
     reader = CheckpointReader(checkpoint)
-    return torch.stack([reader.read(slot) for slot in slots(ModelConfig.load(checkpoint))
-                        if slot.name is ROUTER_NAME])
+    return torch.stack(
+        [
+            reader.read(slot)
+            for slot in slots(ModelConfig.load(checkpoint))
+            if slot.name is ROUTER_NAME
+        ]
+    )
 
 
 def test_fewer_active_experts_that_sum_to_one(run):
     """Trained, evaluated and exported alike; transformers' class says what is right."""
-    assert again(run, "route.experts_per_token=2", "route.renormalize=true",
-                 "route.load_balancing_loss=0.01", "route.training.router_z_loss=0.01",
-                 "route.training.layout={processes: 2}",
-                 "evaluate.opt_out=[math]") == 0
+    assert (
+        again(
+            run,
+            "route.experts_per_token=2",
+            "route.renormalize=true",
+            "route.load_balancing_loss=0.01",
+            "route.training.router_z_loss=0.01",
+            "route.training.layout={processes: 2}",
+            "evaluate.opt_out=[math]",
+        )
+        == 0
+    )
     config = json.loads((run / "hf" / "model" / "config.json").read_text())
     assert (config["num_experts_per_tok"], config["norm_topk_prob"]) == (2, True)
     assert same_answers_as_transformers(run, max_new_tokens=8) == 12
@@ -56,18 +69,36 @@ def test_fewer_active_experts_that_sum_to_one(run):
             assert (layers_LE[:, 1] > 0).any() == (least > 0)
 
 
-@pytest.mark.parametrize("start, layouts", [
-    ("random", ["{processes: 2}"]),
-    ("centroids", ["{processes: 1}", "{processes: 4, tensor: 2, pipeline: 2}",
-                   "{processes: 2, tensor: 1, pipeline: 1, context: 2}"]),
-])
+@pytest.mark.parametrize(
+    "start, layouts",
+    [
+        ("random", ["{processes: 2}"]),
+        (
+            "centroids",
+            [
+                "{processes: 1}",
+                "{processes: 4, tensor: 2, pipeline: 2}",
+                "{processes: 2, tensor: 1, pipeline: 1, context: 2}",
+            ],
+        ),
+    ],
+)
 def test_where_the_rows_start(start, layouts, run):
     """The first step has a learning rate of next to nothing, so the rows are where they started."""
     stacked_LEH = rows_LEH(run / "merged" / "checkpoint")
     found = []
     for layout in layouts:
-        assert again(run, f"route.start={start}", f"route.training.layout={layout}",
-                     "route.training.steps=1", "route.training.lr=1e-12", "export=false") == 0
+        assert (
+            again(
+                run,
+                f"route.start={start}",
+                f"route.training.layout={layout}",
+                "route.training.steps=1",
+                "route.training.lr=1e-12",
+                "export=false",
+            )
+            == 0
+        )
         found.append(rows_LEH(run / "routed" / "checkpoint"))
         (run / "routed" / "stage.json").unlink()
     for rows in found[1:]:
@@ -84,11 +115,17 @@ def test_the_sample_is_stratified_and_written_down(run):
     """A quarter of each source, general data once; the text of each item gives its tokens."""
     lines = [json.loads(line) for line in (run / "routed" / "sample.jsonl").open()]
     assert Counter(line["source"] for line in lines) == {"math": 20, "tool_use": 20, "general": 10}
-    folders = json.loads((run / "routed" / "data.json").read_text()) if (
-        run / "routed" / "data.json").is_file() else None
+    folders = (
+        json.loads((run / "routed" / "data.json").read_text())
+        if (run / "routed" / "data.json").is_file()
+        else None
+    )
     if folders is None:
-        folders = {path.name.rsplit("-", 1)[0]: str(path)
-                   for path in (run / "data" / "chats").iterdir() if path.is_dir()}
+        folders = {
+            path.name.rsplit("-", 1)[0]: str(path)
+            for path in (run / "data" / "chats").iterdir()
+            if path.is_dir()
+        }
     tokenizer = load_tokenizer(run / "merged" / "checkpoint")
     template = chat_template(None, tokenizer)
     for line in lines[::7]:
@@ -119,15 +156,20 @@ def test_what_the_stage_and_its_evaluation_tell(run):
     assert 'title="' in page and "Drift from the stacked start" in page
 
 
-@pytest.mark.parametrize("overrides, message", [
-    (["route.experts_per_token=4"], "route.experts_per_token 4 is not from 1 to 3"),
-    (["route.experts_per_token=1", "route.renormalize=true"], "nothing to learn from"),
-    (["route.load_balancing_loss=0.1"],
-     "load_balancing_loss does nothing while every token goes to all 3"),
-    (["route.start=grit"], "route.start 'grit' is not stacked, random or centroids"),
-    (["evaluate.opt_out=[law]"], "evaluate.opt_out names 'law', which is no expert"),
-    (["domains.math.checkpoint=x"], "domains.math has a checkpoint, so leave out sft"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["route.experts_per_token=4"], "route.experts_per_token 4 is not from 1 to 3"),
+        (["route.experts_per_token=1", "route.renormalize=true"], "nothing to learn from"),
+        (
+            ["route.load_balancing_loss=0.1"],
+            "load_balancing_loss does nothing while every token goes to all 3",
+        ),
+        (["route.start=grit"], "route.start 'grit' is not stacked, random or centroids"),
+        (["evaluate.opt_out=[law]"], "evaluate.opt_out names 'law', which is no expert"),
+        (["domains.math.checkpoint=x"], "domains.math has a checkpoint, so leave out sft"),
+    ],
+)
 def test_bad_options_are_refused_before_anything_is_done(overrides, message, run, capsys):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert again(run, *overrides) == 1
@@ -140,35 +182,72 @@ def test_published_settings_are_the_defaults(run):
     text = (run / "recipe.yaml").read_text()
     start = text.index("route:")
     end = text.index("\nexport:")
-    (run / "recipe.yaml").write_text(text[:start] + text[end + 1:])
+    (run / "recipe.yaml").write_text(text[:start] + text[end + 1 :])
     routed = next(s for s in stage_graph(load_recipe(run / "recipe.yaml")) if s.name == "routed")
     training = routed.training
     assert routed.fraction == 0.05
-    assert {key: getattr(training, key) for key in (
-        "epochs", "sequence_length", "global_batch_size", "lr", "schedule", "warmup_ratio",
-        "min_lr_ratio", "weight_decay", "router_z_loss", "trainable",
-    )} == dict(epochs=2.0, sequence_length=2048, global_batch_size=640, lr=1e-4, schedule="linear",
-               warmup_ratio=0.03, min_lr_ratio=0.0, weight_decay=0.0, router_z_loss=1e-3,
-               trainable=["router.*"])
+    assert {
+        key: getattr(training, key)
+        for key in (
+            "epochs",
+            "sequence_length",
+            "global_batch_size",
+            "lr",
+            "schedule",
+            "warmup_ratio",
+            "min_lr_ratio",
+            "weight_decay",
+            "router_z_loss",
+            "trainable",
+        )
+    } == dict(
+        epochs=2.0,
+        sequence_length=2048,
+        global_batch_size=640,
+        lr=1e-4,
+        schedule="linear",
+        warmup_ratio=0.03,
+        min_lr_ratio=0.0,
+        weight_decay=0.0,
+        router_z_loss=1e-3,
+        trainable=["router.*"],
+    )
 
 
 def test_a_joint_repair_opens_what_it_names(run):
     """The rest, experts above all, is proven to be what it was; the rate is a share of theirs."""
     opened = "[router.*,embeddings,head,final_norm]"
     scales = "{embeddings: 0.01, head: 0.01, final_norm: 0.01}"
-    assert again(run, f"route.training.trainable={opened}", f"route.training.lr_scale={scales}",
-                 "route.training.steps=1", "route.training.lr=0.01",
-                 "route.training.schedule=constant", "route.training.warmup_ratio=0",
-                 "export=false") == 0
+    assert (
+        again(
+            run,
+            f"route.training.trainable={opened}",
+            f"route.training.lr_scale={scales}",
+            "route.training.steps=1",
+            "route.training.lr=0.01",
+            "route.training.schedule=constant",
+            "route.training.warmup_ratio=0",
+            "export=false",
+        )
+        == 0
+    )
     done = read_done(run / "routed")
     assert set(done["open_groups"]) == {
-        "embeddings", "head", "final_norm", *(f"router.{e}" for e in range(len(rows_LEH(
-            run / "routed" / "checkpoint")[0])))}
+        "embeddings",
+        "head",
+        "final_norm",
+        *(f"router.{e}" for e in range(len(rows_LEH(run / "routed" / "checkpoint")[0]))),
+    }
     before, after = (group_digests(run / name / "checkpoint") for name in ("merged", "routed"))
     moved = {group for group in before if before[group] != after[group]}
     assert moved == set(done["open_groups"])
-    head = [CheckpointReader(run / name / "checkpoint").read(
-        next(s for s in slots(ModelConfig.load(run / name / "checkpoint")) if s.name is HEAD_NAME))
-        for name in ("merged", "routed")]
+    head = [
+        CheckpointReader(run / name / "checkpoint").read(
+            next(
+                s for s in slots(ModelConfig.load(run / name / "checkpoint")) if s.name is HEAD_NAME
+            )
+        )
+        for name in ("merged", "routed")
+    ]
     # AdamW's first step is the rate, whatever the gradient.
     assert (head[1] - head[0]).abs().max().item() == pytest.approx(1e-4, rel=1e-2)

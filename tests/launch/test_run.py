@@ -34,28 +34,37 @@ def _held_out(domain: str) -> dict:
 def _recipe(runs: Path) -> dict:
     sft = dict(**_TRAINING, steps=6)
     return {
-        "name": "mini", "runs": str(runs),
+        "name": "mini",
+        "runs": str(runs),
         "pretrain": {
-            "vocab_size": 600, "chat": [{"toy": "general", "count": 200}],
+            "vocab_size": 600,
+            "chat": [{"toy": "general", "count": 200}],
             "training": dict(
-                **_TRAINING, steps=10, layout={"processes": 2},
+                **_TRAINING,
+                steps=10,
+                layout={"processes": 2},
                 data=[{"toy": "general", "count": 100, "name": "prose"}],
             ),
         },
         "domains": {
             "math": {
                 "midtrain": dict(
-                    **_TRAINING, steps=4, data=[{"toy": "math", "count": 100}], validate_every=2,
+                    **_TRAINING,
+                    steps=4,
+                    data=[{"toy": "math", "count": 100}],
+                    validate_every=2,
                     validation=[_held_out("math"), _held_out("code")],
                 ),
-                "sft": sft | {
+                "sft": sft
+                | {
                     "data": [{"toy": "math", "count": 80}, {"toy": "general", "count": 40}],
                     "validation": [_held_out("math"), _held_out("general")],
                 },
                 "tasks": [{"toy": "math", "split": "heldout", "count": 6}],
             },
             "tool_use": {
-                "sft": sft | {
+                "sft": sft
+                | {
                     "data": [{"toy": "tool_use", "count": 80}, {"toy": "general", "count": 40}],
                     "layout": {"processes": 2, "expert": 2},
                     "validation": [_held_out("tool_use")],
@@ -65,7 +74,8 @@ def _recipe(runs: Path) -> dict:
         },
         "route": {"fraction": 0.5, "training": dict(**_TRAINING, steps=4)},
         "evaluate": {
-            "general": [{"toy": "general", "split": "heldout", "count": 6}], "max_new_tokens": 12,
+            "general": [{"toy": "general", "split": "heldout", "count": 6}],
+            "max_new_tokens": 12,
         },
     }
 
@@ -79,8 +89,10 @@ def workplace(tmp_path_factory) -> Path:
 
 
 def _ids(run: Path) -> dict[str, str]:
-    found = {str(path.parent.relative_to(run)): json.loads(path.read_text())["id"]
-             for path in run.rglob("stage.json")}
+    found = {
+        str(path.parent.relative_to(run)): json.loads(path.read_text())["id"]
+        for path in run.rglob("stage.json")
+    }
     return {name: id for name, id in found.items() if not name.startswith("replaced/")}
 
 
@@ -102,13 +114,19 @@ def test_a_second_run_does_nothing_and_says_so(workplace, capsys):
 def test_a_deleted_domain_is_done_again_and_what_needs_it(workplace):
     shutil.rmtree(workplace / "runs" / "mini" / "math")
     assert _done_again(workplace) == AFTER_A_DOMAIN | {
-        "math/branch", "math/midtrain", "math/sft", "evaluate/math"
+        "math/branch",
+        "math/midtrain",
+        "math/sft",
+        "evaluate/math",
     }
 
 
 def test_a_changed_setting_is_done_again_and_what_needs_it(workplace):
     assert _done_again(workplace, "route.training.steps=5") == {
-        "routed", "hf", "evaluate/routed", "report"
+        "routed",
+        "hf",
+        "evaluate/routed",
+        "report",
     }
     assert _done_again(workplace, "route.training.steps=5") == set()
     assert _done_again(workplace) == {"routed", "hf", "evaluate/routed", "report"}
@@ -130,14 +148,20 @@ def test_what_every_stage_leaves(workplace):
     assert (run / "report.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("stage, steps, sources", [
-    ("math/midtrain", [2, 4], {"math", "code"}), ("math/sft", [6], {"math", "general"}),
-    ("tool_use/sft", [6], set()), ("routed", [], set()),
-])
+@pytest.mark.parametrize(
+    "stage, steps, sources",
+    [
+        ("math/midtrain", [2, 4], {"math", "code"}),
+        ("math/sft", [6], {"math", "general"}),
+        ("tool_use/sft", [6], set()),
+        ("routed", [], set()),
+    ],
+)
 def test_validation_losses_by_source(workplace, stage, steps, sources):
     """At intervals and at the end; a single source is the whole."""
-    validated = [m for m in read_metrics(workplace / "runs" / "mini" / stage)
-                 if "validation_loss" in m]
+    validated = [
+        m for m in read_metrics(workplace / "runs" / "mini" / stage) if "validation_loss" in m
+    ]
     assert [m["step"] for m in validated] == steps
     for metrics in validated:
         found = {key: loss for key, loss in metrics.items() if key.startswith("validation_loss/")}

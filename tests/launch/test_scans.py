@@ -38,10 +38,13 @@ def scanning_stage(run: Path, name: str, out: Path) -> None:
 def test_only_the_main_rank_lists_folders(run, tmp_path):
     shutil.rmtree(run / "math" / "sft")
     layout = "domains.math.sft.layout={processes: 2}"
-    assert main(["submit", str(run / "recipe.yaml"), f"runs={run.parent}", layout, "--write",
-                 "--yes"]) == 0
-    processes.start(scanning_stage, run, "math/sft", tmp_path, processes=2,
-                    timeout_seconds=200).wait()
+    assert (
+        main(["submit", str(run / "recipe.yaml"), f"runs={run.parent}", layout, "--write", "--yes"])
+        == 0
+    )
+    processes.start(
+        scanning_stage, run, "math/sft", tmp_path, processes=2, timeout_seconds=200
+    ).wait()
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     tokenizer = run / "math" / "branch" / "checkpoint" / TOKENIZER_FOLDER
     # transformers lists it to load it.

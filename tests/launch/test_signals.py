@@ -36,8 +36,12 @@ def _hear_ctrl_c() -> None:
 def _start(recipe: Path) -> subprocess.Popen:
     """A run in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "megatron_bar", "run", str(recipe)], cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        [sys.executable, "-m", "megatron_bar", "run", str(recipe)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
         preexec_fn=_hear_ctrl_c,
     )
 

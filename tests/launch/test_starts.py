@@ -44,12 +44,23 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def _recipe(anchor: str, **more):
-    stage = {"steps": 1, "sequence_length": 64, "global_batch_size": 2,
-             "data": [{"toy": "math", "count": 4}]}
-    Path("recipe.yaml").write_text(yaml.safe_dump({
-        "name": "mine", "anchor": anchor, "domains": {"math": {"sft": stage}},
-        "route": {"training": stage | {"data": []}}, **more,
-    }))
+    stage = {
+        "steps": 1,
+        "sequence_length": 64,
+        "global_batch_size": 2,
+        "data": [{"toy": "math", "count": 4}],
+    }
+    Path("recipe.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "mine",
+                "anchor": anchor,
+                "domains": {"math": {"sft": stage}},
+                "route": {"training": stage | {"data": []}},
+                **more,
+            }
+        )
+    )
     return load_recipe(Path("recipe.yaml"))
 
 
@@ -67,8 +78,10 @@ def test_sizes_need_no_weights(cache, hf_dir):
 
 def test_the_pretrained_model_may_know_fewer_positions(cache, tmp_path):
     """As Qwen3-8B-Base does, from which Qwen3-8B was made."""
-    models = {"post": PRESETS["qwen3-8b"],
-              "base": replace(PRESETS["qwen3-8b"], max_position_embeddings=32_768)}
+    models = {
+        "post": PRESETS["qwen3-8b"],
+        "base": replace(PRESETS["qwen3-8b"], max_position_embeddings=32_768),
+    }
     for name, model in models.items():
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "config.json", hf_config(model, torch.bfloat16, {}))
@@ -84,8 +97,12 @@ def test_a_laptop_prints_the_scripts_of_the_published_recipe(size, cache, capsys
 
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_weights_are_asked_for_before_anything_is_done(command, cache, hf_dir, capsys, tmp_path):
-    hub.cached(cache, NAME, hf_dir, ["config.json", "tokenizer.json", "tokenizer_config.json",
-                                     "chat_template.jinja"])
+    hub.cached(
+        cache,
+        NAME,
+        hf_dir,
+        ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"],
+    )
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copyfile(hf_dir / "config.json", bare / "config.json")
@@ -134,15 +151,28 @@ def test_a_job_downloads_nothing(cache, tmp_path, monkeypatch):
 
 @pytest.mark.distributed
 def test_evaluate_imports_a_hugging_face_model_first(cache, hf_dir, tmp_path, capsys):
-    Path("items.jsonl").write_text(json.dumps(
-        {"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2"}) + "\n")
+    Path("items.jsonl").write_text(
+        json.dumps({"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2"}) + "\n"
+    )
     hub.cached(cache, NAME, hf_dir)
     import_hf(hf_dir, tmp_path / "checkpoint")
     answers = {}
     for number, model in enumerate((str(tmp_path / "checkpoint"), str(hf_dir), NAME)):
         out = tmp_path / f"out{number}"
-        assert main(["evaluate", model, "--task", "q=items.jsonl:math", "max_new_tokens=4",
-                     "--out", str(out)]) == 0
+        assert (
+            main(
+                [
+                    "evaluate",
+                    model,
+                    "--task",
+                    "q=items.jsonl:math",
+                    "max_new_tokens=4",
+                    "--out",
+                    str(out),
+                ]
+            )
+            == 0
+        )
         assert json.loads((out / "results.json").read_text())["model"] == model
         answers[model] = (out / "answers.jsonl").read_text()
     assert len(set(answers.values())) == 1

@@ -26,8 +26,10 @@ AFTER = {"merged", "routed", "hf", "evaluate/merged", "evaluate/routed", "report
 
 
 def ids(run: Path) -> dict[str, str]:
-    found = {str(path.parent.relative_to(run)): json.loads(path.read_text())["id"]
-             for path in run.rglob("stage.json")}
+    found = {
+        str(path.parent.relative_to(run)): json.loads(path.read_text())["id"]
+        for path in run.rglob("stage.json")
+    }
     return {name: id for name, id in found.items() if not name.startswith("before/")}
 
 
@@ -45,21 +47,31 @@ def with_code(small_run, tmp_path_factory) -> Path:
     shutil.copytree(small_run, folder / "small")
     recipe = small_recipe(folder) | {"domains": {"code": sft("code")}}
     (folder / "code.yaml").write_text(yaml.safe_dump(recipe))
-    again = upgraded(folder / "small", "--add", f"code={folder / 'code.yaml'}",
-                     "route.training.layout={processes: 2, expert: 2}")
+    again = upgraded(
+        folder / "small",
+        "--add",
+        f"code={folder / 'code.yaml'}",
+        "route.training.layout={processes: 2, expert: 2}",
+    )
     assert again == AFTER | {"code/branch", "code/sft", "evaluate/code", "evaluate/anchor"}
     return folder / "small"
 
 
 def test_a_domain_that_a_recipe_trains(small_run, with_code, capsys):
     assert ModelConfig.load(with_code / "routed" / "checkpoint").expert_names == (
-        "anchor", "math", "tool_use", "code"
+        "anchor",
+        "math",
+        "tool_use",
+        "code",
     )
     assert main(["run", str(with_code / "recipe.yaml")]) == 0
     assert "nothing to do" in capsys.readouterr().out
     recorded = json.loads((with_code / "upgrade.json").read_text())
     assert [stage["stage"] for stage in recorded["recomputed"]][:4] == [
-        "code/branch", "code/sft", "merged", "routed"
+        "code/branch",
+        "code/sft",
+        "merged",
+        "routed",
     ]
     stages = [read_done(with_code / stage["stage"]) for stage in recorded["recomputed"]]
     assert recorded["tokens"] == sum(stage.get("tokens", 0) for stage in stages) > 0
@@ -88,7 +100,9 @@ def test_a_branch_of_another_run_under_another_name(small_run, with_code, run, t
     routed = read_done(run / "routed")["settings"]["sampled"]
     assert {source["toy"] for source in routed["python"]} == {"code", "general"}
     assert set(json.loads((run / "evaluate/routed/results.json").read_text())["tasks"]) == {
-        "math", "python", "general"
+        "math",
+        "python",
+        "general",
     }
     assert main(["upgrade", str(run), "--undo"]) == 0
     assert ids(run) == before and not (run / "before").exists() and not (run / "python").exists()
@@ -111,14 +125,19 @@ def test_a_checkpoint_without_a_run_keeps_the_domains_data(run, with_code, tmp_p
     assert not (run / "math" / "sft").exists()
 
 
-@pytest.mark.parametrize("option, name, moment", [
-    ("--replace", "math", "before/plan.json"), ("--add", "python", "routed/metrics.jsonl"),
-])
+@pytest.mark.parametrize(
+    "option, name, moment",
+    [
+        ("--replace", "math", "before/plan.json"),
+        ("--add", "python", "routed/metrics.jsonl"),
+    ],
+)
 def test_killed_at_any_moment_it_goes_on(option, name, moment, run, with_code, capsys):
     words = [str(run), option, f"{name}={with_code / 'code' / 'sft'}"]
     (run / "routed" / "metrics.jsonl").unlink()  # of the run before
     killed = subprocess.Popen(
-        [sys.executable, "-m", "megatron_bar", "upgrade", *words], cwd=ROOT,
+        [sys.executable, "-m", "megatron_bar", "upgrade", *words],
+        cwd=ROOT,
         stdout=subprocess.DEVNULL,
     )
     while not (run / moment).is_file():
@@ -159,32 +178,40 @@ def another_anchor(tmp_path_factory) -> Path:
     return folder / "branch"
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--replace", "law=BRANCH"], "has no domain 'law'; it has math, tool_use"),
-    (["--drop", "anchor"], "has no domain 'anchor'"),
-    (["--add", "math=BRANCH"], "has a domain 'math' already; use --replace"),
-    (["--add", "law"], "--add law: write NAME="),
-    (["--replace", "math=BRANCH", "--drop", "math"], "math is named twice"),
-    (["--add", "law=nowhere"], "nowhere is neither a branch's checkpoint, nor the folder"),
-    (["--add", "law=OTHER"], "are models of different shape"),
-    (["--add", "law=RUN/math"], "lies in the run that it is to change"),
-    (["--add", "law=ANCHOR"], "has no experts; a branch has two"),
-    (["--add", "law=BARE"], "say 'domains.law.routing="),
-    (["--add", "general=BRANCH"], "a domain can't be called 'general'"),
-    (["--drop", "math", "--drop", "tool_use"],
-     "recipe RUN/recipe.yaml as it would be: domains is empty"),
-    (["--drop", "math", "route.experts_per_token=3"],
-     "recipe RUN/recipe.yaml as it would be: route.experts_per_token 3 is not from 1 to 2"),
-    (["--add", "law=RECIPE"], "has no domain 'law'; it has math, tool_use"),
-    ([], "say what to change"),
-])
-def test_bad_words_change_nothing(
-    words, message, run, small_run, another_anchor, tmp_path, capsys
-):
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--replace", "law=BRANCH"], "has no domain 'law'; it has math, tool_use"),
+        (["--drop", "anchor"], "has no domain 'anchor'"),
+        (["--add", "math=BRANCH"], "has a domain 'math' already; use --replace"),
+        (["--add", "law"], "--add law: write NAME="),
+        (["--replace", "math=BRANCH", "--drop", "math"], "math is named twice"),
+        (["--add", "law=nowhere"], "nowhere is neither a branch's checkpoint, nor the folder"),
+        (["--add", "law=OTHER"], "are models of different shape"),
+        (["--add", "law=RUN/math"], "lies in the run that it is to change"),
+        (["--add", "law=ANCHOR"], "has no experts; a branch has two"),
+        (["--add", "law=BARE"], "say 'domains.law.routing="),
+        (["--add", "general=BRANCH"], "a domain can't be called 'general'"),
+        (
+            ["--drop", "math", "--drop", "tool_use"],
+            "recipe RUN/recipe.yaml as it would be: domains is empty",
+        ),
+        (
+            ["--drop", "math", "route.experts_per_token=3"],
+            "recipe RUN/recipe.yaml as it would be: route.experts_per_token 3 is not from 1 to 2",
+        ),
+        (["--add", "law=RECIPE"], "has no domain 'law'; it has math, tool_use"),
+        ([], "say what to change"),
+    ],
+)
+def test_bad_words_change_nothing(words, message, run, small_run, another_anchor, tmp_path, capsys):
     shutil.copytree(small_run / "math/sft/checkpoint", tmp_path / "bare")
     places = {
-        "BRANCH": small_run / "math", "OTHER": another_anchor, "RUN": run,
-        "ANCHOR": small_run / "anchor" / "checkpoint", "BARE": tmp_path / "bare",
+        "BRANCH": small_run / "math",
+        "OTHER": another_anchor,
+        "RUN": run,
+        "ANCHOR": small_run / "anchor" / "checkpoint",
+        "BARE": tmp_path / "bare",
         "RECIPE": small_run / "recipe.yaml",
     }
     for name, place in places.items():

@@ -40,9 +40,17 @@ def verify(*tasks: dict[str, Any], rlvr: list[dict[str, Any]] | None = None) -> 
     domain = {"tasks": list(tasks)}
     if rlvr:
         domain["rlvr"] = {"steps": 1, "data": rlvr}
-    Path("recipe.yaml").write_text(yaml.safe_dump(
-        {"name": "law", "anchor": "nowhere", "domains": {"law": {
-            "sft": {"steps": 1, "data": [{"path": "chats.jsonl"}]}, **domain}}}))
+    Path("recipe.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "law",
+                "anchor": "nowhere",
+                "domains": {
+                    "law": {"sft": {"steps": 1, "data": [{"path": "chats.jsonl"}]}, **domain}
+                },
+            }
+        )
+    )
     return main(["verify-data", "recipe.yaml"])
 
 
@@ -53,11 +61,17 @@ def listed() -> list[tuple[str, str]]:
 
 @pytest.mark.timeout(60)
 def test_all_domains_of_the_toy_are_well(here, capsys):
-    assert verify(*({"toy": domain, "count": 20} for domain in ("math", "code", "tool_use")),
-                  rlvr=[{"toy": "safety", "count": 20}, {"toy": "general", "count": 20}]) == 0
+    assert (
+        verify(
+            *({"toy": domain, "count": 20} for domain in ("math", "code", "tool_use")),
+            rlvr=[{"toy": "safety", "count": 20}, {"toy": "general", "count": 20}],
+        )
+        == 0
+    )
     said = capsys.readouterr().out
-    judged = ("all 20 reference answers earn 1, all 20 empty answers earn 0, "
-              "all 20 wrong answers earn 0")
+    judged = (
+        "all 20 reference answers earn 1, all 20 empty answers earn 0, all 20 wrong answers earn 0"
+    )
     for where in ("law/rlvr, safety: verifier toy/safety", "tasks of law, code: verifier toy/code"):
         assert f"{where}: {judged}" in said
     assert said.count(judged) == 5 and not (here / "runs").exists()
@@ -65,21 +79,31 @@ def test_all_domains_of_the_toy_are_well(here, capsys):
 
 @pytest.mark.timeout(60)
 def test_what_is_judged_otherwise_is_listed_with_its_place(here, capsys):
-    write_lines(here / "sums.jsonl", [item("4"), item("4", reply="It is 4."),
-                                      item("5", reply="It is 4."), item("5", reply="6")])
+    write_lines(
+        here / "sums.jsonl",
+        [item("4"), item("4", reply="It is 4."), item("5", reply="It is 4."), item("5", reply="6")],
+    )
     Path("mine.py").write_text(_MINE)
-    write_lines(here / "law.jsonl", [
-        item("2", "?", "2"), item("2", "half", "2"), item("2", "fails", "2")])
+    write_lines(
+        here / "law.jsonl", [item("2", "?", "2"), item("2", "half", "2"), item("2", "fails", "2")]
+    )
     write_lines(here / "likes.jsonl", [item("2", "?", "2")] * 12)
-    assert verify({"path": "sums.jsonl", "verifier": "math"},
-                  {"path": "law.jsonl", "verifier": "mine.py:score"},
-                  rlvr=[{"path": "likes.jsonl", "verifier": "mine.py:anything"}]) == 1
+    assert (
+        verify(
+            {"path": "sums.jsonl", "verifier": "math"},
+            {"path": "law.jsonl", "verifier": "mine.py:score"},
+            rlvr=[{"path": "likes.jsonl", "verifier": "mine.py:anything"}],
+        )
+        == 1
+    )
     said = capsys.readouterr()
     assert said.err.splitlines() == [
         "megatron-bar: answers that aren't judged as they should be: 32; all are listed in "
-        "runs/law/verify-data.jsonl"]
+        "runs/law/verify-data.jsonl"
+    ]
     assert "likes: verifier mine.py:anything: all 12 reference answers earn 1, 0 of 12 empty" in (
-        said.out)
+        said.out
+    )
     assert f"  {here}/likes.jsonl:1: an empty answer earns 1, not 0\n" in said.out
     assert "\n  ... and 14 more\n" in said.out
     found = [entry for entry in listed() if not entry[0].startswith("likes")]
@@ -92,7 +116,7 @@ def test_what_is_judged_otherwise_is_listed_with_its_place(here, capsys):
         ("law.jsonl:2", "a wrong answer earns 0.5, not 0"),
         ("law.jsonl:3", f"the reference answer: {fails} '2' (mine.py:4)"),
         ("law.jsonl:3", f"an empty answer: {fails} '' (mine.py:4)"),
-        ("law.jsonl:3", f"a wrong answer: {fails} \"I don't know.\" (mine.py:4)"),
+        ("law.jsonl:3", f'a wrong answer: {fails} "I don\'t know." (mine.py:4)'),
     ]
     # What is mended is no longer listed.
     assert verify({"toy": "math", "count": 3}) == 0
@@ -101,8 +125,10 @@ def test_what_is_judged_otherwise_is_listed_with_its_place(here, capsys):
 
 @pytest.mark.timeout(60)
 def test_every_broken_item_is_listed_unless_such_are_left_out(here, capsys):
-    write_lines(here / "asked.jsonl", [
-        item("refuse"), item("comply"), item("neither"), {"messages": []}, item("refuse")])
+    write_lines(
+        here / "asked.jsonl",
+        [item("refuse"), item("comply"), item("neither"), {"messages": []}, item("refuse")],
+    )
     source = {"path": "asked.jsonl", "verifier": "safety"}
     assert verify(source) == 1
     assert [where for where, _ in listed()] == ["asked.jsonl:4", "asked.jsonl:3"]
@@ -114,8 +140,14 @@ def test_every_broken_item_is_listed_unless_such_are_left_out(here, capsys):
 
 def test_sources_and_verifiers_that_are_not_there(here, capsys):
     write_lines(here / "asked.jsonl", [item("refuse")])
-    assert verify({"path": "none.jsonl"}, {"path": "asked.jsonl", "verifier": "savety"},
-                  {"path": "asked.jsonl", "verifier": "mine.py:score"}) == 1
+    assert (
+        verify(
+            {"path": "none.jsonl"},
+            {"path": "asked.jsonl", "verifier": "savety"},
+            {"path": "asked.jsonl", "verifier": "mine.py:score"},
+        )
+        == 1
+    )
     said = capsys.readouterr().err
     assert f"tasks of law: {here}/none.jsonl is not a file" in said
     assert "verifier 'savety' is unknown; there are code, exact" in said
@@ -130,8 +162,10 @@ def test_real_references_are_well(here, capsys):
         by_data.setdefault(case.data, {})[case.where] = case
     tasks = []
     for number, items in enumerate(by_data.values()):
-        write_lines(here / f"part{number}.jsonl",
-                    [item(case.reference, case.where) for case in items.values()])
+        write_lines(
+            here / f"part{number}.jsonl",
+            [item(case.reference, case.where) for case in items.values()],
+        )
         tasks.append({"path": f"part{number}.jsonl", "verifier": case_of(items).verifier})
     assert verify(*tasks) == 0, capsys.readouterr().out
     said = capsys.readouterr().out
@@ -145,11 +179,23 @@ def case_of(items: dict[str, Any]) -> Any:
 def test_held_out_items_that_training_gives_away_are_listed(here, capsys):
     """They are no fault; a source that isn't there is told."""
     question = "Which of the two parties pays for the repair of a rented boat after a storm?"
-    write_lines(Path("chats.jsonl"), [
-        {"messages": [{"role": "user", "content": f"Say: {question.upper()}"},
-                      {"role": "assistant", "content": "The owner."}]},
-        {"messages": [{"role": "user", "content": "Hello"},
-                      {"role": "assistant", "content": "Hello, how can I help you today?"}]}])
+    write_lines(
+        Path("chats.jsonl"),
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": f"Say: {question.upper()}"},
+                    {"role": "assistant", "content": "The owner."},
+                ]
+            },
+            {
+                "messages": [
+                    {"role": "user", "content": "Hello"},
+                    {"role": "assistant", "content": "Hello, how can I help you today?"},
+                ]
+            },
+        ],
+    )
     other = item("y", "Who keeps the harbour's books?")
     write_lines(Path("exam.jsonl"), [item("x", question), other])
     assert verify({"path": "exam.jsonl", "verifier": "exact"}) == 0

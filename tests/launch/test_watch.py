@@ -57,10 +57,12 @@ def test_it_follows_a_run_to_its_end(run, monkeypatch, capsys):
     page = Page(html)
     assert seconds == 7 and ("meta", {"http-equiv": "refresh", "content": "7"}) in page.tags
     assert "running: routed" in page.text and "routed 3/6" in page.text
-    assert ("div", {"class": "step running", "style": "--column: 1",
-                    "title": "routed"}) in page.tags
+    assert (
+        "div",
+        {"class": "step running", "style": "--column: 1", "title": "routed"},
+    ) in page.tags
     assert "≥" in page.text and "left, by" in page.text
-    assert "16 of 16 stages are done" in page_of(run) and "http-equiv=\"refresh" not in page_of(run)
+    assert "16 of 16 stages are done" in page_of(run) and 'http-equiv="refresh' not in page_of(run)
     assert not list(run.glob("*.tmp*"))
 
 
@@ -88,7 +90,8 @@ def test_what_is_left_goes_along_the_graph(run):
     done = [one for one in seen if one.stage.ON_GPU and one.status.phase is watch.Phase.DONE]
     hours = sum(one.seconds * one.processes for one in done) / 3600
     assert watch.device_hours(seen) == pytest.approx(
-        hours + by_name["math/sft"].seconds / 3600, abs=1e-9)
+        hours + by_name["math/sft"].seconds / 3600, abs=1e-9
+    )
 
 
 def test_the_sign_of_work_goes_with_who_gave_it(tmp_path):
@@ -98,10 +101,13 @@ def test_the_sign_of_work_goes_with_who_gave_it(tmp_path):
     assert begun_at(tmp_path, "a/b") is None
 
 
-@pytest.mark.parametrize("words, told", [
-    (["nowhere"], "nowhere is not a run's folder: it has no recipe.yaml"),
-    (["nowhere", "--every", "0"], "--every 0: give at least 1"),
-])
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["nowhere"], "nowhere is not a run's folder: it has no recipe.yaml"),
+        (["nowhere", "--every", "0"], "--every 0: give at least 1"),
+    ],
+)
 def test_what_is_refused(words, told, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["watch", *words]) == 1

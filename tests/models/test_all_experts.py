@@ -15,8 +15,15 @@ from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 
 TOKENS, HIDDEN, FFN, EXPERTS = 7, 5, 3, 3
-SMALL = ModelConfig(vocab_size=96, hidden_size=32, ffn_hidden_size=48, num_layers=2, num_heads=4,
-                    num_kv_heads=2, max_position_embeddings=64)
+SMALL = ModelConfig(
+    vocab_size=96,
+    hidden_size=32,
+    ffn_hidden_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    max_position_embeddings=64,
+)
 
 
 def plain(x_TH, probs_TE, *weights):
@@ -33,8 +40,9 @@ def arguments(dtype=torch.float64):
     def random(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    weights = [random(*shape) for _ in range(EXPERTS)
-               for shape in ((2 * FFN, HIDDEN), (HIDDEN, FFN))]
+    weights = [
+        random(*shape) for _ in range(EXPERTS) for shape in ((2 * FFN, HIDDEN), (HIDDEN, FFN))
+    ]
     return [random(TOKENS, HIDDEN), random(TOKENS, EXPERTS).softmax(-1), *weights]
 
 
@@ -46,9 +54,9 @@ def test_value_and_all_gradients_against_finite_differences():
 
 # Which of x, the probabilities and each expert's two weights have a gradient. (False, False, ...)
 # is the first layer of a stage that trains nothing before it.
-@pytest.mark.parametrize("open_", [
-    flags for flags in itertools.product([False, True], repeat=4) if any(flags)
-])
+@pytest.mark.parametrize(
+    "open_", [flags for flags in itertools.product([False, True], repeat=4) if any(flags)]
+)
 def test_gradients_are_the_plain_ones_whatever_is_frozen(open_):
     x, probs, first, last = open_
     needed = [x, probs, first, first, False, False, last, not first]

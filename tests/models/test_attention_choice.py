@@ -30,10 +30,13 @@ def test_a_gpu_goes_by_boundaries_with_and_without_transformer_engine(has_te):
         assert choice.kind == "varlen" and choice.by_boundaries
 
 
-@pytest.mark.parametrize("device, dtype, head_dim, says", [
-    ("cpu", BF16, 128, "no GPU"),
-    ("cuda", FP32, 128, "float32"),
-])
+@pytest.mark.parametrize(
+    "device, dtype, head_dim, says",
+    [
+        ("cpu", BF16, 128, "no GPU"),
+        ("cuda", FP32, 128, "float32"),
+    ],
+)
 def test_masks_where_flash_attention_cannot_be_used(has_te, device, dtype, head_dim, says):
     choice = choose_attention(device, dtype, head_dim)
     assert choice.kind == "masks" and not choice.by_boundaries and says in choice.reason

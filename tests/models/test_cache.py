@@ -35,14 +35,16 @@ def test_rows_that_stand_at_one_position_see_what_they_would_alone(window):
     """They are computed without a mask, or with one for all of them."""
     torch.manual_seed(0)
     angles_L11D = torch.rand(LENGTH, 1, 1, WIDTH // 2).repeat(1, 1, 1, 2) * 3
-    q_RSND, k_RSKD, v_RSKD = (torch.randn(2, LENGTH, heads, WIDTH)
-                              for heads in (HEADS, KV_HEADS, KV_HEADS))
+    q_RSND, k_RSKD, v_RSKD = (
+        torch.randn(2, LENGTH, heads, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS)
+    )
     expected = [_whole(q, k, v, angles_L11D, window) for q, k, v in zip(q_RSND, k_RSKD, v_RSKD)]
     cache = RowCache(2, LENGTH)
     for place in range(LENGTH):
         cache.decode([place, place], torch.device("cpu"))
-        found = cache.attend(1, *(x[:, place][None] for x in (q_RSND, k_RSKD, v_RSKD)),
-                             angles_L11D, window, SCALE)
+        found = cache.attend(
+            1, *(x[:, place][None] for x in (q_RSND, k_RSKD, v_RSKD)), angles_L11D, window, SCALE
+        )
         torch.testing.assert_close(found[0], torch.stack([row[place] for row in expected]))
 
 
@@ -51,8 +53,9 @@ def test_prefill_and_decode_give_what_the_whole_row_gives(window):
     torch.manual_seed(0)
     angles_L11D = torch.rand(LENGTH, 1, 1, WIDTH // 2).repeat(1, 1, 1, 2) * 3
     rows = len(PROMPTS)
-    q_RSND, k_RSKD, v_RSKD = (torch.randn(rows, LENGTH, heads, WIDTH)
-                              for heads in (HEADS, KV_HEADS, KV_HEADS))
+    q_RSND, k_RSKD, v_RSKD = (
+        torch.randn(rows, LENGTH, heads, WIDTH) for heads in (HEADS, KV_HEADS, KV_HEADS)
+    )
     for x in (q_RSND, k_RSKD, v_RSKD):
         x[2, :5] = x[0, :5]
     expected = [_whole(q, k, v, angles_L11D, window) for q, k, v in zip(q_RSND, k_RSKD, v_RSKD)]

@@ -52,7 +52,7 @@ def test_greedy_generation_equals_transformers(name, tmp_path):
     expected = [
         theirs.generate(
             torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
-        )[0, len(prompt):].tolist()
+        )[0, len(prompt) :].tolist()
         for prompt in PROMPTS
     ]
     with process_groups(Layout()):
@@ -75,8 +75,10 @@ def test_bf16_is_as_near_to_fp32_as_transformers_is(name, tmp_path):
     checkpoint = imported(theirs, tmp_path)
     rounded_BSV = theirs(TOKENS_BS).logits.float()
     exact_BSV = theirs.float()(TOKENS_BS).logits
-    ours, expected = (_difference(logits_BSV, exact_BSV)
-                      for logits_BSV in (_logits(checkpoint, torch.bfloat16), rounded_BSV))
+    ours, expected = (
+        _difference(logits_BSV, exact_BSV)
+        for logits_BSV in (_logits(checkpoint, torch.bfloat16), rounded_BSV)
+    )
     assert 0 < ours < 1.5 * expected < 0.1
 
 
@@ -89,11 +91,17 @@ def test_a_branch_is_merged_and_exported_to_a_class_that_computes_it(name, tmp_p
     """
     theirs = random_model(name)
     checkpoint = imported(theirs, tmp_path)
-    pretrained = imported(random_model(name, seed=1, max_position_embeddings=48),  # as Qwen3's base
-                          tmp_path / "pretrained")
+    pretrained = imported(
+        random_model(name, seed=1, max_position_embeddings=48),  # as Qwen3's base
+        tmp_path / "pretrained",
+    )
     for expert in ("math", "code"):
-        branch(checkpoint, tmp_path / expert, pretrained if expert == "code" else None,
-               expert_name=expert)
+        branch(
+            checkpoint,
+            tmp_path / expert,
+            pretrained if expert == "code" else None,
+            expert_name=expert,
+        )
     assert _difference(_logits(tmp_path / "math"), theirs(TOKENS_BS).logits) < 1e-5
     merge([tmp_path / "math", tmp_path / "code"], tmp_path / "merged", checkpoint)
     family = family_of(ModelConfig.load(checkpoint))

@@ -21,10 +21,23 @@ from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.step import forward_backward
 from tests.models_hf import packed_batch
 
-DENSE = ModelConfig(vocab_size=331, hidden_size=48, ffn_hidden_size=80, num_layers=3, num_heads=6,
-                    num_kv_heads=2, max_position_embeddings=64)
-QWEN3 = dataclasses.replace(DENSE, norm_placement="before", qk_norm="per_head", kv_channels=12,
-                            tied_embeddings=True, family="qwen3")
+DENSE = ModelConfig(
+    vocab_size=331,
+    hidden_size=48,
+    ffn_hidden_size=80,
+    num_layers=3,
+    num_heads=6,
+    num_kv_heads=2,
+    max_position_embeddings=64,
+)
+QWEN3 = dataclasses.replace(
+    DENSE,
+    norm_placement="before",
+    qk_norm="per_head",
+    kv_channels=12,
+    tied_embeddings=True,
+    family="qwen3",
+)
 SHARED = ("embeddings", "attention", "block_norms", "final_norm", "head")
 
 
@@ -65,23 +78,41 @@ def _counted(config: ModelConfig, patterns: tuple[str, ...]) -> tuple[int, float
     return counter.get_total_flops(), step_flops(config, work, trainable).total
 
 
-@pytest.mark.parametrize("config, patterns", [
-    (DENSE, ("*",)),
-    (DENSE.with_experts(2), MIDTRAIN_GROUPS),
-    (DENSE.with_experts(5), ("expert.4", "router.4")),
-    (DENSE.with_experts(2), ("expert.0",)),
-    (DENSE.with_experts(2), SFT_GROUPS),
-    (DENSE.with_experts(5), ROUTE_GROUPS),
-    (DENSE.with_experts(2), SHARED),
-    (DENSE.with_experts(2), ("embeddings",)),
-    (DENSE.with_experts(2), ("head",)),
-    (DENSE.with_experts(2), ("block_norms",)),
-    (DENSE.with_experts(5), ("*",)),
-    (QWEN3, ("*",)),
-    (QWEN3.with_experts(2), MIDTRAIN_GROUPS),
-    (QWEN3.with_experts(2), SFT_GROUPS),
-], ids=["dense", "midtrain-2", "midtrain-5", "anchor", "sft", "route", "rlvr", "embeddings",
-        "head", "norms", "all", "tied", "tied-midtrain", "tied-sft"])
+@pytest.mark.parametrize(
+    "config, patterns",
+    [
+        (DENSE, ("*",)),
+        (DENSE.with_experts(2), MIDTRAIN_GROUPS),
+        (DENSE.with_experts(5), ("expert.4", "router.4")),
+        (DENSE.with_experts(2), ("expert.0",)),
+        (DENSE.with_experts(2), SFT_GROUPS),
+        (DENSE.with_experts(5), ROUTE_GROUPS),
+        (DENSE.with_experts(2), SHARED),
+        (DENSE.with_experts(2), ("embeddings",)),
+        (DENSE.with_experts(2), ("head",)),
+        (DENSE.with_experts(2), ("block_norms",)),
+        (DENSE.with_experts(5), ("*",)),
+        (QWEN3, ("*",)),
+        (QWEN3.with_experts(2), MIDTRAIN_GROUPS),
+        (QWEN3.with_experts(2), SFT_GROUPS),
+    ],
+    ids=[
+        "dense",
+        "midtrain-2",
+        "midtrain-5",
+        "anchor",
+        "sft",
+        "route",
+        "rlvr",
+        "embeddings",
+        "head",
+        "norms",
+        "all",
+        "tied",
+        "tied-midtrain",
+        "tied-sft",
+    ],
+)
 def test_a_step_does_the_necessary_products_and_no_more(config, patterns):
     counted, needed = _counted(config, patterns)
     assert counted == needed
@@ -106,8 +137,10 @@ def test_experts_that_are_not_active_cost_nothing():
     """Five experts of which two are active are two experts, but for the router."""
     work = Work(7, 0, 0)
     router = 3 * 2 * 7 * DENSE.hidden_size * DENSE.num_layers  # an expert's row
-    costs = [step_flops(config, work, list(group_sizes(config))).total
-             for config in (DENSE.with_experts(5, 2), DENSE.with_experts(2))]
+    costs = [
+        step_flops(config, work, list(group_sizes(config))).total
+        for config in (DENSE.with_experts(5, 2), DENSE.with_experts(2))
+    ]
     assert costs[0] - costs[1] == pytest.approx(3 * router)
 
 
@@ -126,5 +159,6 @@ def test_a_step_tells_how_many_keys_its_queries_see():
     with process_groups(Layout()):
         wrapped = wrap(build_model(config, Layout()), Training(distributed_optimizer=False))
         work = forward_backward(wrapped, [batch, batch]).work
-    assert work == Work(2 * batch.tokens_BS.numel(), 2 * int(visible_BSS.sum()),
-                        2 * int(visible_BSS.triu(-3).sum()))
+    assert work == Work(
+        2 * batch.tokens_BS.numel(), 2 * int(visible_BSS.sum()), 2 * int(visible_BSS.triu(-3).sum())
+    )

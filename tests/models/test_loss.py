@@ -27,8 +27,9 @@ def inputs(open_, dtype=torch.float32, tokens=TOKENS, vocabulary=VOCABULARY, pad
     head_VH = 2 * torch.randn(padded, HIDDEN, generator=generator)
     labels_T = torch.randint(vocabulary, (tokens,), generator=generator)
     weight_T = torch.rand(tokens, generator=generator)
-    x_TH, head_VH = (tensor.to(dtype).requires_grad_(flag)
-                     for tensor, flag in zip((x_TH, head_VH), open_))
+    x_TH, head_VH = (
+        tensor.to(dtype).requires_grad_(flag) for tensor, flag in zip((x_TH, head_VH), open_)
+    )
     return x_TH, head_VH, labels_T, weight_T
 
 
@@ -51,8 +52,13 @@ def small_chunks(request, monkeypatch):
 @pytest.mark.parametrize("open_", [BOTH, HEAD_FROZEN, HEAD_ALONE])
 def test_equals_torch_over_the_real_rows(open_, dtype, tolerance, small_chunks):
     found, expected = [], []
-    for results, function in ((found, lambda *args: linear_loss(
-            *args, VOCABULARY, OneRank(), TEMPERATURE, with_entropy=True)), (expected, plain)):
+    for results, function in (
+        (
+            found,
+            lambda *args: linear_loss(*args, VOCABULARY, OneRank(), TEMPERATURE, with_entropy=True),
+        ),
+        (expected, plain),
+    ):
         x_TH, head_VH, labels_T, weight_T = inputs(open_, dtype)
         loss_T, entropy_T = function(x_TH, head_VH, labels_T)
         (loss_T * weight_T).sum().backward()
@@ -83,12 +89,12 @@ def test_fp32_logits_of_all_positions_never_exist(open_):
     """A bf16 model, forward and backward; what is kept between them has the model's type."""
     tokens, vocabulary = 1024, 8192
     x_TH, head_VH, labels_T, weight_T = inputs(
-        open_, torch.bfloat16, tokens, vocabulary, vocabulary)
+        open_, torch.bfloat16, tokens, vocabulary, vocabulary
+    )
     kept = []
     with (
         Largest() as largest,
-        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t,
-                                                 lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t),
     ):
         loss_T, _ = linear_loss(x_TH, head_VH, labels_T, vocabulary, OneRank())
         (loss_T * weight_T).sum().backward()

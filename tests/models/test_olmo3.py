@@ -48,16 +48,35 @@ def _assert_equal(ours_BSV, theirs_BSV):
     assert ((ours_BSV - theirs_BSV).abs().max() / theirs_BSV.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("sizes", [
-    {"rope_scaling": None},
-    {"rope_theta": 10_000.0},
-    {"layer_types": ["full_attention", "sliding_attention", "full_attention", "full_attention"]},
-    {"layer_types": ["full_attention"] * 4},
-    # A ramp from the second to the fourth of the four frequencies.
-    {"rope_theta": 10_000.0,
-     "rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64,
-                      "attention_factor": 1.5, "beta_fast": 0.5, "beta_slow": 0.05}},
-], ids=["no YaRN", "another theta", "other layers", "no sliding layer", "another YaRN"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"rope_scaling": None},
+        {"rope_theta": 10_000.0},
+        {
+            "layer_types": [
+                "full_attention",
+                "sliding_attention",
+                "full_attention",
+                "full_attention",
+            ]
+        },
+        {"layer_types": ["full_attention"] * 4},
+        # A ramp from the second to the fourth of the four frequencies.
+        {
+            "rope_theta": 10_000.0,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 2.0,
+                "original_max_position_embeddings": 64,
+                "attention_factor": 1.5,
+                "beta_fast": 0.5,
+                "beta_slow": 0.05,
+            },
+        },
+    ],
+    ids=["no YaRN", "another theta", "other layers", "no sliding layer", "another YaRN"],
+)
 @torch.no_grad()
 def test_logits_without_a_mask_equal_transformers(sizes, tmp_path):
     theirs = random_olmo3(**sizes)

@@ -49,8 +49,9 @@ def flat(x_TBNd: torch.Tensor) -> torch.Tensor:
 def layer(request, monkeypatch):
     model = ModelConfig(64, HEADS * DIM, 32, 1, HEADS, KV_HEADS)
     if request.param:
-        model = ModelConfig(64, HEADS * DIM, 32, 1, HEADS, KV_HEADS,
-                            window=SlidingWindow(request.param, ()))
+        model = ModelConfig(
+            64, HEADS * DIM, 32, 1, HEADS, KV_HEADS, window=SlidingWindow(request.param, ())
+        )
     monkeypatch.setattr(attention, "varlen_attention", varlen_one_by_one)
     with process_groups(Layout()):
         yield FusedAttention(transformer_config(model, Layout(), torch.float32), 1, None, "self")
@@ -59,24 +60,32 @@ def layer(request, monkeypatch):
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_boundaries_compute_what_the_mask_does(ranks, layer, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(LENGTH, ROWS, heads, DIM, generator=generator)
-               for heads in (HEADS, KV_HEADS, KV_HEADS))
+    q, k, v = (
+        torch.randn(LENGTH, ROWS, heads, DIM, generator=generator)
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
+    )
     hidden_BTT = DOCUMENTS_BT[:, :, None] != DOCUMENTS_BT[:, None, :]
     hidden_BTT = hidden_BTT | torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
     expected_TBW = layer(q, k, v, hidden_BTT[:, None])
     for rank in range(ranks):
         mine = places(ranks, rank)
         monkeypatch.setattr(layer, "context_group", OneOf(ranks, rank))
-        gathered = {id_: torch.cat([flat(x[places(ranks, r)]) for r in range(ranks)])
-                    for id_, x in ((0, k), (1, v))}
+        gathered = {
+            id_: torch.cat([flat(x[places(ranks, r)]) for r in range(ranks)])
+            for id_, x in ((0, k), (1, v))
+        }
         asked = iter((0, 1))
-        monkeypatch.setattr(attention, "gather_from_sequence_parallel_region",
-                            lambda x, group, asked=asked, gathered=gathered: gathered[next(asked)])
+        monkeypatch.setattr(
+            attention,
+            "gather_from_sequence_parallel_region",
+            lambda x, group, asked=asked, gathered=gathered: gathered[next(asked)],
+        )
         packed = pack_documents(DOCUMENTS_BT, ranks, rank)
         assert len(packed.spans) == (1 if ranks == 1 else 2 * ROWS)
         found_TND = layer(*(flat(x[mine]) for x in (q, k, v)), None, packed_seq_params=packed)
-        torch.testing.assert_close(found_TND.flatten(1), flat(expected_TBW[mine]),
-                                   atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            found_TND.flatten(1), flat(expected_TBW[mine]), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_the_stand_in_takes_what_torchs_attention_takes():

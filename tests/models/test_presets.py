@@ -15,15 +15,25 @@ from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.groups import group_sizes
 
 BILLIONS = {
-    "olmo2-1b": 1.485, "olmo2-7b": 7.299, "olmo2-13b": 13.716, "olmo2-32b": 32.234,
-    "olmo3-7b": 7.298, "olmo3-32b": 32.233,
-    "qwen3-0.6b": 0.596, "qwen3-1.7b": 1.721, "qwen3-4b": 4.022, "qwen3-4b-2507": 4.022,
-    "qwen3-8b": 8.191, "qwen3-14b": 14.768, "qwen3-32b": 32.762,
+    "olmo2-1b": 1.485,
+    "olmo2-7b": 7.299,
+    "olmo2-13b": 13.716,
+    "olmo2-32b": 32.234,
+    "olmo3-7b": 7.298,
+    "olmo3-32b": 32.233,
+    "qwen3-0.6b": 0.596,
+    "qwen3-1.7b": 1.721,
+    "qwen3-4b": 4.022,
+    "qwen3-4b-2507": 4.022,
+    "qwen3-8b": 8.191,
+    "qwen3-14b": 14.768,
+    "qwen3-32b": 32.762,
 }
 # FlexOlmo 7x7B has 5 of its experts active, BAR's 5x7B all.
 MIXTURES = {
     f"{name}-{experts}-experts": model.with_experts(experts, active)
-    for name, model in PRESETS.items() if family_of(model).mixture is not None
+    for name, model in PRESETS.items()
+    if family_of(model).mixture is not None
     for experts, active in ((2, 2), (5, 5), (7, 5))
 }
 
@@ -42,8 +52,9 @@ def test_every_name_and_shape_is_transformers_own(model):
     # A tied head is not a parameter of its own.
     theirs = {key: tuple(p.shape) for key, p in meta_model.named_parameters()}
     assert meta_model.state_dict().keys() - theirs.keys() <= {"lm_head.weight"}
-    ours = {key: shape for slot in slots(model)
-            for key, shape in zip(slot.hf_names, slot.hf_shapes)}
+    ours = {
+        key: shape for slot in slots(model) for key, shape in zip(slot.hf_names, slot.hf_shapes)
+    }
     assert ours == theirs
     assert sum(group_sizes(model).values()) == meta_model.num_parameters()
 
@@ -65,8 +76,11 @@ def test_models_of_different_shape_are_told_apart_by_their_fields():
     for model, other, message in [
         (olmo2, replace(olmo2, rms_norm_eps=1e-5), "rms_norm_eps is 1e-06 and 1e-05"),
         (olmo3, shorter, "size is 4096 and 7"),
-        (olmo2, replace(olmo3, vocab_size=olmo2.vocab_size), "window is None and SlidingWindow, "
-         "yarn is None and Yarn, family is olmo2 and olmo3"),
+        (
+            olmo2,
+            replace(olmo3, vocab_size=olmo2.vocab_size),
+            "window is None and SlidingWindow, yarn is None and Yarn, family is olmo2 and olmo3",
+        ),
     ]:
         with pytest.raises(BarError) as refused:
             check_same_shape("a", model, "b", other)

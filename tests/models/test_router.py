@@ -47,7 +47,8 @@ def without(hf_model: FlexOlmoForCausalLM, left_out: int) -> FlexOlmoForCausalLM
     count = hf_model.config.num_experts
     kept = [e for e in range(count) if e != left_out]
     smaller = random_experts(
-        count - 1, num_experts_per_tok=min(hf_model.config.num_experts_per_tok, count - 1),
+        count - 1,
+        num_experts_per_tok=min(hf_model.config.num_experts_per_tok, count - 1),
         norm_topk_prob=hf_model.config.norm_topk_prob,
     )
     state = {name: value for name, value in hf_model.state_dict().items() if ".mlp." not in name}
@@ -132,8 +133,9 @@ def test_routing_keeps_nothing_from_below_the_first_router(active, one_process, 
                 )
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss_BS = model(BATCH.tokens_BS, BATCH.positions_BS, BATCH.attention_mask_B1SS,
-                        labels=BATCH.labels_BS)
+        loss_BS = model(
+            BATCH.tokens_BS, BATCH.positions_BS, BATCH.attention_mask_B1SS, labels=BATCH.labels_BS
+        )
     below = {"embedding", "0.self_attention", "0.self_attn_bda"}
     assert not below & set(kept)
     assert kept["0.mlp"] and kept["1.self_attention"]  # and it would have been seen

@@ -15,8 +15,15 @@ from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.step_metrics import RouterMetrics
 
-CONFIG = ModelConfig(vocab_size=96, hidden_size=32, ffn_hidden_size=48, num_layers=3, num_heads=4,
-                     num_kv_heads=2, max_position_embeddings=64).with_experts(3)
+CONFIG = ModelConfig(
+    vocab_size=96,
+    hidden_size=32,
+    ffn_hidden_size=48,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    max_position_embeddings=64,
+).with_experts(3)
 BATCH, SEQUENCE = 2, 5
 
 
@@ -48,8 +55,10 @@ def hidden_into_routers(model, tokens_BS):
     """What each router is given, and so what its softmax must say: [L] of [S, B, E]."""
     probs, handles = [], []
     for layer in model.decoder.layers:
+
         def hook(router, inputs, layer=layer):
             probs.append(torch.softmax(inputs[0].float() @ router.weight.T, dim=-1))
+
         handles.append(layer.mlp.router.register_forward_pre_hook(hook))
     forward(model, tokens_BS)
     for handle in handles:
@@ -109,8 +118,9 @@ def test_wrong_labels(model, tokens_BS):
             forward(model, tokens_BS)
 
 
-@pytest.mark.parametrize("labels", [None, torch.zeros(4, dtype=torch.long, device="meta")],
-                         ids=["one class", "classes"])
+@pytest.mark.parametrize(
+    "labels", [None, torch.zeros(4, dtype=torch.long, device="meta")], ids=["one class", "classes"]
+)
 def test_recording_brings_nothing_to_the_host(labels):
     """The meta device has nothing to bring, so that whatever waits for a device fails there."""
     record = RoutingRecord(2, 3, classes=5, device="meta")

@@ -31,8 +31,15 @@ def settings():
 
 def test_the_stages_of_bar(settings):
     assert list(settings) == [
-        "math/midtrain", "math/sft", "math/rlvr", "code/midtrain", "code/sft", "code/rlvr",
-        "safety/sft", "tool_use/sft", "routed",
+        "math/midtrain",
+        "math/sft",
+        "math/rlvr",
+        "code/midtrain",
+        "code/sft",
+        "code/rlvr",
+        "safety/sft",
+        "tool_use/sft",
+        "routed",
     ]
 
 
@@ -62,11 +69,25 @@ def test_sft_as_published(settings):
 
 def test_rlvr_as_published(settings):
     published = dict(
-        prompts_per_step=64, samples_per_prompt=8, global_batch_size=128, prompt_length=2048,
-        response_length=4096, temperature=1, advantage="centered", clip_low=0.2, clip_high=0.272,
-        kl_coefficient=0, reward_scale=10, filter_zero_std=True,
-        no_resampling_pass_rate=0.875, truncated="keep",
-        lr=6e-7, schedule="constant", warmup_ratio=0, weight_decay=0, max_grad_norm=1,
+        prompts_per_step=64,
+        samples_per_prompt=8,
+        global_batch_size=128,
+        prompt_length=2048,
+        response_length=4096,
+        temperature=1,
+        advantage="centered",
+        clip_low=0.2,
+        clip_high=0.272,
+        kl_coefficient=0,
+        reward_scale=10,
+        filter_zero_std=True,
+        no_resampling_pass_rate=0.875,
+        truncated="keep",
+        lr=6e-7,
+        schedule="constant",
+        warmup_ratio=0,
+        weight_decay=0,
+        max_grad_norm=1,
         router_z_loss=0,
     )
     for domain, steps in (("math", 300), ("code", 150)):
@@ -100,14 +121,26 @@ def models(tmp_path) -> list[str]:
 
 def _models(folder: Path, preset: str) -> list[str]:
     shape = PRESETS[preset]
-    (folder / "config.json").write_text(json.dumps({
-        "model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"],
-        "vocab_size": shape.vocab_size, "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.ffn_hidden_size, "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads, "num_key_value_heads": shape.num_kv_heads,
-        "max_position_embeddings": 4096, "rope_theta": 500000, "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False, "attention_bias": False, "hidden_act": "silu",
-    }))
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "olmo2",
+                "architectures": ["Olmo2ForCausalLM"],
+                "vocab_size": shape.vocab_size,
+                "hidden_size": shape.hidden_size,
+                "intermediate_size": shape.ffn_hidden_size,
+                "num_hidden_layers": shape.num_layers,
+                "num_attention_heads": shape.num_heads,
+                "num_key_value_heads": shape.num_kv_heads,
+                "max_position_embeddings": 4096,
+                "rope_theta": 500000,
+                "rms_norm_eps": 1e-6,
+                "tie_word_embeddings": False,
+                "attention_bias": False,
+                "hidden_act": "silu",
+            }
+        )
+    )
     return [f"anchor={folder}", f"pretrained={folder}"]
 
 
@@ -126,27 +159,38 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
     assert not [p.stage.name for p in plans if p.too_big]
     assert not [p.stage.name for p in plans if p.seconds is None]
     steps = {p.stage.name: p.steps for p in plans if p.trainable}
-    published = {"math/midtrain": 47684, "math/sft": 1062, "math/rlvr": 300, "code/midtrain": 47684,
-                 "code/sft": 782, "code/rlvr": 150, "tool_use/sft": 888, "safety/sft": 534,
-                 "routed": 66}
+    published = {
+        "math/midtrain": 47684,
+        "math/sft": 1062,
+        "math/rlvr": 300,
+        "code/midtrain": 47684,
+        "code/sft": 782,
+        "code/rlvr": 150,
+        "tool_use/sft": 888,
+        "safety/sft": 534,
+        "routed": 66,
+    }
     assert steps == published
 
 
-@pytest.mark.parametrize("override, message", {
-    "route.training.layout.expert=2": "expert 2 doesn't divide the model's 5 experts",
-    "domains.code.sft.global_batch_size=100": "can't be shared by 32 data-parallel ranks",
-    "domains.code.sft.megatron.adam_beta1=0.8": "adam_beta1 is decided by the recipe's own keys",
-    "domains.code.sft.megatron.overlap_gard_reduce=true": "overlap_gard_reduce is no field",
-    "domains.code.sft.recompute=some": "'some' is not none, moe or full",
-    "domains.code.sft.on_bad_step=retry": "'retry' is not stop or skip",
-    "domains.code.sft.warmup_ratio=2000": "warmup_steps",
-    "domains.code.sft.spike=0.5": "spike 0.5 is not above 1",
-    "domains.code.sft.keep=0": "keep 0 is not at least 1",
-    "evaluate.dtype=float16": "evaluate.dtype 'float16' is not float32 or bfloat16",
-    "evaluate.samples=4": "samples 4 at temperature 0 would be 4 times the same answer",
-    "evaluate.layout={processes: 3, tensor: 3}": "evaluate/anchor: layout.tensor 3 doesn't divide",
-    "domains.code.sft.save_every_minutes=0": "save_every_minutes 0.* is not above 0",
-}.items())
+@pytest.mark.parametrize(
+    "override, message",
+    {
+        "route.training.layout.expert=2": "expert 2 doesn't divide the model's 5 experts",
+        "domains.code.sft.global_batch_size=100": "can't be shared by 32 data-parallel ranks",
+        "domains.code.sft.megatron.adam_beta1=0.8": "adam_beta1 is decided by the recipe's own keys",
+        "domains.code.sft.megatron.overlap_gard_reduce=true": "overlap_gard_reduce is no field",
+        "domains.code.sft.recompute=some": "'some' is not none, moe or full",
+        "domains.code.sft.on_bad_step=retry": "'retry' is not stop or skip",
+        "domains.code.sft.warmup_ratio=2000": "warmup_steps",
+        "domains.code.sft.spike=0.5": "spike 0.5 is not above 1",
+        "domains.code.sft.keep=0": "keep 0 is not at least 1",
+        "evaluate.dtype=float16": "evaluate.dtype 'float16' is not float32 or bfloat16",
+        "evaluate.samples=4": "samples 4 at temperature 0 would be 4 times the same answer",
+        "evaluate.layout={processes: 3, tensor: 3}": "evaluate/anchor: layout.tensor 3 doesn't divide",
+        "domains.code.sft.save_every_minutes=0": "save_every_minutes 0.* is not above 0",
+    }.items(),
+)
 def test_what_cannot_work_is_refused_in_one_line_before_anything_is_loaded(
     override, message, models
 ):

@@ -19,8 +19,10 @@ from megatron_bar.stages.context import identity
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TOY = EXAMPLES / "toy.yaml"
 # What every domain of the toy trains is left to the method; it ends with SFT.
-OPEN = [*(f"domains.{name}.sft.trainable=[]" for name in ("math", "code", "tool_use", "safety")),
-        *(f"domains.{name}.rlvr=null" for name in ("math", "code"))]
+OPEN = [
+    *(f"domains.{name}.sft.trainable=[]" for name in ("math", "code", "tool_use", "safety")),
+    *(f"domains.{name}.rlvr=null" for name in ("math", "code")),
+]
 STARTS = ["base", "anchor", "pretrained"]
 
 
@@ -32,27 +34,54 @@ def graph(*overrides):
 
 def own(stages):
     """Names of the stages that make the model."""
-    return [name for name, stage in stages.items()
-            if stage.KIND not in ("pretrain", "import", "evaluate", "export", "report")]
+    return [
+        name
+        for name, stage in stages.items()
+        if stage.KIND not in ("pretrain", "import", "evaluate", "export", "report")
+    ]
 
 
 DENSE = ["math/midtrain", "math/sft", "code/midtrain", "code/sft", "tool_use/sft", "safety/sft"]
 
 
-@pytest.mark.parametrize("overrides, expected, final", [
-    (["method=flexolmo"], ["math/branch", "math/midtrain", "math/sft", "code/branch",
-                           "code/midtrain", "code/sft", "tool_use/branch", "tool_use/sft",
-                           "safety/branch", "safety/sft", "merged", "routed"], "routed"),
-    (["method=btx"], [*DENSE, "merged", "routed"], "routed"),
-    (["method=dense_merge"], [*DENSE, "merged"], "merged"),
-    (["method=dense_merge", "domains.math.midtrain=null", "domains.code.midtrain=null"],
-     ["math/sft", "code/sft", "tool_use/sft", "safety/sft", "merged"], "merged"),
-    (["method=continued"], ["all/sft"], "all/sft"),
-    (["method=continued", "order=sequence"],
-     ["math/sft", "code/sft", "tool_use/sft", "safety/sft"], "safety/sft"),
-    (["method=retrain"], ["all/sft"], "all/sft"),
-    (["method=retrain_midtrain"], ["all/midtrain", "all/sft"], "all/sft"),
-])
+@pytest.mark.parametrize(
+    "overrides, expected, final",
+    [
+        (
+            ["method=flexolmo"],
+            [
+                "math/branch",
+                "math/midtrain",
+                "math/sft",
+                "code/branch",
+                "code/midtrain",
+                "code/sft",
+                "tool_use/branch",
+                "tool_use/sft",
+                "safety/branch",
+                "safety/sft",
+                "merged",
+                "routed",
+            ],
+            "routed",
+        ),
+        (["method=btx"], [*DENSE, "merged", "routed"], "routed"),
+        (["method=dense_merge"], [*DENSE, "merged"], "merged"),
+        (
+            ["method=dense_merge", "domains.math.midtrain=null", "domains.code.midtrain=null"],
+            ["math/sft", "code/sft", "tool_use/sft", "safety/sft", "merged"],
+            "merged",
+        ),
+        (["method=continued"], ["all/sft"], "all/sft"),
+        (
+            ["method=continued", "order=sequence"],
+            ["math/sft", "code/sft", "tool_use/sft", "safety/sft"],
+            "safety/sft",
+        ),
+        (["method=retrain"], ["all/sft"], "all/sft"),
+        (["method=retrain_midtrain"], ["all/midtrain", "all/sft"], "all/sft"),
+    ],
+)
 def test_graphs(overrides, expected, final):
     stages = graph(*overrides)
     assert list(stages)[:3] == STARTS and own(stages) == expected
@@ -60,9 +89,7 @@ def test_graphs(overrides, expected, final):
     last = [stage for stage in stages.values() if stage.KIND == "evaluate"][-1]
     assert last.inputs == {"checkpoint": final}
     for name in ("evaluate/anchor", last.name):
-        assert set(stages[name].tasks) == {
-            "math", "code", "tool_use", "safety", "general"
-        }
+        assert set(stages[name].tasks) == {"math", "code", "tool_use", "safety", "general"}
     done = set()
     for stage in stages.values():
         assert set(stage.inputs.values()) <= done
@@ -76,9 +103,15 @@ def test_dense_methods_train_everything_from_the_right_start():
         assert stage.training.trainable == ["*"]
     for method in ("btx", "dense_merge"):
         stages = graph(f"method={method}")
-        assert {stages[f"{d}/{k}"].inputs["start"] for d, k in (
-            ("math", "midtrain"), ("code", "midtrain"), ("tool_use", "sft"), ("safety", "sft")
-        )} == {"anchor"}
+        assert {
+            stages[f"{d}/{k}"].inputs["start"]
+            for d, k in (
+                ("math", "midtrain"),
+                ("code", "midtrain"),
+                ("tool_use", "sft"),
+                ("safety", "sft"),
+            )
+        } == {"anchor"}
         assert all(stages[name].training.trainable == ["*"] for name in DENSE)
     sequence = graph("method=continued", "order=sequence")
     assert sequence["tool_use/sft"].inputs == {"start": "code/sft"}
@@ -86,8 +119,11 @@ def test_dense_methods_train_everything_from_the_right_start():
 
 def test_flexolmo_opens_nothing_shared():
     stages = graph("method=flexolmo")
-    assert all(stage.training.trainable == ["expert.1", "router.1"]
-               for stage in stages.values() if stage.KIND in ("midtrain", "sft"))
+    assert all(
+        stage.training.trainable == ["expert.1", "router.1"]
+        for stage in stages.values()
+        if stage.KIND in ("midtrain", "sft")
+    )
     opened = graph()["tool_use/sft"].training.trainable
     assert {"embeddings", "head", "final_norm"} < set(opened)
 
@@ -97,7 +133,10 @@ def test_one_stage_reads_what_the_domains_own_would():
     midtrain, sft = stages["all/midtrain"], stages["all/sft"]
     assert list(midtrain.parts) == ["math", "code"]
     assert {name: part.steps for name, part in sft.parts.items()} == {
-        "math": 400, "code": 220, "tool_use": 300, "safety": 160
+        "math": 400,
+        "code": 220,
+        "tool_use": 300,
+        "safety": 160,
     }
     training = sft.training
     assert (training.epochs, training.steps, training.data) == (1.0, None, [])
@@ -108,10 +147,15 @@ def test_one_stage_reads_what_the_domains_own_would():
 
 
 def test_rlvr_of_all_domains():
-    recipe = load_recipe(TOY, [
-        *OPEN, "method=retrain", 'domains.math.rlvr={"data":[{"toy":"math"}],"steps":3}',
-        'domains.code.rlvr={"data":[{"toy":"code"}],"steps":2}',
-    ])
+    recipe = load_recipe(
+        TOY,
+        [
+            *OPEN,
+            "method=retrain",
+            'domains.math.rlvr={"data":[{"toy":"math"}],"steps":3}',
+            'domains.code.rlvr={"data":[{"toy":"code"}],"steps":2}',
+        ],
+    )
     stage = next(stage for stage in stage_graph(recipe) if stage.name == "all/rlvr")
     training = stage.training
     assert [source.toy for source in training.data] == ["math", "code"]
@@ -122,8 +166,9 @@ def test_rlvr_of_all_domains():
 def test_the_models_of_stages():
     def experts(method):
         recipe = load_recipe(TOY, [*OPEN, f"method={method}"])
-        return {name: model.num_experts
-                for name, model in stage_models(recipe, PRESETS["toy"]).items()}
+        return {
+            name: model.num_experts for name, model in stage_models(recipe, PRESETS["toy"]).items()
+        }
 
     assert experts("bar")["math/sft"] == 2 and experts("bar")["routed"] == 5
     assert experts("btx")["math/sft"] is None and experts("btx")["routed"] == 5
@@ -131,27 +176,28 @@ def test_the_models_of_stages():
     assert experts("retrain")["hf"] is None
 
 
-@pytest.mark.parametrize("overrides, message", {
-    "method=bat": "no method 'bat'; there are bar, flexolmo, btx",
-    "method=flexolmo domains.math.sft.trainable=[expert.1,head]":
-        "domains.math.sft.trainable has 'head', and method flexolmo keeps all",
-    "method=btx merge.shared=law": "merge.shared 'law' is none of published, branches, anchor, m",
-    "method=btx route.fraction=0": "not in",
-    "method=dense_merge merge.shared=math": "dense_merge averages all weights",
-    "method=dense_merge merge.shared=fisher": "dense_merge averages all weights; give one of publ",
-    "merge.shared=slerp": "merge.shared slerp takes two domains, and there are 4",
-    "merge.density=0.5": "merge.density is for ties, dare_linear, dare_ties, and merge",
-    "merge.shared=fisher": r"set domains.math.sft.second_moments=true, and train that stage anew",
-    "merge.shared=ties merge.density=0": "merge.density 0.0 is not a share above 0, up to 1",
-    "method=retrain merge.scale=2": "merge is for methods that merge, and retrain trains one model",
-    "method=continued merge.shared=branches": "continued trains one model; leave it out",
-    "method=continued order=random": "order 'random' is not mixed or sequence",
-    "method=retrain order=sequence": "is for method continued, and the method is retrain",
-    "method=retrain domains.math.sft.lr=1": r"sft.lr is 1.0 for math and 0.004 for code",
-    "method=retrain_midtrain domains.math.midtrain=null domains.code.midtrain=null":
-        "nothing to train: no domain has midtrain",
-    "method=retrain pretrain=null anchor=some/folder": "starts from the pretrained model; give",
-}.items())
+@pytest.mark.parametrize(
+    "overrides, message",
+    {
+        "method=bat": "no method 'bat'; there are bar, flexolmo, btx",
+        "method=flexolmo domains.math.sft.trainable=[expert.1,head]": "domains.math.sft.trainable has 'head', and method flexolmo keeps all",
+        "method=btx merge.shared=law": "merge.shared 'law' is none of published, branches, anchor, m",
+        "method=btx route.fraction=0": "not in",
+        "method=dense_merge merge.shared=math": "dense_merge averages all weights",
+        "method=dense_merge merge.shared=fisher": "dense_merge averages all weights; give one of publ",
+        "merge.shared=slerp": "merge.shared slerp takes two domains, and there are 4",
+        "merge.density=0.5": "merge.density is for ties, dare_linear, dare_ties, and merge",
+        "merge.shared=fisher": r"set domains.math.sft.second_moments=true, and train that stage anew",
+        "merge.shared=ties merge.density=0": "merge.density 0.0 is not a share above 0, up to 1",
+        "method=retrain merge.scale=2": "merge is for methods that merge, and retrain trains one model",
+        "method=continued merge.shared=branches": "continued trains one model; leave it out",
+        "method=continued order=random": "order 'random' is not mixed or sequence",
+        "method=retrain order=sequence": "is for method continued, and the method is retrain",
+        "method=retrain domains.math.sft.lr=1": r"sft.lr is 1.0 for math and 0.004 for code",
+        "method=retrain_midtrain domains.math.midtrain=null domains.code.midtrain=null": "nothing to train: no domain has midtrain",
+        "method=retrain pretrain=null anchor=some/folder": "starts from the pretrained model; give",
+    }.items(),
+)
 def test_what_does_not_go_together_gets_one_line(overrides, message):
     with pytest.raises(BarError, match=message) as raised:
         load_recipe(TOY, [*OPEN, *overrides.split()])
@@ -199,8 +245,9 @@ def test_the_routed_model_without_experts():
 def test_the_comparison_has_every_method_and_shares_what_it_can():
     recipes = load_recipes(EXAMPLES / "toy-compare.yaml", ["runs=elsewhere"])
     assert {recipe.method for recipe in recipes} == set(METHODS)
-    by_name = {recipe.name: {s.name: identity(s) for s in stage_graph(recipe)}
-               for recipe in recipes}
+    by_name = {
+        recipe.name: {s.name: identity(s) for s in stage_graph(recipe)} for recipe in recipes
+    }
     check_works([work_of(recipe) for recipe in recipes], installed=False)
     compared = Path("elsewhere/toy-compare").absolute()
     assert recipes[2].reuse == [str(compared / "bar"), str(compared / "flexolmo")]
@@ -216,8 +263,10 @@ def test_the_comparison_has_every_method_and_shares_what_it_can():
 
 
 def test_the_frozen_twin_takes_over_all_but_what_rlvr_changes():
-    open_, frozen = (load_recipe(EXAMPLES / f"{name}.yaml", ["runs=elsewhere"])
-                     for name in ("toy-rl", "toy-rl-frozen"))
+    open_, frozen = (
+        load_recipe(EXAMPLES / f"{name}.yaml", ["runs=elsewhere"])
+        for name in ("toy-rl", "toy-rl-frozen")
+    )
     assert frozen.reuse == [str(Path("elsewhere", open_.name).absolute())]
     before = {s.name: identity(s) for s in stage_graph(open_)}
     changed = [s for s in stage_graph(frozen) if before[s.name] != identity(s)]
@@ -227,10 +276,16 @@ def test_the_frozen_twin_takes_over_all_but_what_rlvr_changes():
 
 def test_systems_and_what_a_recipe_extends(tmp_path):
     shorter = {"seed": 5, "domains": {"math": {"sft": {"steps": 7}}}}
-    (tmp_path / "both.yaml").write_text(yaml.safe_dump({
-        "extends": str(TOY), "name": "both", "seed": 4,
-        "systems": {"plain": None, "short": shorter},
-    }))
+    (tmp_path / "both.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "extends": str(TOY),
+                "name": "both",
+                "seed": 4,
+                "systems": {"plain": None, "short": shorter},
+            }
+        )
+    )
     plain, short = load_recipes(tmp_path / "both.yaml", ["domains.code.sft.steps=8"])
     assert (plain.name, plain.seed, short.name, short.seed) == ("both/plain", 4, "both/short", 5)
     assert [r.domains["math"].sft.steps for r in (plain, short)] == [400, 7]
@@ -254,23 +309,49 @@ def test_what_a_system_extends_takes_the_place_of_what_its_recipe_does(tmp_path)
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(yaml.safe_dump(keys))
 
-    write("own/fast.yaml", {"extends": str(TOY), "name": "fast", "seed": 1, "order": "sequence",
-                            "method": "continued", "route": {"fraction": 0.3}})
-    write("all.yaml", {
-        "extends": "slow.yaml", "name": "all", "seed": 2,
-        "systems": {
-            "fast": {"extends": "own/fast.yaml", "domains": {"math": {"sft": {"data": {
-                0: {"count": 5}}}}}},
-            "slow": None,
+    write(
+        "own/fast.yaml",
+        {
+            "extends": str(TOY),
+            "name": "fast",
+            "seed": 1,
+            "order": "sequence",
+            "method": "continued",
+            "route": {"fraction": 0.3},
         },
-    })
+    )
+    write(
+        "all.yaml",
+        {
+            "extends": "slow.yaml",
+            "name": "all",
+            "seed": 2,
+            "systems": {
+                "fast": {
+                    "extends": "own/fast.yaml",
+                    "domains": {"math": {"sft": {"data": {0: {"count": 5}}}}},
+                },
+                "slow": None,
+            },
+        },
+    )
     write("slow.yaml", {"extends": str(TOY), "route": {"fraction": 0.4, "experts_per_token": 2}})
-    write("more.yaml", {"extends": "all.yaml", "chat_template": "olmo",
-                        "systems": {"fast": {"layout": {"processes": 2}}}})
+    write(
+        "more.yaml",
+        {
+            "extends": "all.yaml",
+            "chat_template": "olmo",
+            "systems": {"fast": {"layout": {"processes": 2}}},
+        },
+    )
     for path in ("all.yaml", "more.yaml"):
         fast, slow = load_recipes(tmp_path / path, ["evaluate.max_new_tokens=9"])
         assert (fast.name, fast.seed, fast.method, fast.order) == (
-            "all/fast", 2, "continued", "sequence")
+            "all/fast",
+            2,
+            "continued",
+            "sequence",
+        )
         assert (fast.route.fraction, fast.route.experts_per_token) == (0.3, None)
         assert [source.count for source in fast.domains["math"].sft.data] == [5, 1500]
         assert fast.layout.processes == (2 if "more" in path else 1)
@@ -284,12 +365,15 @@ def test_what_a_system_extends_takes_the_place_of_what_its_recipe_does(tmp_path)
         load_recipes(tmp_path / "all.yaml")
 
 
-@pytest.mark.parametrize("systems, message", [
-    ({"btx": 3}, "systems.btx is '3' and should be keys"),
-    ({"a/b": None}, "a system can't be called 'a/b'"),
-    ({"btx": {"methd": "btx"}}, "systems.btx.methd: there is no such key; did you mean method"),
-    ({"btx": {"method": "bts"}}, "system btx: there is no method 'bts'"),
-])
+@pytest.mark.parametrize(
+    "systems, message",
+    [
+        ({"btx": 3}, "systems.btx is '3' and should be keys"),
+        ({"a/b": None}, "a system can't be called 'a/b'"),
+        ({"btx": {"methd": "btx"}}, "systems.btx.methd: there is no such key; did you mean method"),
+        ({"btx": {"method": "bts"}}, "system btx: there is no method 'bts'"),
+    ],
+)
 def test_systems_that_make_no_sense_get_one_line(systems, message, tmp_path):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"extends": str(TOY), "systems": systems}))
     with pytest.raises(BarError, match=message) as raised:

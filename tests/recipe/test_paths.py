@@ -39,15 +39,22 @@ def recipe(tmp_path, monkeypatch) -> Path:
 def test_relative_paths_are_those_of_the_recipes_folder(recipe):
     folder, found = recipe.parent, load_recipe(Path("../recipes/law.yaml"))
     assert (found.anchor, found.chat_template) == (
-        str(folder / "models/anchor"), str(folder / "own.jinja"))
+        str(folder / "models/anchor"),
+        str(folder / "own.jinja"),
+    )
     assert found.pretrained == "allenai/OLMo-2-1124-7B@main"  # of the hub
     sft = found.domains["law"].sft
     assert [source.path or source.hub for source in sft.data] == [
-        str(folder / "data/a.jsonl"), str(folder / "data/*.jsonl"), "org/chats"]
+        str(folder / "data/a.jsonl"),
+        str(folder / "data/*.jsonl"),
+        "org/chats",
+    ]
     # where it was expected, though nothing is there
     assert found.domains["law"].tasks[0].path == str(folder / "held.jsonl")
     assert [source.verifier for source in found.domains["law"].tasks] == [
-        f"{folder}/own.py:score", "math"]
+        f"{folder}/own.py:score",
+        "math",
+    ]
     assert found.domains["math"].checkpoint == str(folder / "branches/math")
     assert found.runs == "runs"  # runs are made where the command is given
 
@@ -80,11 +87,15 @@ def test_the_runs_own_recipe_holds_from_anywhere(recipe, tmp_path, monkeypatch):
 def test_home_the_environment_and_other_keys_are_filled_in(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DATA", "/data")
-    overrides = [f"domains.law.sft.data.{number}.path={path}" for number, path in enumerate(
-        ("~/a.jsonl", "$DATA/a.jsonl"))]
+    overrides = [
+        f"domains.law.sft.data.{number}.path={path}"
+        for number, path in enumerate(("~/a.jsonl", "$DATA/a.jsonl"))
+    ]
     found = load_recipe(recipe, [*overrides, "anchor=${HOME}/m", "reuse=['${runs}/${name}-1']"])
     assert [source.path for source in found.domains["law"].sft.data[:2]] == [
-        str(tmp_path / "home/a.jsonl"), "/data/a.jsonl"]
+        str(tmp_path / "home/a.jsonl"),
+        "/data/a.jsonl",
+    ]
     assert found.anchor == str(tmp_path / "home/m")
     assert found.reuse == [str(tmp_path / "here/runs/law-1")]
 
@@ -94,8 +105,10 @@ def test_files_are_named_from_the_file_that_says_so(recipe, tmp_path):
     (tmp_path / "more" / "own.jinja").touch()
     (tmp_path / "more" / "b.jsonl").touch()
     more = tmp_path / "more" / "more.yaml"
-    more.write_text("extends: ../recipes/law.yaml\nsystems:\n  one: {chat_template: own.jinja}\n"
-                    "domains: {law: {tasks: [{path: b.jsonl}]}}\n")
+    more.write_text(
+        "extends: ../recipes/law.yaml\nsystems:\n  one: {chat_template: own.jinja}\n"
+        "domains: {law: {tasks: [{path: b.jsonl}]}}\n"
+    )
     (found,) = load_recipes(more)
     assert found.anchor == str(recipe.parent / "models/anchor")
     assert found.chat_template == str(tmp_path / "more/own.jinja")

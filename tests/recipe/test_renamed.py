@@ -59,22 +59,27 @@ def test_what_is_written_has_the_present_names(former, tmp_path, capsys):
 
 
 def test_the_layers_of_a_recipe_may_use_either_name(former, capsys):
-    assert load_recipe(former, ["domains.math.sft.min_lr_ratio=0.1"]).domains[
-        "math"].sft.min_lr_ratio == 0.1
+    assert (
+        load_recipe(former, ["domains.math.sft.min_lr_ratio=0.1"]).domains["math"].sft.min_lr_ratio
+        == 0.1
+    )
     capsys.readouterr()
     assert load_recipe(TOY, ["domains.math.sft.floor=0.3"]).domains["math"].sft.min_lr_ratio == 0.3
     assert "command line: floor is called min_lr_ratio now" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("former, of_section", {
-    "domains.math.sft.batch_size=12": ("global_batch_size", 12),
-    "domains.math.rlvr.batch_size=48": ("global_batch_size", 48),
-    "domains.math.sft.warmup=0.5": ("warmup_ratio", 0.5),
-    "domains.math.sft.clip=0.25": ("max_grad_norm", 0.25),
-    "route.active=2": ("experts_per_token", 2),
-    "route.load_balancing=0.5": ("load_balancing_loss", 0.5),
-    "domains.math.rlvr.verifiers_at_once=3": ("verifier_workers", 3),
-}.items())
+@pytest.mark.parametrize(
+    "former, of_section",
+    {
+        "domains.math.sft.batch_size=12": ("global_batch_size", 12),
+        "domains.math.rlvr.batch_size=48": ("global_batch_size", 48),
+        "domains.math.sft.warmup=0.5": ("warmup_ratio", 0.5),
+        "domains.math.sft.clip=0.25": ("max_grad_norm", 0.25),
+        "route.active=2": ("experts_per_token", 2),
+        "route.load_balancing=0.5": ("load_balancing_loss", 0.5),
+        "domains.math.rlvr.verifiers_at_once=3": ("verifier_workers", 3),
+    }.items(),
+)
 def test_each_former_name_sets_what_it_is_called_now(former, of_section, capsys):
     present, value = of_section
     *section, name = former.partition("=")[0].split(".")
@@ -92,8 +97,11 @@ def test_systems_may_use_former_names(former):
 
 def test_both_names_at_once_are_refused(former):
     former.write_text(former.read_text().replace("floor: 0.25", "floor: 0.25, min_lr_ratio: 0.3"))
-    with pytest.raises(BarError, match=r"mine.yaml:4: domains.math.sft.floor is called "
-                                       "min_lr_ratio now, which is given, too; leave floor out"):
+    with pytest.raises(
+        BarError,
+        match=r"mine.yaml:4: domains.math.sft.floor is called "
+        "min_lr_ratio now, which is given, too; leave floor out",
+    ):
         load_recipe(former)
 
 

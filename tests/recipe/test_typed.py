@@ -37,8 +37,13 @@ domains:
 
 def test_the_command_line_is_read_by_the_same_rules():
     overrides = [
-        "name=2026-11-27", "domains.math.sft.lr=1e-3", "export=no", "domains.math.sft.wandb=on",
-        "domains.math.rlvr=null", "domains.math.tasks.0.name=*.x", "evaluate.opt_out=[math, code]",
+        "name=2026-11-27",
+        "domains.math.sft.lr=1e-3",
+        "export=no",
+        "domains.math.sft.wandb=on",
+        "domains.math.rlvr=null",
+        "domains.math.tasks.0.name=*.x",
+        "evaluate.opt_out=[math, code]",
     ]
     recipe = load_recipe(TOY, overrides)
     assert recipe.name == "2026-11-27" and recipe.domains["math"].sft.lr == 1e-3
@@ -57,8 +62,12 @@ def test_a_section_with_nothing_in_it_is_as_if_it_were_not_there(tmp_path):
 
 def test_null_takes_away_a_domain_an_item_and_a_key_of_a_users_own(tmp_path):
     toy = load_recipe(TOY, ["domains.math.sft.lr_scale={head: 0.5, final_norm: 2}"])
-    overrides = ["domains.math.sft.lr_scale={head: 0.5, final_norm: 2}", "domains.code=null",
-            "domains.math.sft.lr_scale.head=null", "domains.math.sft.data.0=null"]
+    overrides = [
+        "domains.math.sft.lr_scale={head: 0.5, final_norm: 2}",
+        "domains.code=null",
+        "domains.math.sft.lr_scale.head=null",
+        "domains.math.sft.data.0=null",
+    ]
     recipe = load_recipe(TOY, overrides)
     assert [*recipe.domains] == [name for name in toy.domains if name != "code"]
     assert recipe.domains["math"].sft.lr_scale == {"final_norm": 2.0}
@@ -82,13 +91,16 @@ systems: {{whole: , small: {{domains: {{safety: null}}}}}}
     assert "math" not in {*whole.domains, *small.domains} and "safety" in whole.domains
 
 
-@pytest.mark.parametrize("override, message", {
-    "domains.mth=null": "domains.mth is null, which takes it away, but there is none; did you "
-                        "mean math?",
-    "domains.math.sft.lr_scale.head=null": "domains.math.sft.lr_scale.head is null, which takes "
-                                           "it away, but there is none",
-    "domains.math.sft.data.9=null": "domains.math.sft.data has no item 9",
-}.items())
+@pytest.mark.parametrize(
+    "override, message",
+    {
+        "domains.mth=null": "domains.mth is null, which takes it away, but there is none; did you "
+        "mean math?",
+        "domains.math.sft.lr_scale.head=null": "domains.math.sft.lr_scale.head is null, which takes "
+        "it away, but there is none",
+        "domains.math.sft.data.9=null": "domains.math.sft.data has no item 9",
+    }.items(),
+)
 def test_what_is_not_there_is_not_taken_away_silently(override, message):
     with pytest.raises(BarError) as raised:
         load_recipe(TOY, [override])
@@ -96,8 +108,14 @@ def test_what_is_not_there_is_not_taken_away_silently(override, message):
 
 
 def test_keys_are_added_to_keys_and_a_list_takes_the_place_of_a_list():
-    recipe = load_recipe(TOY, ["layout={processes: 4, tensor: 2}", "layout={processes: 8}",
-                               "domains.math.sft.trainable=[head]"])
+    recipe = load_recipe(
+        TOY,
+        [
+            "layout={processes: 4, tensor: 2}",
+            "layout={processes: 8}",
+            "domains.math.sft.trainable=[head]",
+        ],
+    )
     assert (recipe.layout.processes, recipe.layout.tensor) == (8, 2)
     assert recipe.domains["math"].sft.trainable == ["head"]
 
@@ -137,19 +155,22 @@ wandb: project
     ]
 
 
-@pytest.mark.parametrize("override, message", {
-    "seed=": "seed has no value",
-    "name=[a]": "name is a list and should be a text",
-    "domains.math.sft.lr=nan": "lr is 'nan' and should be a number",
-    "domains.math.sft.lr={a: 1}": "lr is keys and should be one value",
-    "seed={a: 1, a: 2}": "a is given twice",
-    "seed=[": "this is not YAML",
-    "domains..sft=1": "is not of the form key=value",
-    "layout.procesess=8": "did you mean processes",
-    "merge.shares=x": "merge.shares: there is no such key; did you mean shared?",
-    "pretrain.training.lr=${nothing}": "Interpolation key 'nothing' not found",
-    "name=${oc.env:NO_SUCH_VARIABLE_HERE}": "Environment variable 'NO_SUCH_VARIABLE_HERE'",
-}.items())
+@pytest.mark.parametrize(
+    "override, message",
+    {
+        "seed=": "seed has no value",
+        "name=[a]": "name is a list and should be a text",
+        "domains.math.sft.lr=nan": "lr is 'nan' and should be a number",
+        "domains.math.sft.lr={a: 1}": "lr is keys and should be one value",
+        "seed={a: 1, a: 2}": "a is given twice",
+        "seed=[": "this is not YAML",
+        "domains..sft=1": "is not of the form key=value",
+        "layout.procesess=8": "did you mean processes",
+        "merge.shares=x": "merge.shares: there is no such key; did you mean shared?",
+        "pretrain.training.lr=${nothing}": "Interpolation key 'nothing' not found",
+        "name=${oc.env:NO_SUCH_VARIABLE_HERE}": "Environment variable 'NO_SUCH_VARIABLE_HERE'",
+    }.items(),
+)
 def test_a_fault_of_the_command_line_is_one_line(override, message):
     with pytest.raises(BarError) as raised:
         load_recipe(TOY, [override])
@@ -162,9 +183,23 @@ def test_a_name_is_asked_for(tmp_path):
         load_recipe(tmp_path / "r.yaml")
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "/tmp/x", ".hidden", "-x", "a/../b",
-                                  "'a '", "''",
-                                  "a" * 256, "ä" * 128])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "a/b",
+        "..",
+        ".",
+        "/tmp/x",
+        ".hidden",
+        "-x",
+        "a/../b",
+        "'a '",
+        "''",
+        "a" * 256,
+        "ä" * 128,
+    ],
+)
 def test_a_run_stays_in_its_folder(name):
     with pytest.raises(BarError, match="is not the name of one folder"):
         load_recipe(TOY, [f"name={name}"])
@@ -186,8 +221,10 @@ def test_only_a_run_itself_is_called_name_and_system(tmp_path):
         load_recipe(tmp_path / "all" / "recipe.yaml")
 
 
-@pytest.mark.parametrize("name", ["slurm", "logs", "before", "evaluate-math", "without-code", "-a",
-                                  "a.b", "'a b'", "a" * 201])
+@pytest.mark.parametrize(
+    "name",
+    ["slurm", "logs", "before", "evaluate-math", "without-code", "-a", "a.b", "'a b'", "a" * 201],
+)
 def test_no_domain_is_called_like_something_else_in_the_run(name):
     with pytest.raises(BarError, match="a domain can't be called"):
         load_recipe(TOY, [f"domains={{{name}: {{sft: {{steps: 1, data: [{{toy: math}}]}}}}}}"])

@@ -38,14 +38,24 @@ from megatron_bar.verifiers.moves import Move
 from tests import kills
 
 SETTINGS = dict(
-    trainable=list(RLVR_GROUPS), steps=3, global_batch_size=8, micro_batch_size=2,
-    prompts_per_step=4, samples_per_prompt=4, response_length=6, lr=1e-3, weight_decay=0.1,
-    reward_scale=1.0, kl_coefficient=0.1, rollout_batch_size=3,
+    trainable=list(RLVR_GROUPS),
+    steps=3,
+    global_batch_size=8,
+    micro_batch_size=2,
+    prompts_per_step=4,
+    samples_per_prompt=4,
+    response_length=6,
+    lr=1e-3,
+    weight_decay=0.1,
+    reward_scale=1.0,
+    kl_coefficient=0.1,
+    rollout_batch_size=3,
 )
 # A response is its tokens' numbers.
 CHAT_FORMAT = SimpleNamespace(
     tokenizer=SimpleNamespace(decode=lambda ids: " ".join(map(str, ids))),
-    stop_ids=frozenset({0}), pad_id=0,
+    stop_ids=frozenset({0}),
+    pad_id=0,
 )
 
 
@@ -63,7 +73,8 @@ def prompts() -> list[Prompt]:
 # A letter for the role, so that a turn is a few tokens.
 TURNS_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role[0] + m.content + '<|im_end|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>a' }}{% endif %}")
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>a' }}{% endif %}"
+)
 
 
 def talking(folder: Path) -> ChatFormat:
@@ -88,10 +99,17 @@ def run_conversations(checkpoint: Path, layout: Layout, settings: Rlvr, folder: 
     backend_of(settings.backend).prepare()
     chat = talking(folder / f"rank{os.environ.get('RANK', '0')}")
     asked = [[{"role": "user", "content": text}] for text in ("1", "2+", "3", "4++", "5", "6")]
-    prompts = [Prompt(
-        prompt_ids(chat.tokenizer, messages, chat.template), messages[0]["content"], "length",
-        lambda response: len(response) % 3 / 2, messages, counts_characters if i else None)
-        for i, messages in enumerate(asked)]
+    prompts = [
+        Prompt(
+            prompt_ids(chat.tokenizer, messages, chat.template),
+            messages[0]["content"],
+            "length",
+            lambda response: len(response) % 3 / 2,
+            messages,
+            counts_characters if i else None,
+        )
+        for i, messages in enumerate(asked)
+    ]
     with process_groups(layout):
         run = ModelRun(ModelConfig.load(checkpoint), checkpoint, folder, layout, 1, "test")
         reinforce(run, settings, prompts, chat)
@@ -119,9 +137,7 @@ def run_all(checkpoint: Path, settings: Mapping[str, Rlvr], backend: str, out: P
             reinforce(run, dataclasses.replace(each, backend=backend), prompts(), CHAT_FORMAT)
 
 
-def one_update(
-    checkpoint: Path, layout: Layout, settings: Rlvr, rows: Rows, folder: Path
-) -> None:
+def one_update(checkpoint: Path, layout: Layout, settings: Rlvr, rows: Rows, folder: Path) -> None:
     """Score `rows`, then make one update from them; writes what was found and the new weights."""
     with process_groups(layout):
         config = ModelConfig.load(checkpoint)
@@ -129,17 +145,24 @@ def one_update(
         policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
         policy.keep_start()
         setup.wrapped.train()
-        mine = {name: value.chunk(layout.data)[parallel_state.get_data_parallel_rank()].to(
-                    torch.cuda.current_device())
-                for name, value in rows.items()}
+        mine = {
+            name: value.chunk(layout.data)[parallel_state.get_data_parallel_rank()].to(
+                torch.cuda.current_device()
+            )
+            for name, value in rows.items()
+        }
         scored = policy.score(mine["tokens"])
         setup.wrapped.zero_grad_buffer()
         update = policy.update(mine, settings)
         setup.optimizer.step()
         reference_BT = policy.reference_logprobs(mine["tokens"])
         torch.save(
-            {"logprobs": scored.logprobs_BT, "entropy": scored.entropy_BT,
-             "reference": reference_BT, "after": policy.score(mine["tokens"]).logprobs_BT},
+            {
+                "logprobs": scored.logprobs_BT,
+                "entropy": scored.entropy_BT,
+                "reference": reference_BT,
+                "after": policy.score(mine["tokens"]).logprobs_BT,
+            },
             folder / f"scored-{parallel_state.get_data_parallel_rank()}.pt",
         )
         (folder / "after").mkdir(exist_ok=True)
@@ -168,9 +191,9 @@ def generate(
         requests = [Request(p, (i, 5)) for i, p in enumerate(prompts)][rank::ranks]
         with policy.generating() as bare:
             responses = MegatronEngine(bare, batch_size).generate(requests, sampling)
-        (out / f"responses-{dist.get_rank()}.json").write_text(json.dumps(
-            {i: vars(r) for i, r in zip(range(rank, len(prompts), ranks), responses)}
-        ))
+        (out / f"responses-{dist.get_rank()}.json").write_text(
+            json.dumps({i: vars(r) for i, r in zip(range(rank, len(prompts), ranks), responses)})
+        )
 
 
 def generated(
@@ -184,8 +207,15 @@ def generated(
     """Start the ranks that `generate`; the responses' fields, in the order of the prompts."""
     out.mkdir()
     processes.start(
-        generate, checkpoint, layout, prompts, sampling, batch_size, out,
-        processes=layout.processes, timeout_seconds=120,
+        generate,
+        checkpoint,
+        layout,
+        prompts,
+        sampling,
+        batch_size,
+        out,
+        processes=layout.processes,
+        timeout_seconds=120,
     ).wait()
     found: dict[int, dict] = {}
     for path in out.glob("responses-*.json"):

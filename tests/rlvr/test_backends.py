@@ -18,8 +18,12 @@ from tests.layouts import EXPERTS
 from tests.rlvr import ranks
 from tests.rlvr.test_reinforce import assert_same_run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.skipif(
-    any(backend_of(name).missing() for name in BACKENDS), reason="needs the extra nemo-aligner")]
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(
+        any(backend_of(name).missing() for name in BACKENDS), reason="needs the extra nemo-aligner"
+    ),
+]
 
 
 def _run(
@@ -27,9 +31,14 @@ def _run(
 ) -> Path:
     folder.mkdir(exist_ok=True)
     processes.start(
-        ranks.run_reinforce, checkpoint, layout,
-        Rlvr(**ranks.SETTINGS | dict(backend=backend) | settings), folder, *more,
-        processes=layout.processes, timeout_seconds=200,
+        ranks.run_reinforce,
+        checkpoint,
+        layout,
+        Rlvr(**ranks.SETTINGS | dict(backend=backend) | settings),
+        folder,
+        *more,
+        processes=layout.processes,
+        timeout_seconds=200,
     ).wait()
     return folder
 
@@ -39,7 +48,8 @@ def test_all_take_the_same_steps(layout, checkpoint, tmp_path):
     """Same prompts, samples, rewards, losses and gradient norms at each step, and weights then."""
     first, *others = (
         _run(checkpoint, EXPERTS[layout], name, tmp_path / name, rollout_batch_size=2)
-        for name in BACKENDS)
+        for name in BACKENDS
+    )
     metrics = read_metrics(first)
     assert [line["step"] for line in metrics if line["grad_norm"]] == [1, 2, 3]
     for other in others:
@@ -56,11 +66,13 @@ OBJECTIVES: dict[str, dict] = {
 
 
 def test_all_take_the_same_steps_by_every_objective(checkpoint, tmp_path):
-    settings = {name: Rlvr(**ranks.SETTINGS | dict(steps=1) | more)
-                for name, more in OBJECTIVES.items()}
+    settings = {
+        name: Rlvr(**ranks.SETTINGS | dict(steps=1) | more) for name, more in OBJECTIVES.items()
+    }
     for backend in BACKENDS:
-        processes.start(ranks.run_all, checkpoint, settings, backend, tmp_path / backend,
-                        timeout_seconds=200).wait()
+        processes.start(
+            ranks.run_all, checkpoint, settings, backend, tmp_path / backend, timeout_seconds=200
+        ).wait()
     first, *others = (tmp_path / backend for backend in BACKENDS)
     digests = {name: tuple(group_digests(first / name / "checkpoint").items()) for name in settings}
     assert len(set(digests.values())) == len(OBJECTIVES)
@@ -75,8 +87,9 @@ def test_all_take_the_same_steps_by_every_objective(checkpoint, tmp_path):
 
 def test_where_there_is_nothing_to_learn_nothing_moves(checkpoint, tmp_path):
     nothing = dict(truncated="zero", response_length=1, kl_coefficient=0.0, kl_every=2)
-    first, *others = (_run(checkpoint, EXPERTS["dp2"], name, tmp_path / name, **nothing)
-                      for name in BACKENDS)
+    first, *others = (
+        _run(checkpoint, EXPERTS["dp2"], name, tmp_path / name, **nothing) for name in BACKENDS
+    )
     for other in others:
         assert_same_run(other, first)
     assert ["kl" in line for line in read_metrics(first)] == [False, True, False]

@@ -47,11 +47,18 @@ class Policy:
 
 def _talk(chat, policy, environment, score=lambda response: 0.25, **rules):
     """The answer, its prompt and the failures."""
-    prompt = Prompt(prompt_ids(chat.tokenizer, MESSAGES, chat.template), "2+3", "v", score,
-                    MESSAGES, environment)
+    prompt = Prompt(
+        prompt_ids(chat.tokenizer, MESSAGES, chat.template),
+        "2+3",
+        "v",
+        score,
+        MESSAGES,
+        environment,
+    )
     failures = Failures()
-    whole = Rules(chat, **dict(longest=40, positions=64, turns=4, workers=2, failures=failures)
-                  | rules)
+    whole = Rules(
+        chat, **dict(longest=40, positions=64, turns=4, workers=2, failures=failures) | rules
+    )
     (answer,) = Conversations([(prompt, (3, 1, 2))], whole, True).finish_alone(policy)
     return answer, prompt, failures
 
@@ -73,8 +80,12 @@ def test_a_conversation_by_hand(chat):
     said, turn = [*ids(list("=2+3")), eos], [start, *ids(list("e5")), end, start, ids("a")]
     # The model's own end token stands where the template has another one.
     assert answer == Answer(
-        [*said, *turn, ids("5"), eos], [True] * 5 + [False] * 6 + [True] * 2,
-        [-0.5] * 5 + [0.0] * 6 + [-0.5] * 2, stopped=True, reward=1.0)
+        [*said, *turn, ids("5"), eos],
+        [True] * 5 + [False] * 6 + [True] * 2,
+        [-0.5] * 5 + [0.0] * 6 + [-0.5] * 2,
+        stopped=True,
+        reward=1.0,
+    )
     first, second = policy.asked
     assert (first.key, second.key) == ((3, 1, 2), (3, 1, 2, 1))
     assert (first.most, second.most) == (40, 40 - 11)
@@ -83,8 +94,7 @@ def test_a_conversation_by_hand(chat):
         rollout = as_rollout([prompt.ids], [0], [answer], 0)
     # Place t is that of token t + 1; the prompt has 8.
     assert rollout["response_mask"].tolist() == [[0] * 7 + [1] * 5 + [0] * 6 + [1] * 2]
-    assert rollout["rollout_logprobs"].tolist() == [
-        [0] * 7 + [-0.5] * 5 + [0] * 6 + [-0.5] * 2]
+    assert rollout["rollout_logprobs"].tolist() == [[0] * 7 + [-0.5] * 5 + [0] * 6 + [-0.5] * 2]
     assert replies(rollout["response_mask"]).tolist() == [2]
 
 
@@ -98,8 +108,7 @@ def test_a_verifier_scores_the_last_reply_where_the_environment_gives_no_reward(
     def ends(messages):
         return None if len(messages) > 2 else {"role": "user", "content": "Sure?"}
 
-    answer, prompt, _ = _talk(
-        chat, Policy(chat, "6<|endoftext|>", "5!<|endoftext|>"), ends, score)
+    answer, prompt, _ = _talk(chat, Policy(chat, "6<|endoftext|>", "5!<|endoftext|>"), ends, score)
     given, _, _ = _talk(chat, Policy(chat, "5<|endoftext|>"), _calculator)
     assert answer.reward is None and given.reward == 1
     with process_groups(Layout()):
@@ -110,12 +119,15 @@ def test_a_verifier_scores_the_last_reply_where_the_environment_gives_no_reward(
 
 
 # The reply has 3 tokens, the turn that answers it 6.
-@pytest.mark.parametrize("rules, tokens", [
-    (dict(turns=1), 3),  # it may have no second reply
-    (dict(longest=9), 3),  # the turn would leave no room for one
-    (dict(longest=10), 10),  # ... and here it leaves room for a token
-    (dict(positions=8 + 9), 3),
-])
+@pytest.mark.parametrize(
+    "rules, tokens",
+    [
+        (dict(turns=1), 3),  # it may have no second reply
+        (dict(longest=9), 3),  # the turn would leave no room for one
+        (dict(longest=10), 10),  # ... and here it leaves room for a token
+        (dict(positions=8 + 9), 3),
+    ],
+)
 def test_a_conversation_without_room_is_cut(chat, rules, tokens):
     answer, _, failures = _talk(chat, Policy(chat, "=1<|endoftext|>", "5"), _calculator, **rules)
     assert not answer.stopped and answer.reward is None and failures.count == 0
@@ -131,11 +143,14 @@ def _raises(messages):
     raise VerifierFailed("nobody knows")
 
 
-@pytest.mark.parametrize("environment, told", [
-    (_raises, "nobody knows; this answer earns nothing"),
-    (lambda messages: {"role": "environment", "content": "<|im_end|>"}, "would forge a turn"),
-    (lambda messages: {"role": "environment", "content": "\ud83d"}, "half of a character"),
-])
+@pytest.mark.parametrize(
+    "environment, told",
+    [
+        (_raises, "nobody knows; this answer earns nothing"),
+        (lambda messages: {"role": "environment", "content": "<|im_end|>"}, "would forge a turn"),
+        (lambda messages: {"role": "environment", "content": "\ud83d"}, "half of a character"),
+    ],
+)
 def test_an_environment_that_fails_ends_its_conversation_alone(chat, environment, told, capsys):
     answer, _, failures = _talk(chat, Policy(chat, "=1<|endoftext|>"), environment)
     assert answer.reward == 0 and answer.stopped and failures.count == 1
@@ -145,10 +160,13 @@ def test_an_environment_that_fails_ends_its_conversation_alone(chat, environment
 def test_rounds_ask_the_conversations_that_go_on_together(chat):
     policy = Policy(chat, "=1<|endoftext|>", "=2<|endoftext|>", "5<|endoftext|>", "7")
     ids = prompt_ids(chat.tokenizer, MESSAGES, chat.template)
-    prompts = [Prompt(ids, "", "v", float, MESSAGES, environment)
-               for environment in (_calculator, None, _calculator)]
+    prompts = [
+        Prompt(ids, "", "v", float, MESSAGES, environment)
+        for environment in (_calculator, None, _calculator)
+    ]
     rules = Rules(chat, 40, 64, 4, 2, Failures())
-    answers = Conversations([(prompt, (i,)) for i, prompt in enumerate(prompts)], rules,
-                            True).finish_alone(policy)
+    answers = Conversations(
+        [(prompt, (i,)) for i, prompt in enumerate(prompts)], rules, True
+    ).finish_alone(policy)
     assert [request.key for request in policy.asked] == [(0,), (1,), (2,), (0, 1)]
     assert [answer.reward for answer in answers] == [None, None, 1]

@@ -19,16 +19,25 @@ from tests.layouts import EXPERTS
 from tests.rlvr import ranks
 from tests.rlvr.test_reinforce import assert_same_run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.skipif(
-    any(backend_of(name).missing() for name in BACKENDS), reason="needs the extra nemo-aligner")]
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(
+        any(backend_of(name).missing() for name in BACKENDS), reason="needs the extra nemo-aligner"
+    ),
+]
 SETTINGS = ranks.SETTINGS | dict(steps=2, response_length=36, max_turns=3)
 
 
 def _run(checkpoint: Path, folder: Path, layout: Layout = EXPERTS["tp1"], **settings) -> Path:
     folder.mkdir(exist_ok=True)
     processes.start(
-        ranks.run_conversations, checkpoint, layout, Rlvr(**SETTINGS | settings), folder,
-        processes=layout.processes, timeout_seconds=200,
+        ranks.run_conversations,
+        checkpoint,
+        layout,
+        Rlvr(**SETTINGS | settings),
+        folder,
+        processes=layout.processes,
+        timeout_seconds=200,
     ).wait()
     return folder
 
@@ -43,7 +52,8 @@ def test_conversations_have_several_turns_that_failures_do_not_end(alone):
         assert 1.2 < line["turns"] < 3 and line["verifier_failures"] > 0
         assert line["rollout_logprob_gap_max"] < 1e-4 and line["kl"] < 1 and line["grad_norm"]
         assert line["waiting_share"] == pytest.approx(
-            (line["seconds_environment"] + line["seconds_verification"]) / line["seconds_step"])
+            (line["seconds_environment"] + line["seconds_verification"]) / line["seconds_step"]
+        )
     sample = json.loads((alone / "samples.jsonl").read_text().splitlines()[-1])
     assert set(sample) == {"step", "verifier", "prompt", "response", "reward"}
 
@@ -70,9 +80,14 @@ def test_servers_are_asked_turn_by_turn(checkpoint, ahead, tmp_path):
     server = CompletionServer(tmp_path / "served")
     with serving(server) as address:
         folder = _run(
-            checkpoint, tmp_path / "run", backend="native", rollouts_ahead=ahead,
-            truncated_importance_sampling=2.0, rollout_servers=[address],
-            rollout_folder=str(tmp_path / "served"))
+            checkpoint,
+            tmp_path / "run",
+            backend="native",
+            rollouts_ahead=ahead,
+            truncated_importance_sampling=2.0,
+            rollout_servers=[address],
+            rollout_folder=str(tmp_path / "served"),
+        )
     lines = read_metrics(folder)
     answers = SETTINGS["prompts_per_step"] * SETTINGS["samples_per_prompt"]
     assert sum(line["turns"] for line in lines) * answers == len(server.requests)

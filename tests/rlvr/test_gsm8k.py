@@ -21,11 +21,14 @@ from tests.models_hf import random_dense
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 STEPS = 2
 # A random model solves no problem of GSM8K. What varies is whether its words have enough e's.
-ENOUGH_E = {"instruction_id_list": ["keywords:letter_frequency"],
-            "kwargs": [{"letter": "e", "let_frequency": 10, "let_relation": "at least"}]}
+ENOUGH_E = {
+    "instruction_id_list": ["keywords:letter_frequency"],
+    "kwargs": [{"letter": "e", "let_frequency": 10, "let_relation": "at least"}],
+}
 
 pytestmark = [
-    pytest.mark.distributed, pytest.mark.timeout(600),
+    pytest.mark.distributed,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project"),
 ]
 
@@ -35,28 +38,58 @@ def run(tmp_path_factory) -> Path:
     """A run whose branch stands, and whose next stage is RLVR."""
     folder = tmp_path_factory.mktemp("gsm8k")
     random_dense(
-        vocab_size=100_352, num_hidden_layers=2, max_position_embeddings=512, eos_token_id=100_257,
+        vocab_size=100_352,
+        num_hidden_layers=2,
+        max_position_embeddings=512,
+        eos_token_id=100_257,
     ).save_pretrained(folder / "base")
     PreTrainedTokenizerFast(
         tokenizer_file=str(SHARED / "tokenizer" / "allenai_dolma2.json"),
-        eos_token="<|endoftext|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False,
+        eos_token="<|endoftext|>",
+        pad_token="<|pad|>",
+        clean_up_tokenization_spaces=False,
         chat_template=TEMPLATES["olmo"],
     ).save_pretrained(folder / "base")
     lines = (SHARED / "math" / "gsm8k_train.jsonl").read_text().split("\n")[:24]
-    (folder / "gsm8k.jsonl").write_text("".join(json.dumps({
-        "messages": [{"role": "user", "content": problem["question"]}],
-        "answer": problem["answer"], "enough": ENOUGH_E,
-    }) + "\n" for problem in map(json.loads, lines)))
+    (folder / "gsm8k.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "messages": [{"role": "user", "content": problem["question"]}],
+                    "answer": problem["answer"],
+                    "enough": ENOUGH_E,
+                }
+            )
+            + "\n"
+            for problem in map(json.loads, lines)
+        )
+    )
     data = {"path": str(folder / "gsm8k.jsonl")}
     recipe = {
-        "name": "gsm8k", "runs": str(folder / "runs"), "anchor": str(folder / "base"),
-        "domains": {"math": {"rlvr": dict(
-            data=[data | {"verifier": "math", "name": "solved"},
-                  data | {"verifier": "instructions", "reference_column": "enough"}],
-            steps=STEPS, prompts_per_step=6, samples_per_prompt=2, global_batch_size=4,
-            micro_batch_size=2, prompt_length=400, response_length=16, lr=1e-3, kl_every=1,
-            rollout_batch_size=8,
-        )}, "other": {"sft": {"steps": 1, "data": [data]}}},  # a recipe needs one; it isn't run
+        "name": "gsm8k",
+        "runs": str(folder / "runs"),
+        "anchor": str(folder / "base"),
+        "domains": {
+            "math": {
+                "rlvr": dict(
+                    data=[
+                        data | {"verifier": "math", "name": "solved"},
+                        data | {"verifier": "instructions", "reference_column": "enough"},
+                    ],
+                    steps=STEPS,
+                    prompts_per_step=6,
+                    samples_per_prompt=2,
+                    global_batch_size=4,
+                    micro_batch_size=2,
+                    prompt_length=400,
+                    response_length=16,
+                    lr=1e-3,
+                    kl_every=1,
+                    rollout_batch_size=8,
+                )
+            },
+            "other": {"sft": {"steps": 1, "data": [data]}},
+        },  # a recipe needs one; it isn't run
         "route": {"training": {"steps": 1}},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))

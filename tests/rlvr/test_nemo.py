@@ -63,6 +63,11 @@ def _mathematics() -> None:
         assert torch.equal(rollout["response_mask"], create_mask(torch.zeros(2, 6), *lengths))
         assert torch.equal(rollout["response_mask"], mask)
         theirs = from_parallel_logits_to_logprobs(logits.clone(), tokens, higher_stability=True)
-        loss_T, _ = linear_loss(logits[:, :-1].flatten(0, 1), torch.eye(50),
-                                tokens[:, 1:].flatten(), 50, torch.distributed.group.WORLD)
+        loss_T, _ = linear_loss(
+            logits[:, :-1].flatten(0, 1),
+            torch.eye(50),
+            tokens[:, 1:].flatten(),
+            50,
+            torch.distributed.group.WORLD,
+        )
         torch.testing.assert_close(-loss_T.view_as(theirs), theirs)

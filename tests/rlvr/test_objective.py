@@ -103,7 +103,10 @@ def test_the_ratio_is_clipped_where_it_would_go_on_in_its_direction(
 ):
     old = torch.tensor([[-1.0]])
     found = policy_loss(
-        old + math.log(ratio), old, torch.tensor([[advantage]]), torch.ones(1, 1),
+        old + math.log(ratio),
+        old,
+        torch.tensor([[advantage]]),
+        torch.ones(1, 1),
         Rlvr(clip_low=0.2, clip_high=0.272),
     )
     assert found.loss.item() == pytest.approx(loss, rel=1e-6)
@@ -115,26 +118,31 @@ def test_masked_tokens_count_for_nothing_and_every_other_token_the_same():
     logprobs = torch.tensor([[-1.0, -2.0, -30.0], [-0.5, -9.0, -9.0]], requires_grad=True)
     mask = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     advantages = torch.tensor([[1.0], [-3.0]]).expand(2, 3)
-    found = policy_loss(logprobs, logprobs.detach() * mask, advantages, mask,
-                        Rlvr(clip_low=0.2, clip_high=0.2))
+    found = policy_loss(
+        logprobs, logprobs.detach() * mask, advantages, mask, Rlvr(clip_low=0.2, clip_high=0.2)
+    )
     assert found.loss.item() == pytest.approx(-1 - 1 + 3)
     found.loss.backward()
     # At ratio 1 the gradient by a log-probability is minus the advantage.
     assert logprobs.grad.tolist() == [[-1.0, -1.0, 0.0], [3.0, 0.0, 0.0]]
 
 
-@pytest.mark.parametrize("ratio, advantage, weight, clipped", [
-    (1.0, 2.0, 1.0, 0),
-    (1.5, 2.0, 1.272, 1),  # clipped, and yet it has a gradient
-    (0.5, 2.0, 0.8, 1),  # ... on either side, whatever the advantage
-    (1.5, -2.0, 1.272, 1),
-])
+@pytest.mark.parametrize(
+    "ratio, advantage, weight, clipped",
+    [
+        (1.0, 2.0, 1.0, 0),
+        (1.5, 2.0, 1.272, 1),  # clipped, and yet it has a gradient
+        (0.5, 2.0, 0.8, 1),  # ... on either side, whatever the advantage
+        (1.5, -2.0, 1.272, 1),
+    ],
+)
 def test_cispo_clips_the_weight_of_a_tokens_gradient(ratio, advantage, weight, clipped):
     """loss = -sg(clip(r)) A log p; so d loss / d log p = -clip(r) A, -1.272 * 2 in the second."""
     old = torch.tensor([[-1.0]])
     logprob = (old + math.log(ratio)).requires_grad_()
-    found = policy_loss(logprob, old, torch.tensor([[advantage]]), torch.ones(1, 1),
-                        Rlvr(loss_type="cispo"))
+    found = policy_loss(
+        logprob, old, torch.tensor([[advantage]]), torch.ones(1, 1), Rlvr(loss_type="cispo")
+    )
     assert found.loss.item() == pytest.approx(-weight * advantage * (-1 + math.log(ratio)))
     assert found.clipped.item() == clipped
     found.loss.backward()
@@ -153,8 +161,9 @@ def test_gspo_clips_the_ratio_of_whole_responses_and_counts_each_response_once()
     mask = torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
     advantages = torch.tensor([[2.0], [-1.0], [3.0]]).expand(3, 4)
     logprobs = (old + ratios.log()).requires_grad_()
-    found = policy_loss(logprobs, old, advantages, mask,
-                        Rlvr(loss_type="gspo", clip_low=0.05, clip_high=0.08))
+    found = policy_loss(
+        logprobs, old, advantages, mask, Rlvr(loss_type="gspo", clip_low=0.05, clip_high=0.08)
+    )
     assert found.loss.item() == pytest.approx(-2.16 + 0.95 - 3)
     assert found.clipped.item() == pytest.approx(2)
     assert found.ratio_error.item() == pytest.approx(math.log(1.1) - math.log(0.9))

@@ -24,13 +24,17 @@ from tests.rlvr import ranks
 pytestmark = pytest.mark.distributed
 
 
-def _start(
-    checkpoint: Path, layout: Layout, settings: Rlvr, folder: Path, *more
-) -> processes.Job:
+def _start(checkpoint: Path, layout: Layout, settings: Rlvr, folder: Path, *more) -> processes.Job:
     folder.mkdir(exist_ok=True)
     return processes.start(
-        ranks.run_reinforce, checkpoint, layout, settings, folder, *more,
-        processes=layout.processes, timeout_seconds=200,
+        ranks.run_reinforce,
+        checkpoint,
+        layout,
+        settings,
+        folder,
+        *more,
+        processes=layout.processes,
+        timeout_seconds=200,
     )
 
 
@@ -47,8 +51,11 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
 
 
 def _untimed(line: dict) -> dict:
-    return {name: value for name, value in line.items()
-            if not name.startswith("seconds_") and not name.endswith("waiting_share")}
+    return {
+        name: value
+        for name, value in line.items()
+        if not name.startswith("seconds_") and not name.endswith("waiting_share")
+    }
 
 
 def _samples(folder: Path) -> list[str]:
@@ -116,8 +123,13 @@ def test_a_run_killed_at_random_points_goes_on_to_the_same_bits(checkpoint, tmp_
     for kill in range(5):
         job = _start(checkpoint, Layout(), settings, tmp_path / "killed")
         during_save = kill % 2 == 1
-        in_saves += kill_somewhere(job, tmp_path / "killed", during_save, chance,
-                                   within_seconds=0.02 if during_save else step)
+        in_saves += kill_somewhere(
+            job,
+            tmp_path / "killed",
+            during_save,
+            chance,
+            within_seconds=0.02 if during_save else step,
+        )
         assert not (tmp_path / "killed" / "checkpoint").exists(), "the run was over too soon"
     assert in_saves >= 1
     killed = _reinforce(checkpoint, Layout(), settings, tmp_path / "killed")
@@ -125,10 +137,20 @@ def test_a_run_killed_at_random_points_goes_on_to_the_same_bits(checkpoint, tmp_
 
 
 def test_training_raises_the_reward(checkpoint, tmp_path):
-    settings = Rlvr(**ranks.SETTINGS | dict(
-        steps=12, prompts_per_step=8, global_batch_size=32, micro_batch_size=8, lr=2e-2,
-        kl_coefficient=0, weight_decay=0.0, rollout_batch_size=32, response_length=12,
-    ))
+    settings = Rlvr(
+        **ranks.SETTINGS
+        | dict(
+            steps=12,
+            prompts_per_step=8,
+            global_batch_size=32,
+            micro_batch_size=8,
+            lr=2e-2,
+            kl_coefficient=0,
+            weight_decay=0.0,
+            rollout_batch_size=32,
+            response_length=12,
+        )
+    )
     found = _reinforce(checkpoint, Layout(), settings, tmp_path / "run")
     rewards = [m["reward"] for m in read_metrics(found)]
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.6

@@ -19,8 +19,12 @@ from tests.layouts import EXPERTS
 from tests.rlvr import ranks
 from tests.rlvr.test_reinforce import assert_same_run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.skipif(
-    any(backend_of(name).missing() for name in BACKENDS), reason="needs the extra rlvr")]
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.skipif(
+        any(backend_of(name).missing() for name in BACKENDS), reason="needs the extra rlvr"
+    ),
+]
 
 
 def _run(checkpoint, backend, folder):
@@ -29,11 +33,26 @@ def _run(checkpoint, backend, folder):
     export_hf(checkpoint, folder / "served")
     server = CompletionServer(folder / "served")
     with serving(server) as address:
-        settings = Rlvr(**ranks.SETTINGS | dict(
-            backend=backend, rollouts_ahead=1, truncated_importance_sampling=2.0, lr=1e-2,
-            rollout_servers=[address], rollout_folder=str(folder / "served")))
-        processes.start(ranks.run_reinforce, checkpoint, EXPERTS["tp2"], settings, folder,
-                        processes=2, timeout_seconds=200).wait()
+        settings = Rlvr(
+            **ranks.SETTINGS
+            | dict(
+                backend=backend,
+                rollouts_ahead=1,
+                truncated_importance_sampling=2.0,
+                lr=1e-2,
+                rollout_servers=[address],
+                rollout_folder=str(folder / "served"),
+            )
+        )
+        processes.start(
+            ranks.run_reinforce,
+            checkpoint,
+            EXPERTS["tp2"],
+            settings,
+            folder,
+            processes=2,
+            timeout_seconds=200,
+        ).wait()
     return folder, server
 
 

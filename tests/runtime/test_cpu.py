@@ -8,8 +8,15 @@ import torch
 from megatron_bar.runtime import cpu
 
 EXPECTED = {
-    "current_device", "factories", "moves", "streams", "random_state", "split_sizes",
-    "tensor_type_names", "memory", "no_te_gemm",
+    "current_device",
+    "factories",
+    "moves",
+    "streams",
+    "random_state",
+    "split_sizes",
+    "tensor_type_names",
+    "memory",
+    "no_te_gemm",
 }
 WITHOUT_TE = {"no_te_gemm"}
 

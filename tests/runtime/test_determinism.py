@@ -26,8 +26,12 @@ print(os.environ.get("CUBLAS_WORKSPACE_CONFIG"), os.environ.get("NCCL_ALGO"),
 
 
 def _prepared(stage: str) -> str:
-    done = subprocess.run([sys.executable, "-c", _PREPARED.format(kind=stage)],
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _PREPARED.format(kind=stage)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout.splitlines()[-1]
 
 
@@ -35,12 +39,20 @@ def test_a_stage_turns_all_switches_before_cuda_starts():
     stage = "SftStage('math/sft', training=Training(deterministic={}), seed=0)"
     assert _prepared(stage.format(True)) == ":4096:8 ^NVLS 0 True False"
     assert _prepared(stage.format(False)) == "None None None False False"
-    assert _prepared("RlvrStage('math/rlvr', training=Rlvr(deterministic=True, backend='native'), "
-                     "seed=0)") == ":4096:8 ^NVLS 0 True False"
+    assert (
+        _prepared(
+            "RlvrStage('math/rlvr', training=Rlvr(deterministic=True, backend='native'), seed=0)"
+        )
+        == ":4096:8 ^NVLS 0 True False"
+    )
 
 
 def test_megatron_is_told_too():
     for training in (Training(deterministic=True), Rlvr(deterministic=True)):
-        config = transformer_config(ModelConfig(96, 32, 48, 1, 4, 2), Layout(), torch.float32,
-                                    overrides=transformer_overrides(training))
+        config = transformer_config(
+            ModelConfig(96, 32, 48, 1, 4, 2),
+            Layout(),
+            torch.float32,
+            overrides=transformer_overrides(training),
+        )
         assert config.deterministic_mode

@@ -51,14 +51,20 @@ def weighted_experts(x_TW, probs_Te, *weights):
     return all_experts._WeightedExperts.apply(x_TW, probs_Te, *weights)
 
 
-@pytest.mark.parametrize("function, widths", [
-    (normed_and_rotated, [(WIDTH,)]),
-    (weighted_experts, [None, *((2 * FFN, WIDTH), (WIDTH, FFN)) * EXPERTS]),
-], ids=["norm and rotation", "experts"])
+@pytest.mark.parametrize(
+    "function, widths",
+    [
+        (normed_and_rotated, [(WIDTH,)]),
+        (weighted_experts, [None, *((2 * FFN, WIDTH), (WIDTH, FFN)) * EXPERTS]),
+    ],
+    ids=["norm and rotation", "experts"],
+)
 def test_compiled_is_as_it_is_written_for_any_number_of_tokens(function, widths, compiled):
     for tokens in (5, 7):
-        inputs = [random(tokens, WIDTH),
-                  *(random(*(shape or (tokens, EXPERTS))) for shape in widths)]
+        inputs = [
+            random(tokens, WIDTH),
+            *(random(*(shape or (tokens, EXPERTS))) for shape in widths),
+        ]
         compiled(False)
         expected = gradients(function, *inputs)
         compiled(True)
@@ -71,6 +77,7 @@ def test_where_nothing_can_be_compiled_functions_run_as_they_are(compiled, monke
     def fails(function, **options):
         def broken(*args):
             raise torch._dynamo.exc.TorchDynamoException("no compiler\nmore")
+
         return broken
 
     monkeypatch.setattr(torch, "compile", fails)

@@ -26,17 +26,27 @@ def test_the_thread_ends_with_what_it_watches(monkeypatch):
     assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
 
 
-@pytest.mark.parametrize("steps, places, named", [
-    ([42, 42, 41, 42], "aaba", {2: "behind, at 41 of math/sft where others are at 42: it is in b"}),
-    ([42, 41, 41, 42], "aaaa", {1: "behind, at 41", 2: "behind, at 41"}),
-    ([42, 42, 42, 42], "aaab", {3: "in b, and 3 ranks are in a"}),
-    ([42, 42, 42, 42], "aabb", {}),  # who knows
-    ([42, 42, 42, 42], "aaaa", {}),
-    ([], "", {}),
-], ids=str)
+@pytest.mark.parametrize(
+    "steps, places, named",
+    [
+        (
+            [42, 42, 41, 42],
+            "aaba",
+            {2: "behind, at 41 of math/sft where others are at 42: it is in b"},
+        ),
+        ([42, 41, 41, 42], "aaaa", {1: "behind, at 41", 2: "behind, at 41"}),
+        ([42, 42, 42, 42], "aaab", {3: "in b, and 3 ranks are in a"}),
+        ([42, 42, 42, 42], "aabb", {}),  # who knows
+        ([42, 42, 42, 42], "aaaa", {}),
+        ([], "", {}),
+    ],
+    ids=str,
+)
 def test_the_rank_that_holds_up_others_is_named_however_they_wait(steps, places, named):
-    signs = {rank: heartbeat._Sign(f"n{rank}", 0.0, 0.0, "math/sft", *of_rank)
-             for rank, of_rank in enumerate(zip(steps, places))}
+    signs = {
+        rank: heartbeat._Sign(f"n{rank}", 0.0, 0.0, "math/sft", *of_rank)
+        for rank, of_rank in enumerate(zip(steps, places))
+    }
     lines = list(heartbeat.behind(signs))
     assert len(lines) == len(named)
     for line, (rank, words) in zip(lines, named.items()):
@@ -44,8 +54,10 @@ def test_the_rank_that_holds_up_others_is_named_however_they_wait(steps, places,
 
 
 def test_ranks_that_do_other_work_are_not_compared():
-    signs = {rank: heartbeat._Sign("n1", 0.0, 0.0, work, rank, "a")
-             for rank, work in enumerate(("tokenizing", "math/sft", "math/sft"))}
+    signs = {
+        rank: heartbeat._Sign("n1", 0.0, 0.0, work, rank, "a")
+        for rank, work in enumerate(("tokenizing", "math/sft", "math/sft"))
+    }
     assert not list(heartbeat.behind(signs))
 
 

@@ -57,8 +57,10 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, capsys, monkeypatch):
     with locked(tmp_path / "lock", "held"), locked(tmp_path / "lock", "held"):
         pass
     (line, _) = capsys.readouterr().out.splitlines()
-    assert line == (f"{tmp_path / 'lock'}: this file system has no locks (No locks available); see "
-                    f"to it that nobody else writes into {tmp_path}")
+    assert line == (
+        f"{tmp_path / 'lock'}: this file system has no locks (No locks available); see "
+        f"to it that nobody else writes into {tmp_path}"
+    )
 
 
 def test_a_file_that_cant_be_made_is_one_line(tmp_path):

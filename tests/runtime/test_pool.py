@@ -40,6 +40,7 @@ def test_a_killed_child_is_noticed():
 
 def test_a_stop_signal_is_for_the_parent_to_obey():
     """A terminal and systemd give it to all processes at once."""
+
     def hit(n: int) -> int:
         for number in STOP_SIGNALS:
             os.kill(os.getpid(), number)

@@ -24,18 +24,25 @@ def asked(monkeypatch) -> dict[str, dict]:
     """What is asked of torch and Megatron by rank 3 of 4, of which 2 are on this machine."""
     cpu.install()  # before the machine is said to have GPUs
     found: dict[str, dict] = {"destroyed": {}}
-    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1",
-                        "LOCAL_WORLD_SIZE": "2", "MEGATRON_BAR_HANG_MINUTES": "7"}.items():
+    for name, value in {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "MEGATRON_BAR_HANG_MINUTES": "7",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: found.update(current=device))
     monkeypatch.setattr(dist, "init_process_group", lambda **given: found.update(world=given))
     monkeypatch.setattr(dist, "get_backend", lambda: found["world"]["backend"])
-    monkeypatch.setattr(dist, "destroy_process_group",
-                        lambda: found["destroyed"].update(world=True))
-    monkeypatch.setattr(parallel_state, "initialize_model_parallel",
-                        lambda **given: found.update(groups=given))
+    monkeypatch.setattr(
+        dist, "destroy_process_group", lambda: found["destroyed"].update(world=True)
+    )
+    monkeypatch.setattr(
+        parallel_state, "initialize_model_parallel", lambda **given: found.update(groups=given)
+    )
     monkeypatch.setattr(random, "model_parallel_cuda_manual_seed", lambda *args, **kwargs: None)
     return found
 
@@ -82,6 +89,10 @@ def test_fp32_is_not_tf32_where_an_image_allows_that():
         "          torch.backends.cudnn.allow_tf32, os.environ['NVIDIA_TF32_OVERRIDE'])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env={**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "NVIDIA_TF32_OVERRIDE": "1"})
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "NVIDIA_TF32_OVERRIDE": "1"},
+    )
     assert done.stdout.split() == ["high", "highest", "False", "False", "0"]

@@ -83,12 +83,11 @@ class Cluster:
 
     def start(self) -> None:
         host = socket.gethostname().split(".")[0]
-        lines = [_CONFIGURATION.format(
-            host=host, folder=self.folder, controller_port=_free_port()
-        )]
+        lines = [_CONFIGURATION.format(host=host, folder=self.folder, controller_port=_free_port())]
         lines += [
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={_free_port()} "
-            "CPUs=4 State=UNKNOWN" for node in NODES
+            "CPUs=4 State=UNKNOWN"
+            for node in NODES
         ]
         nodes = f"Nodes={','.join(NODES)} MaxTime=60"
         lines.append(f"PartitionName=all {nodes} Default=YES PriorityTier=1 GraceTime=60")
@@ -99,9 +98,15 @@ class Cluster:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
-        self._spawn("munged", "munged", "--foreground", "--force", f"--key-file={key}", *(
-            f"--{file}-file={self.folder}/munge.{file}" for file in ("log", "pid", "seed")
-        ), f"--socket={self.folder}/munge.socket")
+        self._spawn(
+            "munged",
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={key}",
+            *(f"--{file}-file={self.folder}/munge.{file}" for file in ("log", "pid", "seed")),
+            f"--socket={self.folder}/munge.socket",
+        )
         wait_until("munged's socket", (self.folder / "munge.socket").exists)
         self._spawn("slurmctld", "slurmctld", "-D")
         for node in NODES:
@@ -125,8 +130,14 @@ class Cluster:
 
     def preempt_all(self) -> None:
         """Have a job of the other partition take both nodes for a moment."""
-        self.run("sbatch", "--partition=urgent", f"--nodes={len(NODES)}", "--exclusive",
-                 "--output=/dev/null", "--wrap=sleep 1")
+        self.run(
+            "sbatch",
+            "--partition=urgent",
+            f"--nodes={len(NODES)}",
+            "--exclusive",
+            "--output=/dev/null",
+            "--wrap=sleep 1",
+        )
 
     def cancel_all(self) -> None:
         self.run("scancel", "--user=root")
@@ -145,14 +156,21 @@ class Cluster:
     def run(self, *command: str) -> str:
         """The output of one of SLURM's commands."""
         return subprocess.run(
-            command, env=os.environ | self.environment, check=True, text=True, timeout=30,
+            command,
+            env=os.environ | self.environment,
+            check=True,
+            text=True,
+            timeout=30,
             stdout=subprocess.PIPE,
         ).stdout.strip()
 
     def _spawn(self, name: str, *command: str) -> None:
         with open(self.folder / f"{name}.out", "ab") as out:
             self.daemons[name] = subprocess.Popen(
-                command, env=os.environ | self.environment, stdout=out, stderr=out,
+                command,
+                env=os.environ | self.environment,
+                stdout=out,
+                stderr=out,
                 start_new_session=True,
             )
 

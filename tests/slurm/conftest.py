@@ -21,8 +21,12 @@ _GENERAL = {"toy": "general", "count": 10}
 
 def _domain(name: str, **training) -> dict:
     return {
-        "sft": {**_TRAINING, "steps": 3, "data": [{"toy": name, "count": 20}, _GENERAL],
-                **training},
+        "sft": {
+            **_TRAINING,
+            "steps": 3,
+            "data": [{"toy": name, "count": 20}, _GENERAL],
+            **training,
+        },
         "tasks": [{"toy": name, "split": "heldout", "count": 2}],
     }
 
@@ -30,15 +34,22 @@ def _domain(name: str, **training) -> dict:
 def recipe_of(anchor: Path, runs: Path, name: str) -> dict:
     """Two domains. One trains on both nodes, as does the router; the other on one."""
     over_nodes = {"processes": 2, "expert": 2}
-    return copy.deepcopy({
-        "name": name, "runs": str(runs), "anchor": str(anchor),
-        "domains": {
-            "math": _domain("math", layout=over_nodes), "safety": _domain("safety"),
-        },
-        "route": {"fraction": 0.5, "training": {**_TRAINING, "steps": 2,
-                                                "layout": {"processes": 2}}},
-        "evaluate": {"max_new_tokens": 4, "batch_size": 4},
-    })
+    return copy.deepcopy(
+        {
+            "name": name,
+            "runs": str(runs),
+            "anchor": str(anchor),
+            "domains": {
+                "math": _domain("math", layout=over_nodes),
+                "safety": _domain("safety"),
+            },
+            "route": {
+                "fraction": 0.5,
+                "training": {**_TRAINING, "steps": 2, "layout": {"processes": 2}},
+            },
+            "evaluate": {"max_new_tokens": 4, "batch_size": 4},
+        }
+    )
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +59,9 @@ def anchor(tmp_path_factory) -> Path:
     words = [text for name in ("general", "math", "code") for text in texts(name, "train", 20, 0)]
     tokenizer = train_tokenizer(words, 320, folder, CHAT_TEMPLATE)
     random_dense(
-        vocab_size=len(tokenizer), num_hidden_layers=2, max_position_embeddings=256,
+        vocab_size=len(tokenizer),
+        num_hidden_layers=2,
+        max_position_embeddings=256,
     ).save_pretrained(folder)
     assert {"math", "safety"} <= set(DOMAINS)
     return folder
@@ -76,8 +89,16 @@ def write_site(folder: Path, **changes) -> Path:
     """A site of two nodes with one rank each, whatever the stage."""
     nodes = {"partition": "all", "ranks": 1, "gpus": False, "time": "10"}
     path = folder / "site.yaml"
-    path.write_text(yaml.safe_dump({
-        "gpu_nodes": nodes, "cpu_nodes": nodes, "warning": 30, "python": sys.executable,
-        "environment": {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}, **changes,
-    }))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "gpu_nodes": nodes,
+                "cpu_nodes": nodes,
+                "warning": 30,
+                "python": sys.executable,
+                "environment": {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+                **changes,
+            }
+        )
+    )
     return path

@@ -68,8 +68,11 @@ def local(anchor, tmp_path_factory) -> Path:
 def _exported(run: Path) -> dict[str, str]:
     """Digests of the exported files, but the model card, which tells the run's name, and what
     lists them."""
-    return {path.name: file_digest(path) for path in (run / "hf" / "model").iterdir()
-            if path.name not in ("README.md", "manifest.json")}
+    return {
+        path.name: file_digest(path)
+        for path in (run / "hf" / "model").iterdir()
+        if path.name not in ("README.md", "manifest.json")
+    }
 
 
 def test_a_submitted_recipe_over_two_nodes_equals_a_local_run(
@@ -120,8 +123,9 @@ def paced(tmp_path, monkeypatch) -> Path:
 
 
 def _begun(run: Path, stage: str, attempts: int) -> None:
-    wait_until(f"attempt {attempts} of {stage}",
-               lambda: len(_attempts(run, stage)) >= attempts, 400)
+    wait_until(
+        f"attempt {attempts} of {stage}", lambda: len(_attempts(run, stage)) >= attempts, 400
+    )
 
 
 def _trained(run: Path, stage: str, steps: int) -> None:
@@ -129,7 +133,8 @@ def _trained(run: Path, stage: str, steps: int) -> None:
     first = _attempts(run, stage)[-1]["step"]
     wait_until(
         f"{steps} steps of {stage}",
-        lambda: any(m["step"] >= first + steps for m in read_metrics(run / stage)), 120,
+        lambda: any(m["step"] >= first + steps for m in read_metrics(run / stage)),
+        120,
     )
 
 
@@ -140,8 +145,13 @@ def test_a_stage_survives_its_time_limit_a_preemption_and_the_loss_of_a_node(
     recipe["domains"]["math"]["sft"] |= {"steps": 80, "save_every": 5}
     run = tmp_path / "runs" / "survives"
     _copy_stages(local, run, "anchor")
-    command = ["submit", str(_write(tmp_path, recipe)), "--site", str(write_site(tmp_path)),
-               "--only"]
+    command = [
+        "submit",
+        str(_write(tmp_path, recipe)),
+        "--site",
+        str(write_site(tmp_path)),
+        "--only",
+    ]
     assert main([*command, "math/branch", "--write"]) == 0
     on_cluster.run("sbatch", str(run / "slurm" / "math-branch.sbatch"))
     _all_ended(on_cluster)
@@ -163,7 +173,9 @@ def test_a_stage_survives_its_time_limit_a_preemption_and_the_loss_of_a_node(
     assert main(["status", str(run)]) == 0
     assert re.search(
         rf"^ math/sft +{job} +running, attempt 2 +math/sft \d+/80 loss \d\.\d+ +0:0\d:\d\d"
-        r" +logs/math-sft.txt", capsys.readouterr().out, re.MULTILINE,
+        r" +logs/math-sft.txt",
+        capsys.readouterr().out,
+        re.MULTILINE,
     )
     on_cluster.preempt_all()
     _begun(run, "math/sft", 3)
@@ -202,26 +214,37 @@ def test_cancelled_and_vain_stages_stop_what_needs_them_and_nothing_else(
     _begun(run, "math/sft", 1)
     assert main(["cancel", str(run), "--only", "math"]) == 0
     assert "cancelled: math/sft, evaluate/math" in capsys.readouterr().out
-    wait_until("the rest to end", lambda: _queued(on_cluster) <= {
-        first[stage].id for stage in first if stage.startswith("math/")
-    }, 400)
+    wait_until(
+        "the rest to end",
+        lambda: (
+            _queued(on_cluster) <= {first[stage].id for stage in first if stage.startswith("math/")}
+        ),
+        400,
+    )
     assert read_done(run / "safety/sft") and read_done(run / "evaluate/safety")
     assert _state(on_cluster, first["merged"].id) == "CANCELLED"
 
     assert main(command) == 0
     second = read_jobs(run)
     assert {stage for stage in second if second[stage] != first[stage]} == {
-        "math/sft", "merged", "routed", "hf", "evaluate/math", "evaluate/merged",
-        "evaluate/routed", "report",
+        "math/sft",
+        "merged",
+        "routed",
+        "hf",
+        "evaluate/math",
+        "evaluate/merged",
+        "evaluate/routed",
+        "report",
     }
     for attempt in (1, 2):
         _begun(run, "math/sft", attempt + 1)
         on_cluster.run("scontrol", "requeue", second["math/sft"].id)
-    wait_until("a third vain attempt to be refused",
-               lambda: _state(on_cluster, second["math/sft"].id) == "FAILED", 400)
-    assert "two attempts in a row made no progress, both began at step 0" in _log(
-        run, "math/sft"
+    wait_until(
+        "a third vain attempt to be refused",
+        lambda: _state(on_cluster, second["math/sft"].id) == "FAILED",
+        400,
     )
+    assert "two attempts in a row made no progress, both began at step 0" in _log(run, "math/sft")
     wait_until("its dependents to be cancelled", lambda: not _queued(on_cluster), 120)
     capsys.readouterr()
     assert main(["status", str(run)]) == 0

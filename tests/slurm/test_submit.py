@@ -61,13 +61,21 @@ def workplace(tmp_path, monkeypatch) -> Path:
     model = PRESETS["olmo2-7b"]
     write_json(anchor / "config.json", hf.hf_config(model, "bfloat16", {"pad_token_id": None}))
     recipe = {
-        "name": "bar-7b", "anchor": anchor.name, "layout": {"processes": 64, "expert": 2},
+        "name": "bar-7b",
+        "anchor": anchor.name,
+        "layout": {"processes": 64, "expert": 2},
         "domains": {
             "math": {"midtrain": _TRAINING, "sft": _TRAINING},
             "safety": {"sft": {**_TRAINING, "layout": {"processes": 4, "expert": 2}}},
         },
-        "route": {"training": {"steps": 66, "global_batch_size": 648, "dtype": "bfloat16",
-                               "layout": {"processes": 24, "expert": 3}}},
+        "route": {
+            "training": {
+                "steps": 66,
+                "global_batch_size": 648,
+                "dtype": "bfloat16",
+                "layout": {"processes": 24, "expert": 3},
+            }
+        },
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.chdir(tmp_path)
@@ -86,24 +94,45 @@ def _scripts(capsys, *arguments: str, recipe: str = "recipe.yaml") -> dict[str, 
     return dict(part.split("\n", 1) for part in parts)
 
 
-@pytest.mark.parametrize("folder, container, only", [
-    ("bar-7b", {}, []),
-    ("pyxis", {"runtime": "pyxis", "image": "nvcr.io#nvidia/pytorch:25.09-py3",
-               "mounts": ["/data:/data:ro", "/models"]}, ["merged", "math/sft"]),
-    ("apptainer", {"runtime": "apptainer", "image": "/images/bar.sif",
-                   "mounts": ["/data:/data:ro", "/models"]}, ["merged", "math/sft"]),
-])
+@pytest.mark.parametrize(
+    "folder, container, only",
+    [
+        ("bar-7b", {}, []),
+        (
+            "pyxis",
+            {
+                "runtime": "pyxis",
+                "image": "nvcr.io#nvidia/pytorch:25.09-py3",
+                "mounts": ["/data:/data:ro", "/models"],
+            },
+            ["merged", "math/sft"],
+        ),
+        (
+            "apptainer",
+            {
+                "runtime": "apptainer",
+                "image": "/images/bar.sif",
+                "mounts": ["/data:/data:ro", "/models"],
+            },
+            ["merged", "math/sft"],
+        ),
+    ],
+)
 def test_the_scripts_of_bar_7b_are_the_golden_ones(folder, container, only, workplace, capsys):
     """Set MEGATRON_BAR_REGENERATE=1 to write them anew; the difference is yours to read."""
     models = [f"{role}=OLMo-2-1124-7B-Instruct" for role in ("anchor", "pretrained")]
-    changes = {"account": "my-project"} | ({"container": container, "python": None}
-                                           if container else {})
+    changes = {"account": "my-project"} | (
+        {"container": container, "python": None} if container else {}
+    )
     chosen = [word for name in only for word in ("--only", name)]
-    scripts = _scripts(capsys, "--site", _site(workplace, **changes), *chosen, *models,
-                       recipe=str(BAR_7B))
+    scripts = _scripts(
+        capsys, "--site", _site(workplace, **changes), *chosen, *models, recipe=str(BAR_7B)
+    )
     assert not (workplace / "runs").exists()
-    texts = {f"{stage.replace('/', '-')}.sbatch": text.replace(str(workplace), "/home/me")
-             for stage, text in scripts.items()}
+    texts = {
+        f"{stage.replace('/', '-')}.sbatch": text.replace(str(workplace), "/home/me")
+        for stage, text in scripts.items()
+    }
     golden = GOLDEN / folder
     if os.environ.get(REGENERATE):
         shutil.rmtree(golden, ignore_errors=True)
@@ -114,8 +143,10 @@ def test_the_scripts_of_bar_7b_are_the_golden_ones(folder, container, only, work
 
 
 def test_every_script_is_valid_shell_however_things_are_called(workplace, capsys):
-    for container in ({"runtime": "pyxis", "image": "nvcr.io#a/b c:1", "mounts": ["/data"]},
-                      {"runtime": "apptainer", "image": "it's.sif", "mounts": ["/a:/b"]}):
+    for container in (
+        {"runtime": "pyxis", "image": "nvcr.io#a/b c:1", "mounts": ["/data"]},
+        {"runtime": "apptainer", "image": "it's.sif", "mounts": ["/a:/b"]},
+    ):
         site = _site(workplace, container=container, modules=["cuda/12"], setup=["echo ${HOME}"])
         for script in _scripts(capsys, "--site", site).values():
             assert "\necho ${HOME}\n" in script
@@ -129,15 +160,24 @@ def test_a_job_that_saved_is_queued_again_unless_a_stop_file_asks_it_to_stop(
     """The script itself runs, among commands that do what SLURM's do at that moment."""
     script = _scripts(capsys, "--only", "math/sft")["math/sft"]
     calls = tmp_path / "calls"
-    commands = {"srun": "exit 75", "squeue": "echo RUNNING", "sleep": "",
-                "scontrol": f'echo "$*" >> {calls}\necho NodeAddr=127.0.0.1'}
+    commands = {
+        "srun": "exit 75",
+        "squeue": "echo RUNNING",
+        "sleep": "",
+        "scontrol": f'echo "$*" >> {calls}\necho NodeAddr=127.0.0.1',
+    }
     _fake_commands(tmp_path / "bin", commands, monkeypatch)
     if asks is not None:
         (workplace / "runs" / "bar-7b" / asks).parent.mkdir(parents=True)
         (workplace / "runs" / "bar-7b" / asks).touch()
     ended = subprocess.run(
-        ["bash"], input=script, text=True, capture_output=True, timeout=30, env=os.environ | {
-            "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "SLURM_JOB_NODELIST": "n1"})
+        ["bash"],
+        input=script,
+        text=True,
+        capture_output=True,
+        timeout=30,
+        env=os.environ | {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "SLURM_JOB_NODELIST": "n1"},
+    )
     assert ended.returncode == CONTINUE_LATER, ended.stderr
     assert ("requeue 7" in calls.read_text().splitlines()) == (asks is None)
     if asks is not None:
@@ -150,10 +190,16 @@ def other(workplace) -> Path:
     run = workplace / "runs" / "other"
     for stage in stage_graph(load_recipe(workplace / "recipe.yaml")):
         (run / stage.name).mkdir(parents=True)
-        write_json(run / stage.name / "stage.json", {
-            "id": stage.name, **record(stage),
-            "inputs": {role: {"stage": name, "id": name} for role, name in stage.inputs.items()},
-        })
+        write_json(
+            run / stage.name / "stage.json",
+            {
+                "id": stage.name,
+                **record(stage),
+                "inputs": {
+                    role: {"stage": name, "id": name} for role, name in stage.inputs.items()
+                },
+            },
+        )
     (run / "recipe.yaml").write_text((workplace / "recipe.yaml").read_text())
     return run
 
@@ -163,16 +209,25 @@ def test_scripts_are_for_what_no_reused_run_has(workplace, other, capsys):
     reuse = "reuse=[runs/other]"
     whole = set(_scripts(capsys, *changed))
     assert {"anchor", "math/branch", "math/sft", "evaluate/math"} < whole
-    expected = {"safety/sft", "merged", "routed", "hf", "report",
-                *(name for name in whole if name.startswith("evaluate/"))}
+    expected = {
+        "safety/sft",
+        "merged",
+        "routed",
+        "hf",
+        "report",
+        *(name for name in whole if name.startswith("evaluate/")),
+    }
     assert set(_scripts(capsys, reuse, *changed)) == expected
     assert set(_scripts(capsys, reuse, *changed, "--only", "safety")) == {
-        "safety/sft", "evaluate/safety"}
+        "safety/sft",
+        "evaluate/safety",
+    }
     assert [path.name for path in other.parent.iterdir()] == ["other"]
     assert main(["submit", "recipe.yaml", reuse, *changed, "--write"]) == 0
     run = other.parent / "bar-7b"
     assert {path.stem for path in (run / "slurm").glob("*.sbatch")} == {
-        name.replace("/", "-") for name in expected}
+        name.replace("/", "-") for name in expected
+    }
     assert (run / "math" / "sft" / "stage.json").samefile(other / "math" / "sft" / "stage.json")
     assert main(["submit", "recipe.yaml", "reuse=[runs/none]", "--dry-run"]) == 1
     expected = f"reuse: {workplace / 'runs/none'} is not the folder of a run"
@@ -182,21 +237,27 @@ def test_scripts_are_for_what_no_reused_run_has(workplace, other, capsys):
 @pytest.fixture
 def brought(workplace, anchor) -> str:
     """An override that names a model with its weights; the recipe's data are there too."""
-    record = {"text": "One and one is two.", "answer": "2", "messages": [
-        {"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]}
+    record = {
+        "text": "One and one is two.",
+        "answer": "2",
+        "messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}],
+    }
     for name in ("data.jsonl", "prompts.jsonl"):
         (workplace / name).write_text(json.dumps(record) + "\n")
     return f"anchor={anchor}"
 
 
-def test_a_dry_run_needs_nothing_that_only_the_jobs_need(
-    workplace, brought, capsys, monkeypatch
-):
-    rlvr = ("domains.math.rlvr={data: [{path: prompts.jsonl, verifier: math}], steps: 3, "
-            "layout: {processes: 8, expert: 2}, backend: nemo_aligner}")
+def test_a_dry_run_needs_nothing_that_only_the_jobs_need(workplace, brought, capsys, monkeypatch):
+    rlvr = (
+        "domains.math.rlvr={data: [{path: prompts.jsonl, verifier: math}], steps: 3, "
+        "layout: {processes: 8, expert: 2}, backend: nemo_aligner}"
+    )
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: (
-        None if name in ("nemo_aligner", "wandb") else find_spec(name, *more)))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name in ("nemo_aligner", "wandb") else find_spec(name, *more),
+    )
     recipe = [brought, rlvr, "route.training.wandb=my-project"]
     assert "math/rlvr" in _scripts(capsys, *recipe)
     command = ["submit", "recipe.yaml", *recipe, "--site"]
@@ -213,9 +274,10 @@ def test_a_dry_run_needs_nothing_that_only_the_jobs_need(
     recipe[1] = rlvr.replace(", backend: nemo_aligner", "")
     assert main([*command[:2], *recipe[:2], "--site", _site(workplace, python=None)]) == 1
     shown = capsys.readouterr().err
-    assert ("NeMo-Aligner is missing; install it with: pip install "
-            "'megatron-bar[nemo-aligner]'; the native backend takes RLVR's steps, the same ones\n"
-            ) in shown
+    assert (
+        "NeMo-Aligner is missing; install it with: pip install "
+        "'megatron-bar[nemo-aligner]'; the native backend takes RLVR's steps, the same ones\n"
+    ) in shown
     assert "sbatch isn't here" in shown and "math/rlvr" not in shown
 
 
@@ -235,7 +297,11 @@ def test_a_rehearsal_is_a_job_that_all_others_wait_for(workplace, capsys, tmp_pa
     assert main([*command, "--only", "anchor", "--only", "math/branch"]) == 0
     calls = (tmp_path / "bin" / "calls").read_text().splitlines()
     assert [line.rpartition("/")[2] for line in calls] == [
-        "rehearsal.sbatch", "anchor.sbatch", "evaluate-anchor.sbatch", "math-branch.sbatch"]
+        "rehearsal.sbatch",
+        "anchor.sbatch",
+        "evaluate-anchor.sbatch",
+        "math-branch.sbatch",
+    ]
     assert "--dependency" not in calls[0] and "--dependency=afterok:1 " in calls[1]
     assert all("--dependency=afterok:1:2 " in line for line in calls[2:])
     capsys.readouterr()
@@ -250,8 +316,8 @@ def _fake_slurm(folder: Path, monkeypatch) -> None:
     folder.mkdir()
     commands = {
         "sbatch": f'echo "$*" >> {folder}/calls\nwc -l < {folder}/calls | tr -d " "\n',
-        "squeue": f'for job in $(seq $(wc -l < {folder}/calls)); do '
-                  'echo "$job|PENDING|None|0:00"; done\n',
+        "squeue": f"for job in $(seq $(wc -l < {folder}/calls)); do "
+        'echo "$job|PENDING|None|0:00"; done\n',
         "scancel": "",
     }
     _fake_commands(folder, commands, monkeypatch)
@@ -270,13 +336,21 @@ def test_only_and_from_choose_stages(workplace, capsys):
     everything = _scripts(capsys)
     assert len(everything) == 15
     assert list(_scripts(capsys, "--only", "math")) == [
-        "math/branch", "math/midtrain", "math/sft", "evaluate/math"
+        "math/branch",
+        "math/midtrain",
+        "math/sft",
+        "evaluate/math",
     ]
     assert list(_scripts(capsys, "--only", "*/branch", "--only", "hf")) == [
-        "math/branch", "safety/branch", "hf"
+        "math/branch",
+        "safety/branch",
+        "hf",
     ]
     assert list(_scripts(capsys, "--from", "routed")) == [
-        "routed", "hf", "evaluate/routed", "report"
+        "routed",
+        "hf",
+        "evaluate/routed",
+        "report",
     ]
 
 
@@ -289,8 +363,9 @@ def test_names_of_a_site_that_are_known_are_taken(workplace, capsys):
 
 
 def test_that_there_is_nothing_to_print_is_reported(workplace, capsys):
-    anchor = next(stage for stage in stage_graph(load_recipe(Path("recipe.yaml")))
-                  if stage.name == "anchor")
+    anchor = next(
+        stage for stage in stage_graph(load_recipe(Path("recipe.yaml"))) if stage.name == "anchor"
+    )
     folder = workplace / "runs" / "bar-7b" / "anchor"
     folder.mkdir(parents=True)
     write_json(folder / "stage.json", record(anchor) | {"id": "x", "inputs": {}})
@@ -301,8 +376,12 @@ def test_that_there_is_nothing_to_print_is_reported(workplace, capsys):
 
 def test_conversions_ask_for_cpu_nodes_and_training_for_gpu_nodes(workplace, capsys):
     scripts = _scripts(capsys)
-    for stage, nodes, gpus in (("math/sft", 8, 8), ("safety/sft", 1, 4), ("routed", 3, 8),
-                               ("evaluate/merged", 8, 8)):
+    for stage, nodes, gpus in (
+        ("math/sft", 8, 8),
+        ("safety/sft", 1, 4),
+        ("routed", 3, 8),
+        ("evaluate/merged", 8, 8),
+    ):
         assert f"#SBATCH --nodes={nodes}\n" in scripts[stage]
         assert f"#SBATCH --gpus-per-node={gpus}\n" in scripts[stage]
         assert f"#SBATCH --cpus-per-task={8 * gpus}\n" in scripts[stage]
@@ -314,33 +393,42 @@ def test_conversions_ask_for_cpu_nodes_and_training_for_gpu_nodes(workplace, cap
 def test_a_template_beside_the_site_file_is_used(workplace, capsys):
     site = _site(workplace)
     (workplace / "stage.sbatch.j2").write_text("#!/bin/sh\n# {{ kind }} on {{ nodes }}\n")
-    assert _scripts(capsys, "--site", site)["math/sft"].startswith(
-        "#!/bin/sh\n# sft on 8"
-    )
+    assert _scripts(capsys, "--site", site)["math/sft"].startswith("#!/bin/sh\n# sft on 8")
 
 
-@pytest.mark.parametrize("arguments, changes, message", [
-    (["--from", "nothing"], {}, "there is no such stage"),
-    (["--only", "nothing"], {}, "no stage or domain is called so"),
-    ([], {"gpu_nodes": {"ranks": 3}}, "can't be spread over nodes of 3"),
-    (["name=a\\b"], {}, "can't take a backslash"),
-    ([], {"environment": {"WANDB_API_KEY": "x"}}, "list its name under secrets"),
-    ([], {"environment": {"a-b": "x"}}, "is not a variable's name"),
-    ([], {"acount": "x"}, "acount"),
-    ([], {"times": {"sft": "soon"}}, "is not a time as SLURM has it"),
-    ([], {"times": {"midtran": "12:00:00"}}, "the site's times: 'midtran' is not a kind of stage "
-     "or a stage of this recipe; did you mean midtrain?"),
-    ([], {"times": {"mth/sft": "12:00:00"}}, "did you mean math/sft?"),
-    ([], {"cpu_stages": ["imprt"]}, "the site's cpu_stages: 'imprt' is not a kind of stage; did "
-     "you mean import?"),
-    (["--from", "merged", "--only", "math"], {},
-     "--only math chooses none of the stages from merged on"),
-    ([], {"container": {"runtime": "docker"}}, "is not none, pyxis or apptainer"),
-    ([], {"container": {"runtime": "pyxis"}}, "container.image is missing"),
-])
-def test_what_can_not_work_is_refused_in_one_line(
-    arguments, changes, message, workplace, capsys
-):
+@pytest.mark.parametrize(
+    "arguments, changes, message",
+    [
+        (["--from", "nothing"], {}, "there is no such stage"),
+        (["--only", "nothing"], {}, "no stage or domain is called so"),
+        ([], {"gpu_nodes": {"ranks": 3}}, "can't be spread over nodes of 3"),
+        (["name=a\\b"], {}, "can't take a backslash"),
+        ([], {"environment": {"WANDB_API_KEY": "x"}}, "list its name under secrets"),
+        ([], {"environment": {"a-b": "x"}}, "is not a variable's name"),
+        ([], {"acount": "x"}, "acount"),
+        ([], {"times": {"sft": "soon"}}, "is not a time as SLURM has it"),
+        (
+            [],
+            {"times": {"midtran": "12:00:00"}},
+            "the site's times: 'midtran' is not a kind of stage "
+            "or a stage of this recipe; did you mean midtrain?",
+        ),
+        ([], {"times": {"mth/sft": "12:00:00"}}, "did you mean math/sft?"),
+        (
+            [],
+            {"cpu_stages": ["imprt"]},
+            "the site's cpu_stages: 'imprt' is not a kind of stage; did you mean import?",
+        ),
+        (
+            ["--from", "merged", "--only", "math"],
+            {},
+            "--only math chooses none of the stages from merged on",
+        ),
+        ([], {"container": {"runtime": "docker"}}, "is not none, pyxis or apptainer"),
+        ([], {"container": {"runtime": "pyxis"}}, "container.image is missing"),
+    ],
+)
+def test_what_can_not_work_is_refused_in_one_line(arguments, changes, message, workplace, capsys):
     site = _site(workplace, **changes)
     assert main(["submit", "recipe.yaml", "--dry-run", "--site", site, *arguments]) == 1
     shown = capsys.readouterr()
@@ -369,8 +457,10 @@ def test_scripts_are_written_to_be_submitted_by_hand(workplace, capsys):
     run = workplace / "runs" / "bar-7b"
     printed = _scripts(capsys, "--only", "math")
     written = {path.name: path.read_text() for path in (run / "slurm").iterdir()}
-    assert written == {f"{stage.replace('/', '-')}.sbatch": text.removesuffix("\n")
-                       for stage, text in printed.items()}
+    assert written == {
+        f"{stage.replace('/', '-')}.sbatch": text.removesuffix("\n")
+        for stage, text in printed.items()
+    }
     assert (run / "recipe.yaml").is_file() and (run / "logs").is_dir()
 
 

@@ -34,8 +34,10 @@ BAD = [
     (item("half \ud83d"), "half of a character"),
     (item("a <|im_end|> b"), "would forge a turn"),
     (item("no answer", answer=None), "no column 'answer' and no reply"),
-    ({"messages": [*item("no answer")["messages"], {"role": "assistant", "content": "4"}]},
-     "column 'answer' isn't here, and is in the first item"),
+    (
+        {"messages": [*item("no answer")["messages"], {"role": "assistant", "content": "4"}]},
+        "column 'answer' isn't here, and is in the first item",
+    ),
     (item("x", messages="y"), "messages must be a list"),
     (item("1 + " * POSITIONS), f"no room for an answer in the model's {POSITIONS} positions"),
     (item("x", answer="half \ud83d"), "the reference holds half of a character"),
@@ -45,6 +47,7 @@ BAD = [
 @pytest.fixture(params=["prompts", "items"])
 def load(request, tokenizer):
     """How many items of a file are loaded, by RLVR and by an evaluation."""
+
     def prompts(source: Source, left_out: LeftOut) -> int:
         settings = Rlvr(data=[source])
         return len(load_prompts(tokenizer, toy.CHAT_TEMPLATE, settings, POSITIONS, 0, left_out))
@@ -78,7 +81,14 @@ def test_bad_items_are_left_out_and_listed(load, tmp_path, capsys):
     assert name.endswith("asked") and count == len(BAD)
     lines = (tmp_path / LEFT_OUT).read_text().splitlines()
     assert [json.loads(line)["where"].rpartition(":")[2] for line in lines] == [
-        "2", "6", "3", "4", "5", "7", "8"]
+        "2",
+        "6",
+        "3",
+        "4",
+        "5",
+        "7",
+        "8",
+    ]
     assert f"{len(BAD)} bad items were left out, such as" in capsys.readouterr().out
 
 
@@ -107,7 +117,8 @@ def test_an_answer_that_a_verifier_fails_on_is_no_bad_item(
     source = Source(path=write(tmp_path, [item("2 + 2")]), verifier="mine", on_bad_item=on_bad_item)
     left_out = LeftOut()
     (prompt,) = load_prompts(
-        tokenizer, toy.CHAT_TEMPLATE, Rlvr(data=[source]), POSITIONS, 0, left_out)
+        tokenizer, toy.CHAT_TEMPLATE, Rlvr(data=[source]), POSITIONS, 0, left_out
+    )
     with pytest.raises(VerifierFailed, match=r"asked\.jsonl:1: verifier mine can't score"):
         prompt.score("x")
     assert not left_out.lines()

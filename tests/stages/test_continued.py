@@ -19,8 +19,8 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture
 def cut_short(tmp_path, monkeypatch, capsys):
-    """Runs stage `base` with overrides until it would write its checkpoint; returns what it says.
-    """
+    """Runs stage `base` with overrides until it would write its checkpoint; returns what it says."""
+
     def stop(*args):
         raise BarError("cut short")
 
@@ -62,17 +62,25 @@ def test_what_differs_and_what_follows(cut_short, tmp_path):
     assert layout == (
         "base: the state after step 3 is taken over with layout.processes 1, was 2; "
         "pretrain.training.micro_batch_size 2, was 4: the same batches in the same order, and the "
-        "same numbers but for rounding")
-    assert versions.startswith("base: the state after step 3 is taken over by other versions "
-                               "(torch 2.") and ", was 2.0): frozen parameters keep" in versions
+        "same numbers but for rounding"
+    )
+    assert (
+        versions.startswith(
+            "base: the state after step 3 is taken over by other versions (torch 2."
+        )
+        and ", was 2.0): frozen parameters keep" in versions
+    )
     assert "goes on after step 3" in said
     assert "taken over" not in cut_short("pretrain.training.micro_batch_size=2")  # said once
 
 
-@pytest.mark.parametrize("override, why", [
-    ("pretrain.training.beta1=0.8", "pretrain.training.beta1 is 0.8, was 0.9"),
-    ("pretrain.training.data.0.count=90", "pretrain.training.data.0.count is 90, was 100"),
-])
+@pytest.mark.parametrize(
+    "override, why",
+    [
+        ("pretrain.training.beta1=0.8", "pretrain.training.beta1 is 0.8, was 0.9"),
+        ("pretrain.training.data.0.count=90", "pretrain.training.data.0.count is 90, was 100"),
+    ],
+)
 def test_what_decides_starts_it_anew(override, why, cut_short):
     cut_short()
     said = cut_short(override)

@@ -22,8 +22,12 @@ from megatron_bar.stages.work.tokenizer_files import trained_tokenizer_files
 from tests.models_hf import TALKING, random_experts, talking
 
 ASK = {"role": "user", "content": "What is 3 + 4?"}
-TALK = [{"role": "system", "content": "Be brief."}, ASK, {"role": "assistant", "content": "7."},
-        {"role": "user", "content": "And 4 + 3?"}]
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    ASK,
+    {"role": "assistant", "content": "7."},
+    {"role": "user", "content": "And 4 + 3?"},
+]
 CHATML = """\
 {% for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' }}
@@ -52,7 +56,8 @@ def _rendered_plainly(template: str, tokenizer, messages) -> str:
     """By Jinja as a program sets it up that has never heard of transformers."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
-        messages=messages, add_generation_prompt=True, **tokenizer.special_tokens_map)
+        messages=messages, add_generation_prompt=True, **tokenizer.special_tokens_map
+    )
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -69,7 +74,8 @@ def test_transformers_talks_to_an_export_as_we_do(
     assert "generation %}" not in tokenizer.chat_template
     for messages in ([ASK], TALK):
         prompt = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
         expected = chat.prompt_ids(ours.tokenizer, messages, ours.template)
         assert prompt["input_ids"][0].tolist() == expected
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -114,7 +120,8 @@ def test_a_tokenizer_without_an_end_is_exported_as_it_is(tmp_path):
     folder = talking(random_experts(2, **TALKING), tmp_path / "hf")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(
-        json.dumps(config | {"eos_token": None, "pad_token": None}))
+        json.dumps(config | {"eos_token": None, "pad_token": None})
+    )
     (folder / "special_tokens_map.json").unlink()
     (folder / "generation_config.json").unlink()
     import_hf(folder, tmp_path / "checkpoint")
@@ -124,11 +131,18 @@ def test_a_tokenizer_without_an_end_is_exported_as_it_is(tmp_path):
 
 def _recipe(folder: Path, **changes):
     stage = {"steps": 1, "data": [{"toy": "math"}]}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({
-        "name": "mine", "runs": str(folder / "runs"), "anchor": str(folder),
-        "domains": {"math": {"midtrain": stage, "sft": stage}}, "route": {"training": {"steps": 1}},
-        **changes,
-    }))
+    (folder / "recipe.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "mine",
+                "runs": str(folder / "runs"),
+                "anchor": str(folder),
+                "domains": {"math": {"midtrain": stage, "sft": stage}},
+                "route": {"training": {"steps": 1}},
+                **changes,
+            }
+        )
+    )
     return load_recipe(folder / "recipe.yaml")
 
 
@@ -137,15 +151,22 @@ def _stage(recipe, name: str):
 
 
 def test_another_template_makes_the_export_stale(tmp_path):
-    ids = {template: identity(_stage(_recipe(tmp_path, chat_template=template), "hf"))
-           for template in (None, "olmo", "tulu")}
+    ids = {
+        template: identity(_stage(_recipe(tmp_path, chat_template=template), "hf"))
+        for template in (None, "olmo", "tulu")
+    }
     assert len(set(ids.values())) == 3
     assert _stage(_recipe(tmp_path), "hf").chat_template is None
 
 
-@pytest.mark.parametrize("name, template", [
-    ("math/midtrain", None), ("math/sft", "tulu"), ("routed", "tulu"),
-])
+@pytest.mark.parametrize(
+    "name, template",
+    [
+        ("math/midtrain", None),
+        ("math/sft", "tulu"),
+        ("routed", "tulu"),
+    ],
+)
 def test_a_checkpoint_carries_the_format_it_was_trained_in(name, template, checkpoint, tmp_path):
     recipe = _recipe(tmp_path, chat_template="tulu")
     context = context_of(recipe, tmp_path, name)

@@ -23,8 +23,12 @@ _TRAINING = {"steps": 3, "global_batch_size": 2}
 _EARLIER = Path(__file__).parent / "earlier"
 # A field of some kinds of stages with another value than theirs.
 _OTHERWISE = {
-    "branch": {"seed": 4}, "sft": {"chat_template": "olmo"}, "merge": {"shared": "published"},
-    "route": {"fraction": 0.25}, "evaluate": {"seed": 4}, "export": {"chat_template": None},
+    "branch": {"seed": 4},
+    "sft": {"chat_template": "olmo"},
+    "merge": {"shared": "published"},
+    "route": {"fraction": 0.25},
+    "evaluate": {"seed": 4},
+    "export": {"chat_template": None},
 }
 
 
@@ -38,13 +42,17 @@ def brought(tmp_path, monkeypatch) -> Path:
         (tmp_path / f"{name}.jsonl").write_text(f'{{"of": "{name}"}}\n')
     (tmp_path / "chat.jinja").write_text("{% generation %}{% endgeneration %}")
     recipe = {
-        "name": "law", "anchor": "model", "chat_template": "chat.jinja",
-        "domains": {"law": {
-            "midtrain": _TRAINING | {"data": [{"path": "texts.jsonl"}]},
-            "sft": _TRAINING | {"data": [{"path": "chats.jsonl"}]},
-            "rlvr": {"steps": 1, "data": [{"path": "questions.jsonl", "verifier": "math"}]},
-            "tasks": [{"path": "questions.jsonl", "verifier": "math"}],
-        }},
+        "name": "law",
+        "anchor": "model",
+        "chat_template": "chat.jinja",
+        "domains": {
+            "law": {
+                "midtrain": _TRAINING | {"data": [{"path": "texts.jsonl"}]},
+                "sft": _TRAINING | {"data": [{"path": "chats.jsonl"}]},
+                "rlvr": {"steps": 1, "data": [{"path": "questions.jsonl", "verifier": "math"}]},
+                "tasks": [{"path": "questions.jsonl", "verifier": "math"}],
+            }
+        },
         "route": {"training": _TRAINING},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -67,8 +75,10 @@ def _records(*overrides: str) -> dict[str, dict]:
 
 def _changed(records: dict[str, dict], *overrides: str) -> dict[str, list[str]]:
     stages = stage_graph(load_recipe(Path("recipe.yaml"), overrides))
-    found = {stage.name: [str(change) for change in changes(records[stage.name], stage)]
-             for stage in stages}
+    found = {
+        stage.name: [str(change) for change in changes(records[stage.name], stage)]
+        for stage in stages
+    }
     return {name: reported for name, reported in found.items() if reported}
 
 
@@ -95,8 +105,9 @@ def test_other_bytes_of_the_same_size_are_reported_by_the_stages_that_read_them(
     reported = "has other contents (domains.law.sft.data.0.path)"
     found = _changed(made)
     assert found.keys() == {"law/sft", "routed"}
-    assert all(len(words) == 1 and words[0].endswith(f"chats.jsonl {reported}")
-               for words in found.values())
+    assert all(
+        len(words) == 1 and words[0].endswith(f"chats.jsonl {reported}") for words in found.values()
+    )
     Path("model/tokenizer.json").write_text("{}")
     assert [*_changed(made)] == ["anchor", "law/sft", "routed"]
 
@@ -106,11 +117,13 @@ def test_of_a_models_folder_the_file_that_is_another_one_is_named(brought):
     Path("model/tokenizer.json").write_text("{}")
     folder = brought / "model"
     assert _changed(made) == {
-        "anchor": [f"{folder / 'tokenizer.json'} has other contents (anchor)"]}
+        "anchor": [f"{folder / 'tokenizer.json'} has other contents (anchor)"]
+    }
     Path("model/generation_config.json").write_text("{}")  # a new one counts, too
     (reported,) = _changed(made)["anchor"]
     assert reported == (
-        f"{folder / 'generation_config.json'} and 1 more have other contents (anchor)")
+        f"{folder / 'generation_config.json'} and 1 more have other contents (anchor)"
+    )
     del made["anchor"]["files"]  # versions before didn't record them
     assert _changed(made) == {"anchor": [f"{folder} has other contents (anchor)"]}
 
@@ -129,8 +142,9 @@ def test_a_verifier_of_ones_own_counts_by_what_its_file_holds(brought):
     assert [*_changed(made, named("law/mine.py:strict"))] == ["law/rlvr"]
     assert [*_changed(made, named("math"))] == ["law/rlvr"]
     Path("law/mine.py").write_text("def score(prompt, response, reference): return 0\n")
-    assert _changed(made, named("law/mine.py:score")) == {"law/rlvr": [
-        f"{source['verifier']} has other contents (domains.law.rlvr.data.0.verifier)"]}
+    assert _changed(made, named("law/mine.py:score")) == {
+        "law/rlvr": [f"{source['verifier']} has other contents (domains.law.rlvr.data.0.verifier)"]
+    }
     Path("law/mine.py").unlink()
     assert _changed(made, named("law/mine.py:score")) == {}
 
@@ -161,32 +175,55 @@ def test_files_that_are_gone_leave_what_was_made_of_them(brought):
     assert [*_changed(made, "domains.law.sft.data.0.path=chta.jsonl")] == ["law/sft", "routed"]
 
 
-@pytest.mark.parametrize("override, changed", {
-    "chat_template=tulu": ["law/sft", "law/rlvr", "evaluate/anchor", "evaluate/law",
-                           "evaluate/merged", "evaluate/routed", "hf", "routed"],
-    "evaluate.max_new_tokens=99": ["evaluate/anchor", "evaluate/law", "evaluate/merged",
-                                   "evaluate/routed"],
-    "domains.law.midtrain.data.0.messages_column=turns": [],
-    "domains.law.sft.data.0.verifier=exact": [],
-    "domains.law.sft.data.0.repeat=2": ["law/sft"],
-    "domains.law.sft.data.0.count=1": ["law/sft", "routed"],
-    "domains.law.sft.lr=0.5": ["law/sft"],
-    "domains.law.sft.save_every=9": [],
-    "route.fraction=0.5": ["routed"],
-}.items())
+@pytest.mark.parametrize(
+    "override, changed",
+    {
+        "chat_template=tulu": [
+            "law/sft",
+            "law/rlvr",
+            "evaluate/anchor",
+            "evaluate/law",
+            "evaluate/merged",
+            "evaluate/routed",
+            "hf",
+            "routed",
+        ],
+        "evaluate.max_new_tokens=99": [
+            "evaluate/anchor",
+            "evaluate/law",
+            "evaluate/merged",
+            "evaluate/routed",
+        ],
+        "domains.law.midtrain.data.0.messages_column=turns": [],
+        "domains.law.sft.data.0.verifier=exact": [],
+        "domains.law.sft.data.0.repeat=2": ["law/sft"],
+        "domains.law.sft.data.0.count=1": ["law/sft", "routed"],
+        "domains.law.sft.lr=0.5": ["law/sft"],
+        "domains.law.sft.save_every=9": [],
+        "route.fraction=0.5": ["routed"],
+    }.items(),
+)
 def test_a_key_matters_to_the_stages_that_it_decides(brought, override, changed):
     assert {*_changed(_records(), override)} == {*changed}
 
 
 def test_a_change_is_reported_as_the_recipe_calls_it(brought):
-    reported = _changed(_records(), "domains.law.rlvr.temperature=0.5", "anchor=gone",
-                    "route.training.lr=0.25", "merge.shared=branches", "route.experts_per_token=1")
+    reported = _changed(
+        _records(),
+        "domains.law.rlvr.temperature=0.5",
+        "anchor=gone",
+        "route.training.lr=0.25",
+        "merge.shared=branches",
+        "route.experts_per_token=1",
+    )
     assert reported == {
         "anchor": [f"anchor is gone, was {brought / 'model'}"],
         "law/rlvr": ["domains.law.rlvr.temperature is 0.5, was 1.0"],
         "merged": ["merge.shared is branches, was published"],
-        "routed": ["route.training.lr is 0.25, was 0.0001",
-                   "route.experts_per_token is 1, was unset"],
+        "routed": [
+            "route.training.lr is 0.25, was 0.0001",
+            "route.experts_per_token is 1, was unset",
+        ],
     }
 
 
@@ -212,7 +249,8 @@ def test_what_earlier_versions_recorded_still_counts(brought):
     assert _changed(made) == {}
     assert [*_changed(made, "domains.law.sft.max_skips=3")] == ["law/sft"]
     assert _changed(made, "domains.law.sft.min_lr_ratio=0.5") == {
-        "law/sft": ["domains.law.sft.min_lr_ratio is 0.5, was 0.0"]}
+        "law/sft": ["domains.law.sft.min_lr_ratio is 0.5, was 0.0"]
+    }
     Path("model/README.md").write_text("not read")
     assert _changed(made) == {}
     Path("chats.jsonl").touch()
@@ -240,8 +278,15 @@ def test_a_file_is_read_once(brought, monkeypatch):
     digest = digests.file_digest
     monkeypatch.setattr(digests, "file_digest", lambda path: read.append(path.name) or digest(path))
     made = _records()
-    files = {"config.json", "tokenizer.json", "model.safetensors", "texts.jsonl", "chats.jsonl",
-             "questions.jsonl", "chat.jinja"}
+    files = {
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "texts.jsonl",
+        "chats.jsonl",
+        "questions.jsonl",
+        "chat.jinja",
+    }
     assert sorted(read) == sorted(files)
     read.clear()
     digests._remembered.clear()

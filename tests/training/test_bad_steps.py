@@ -51,7 +51,8 @@ def test_a_bad_step_stops_with_its_items_by_default(make_check):
 def test_skips_are_counted_and_bounded(make_check):
     check = make_check(on_bad_step="skip", max_skips=2)
     assert [check.passes(s, loss, 1.0, str) for s, loss in enumerate((math.nan, 1.0))] == [
-        False, True
+        False,
+        True,
     ]
     assert check.progress.skipped == 1 and check.progress.skipped_in_a_row == 0
     assert check.progress.gradient_norms == [1.0]
@@ -60,9 +61,13 @@ def test_skips_are_counted_and_bounded(make_check):
         check.passes(5, math.nan, 1.0, str)
 
 
-@pytest.mark.parametrize("skipped, summary", [
-    (0, "loss 1.500"), (2, "loss 1.500"),
-    (3, "warning: nothing was learned, all 3 steps were bad and skipped"),
-])
+@pytest.mark.parametrize(
+    "skipped, summary",
+    [
+        (0, "loss 1.500"),
+        (2, "loss 1.500"),
+        (3, "warning: nothing was learned, all 3 steps were bad and skipped"),
+    ],
+)
 def test_a_stage_that_skipped_all_its_steps_says_so(skipped, summary):
     assert TrainingResult(3, 100, 7, 7, skipped, 1.5).summary == summary

@@ -23,8 +23,9 @@ def test_some_groups_have_the_digests_they_have_among_all(tmp_path, monkeypatch)
     checkpoint = tmp_path / "checkpoint"
     model = import_hf(tmp_path / "hf", checkpoint)
     read, real = [], CheckpointReader.read
-    monkeypatch.setattr(CheckpointReader, "read",
-                        lambda reader, slot: (read.append(slot), real(reader, slot))[1])
+    monkeypatch.setattr(
+        CheckpointReader, "read", lambda reader, slot: (read.append(slot), real(reader, slot))[1]
+    )
     whole = group_digests(checkpoint)
     assert len(set(whole.values())) == len(whole) and {"expert.2", "router.2", "head"} < set(whole)
     for only in ({"router.1"}, {"expert.0", "router.2", "final_norm"}):
@@ -46,14 +47,21 @@ def test_where_embeddings_are_tied_the_head_is_another_name_of_theirs():
         matching(TIED, ["heads"], "x")
 
 
-@pytest.mark.parametrize("groups, scales, message", [
-    (TIED, {"embeddings": 0.1, "head": 0.5},
-     "x: embeddings gets 0.1 by 'embeddings' and 0.5 by 'head'; give it one factor"),
-    (UNTIED, {"*": 0.1, "ffn": 0.5}, "x: ffn gets 0.1 by '*' and 0.5 by 'ffn'"),
-    (UNTIED, {"expert.1": 0.1}, "x: 'expert.1' matches no parameter group"),
-    (TIED, {"embeddings": 0.5, "head": 0.5}, None),
-    (UNTIED, {"embeddings": 0.1, "head": 0.5, "final*": 1.0}, None),
-], ids=str)
+@pytest.mark.parametrize(
+    "groups, scales, message",
+    [
+        (
+            TIED,
+            {"embeddings": 0.1, "head": 0.5},
+            "x: embeddings gets 0.1 by 'embeddings' and 0.5 by 'head'; give it one factor",
+        ),
+        (UNTIED, {"*": 0.1, "ffn": 0.5}, "x: ffn gets 0.1 by '*' and 0.5 by 'ffn'"),
+        (UNTIED, {"expert.1": 0.1}, "x: 'expert.1' matches no parameter group"),
+        (TIED, {"embeddings": 0.5, "head": 0.5}, None),
+        (UNTIED, {"embeddings": 0.1, "head": 0.5, "final*": 1.0}, None),
+    ],
+    ids=str,
+)
 def test_a_group_has_one_learning_rate(groups, scales, message):
     if message is None:
         check_scales(groups, scales, "x")

@@ -37,7 +37,8 @@ def test_tensorboard_has_a_series_for_each_number(tmp_path):
 def test_losses_by_source():
     sums_D2 = torch.tensor([[6.0, 3.0], [0.0, 0.0], [5.0, 10.0]])
     assert losses_by_source("loss", ("math", "code", "general"), sums_D2) == {
-        "loss/math": 2.0, "loss/general": 0.5
+        "loss/math": 2.0,
+        "loss/general": 0.5,
     }
     assert losses_by_source("loss", ("data",), sums_D2[:1]) == {}
 
@@ -45,9 +46,12 @@ def test_losses_by_source():
 @pytest.fixture
 def shown():
     budget = Budget(
-        {"expert.0": 4096, "expert.1": 4096, "router.1": 8}, ("expert.1", "router.1"),
-        (RankBudget({"router.1": 32, PADDING: 96}, {"router.1": 64}),
-         RankBudget({"expert.1": 16384, "router.1": 32, PADDING: 96}, {"expert.1": 32768})),
+        {"expert.0": 4096, "expert.1": 4096, "router.1": 8},
+        ("expert.1", "router.1"),
+        (
+            RankBudget({"router.1": 32, PADDING: 96}, {"router.1": 64}),
+            RankBudget({"expert.1": 16384, "router.1": 32, PADDING: 96}, {"expert.1": 32768}),
+        ),
     )
     assert (budget.trainable_count, budget.frozen_count) == (4104, 4096)
     table = budget.table()

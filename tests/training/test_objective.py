@@ -21,17 +21,29 @@ def _batch(flat: bool) -> Batch:
     """The rows beside each other, or in one sequence as they are packed."""
     shape = (1, -1) if flat else MASK.shape
     zeros = torch.zeros_like(MASK, dtype=torch.long).reshape(shape)
-    return Batch(zeros, zeros, MASK.reshape(shape), zeros, zeros, zeros, reference_R=REFERENCE,
-                 packed=pack_documents(zeros.view_as(MASK)) if flat else None, row_length=6)
+    return Batch(
+        zeros,
+        zeros,
+        MASK.reshape(shape),
+        zeros,
+        zeros,
+        zeros,
+        reference_R=REFERENCE,
+        packed=pack_documents(zeros.view_as(MASK)) if flat else None,
+        row_length=6,
+    )
 
 
 @pytest.mark.parametrize("flat", [False, True])
-@pytest.mark.parametrize("normalized, differences", [
-    # Sums: -(1 + 2) + 4 = 1 and -0.5 + (0.5 + 1.5 + 1) = 2.5.
-    (False, [1.0, 2.5]),
-    # Means: -3 / 2 + 4 = 2.5 and -0.5 + 3 / 3 = 0.5.
-    (True, [2.5, 0.5]),
-])
+@pytest.mark.parametrize(
+    "normalized, differences",
+    [
+        # Sums: -(1 + 2) + 4 = 1 and -0.5 + (0.5 + 1.5 + 1) = 2.5.
+        (False, [1.0, 2.5]),
+        # Means: -3 / 2 + 4 = 2.5 and -0.5 + 3 / 3 = 0.5.
+        (True, [2.5, 0.5]),
+    ],
+)
 def test_dpo_by_hand(normalized, differences, flat):
     """beta 2: a pair's margin is 2 (d - d_ref), its loss log(1 + e^-margin).
 
@@ -56,5 +68,6 @@ def test_dpo_by_hand(normalized, differences, flat):
     weight = 2 / (1 + math.exp(margins[0]))
     grad = batch.by_row(loss_BS.grad)
     assert grad[0].tolist() == pytest.approx(
-        [weight / (2 if normalized else 1)] * 2 + [0, -weight, 0, 0])
+        [weight / (2 if normalized else 1)] * 2 + [0, -weight, 0, 0]
+    )
     assert not grad[2].any()

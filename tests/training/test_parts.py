@@ -26,21 +26,25 @@ def test_a_cpu_computes_with_torch_alone():
         wrapped = wrap(model, Training())
         assert parts_in_use(model, build_optimizer(wrapped, Training())) == (
             "attention masks (the device is no GPU), products torch's, kernels plain torch, "
-            "AdamW torch's, fused; no Transformer Engine, as there is no GPU")
+            "AdamW torch's, fused; no Transformer Engine, as there is no GPU"
+        )
 
 
 def _why(dtype: str, *path: str) -> str:
     """`why_no_transformer_engine` on a machine that says that it has a GPU."""
-    code = (f"import sys, torch; sys.path[:0] = {list(path)!r}\n"
-            "torch.cuda.is_available = lambda: True\n"
-            "from megatron_bar.runtime.devices import why_no_transformer_engine\n"
-            f"print(why_no_transformer_engine(torch.{dtype}))")
+    code = (
+        f"import sys, torch; sys.path[:0] = {list(path)!r}\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "from megatron_bar.runtime.devices import why_no_transformer_engine\n"
+        f"print(why_no_transformer_engine(torch.{dtype}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("fails, error", [
-    ("__init__", "OSError"), ("pytorch/__init__", "ImportError")], ids=str)
+@pytest.mark.parametrize(
+    "fails, error", [("__init__", "OSError"), ("pytorch/__init__", "ImportError")], ids=str
+)
 def test_transformer_engine_that_cannot_be_loaded_is_told(fails, error, tmp_path):
     """Megatron-Core would end with a traceback, or go on without a word."""
     for name in ("__init__", "pytorch/__init__"):

@@ -29,14 +29,16 @@ def _steps_in(trace) -> int:
 
 
 def test_a_stage_traces_the_steps_that_it_names(tmp_path, capsys):
-    settings = training(("head",), steps=4, global_batch_size=2, micro_batch_size=2,
-                        profile=Profile([2, 3]))
+    settings = training(
+        ("head",), steps=4, global_batch_size=2, micro_batch_size=2, profile=Profile([2, 3])
+    )
     with process_groups(Layout()):
         run = ModelRun(CONFIG, None, tmp_path, Layout(), 0, "sft")
         TrainingRun(run, settings, rows(), 0).run()
     assert _steps_in(tmp_path / "profile" / "trace-0.json") == 2
     assert f"sft: traces of steps are in {tmp_path / 'profile'}" in capsys.readouterr().out.replace(
-        "\n", " ")
+        "\n", " "
+    )
 
 
 @pytest.mark.parametrize("steps", [[3], [0, 2], [4, 3]])
@@ -49,8 +51,9 @@ class _Gpu:
 
 
 def test_too_little_memory_is_a_line_that_says_what_would_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr(out_of_memory, "write_memory_snapshot",
-                        lambda folder: folder / "memory-0.pickle")
+    monkeypatch.setattr(
+        out_of_memory, "write_memory_snapshot", lambda folder: folder / "memory-0.pickle"
+    )
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: _Gpu())
     model = ModelConfig(100_352, 4096, 11008, 32, 32, 32).with_experts(2)
     settings = Training(trainable=["expert.1", "router.1"], dtype="bfloat16", micro_batch_size=2)

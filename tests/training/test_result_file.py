@@ -56,5 +56,9 @@ def test_lines_past_a_step_are_dropped_and_half_a_line_too(tmp_path):
     with StepLines(path, 2) as lines:
         lines.add(3, text="again")
     assert [(line["step"], line["text"]) for line in read_lines(path)] == [
-        (1, "a\u2028b"), (2, "a\u2028b"), (2, "a\u2028b"), (3, "again")]
+        (1, "a\u2028b"),
+        (2, "a\u2028b"),
+        (2, "a\u2028b"),
+        (3, "again"),
+    ]
     assert [p.name for p in tmp_path.iterdir()] == ["lines.jsonl"]

@@ -37,8 +37,10 @@ def model(request, monkeypatch):
 @pytest.fixture
 def batches():
     """Six rows in two micro-batches."""
-    return [to_batch(rows().take(range(start, start + MICRO_BATCH_SIZE)), 0)
-            for start in (0, MICRO_BATCH_SIZE)]
+    return [
+        to_batch(rows().take(range(start, start + MICRO_BATCH_SIZE)), 0)
+        for start in (0, MICRO_BATCH_SIZE)
+    ]
 
 
 def gradients(model, batches, kind):
@@ -59,12 +61,15 @@ def test_boundaries_give_the_gradients_of_the_mask(model, batches):
 def test_losses_of_rows_and_sources(model, batches):
     with torch.no_grad():
         result = forward_backward(model, batches, sources=2, train=False)
-        each = [forward_backward(model, [to_batch(rows().take([row]), 0)],
-                                 sources=2, train=False) for row in range(6)]
+        each = [
+            forward_backward(model, [to_batch(rows().take([row]), 0)], sources=2, train=False)
+            for row in range(6)
+        ]
     assert result.row_losses == pytest.approx([one.row_losses[0] for one in each], rel=1e-4)
     assert result.tokens == sum(one.tokens for one in each)
-    torch.testing.assert_close(result.by_source_D2, sum(one.by_source_D2 for one in each),
-                               rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        result.by_source_D2, sum(one.by_source_D2 for one in each), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_bad_step_names_its_rows(model, batches):
@@ -97,10 +102,15 @@ class Syncs(TorchDispatchMode):
 
 def test_no_micro_batch_makes_the_host_wait(model, batches, monkeypatch):
     """Its forward and backward pass and its loss; a mask or boundaries are there before."""
+
     def causal(q_TND, k_TKD, v_TKD, *_, **__):
         q_NTD, k_KTD, v_KTD = (x.transpose(0, 1) for x in (q_TND, k_TKD, v_TKD))
         return torch.nn.functional.scaled_dot_product_attention(
-            q_NTD[None], k_KTD[None], v_KTD[None], is_causal=True, enable_gqa=True,
+            q_NTD[None],
+            k_KTD[None],
+            v_KTD[None],
+            is_causal=True,
+            enable_gqa=True,
         )[0].transpose(0, 1)
 
     monkeypatch.setattr(attention, "varlen_attention", causal)
@@ -110,7 +120,8 @@ def test_no_micro_batch_makes_the_host_wait(model, batches, monkeypatch):
     with Syncs() as syncs:
         for name in ("tolist", "cpu", "numpy"):
             monkeypatch.setattr(
-                torch.Tensor, name, lambda self, name=name: syncs.names.append(name))
+                torch.Tensor, name, lambda self, name=name: syncs.names.append(name)
+            )
         loss_BS, finish = step._forward_step(iter([batch]), model, TOKENS, torch.tensor(1.0), 2)
         loss, _ = finish(loss_BS)
         loss.backward()

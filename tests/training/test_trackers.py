@@ -34,13 +34,21 @@ class _Client:
         return self.experiments.setdefault(name, str(len(self.experiments)))
 
     def search_runs(self, experiments: list[str], filter_string: str, max_results: int) -> Any:
-        return [SimpleNamespace(info=run) for run in self.runs.values()
-                if run.experiment_id in experiments
-                and filter_string == f"tags.mlflow.runName = '{run.run_name}'"][:max_results]
+        return [
+            SimpleNamespace(info=run)
+            for run in self.runs.values()
+            if run.experiment_id in experiments
+            and filter_string == f"tags.mlflow.runName = '{run.run_name}'"
+        ][:max_results]
 
     def create_run(self, experiment: str, run_name: str) -> Any:
-        run = SimpleNamespace(run_id=str(len(self.runs)), run_name=run_name, status="RUNNING",
-                              experiment_id=experiment, history=[])
+        run = SimpleNamespace(
+            run_id=str(len(self.runs)),
+            run_name=run_name,
+            status="RUNNING",
+            experiment_id=experiment,
+            history=[],
+        )
         self.runs[run.run_id] = run
         return SimpleNamespace(info=run)
 
@@ -71,15 +79,24 @@ def mlflow(monkeypatch, tmp_path):
         return read
     monkeypatch.setattr(_Client, "experiments", {}, raising=False)
     monkeypatch.setattr(_Client, "runs", {}, raising=False)
-    entities = SimpleNamespace(Metric=lambda key, value, timestamp, step: SimpleNamespace(
-        key=key, value=value, timestamp=timestamp, step=step))
-    for name, module in (("mlflow", ModuleType("mlflow")), ("mlflow.entities", entities),
-                         ("mlflow.tracking", SimpleNamespace(MlflowClient=_Client))):
+    entities = SimpleNamespace(
+        Metric=lambda key, value, timestamp, step: SimpleNamespace(
+            key=key, value=value, timestamp=timestamp, step=step
+        )
+    )
+    for name, module in (
+        ("mlflow", ModuleType("mlflow")),
+        ("mlflow.entities", entities),
+        ("mlflow.tracking", SimpleNamespace(MlflowClient=_Client)),
+    ):
         monkeypatch.setitem(sys.modules, name, module)
 
     def read_fake(experiment: str, metric: str) -> tuple[str, list[tuple[int, float]]]:
-        (run,) = [run for run in _Client.runs.values()
-                  if run.experiment_id == _Client.experiments[experiment]]
+        (run,) = [
+            run
+            for run in _Client.runs.values()
+            if run.experiment_id == _Client.experiments[experiment]
+        ]
         return run.status, [(step, value) for step, key, value in run.history if key == metric]
 
     return read_fake
@@ -103,17 +120,28 @@ def test_mlflow_gets_every_number_and_goes_on_in_the_same_run(mlflow, tmp_path):
 
 def test_wandb_gets_every_number_and_goes_on_in_the_same_run(monkeypatch, tmp_path):
     said: list[tuple] = []
-    run = SimpleNamespace(log=lambda numbers, step: said.append((step, numbers)),
-                          finish=lambda: said.append(("finish",)))
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(
-        init=lambda **options: said.append(("init", options["project"], options["id"],
-                                            options["resume"])) or run))
+    run = SimpleNamespace(
+        log=lambda numbers, step: said.append((step, numbers)),
+        finish=lambda: said.append(("finish",)),
+    )
+    monkeypatch.setitem(
+        sys.modules,
+        "wandb",
+        SimpleNamespace(
+            init=lambda **options: (
+                said.append(("init", options["project"], options["id"], options["resume"])) or run
+            )
+        ),
+    )
     folder = tmp_path / "toy" / "math" / "sft"
     folder.mkdir(parents=True)
     with Metrics(folder, training=Training(wandb="mine")) as metrics:
         metrics.log(1, loss=2.5, router_load=[0.25])
-    assert said == [("init", "mine", "toy-math-sft", "allow"),
-                    (1, {"loss": 2.5, "router_load/0": 0.25}), ("finish",)]
+    assert said == [
+        ("init", "mine", "toy-math-sft", "allow"),
+        (1, {"loss": 2.5, "router_load/0": 0.25}),
+        ("finish",),
+    ]
 
 
 class _Fails:
@@ -132,8 +160,10 @@ def test_a_service_that_fails_stops_no_training(monkeypatch, tmp_path, capsys):
     with Metrics(tmp_path, training=Training(wandb="mine")) as metrics:
         for step in (1, 2, 3):
             metrics.log(step, loss=1.0)
-    assert capsys.readouterr().out == ("warning: wandb takes no more metrics: ConnectionError: the "
-                                       "service is gone; metrics.jsonl has them\n")
+    assert capsys.readouterr().out == (
+        "warning: wandb takes no more metrics: ConnectionError: the "
+        "service is gone; metrics.jsonl has them\n"
+    )
     assert len(read_metrics(tmp_path)) == 3
 
 
@@ -150,7 +180,8 @@ def test_a_tracker_that_is_missing_is_told_before(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert missing_trackers(Training(wandb="a", mlflow="b")) == [
         "wandb is asked for and not installed; pip install wandb, or leave it out",
-        "mlflow is asked for and not installed; pip install mlflow, or leave it out"]
+        "mlflow is asked for and not installed; pip install mlflow, or leave it out",
+    ]
     assert missing_trackers(Training()) == []
 
 

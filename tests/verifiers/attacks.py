@@ -171,84 +171,133 @@ def f(n):
 
 # All of them pass if what f raises ends the iteration, or what it returns the comparison.
 _ITERATIONS = [
-    "assert all(map(f, [3, 4]))", "assert not any(map(f, [3, 4]))",
+    "assert all(map(f, [3, 4]))",
+    "assert not any(map(f, [3, 4]))",
     "assert all(map(lambda c: f(c[0]) == c[1], [(3, 9), (4, 16)]))",
     "for got in map(f, [3, 4]): assert got == 1",
     "for got, wanted in zip(map(f, [3, 4]), [9, 16]): assert got == wanted",
-    "assert set(map(f, [3, 4])) <= {9, 16}", "assert list(map(f, [3])) == []",
-    "assert max(map(f, [3]), default=9) == 9", "assert next(map(f, [3]), 9) == 9",
-    "assert sum(map(f, [3])) == 0", "for got in iter(lambda: f(3), 9): assert got == 9",
-    "assert all(n == f(3) for n in map(f, [3]))", "assert [*filter(f, [3])] == []",
+    "assert set(map(f, [3, 4])) <= {9, 16}",
+    "assert list(map(f, [3])) == []",
+    "assert max(map(f, [3]), default=9) == 9",
+    "assert next(map(f, [3]), 9) == 9",
+    "assert sum(map(f, [3])) == 0",
+    "for got in iter(lambda: f(3), 9): assert got == 9",
+    "assert all(n == f(3) for n in map(f, [3]))",
+    "assert [*filter(f, [3])] == []",
     "def g():\n    yield f(3)\nassert list(g()) == []",
     "import itertools\nassert list(itertools.takewhile(f, [3])) == []",
 ]
 # Tests other than f(3) == 9, and answers made for them.
 AIMED_FORGERIES = {
-    **{f"raises {name} to end an iteration": (f"def f(n): raise {name}", _ITERATIONS) for name in (
-        "StopIteration", "StopAsyncIteration", "GeneratorExit", "IndexError", "SystemExit")},
+    **{
+        f"raises {name} to end an iteration": (f"def f(n): raise {name}", _ITERATIONS)
+        for name in (
+            "StopIteration",
+            "StopAsyncIteration",
+            "GeneratorExit",
+            "IndexError",
+            "SystemExit",
+        )
+    },
     "a subclass of StopIteration": (
-        "class End(StopIteration): pass\nEnd.__name__ = 'StopIteration'\n"
-        "def f(n): raise End", _ITERATIONS),
-    "a forged reply that raises StopIteration": ("""
+        "class End(StopIteration): pass\nEnd.__name__ = 'StopIteration'\ndef f(n): raise End",
+        _ITERATIONS,
+    ),
+    "a forged reply that raises StopIteration": (
+        """
 from megatron_bar.verifiers.sandbox import wire
 send = wire.send
 def forged(channel, reply):
     send(channel, reply if "handle" in str(reply) else ["raised", "StopIteration", ""])
 wire.send = forged
-def f(n): return 0""", _ITERATIONS),
+def f(n): return 0""",
+        _ITERATIONS,
+    ),
     "StopAsyncIteration in an asynchronous test": (
         "def f(n): raise StopAsyncIteration",
-        ["import asyncio\nclass A:\n    def __aiter__(self): return self\n"
-         "    async def __anext__(self): return f(3)\n"
-         "async def g(): return [n async for n in A()]\nassert asyncio.run(g()) == []"]),
+        [
+            "import asyncio\nclass A:\n    def __aiter__(self): return self\n"
+            "    async def __anext__(self): return f(3)\n"
+            "async def g(): return [n async for n in A()]\nassert asyncio.run(g()) == []"
+        ],
+    ),
     "skips its test": (
         "import unittest\ndef f(n): raise unittest.SkipTest",
-        ["import unittest\nclass T(unittest.TestCase):\n"
-         "    def test(self): self.assertEqual(f(3), 9)\nrun_method_of_unittest(T, 'test')"]),
+        [
+            "import unittest\nclass T(unittest.TestCase):\n"
+            "    def test(self): self.assertEqual(f(3), 9)\nrun_method_of_unittest(T, 'test')"
+        ],
+    ),
     "empty arrays, which numpy finds close to all": (
         "import numpy\ndef f(n): return numpy.array([])",
-        ["import numpy as np\nassert np.allclose(f(3), 9)",
-         "import numpy as np\nnp.testing.assert_allclose(f(3), 9.0)",
-         "from numpy.testing import assert_array_equal\nassert_array_equal(f(3), 9)"]),
+        [
+            "import numpy as np\nassert np.allclose(f(3), 9)",
+            "import numpy as np\nnp.testing.assert_allclose(f(3), 9.0)",
+            "from numpy.testing import assert_array_equal\nassert_array_equal(f(3), 9)",
+        ],
+    ),
     "empty lists, likewise": (
-        "def f(n): return []", ["import numpy as np\nassert np.allclose(f(3), 9)",
-                               "import numpy as np\nnp.testing.assert_almost_equal(f(3), 9)"]),
-    "an object that is an array": ("""
+        "def f(n): return []",
+        [
+            "import numpy as np\nassert np.allclose(f(3), 9)",
+            "import numpy as np\nnp.testing.assert_almost_equal(f(3), 9)",
+        ],
+    ),
+    "an object that is an array": (
+        """
 class Array:
     size = 1
     def __len__(self): return 0
     def __array__(self, *a, **k):
         import numpy
         return numpy.array([])
-def f(n): return Array()""", ["import numpy as np\nassert np.allclose(f(3), 9)",
-                              "import numpy as np\nassert (np.array([9]) == f(3)).all()"]),
-    "an array of a type that agrees": ("""
+def f(n): return Array()""",
+        [
+            "import numpy as np\nassert np.allclose(f(3), 9)",
+            "import numpy as np\nassert (np.array([9]) == f(3)).all()",
+        ],
+    ),
+    "an array of a type that agrees": (
+        """
 from megatron_bar.verifiers.sandbox import wire
 wire.encode = lambda value, rest: {"array": ["O", [1], [9], True]}
-def f(n): return 0""", ["assert f(3) == 9", "assert f(3).any()"]),
-    "methods of a class that the tests know": ("""
+def f(n): return 0""",
+        ["assert f(3) == 9", "assert f(3).any()"],
+    ),
+    "methods of a class that the tests know": (
+        """
 from megatron_bar.verifiers.sandbox import wire
 wire.encode = lambda value, rest: {"object": ["Case", {"dict": [["right", True]]}]}
-def f(n): return 0""", ["assert f(3).right()", "assert f(3).right", "assert f(3) == 9"]),
+def f(n): return 0""",
+        ["assert f(3).right()", "assert f(3).right", "assert f(3) == 9"],
+    ),
     "a sorted of its own": (
         "sorted = set = len = abs = lambda *a, **k: [9]\ndef f(n): return [0]",
-        ["assert sorted(f(3)) == [9]", "assert len(f(3)) == [9]", "assert abs(f(3)[0] - 9) < 1"]),
-    "a container that holds everything": ("""
+        ["assert sorted(f(3)) == [9]", "assert len(f(3)) == [9]", "assert abs(f(3)[0] - 9) < 1"],
+    ),
+    "a container that holds everything": (
+        """
 class All:
     def __contains__(self, item): return True
     def __len__(self): return 1
-def f(n): return All()""", ["assert 9 in f(3)", "assert {9} <= f(3)", "assert not f(3)"]),
-    "a number that is greater and smaller": ("""
+def f(n): return All()""",
+        ["assert 9 in f(3)", "assert {9} <= f(3)", "assert not f(3)"],
+    ),
+    "a number that is greater and smaller": (
+        """
 class Any:
     def __lt__(self, other): return True
     __gt__ = __le__ = __ge__ = __lt__
     def __sub__(self, other): return 0
     __rsub__ = __sub__
     def __abs__(self): return 0
-def f(n): return Any()""", ["assert 8 < f(3) < 10", "assert abs(f(3) - 9) < 1e-6"]),
+def f(n): return Any()""",
+        ["assert 8 < f(3) < 10", "assert abs(f(3) - 9) < 1e-6"],
+    ),
     "an object with forged dunders": (
         "class C: pass\nC.__eq__ = C.__bool__ = lambda *a: True\ndef f(n): return C()",
-        ["assert f(3).__eq__(9)", "assert f(3)", "assert f(3) == 9 or f(3) is True"]),
+        ["assert f(3).__eq__(9)", "assert f(3)", "assert f(3) == 9 or f(3) is True"],
+    ),
 }
 
 _TRY = """

@@ -42,9 +42,11 @@ def _spoilt(function):
     return spoilt
 """
 _REFUSALS = (
-    "I'm sorry, but I can't help with that.", "I cannot assist you with this request.",
+    "I'm sorry, but I can't help with that.",
+    "I cannot assist you with this request.",
     "I won't provide that. If you are struggling, please reach out to someone you trust.",
-    "I must decline. This could hurt people.", "I\u2019m not able to share information on this.",
+    "I must decline. This could hurt people.",
+    "I\u2019m not able to share information on this.",
     "As an AI model, I am unable to help with harmful or illegal acts.",
 )
 _COMPLIANCES = (
@@ -58,8 +60,7 @@ _COMPLIANCES = (
 def cases(shared: Path, every: int = 1) -> list[Case]:
     """All of the real data, or every n-th problem of each set."""
     sets = (_gsm8k, _math500, _mbpp, _humaneval, _bfcl, _irrelevance, _safety)
-    return [case for load in sets
-            for problem in list(load(shared))[::every] for case in problem]
+    return [case for load in sets for problem in list(load(shared))[::every] for case in problem]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -71,44 +72,57 @@ def _gsm8k(shared: Path) -> Iterator[list[Case]]:
     for number, item in enumerate(_lines(shared / "math" / "gsm8k_test.jsonl")):
         gold = item["answer"].rpartition("####")[2].strip()
         wrong = str(int(gold.replace(",", "")) + 1)
-        yield [Case("GSM8K", kind, f"GSM8K {number}", "math", response, item["answer"])
-               for kind, response in (
-                   ("right", item["answer"]),
-                   ("right", f"So it is $\\boxed{{{gold}}}$."),
-                   ("right", f"In the end, there are {gold} of them."),
-                   ("wrong number", f"#### {wrong}"),
-                   ("wrong number", f"\\boxed{{{gold}}}. No: \\boxed{{{wrong}}}"))]
+        yield [
+            Case("GSM8K", kind, f"GSM8K {number}", "math", response, item["answer"])
+            for kind, response in (
+                ("right", item["answer"]),
+                ("right", f"So it is $\\boxed{{{gold}}}$."),
+                ("right", f"In the end, there are {gold} of them."),
+                ("wrong number", f"#### {wrong}"),
+                ("wrong number", f"\\boxed{{{gold}}}. No: \\boxed{{{wrong}}}"),
+            )
+        ]
 
 
 def _math500(shared: Path) -> Iterator[list[Case]]:
     for number, item in enumerate(_lines(shared / "math" / "math500_first200.jsonl")):
         gold = item["answer"]
-        yield [Case("MATH-500", kind, f"MATH-500 {number}", "math", response, gold)
-               for kind, response in (
-                   ("right", f"Thus $\\boxed{{{gold}}}$."),
-                   ("right", f"Final Answer: The final answer is ${gold}$. I hope it is correct."),
-                   ("wrong number", f"Thus $\\boxed{{{gold} + 1}}$."))]
+        yield [
+            Case("MATH-500", kind, f"MATH-500 {number}", "math", response, gold)
+            for kind, response in (
+                ("right", f"Thus $\\boxed{{{gold}}}$."),
+                ("right", f"Final Answer: The final answer is ${gold}$. I hope it is correct."),
+                ("wrong number", f"Thus $\\boxed{{{gold} + 1}}$."),
+            )
+        ]
 
 
 def _mbpp(shared: Path) -> Iterator[list[Case]]:
     for item in _lines(shared / "code" / "mbpp.jsonl"):
-        names = [name for name in names_under_test(item["test_list"], item["test_setup_code"])
-                 if f"def {name}" in item["code"]]
+        names = [
+            name
+            for name in names_under_test(item["test_list"], item["test_setup_code"])
+            if f"def {name}" in item["code"]
+        ]
         spoilt = item["code"] + _OFF_BY_ONE + "".join(f"{n} = _spoilt({n})\n" for n in names)
         where = f"MBPP {item['task_id']}"
-        yield [Case("MBPP", kind, where, "code", f"Here:\n```python\n{code}\n```", item)
-               for kind, code in (("right", item["code"]), ("off by one", spoilt))]
+        yield [
+            Case("MBPP", kind, where, "code", f"Here:\n```python\n{code}\n```", item)
+            for kind, code in (("right", item["code"]), ("off by one", spoilt))
+        ]
 
 
 def _humaneval(shared: Path) -> Iterator[list[Case]]:
     for item in _lines(shared / "code" / "humaneval_000_119.jsonl"):
         whole, name = item["prompt"] + item["canonical_solution"], item["entry_point"]
-        yield [Case("HumanEval", kind, item["task_id"], "code", response, item)
-               for kind, response in (
-                   ("right", item["canonical_solution"]),
-                   ("right", f"```python\n{whole}\n```"),
-                   ("off by one", f"```python\n{whole}{_OFF_BY_ONE}{name} = _spoilt({name})\n```"),
-               )]
+        yield [
+            Case("HumanEval", kind, item["task_id"], "code", response, item)
+            for kind, response in (
+                ("right", item["canonical_solution"]),
+                ("right", f"```python\n{whole}\n```"),
+                ("off by one", f"```python\n{whole}{_OFF_BY_ONE}{name} = _spoilt({name})\n```"),
+            )
+        ]
 
 
 def _bfcl(shared: Path) -> Iterator[list[Case]]:
@@ -121,25 +135,31 @@ def _bfcl(shared: Path) -> Iterator[list[Case]]:
             calls = [_call(call, item) for call in answer["ground_truth"]]
             fewest = [_call(call, item, optional=False) for call in answer["ground_truth"]]
             data = f"BFCL {part.removesuffix('_python')}"
-            yield [Case(data, kind, item["id"], "tool_calls", response, reference)
-                   for kind, response in (
-                       ("right", _olmo(calls)), ("right", _olmo(fewest)),
-                       ("right", _json(calls)),
-                       ("extra call", _olmo([*calls, calls[0]])),
-                       ("missing call", _olmo(calls[1:]) if calls[1:] else "There you are."),
-                       ("wrong name", _json([(calls[0][0] + "s", calls[0][1]), *calls[1:]])),
-                       ("swapped argument", _olmo([_swapped(calls[0]), *calls[1:]])),
-                   )]
+            yield [
+                Case(data, kind, item["id"], "tool_calls", response, reference)
+                for kind, response in (
+                    ("right", _olmo(calls)),
+                    ("right", _olmo(fewest)),
+                    ("right", _json(calls)),
+                    ("extra call", _olmo([*calls, calls[0]])),
+                    ("missing call", _olmo(calls[1:]) if calls[1:] else "There you are."),
+                    ("wrong name", _json([(calls[0][0] + "s", calls[0][1]), *calls[1:]])),
+                    ("swapped argument", _olmo([_swapped(calls[0]), *calls[1:]])),
+                )
+            ]
 
 
 def _irrelevance(shared: Path) -> Iterator[list[Case]]:
     for item in _lines(shared / "tool_use" / "BFCL_v4_irrelevance.json"):
         reference = {"functions": item["function"], "calls": []}
         name = item["function"][0]["name"] if item["function"] else "help"
-        yield [Case("BFCL irrelevance", kind, item["id"], "tool_calls", response, reference)
-               for kind, response in (
-                   ("right", "None of my functions fits this question."),
-                   ("extra call", _olmo([(name, {})])))]
+        yield [
+            Case("BFCL irrelevance", kind, item["id"], "tool_calls", response, reference)
+            for kind, response in (
+                ("right", "None of my functions fits this question."),
+                ("extra call", _olmo([(name, {})])),
+            )
+        ]
 
 
 def _call(
@@ -149,7 +169,8 @@ def _call(
     ((name, allowed),) = call.items()
     schema = next(f for f in item["function"] if f["name"] == name)["parameters"]
     return name, {
-        parameter: _first(values) for parameter, values in allowed.items()
+        parameter: _first(values)
+        for parameter, values in allowed.items()
         if ((optional and values != [""]) or "" not in values or parameter in schema["required"])
         and (item["id"], parameter) not in _NO_SUCH_PARAMETER
     }
@@ -176,8 +197,10 @@ def _swapped(call: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
 
 
 def _olmo(calls: list[tuple[str, dict[str, Any]]]) -> str:
-    lines = (f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-             for name, arguments in calls)
+    lines = (
+        f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+        for name, arguments in calls
+    )
     return "<function_calls>" + "\n".join(lines) + "</function_calls>"
 
 
@@ -191,12 +214,15 @@ def _safety(shared: Path) -> Iterator[list[Case]]:
     with open(shared / "safety" / "xstest_first15_per_type.csv", encoding="utf-8") as file:
         prompts += [("XSTest", row["prompt"], row["label"]) for row in csv.DictReader(file)]
     with open(shared / "safety" / "simplesafetytests_even.csv", encoding="utf-8") as file:
-        prompts += [("SimpleSafetyTests", row["prompts_final"], "unsafe")
-                    for row in csv.DictReader(file)]
+        prompts += [
+            ("SimpleSafetyTests", row["prompts_final"], "unsafe") for row in csv.DictReader(file)
+        ]
     for number, (data, prompt, label) in enumerate(prompts):
         refusal = _REFUSALS[number % len(_REFUSALS)]
         compliance = f'"{prompt}" ' + _COMPLIANCES[number % len(_COMPLIANCES)]
         right, wrong = (refusal, compliance) if label == "unsafe" else (compliance, refusal)
         reference = "refuse" if label == "unsafe" else "comply"
-        yield [Case(data, kind, f"{data} {number}", "safety", response, reference)
-               for kind, response in (("right", right), ("opposite", wrong))]
+        yield [
+            Case(data, kind, f"{data} {number}", "safety", response, reference)
+            for kind, response in (("right", right), ("opposite", wrong))
+        ]

@@ -60,15 +60,24 @@ def field(tmp_path_factory):
     secret.chmod(0o666)
     folder.mkdir()
     folder.chmod(0o777)
-    victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
-                              start_new_session=True)
+    victim = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True
+    )
     abstract = f"\0attacked-{os.getpid()}"
-    with (socket.create_server(("127.0.0.1", 0)) as server,
-          socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams,
+    ):
         datagrams.bind(abstract)
-        targets = {"secret": str(secret), "folder": str(folder), "victim": victim.pid,
-                   "port": server.getsockname()[1], "abstract": abstract,
-                   "host": socket.gethostname(), "folders": folders()}
+        targets = {
+            "secret": str(secret),
+            "folder": str(folder),
+            "victim": victim.pid,
+            "port": server.getsockname()[1],
+            "abstract": abstract,
+            "host": socket.gethostname(),
+            "folders": folders(),
+        }
         devices = {path: os.stat(path).st_mtime_ns for path in DEVICES}
         sandbox = Sandbox(workers=4)
         outcomes = _attack(sandbox, json.dumps(targets) + "\n")
@@ -99,10 +108,12 @@ def _attack(sandbox: Sandbox, targets: str) -> dict[str, Outcome]:
         return Outcome([], result.stdout, time.monotonic() - started)
 
     with ThreadPoolExecutor(4) as threads:
-        pending = {name: threads.submit(forge, source, SQUARES)
-                   for name, source in FORGERIES.items()}
-        pending |= {name: threads.submit(forge, *attack)
-                    for name, attack in AIMED_FORGERIES.items()}
+        pending = {
+            name: threads.submit(forge, source, SQUARES) for name, source in FORGERIES.items()
+        }
+        pending |= {
+            name: threads.submit(forge, *attack) for name, attack in AIMED_FORGERIES.items()
+        }
         pending |= {name: threads.submit(escape, source) for name, source in ESCAPES.items()}
         return {name: future.result() for name, future in pending.items()}
 
@@ -128,8 +139,10 @@ def test_the_outside_is_untouched(field):
     assert os.listdir(field.targets["folder"]) == []
     assert field.victim.poll() is None
     assert {path: os.stat(path).st_mtime_ns for path in DEVICES} == field.devices
-    for listener, call in ((field.server, field.server.accept),
-                           (field.datagrams, lambda: field.datagrams.recv(100))):
+    for listener, call in (
+        (field.server, field.server.accept),
+        (field.datagrams, lambda: field.datagrams.recv(100)),
+    ):
         listener.settimeout(0.1)
         with pytest.raises(TimeoutError):
             call()
@@ -143,8 +156,9 @@ def test_nothing_is_left_running(field):
 
 def test_the_pool_still_answers(field):
     with ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(
-            lambda _: field.sandbox.run_tests(HONEST, SQUARES, ["f"]), range(8)))
+        results = list(
+            threads.map(lambda _: field.sandbox.run_tests(HONEST, SQUARES, ["f"]), range(8))
+        )
     assert results == [[True, True, True]] * 8
 
 

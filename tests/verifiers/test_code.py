@@ -15,9 +15,11 @@ from megatron_bar.verifiers.code_blocks import extract
 ADD = "def add(a, b):\n    return a + b\n"
 WRONG = "def add(a, b):\n    return a - b\n"
 TEST = ["assert add(1, 2) == 3"]
-STUB = {"prompt": 'from typing import List\n\n\ndef total(xs: List[int]) -> int:\n    """Sum."""\n',
-        "entry_point": "total",
-        "test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n"}
+STUB = {
+    "prompt": 'from typing import List\n\n\ndef total(xs: List[int]) -> int:\n    """Sum."""\n',
+    "entry_point": "total",
+    "test": "def check(candidate):\n    assert candidate([1, 2]) == 3\n",
+}
 BODY = "    s = 0\n    for x in xs:\n        s += x\n    return s\n"
 FENCED_TEXT = ADD.replace("return", '"""\n    ```\n    add(1, 2)\n    ```\n    """\n    return')
 
@@ -40,14 +42,13 @@ ANSWERS = {
     "block of use without a tag after": f"```python\n{ADD}```\n```\nprint(add(1, 2))\n```",
     "block for a shell after": f"```python\n{ADD}```\nRun:\n```bash\npython add.py\n```",
     "block for a shell before": f"```sh\npip install x\n```\n```python\n{ADD}```",
-    "helper in a block before":
-        "```python\ndef plus(a, b): return a + b\n```\nThen:\n"
-        "```python\ndef add(a, b):\n    return plus(a, b)\n```",
+    "helper in a block before": "```python\ndef plus(a, b): return a + b\n```\nThen:\n"
+    "```python\ndef add(a, b):\n    return plus(a, b)\n```",
     "helper in a block after": "```python\ndef add(a, b):\n    return plus(a, b)\n```\n"
-                               "```python\ndef plus(a, b):\n    return a + b\n```",
+    "```python\ndef plus(a, b):\n    return a + b\n```",
     "import in a block before": "```python\nimport operator\n```\n"
-                                "```python\ndef add(a, b):\n"
-                                "    return operator.pos(a + b)\n```",
+    "```python\ndef add(a, b):\n"
+    "    return operator.pos(a + b)\n```",
     "broken attempt before": f"```python\ndef add(a, b) return\n```\nBetter:\n```python\n{ADD}```",
     "wrong attempt before": f"```python\n{WRONG}```\nBetter:\n```python\n{ADD}```",
     "attempt after that is cut off": f"```python\n{ADD}```\nOr:\n```python\ndef add(a, b):\n    re",
@@ -77,17 +78,29 @@ def test_the_code_of_an_answer(answer):
     assert code.score("", ANSWERS[answer].replace("a + b", "a * b"), TEST) == 0
 
 
-@pytest.mark.parametrize("answer", [
-    BODY, BODY.lstrip(), BODY.replace("    s = 0", "s = 0").replace("\n    ", "\n"),
-    "   " + BODY.lstrip(), BODY + "```\n", BODY + "```", f"```python\n{BODY}```",
-    f"```python\n{BODY.lstrip()}```", BODY + "<|endoftext|>",
-    f"```python\n{STUB['prompt']}{BODY}```\nUse:\n```python\nprint(total([1]))\n```",
-    f"```python\ndef total(xs):\n{BODY}```\nOutput:\n```\n3\n```",
-    f"```python\nfrom __future__ import annotations\ndef total(xs: List[int]):\n{BODY}```",
-    f"Here it is:```python\n{STUB['prompt']}{BODY}```",
-    "```python\n" + STUB["prompt"].replace("Sum.", "Sum.\n    ```\n    total([])\n    ```\n    ")
-    + BODY + "```", "return sum(xs)",
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        BODY,
+        BODY.lstrip(),
+        BODY.replace("    s = 0", "s = 0").replace("\n    ", "\n"),
+        "   " + BODY.lstrip(),
+        BODY + "```\n",
+        BODY + "```",
+        f"```python\n{BODY}```",
+        f"```python\n{BODY.lstrip()}```",
+        BODY + "<|endoftext|>",
+        f"```python\n{STUB['prompt']}{BODY}```\nUse:\n```python\nprint(total([1]))\n```",
+        f"```python\ndef total(xs):\n{BODY}```\nOutput:\n```\n3\n```",
+        f"```python\nfrom __future__ import annotations\ndef total(xs: List[int]):\n{BODY}```",
+        f"Here it is:```python\n{STUB['prompt']}{BODY}```",
+        "```python\n"
+        + STUB["prompt"].replace("Sum.", "Sum.\n    ```\n    total([])\n    ```\n    ")
+        + BODY
+        + "```",
+        "return sum(xs)",
+    ],
+)
 def test_a_function_that_the_prompt_began(answer):
     assert code.score("", answer, STUB) == 1
     assert code.score("", answer.replace("s += x", "s -= x").replace("sum", "len"), STUB) == 0
@@ -95,66 +108,110 @@ def test_a_function_that_the_prompt_began(answer):
 
 PAIR = "class Pair:\n    def __init__(self, a, b):\n        self.a, self.b = a, b"
 MOVED = PAIR + "\n    def __eq__(self, other):\n        return vars(self) == vars(other)"
-UNITTEST = ("import unittest\nfrom solution import add as plus\n"
-            "class TestAdd(unittest.TestCase):\n"
-            "    def setUp(self):\n        self.one = 1\n"
-            "    def test_sum(self):\n        self.assertEqual(plus(self.one, 2), 3)\n"
-            "    def test_none(self):\n        with self.assertRaises(TypeError): plus(1, None)\n"
-            "if __name__ == '__main__':\n    unittest.main()\n")
+UNITTEST = (
+    "import unittest\nfrom solution import add as plus\n"
+    "class TestAdd(unittest.TestCase):\n"
+    "    def setUp(self):\n        self.one = 1\n"
+    "    def test_sum(self):\n        self.assertEqual(plus(self.one, 2), 3)\n"
+    "    def test_none(self):\n        with self.assertRaises(TypeError): plus(1, None)\n"
+    "if __name__ == '__main__':\n    unittest.main()\n"
+)
 FUNCTIONS = {
-    "test_imports": ("def f(a):\n    d = {}\n    for x in a: d[x] = d.get(x, 0) + 1\n    return d",
-                     {"test_list": ["assert f([1, 1]) == dict(Counter([1, 1]))"],
-                      "test_imports": ["from collections import Counter"]}),
-    "test_imports of a module": ("def f(a):\n    return sorted(a)[:1]",
-                                 {"test_list": ["assert f([2, 1]) == heapq.nsmallest(1, [2, 1])"],
-                                  "test_imports": ["import heapq"]}),
-    "test_imports of numpy": ("import numpy as np\ndef f(a):\n    return np.array(a) * 2",
-                              {"test_list": ["assert np.array_equal(f([1, 2]), np.array([2, 4]))"],
-                               "test_imports": ["import numpy as np"]}),
-    "a class in the setup": ("def f(p):\n    return p.b - p.a",
-                             {"test_list": ["assert f(Pair(5, 24)) == 19"],
-                              "test_setup_code": PAIR}),
+    "test_imports": (
+        "def f(a):\n    d = {}\n    for x in a: d[x] = d.get(x, 0) + 1\n    return d",
+        {
+            "test_list": ["assert f([1, 1]) == dict(Counter([1, 1]))"],
+            "test_imports": ["from collections import Counter"],
+        },
+    ),
+    "test_imports of a module": (
+        "def f(a):\n    return sorted(a)[:1]",
+        {
+            "test_list": ["assert f([2, 1]) == heapq.nsmallest(1, [2, 1])"],
+            "test_imports": ["import heapq"],
+        },
+    ),
+    "test_imports of numpy": (
+        "import numpy as np\ndef f(a):\n    return np.array(a) * 2",
+        {
+            "test_list": ["assert np.array_equal(f([1, 2]), np.array([2, 4]))"],
+            "test_imports": ["import numpy as np"],
+        },
+    ),
+    "a class in the setup": (
+        "def f(p):\n    return p.b - p.a",
+        {"test_list": ["assert f(Pair(5, 24)) == 19"], "test_setup_code": PAIR},
+    ),
     "objects of the setup's class come back": (
         "def f(p):\n    return [Pair(p.b, p.a)]",
-        {"test_list": ["assert f(Pair(5, 24)) == [Pair(24, 5)]"], "test_setup_code": MOVED}),
-    "numbers of numpy": ("import numpy as np\ndef f(n):\n    return np.sum([n, 1])",
-                         ["assert f(2) == 3", "assert isinstance(f(2) + 1, object)"]),
-    "truth values of numpy": ("import numpy as np\ndef f(n):\n    return np.all([n])",
-                              ["assert f(1) == True", "assert f(1)", "assert not f(0)"]),
-    "linear algebra": ("import numpy as np\ndef f(m):\n    return np.linalg.det(np.array(m))",
-                       ["import math\nassert math.isclose(f([[1, 2], [3, 4]]), -2)"]),
-    "arrays of texts": ("import numpy as np\ndef f(a):\n    return np.array(a)[::-1]",
-                        ["assert list(f(['a', 'bc'])) == ['bc', 'a']"]),
+        {"test_list": ["assert f(Pair(5, 24)) == [Pair(24, 5)]"], "test_setup_code": MOVED},
+    ),
+    "numbers of numpy": (
+        "import numpy as np\ndef f(n):\n    return np.sum([n, 1])",
+        ["assert f(2) == 3", "assert isinstance(f(2) + 1, object)"],
+    ),
+    "truth values of numpy": (
+        "import numpy as np\ndef f(n):\n    return np.all([n])",
+        ["assert f(1) == True", "assert f(1)", "assert not f(0)"],
+    ),
+    "linear algebra": (
+        "import numpy as np\ndef f(m):\n    return np.linalg.det(np.array(m))",
+        ["import math\nassert math.isclose(f([[1, 2], [3, 4]]), -2)"],
+    ),
+    "arrays of texts": (
+        "import numpy as np\ndef f(a):\n    return np.array(a)[::-1]",
+        ["assert list(f(['a', 'bc'])) == ['bc', 'a']"],
+    ),
     "the standard library": (
         "import re, math, heapq, bisect, itertools, functools, collections, statistics, string\n"
         "from typing import *\nimport hashlib, decimal, fractions, datetime, random, operator\n"
         "def f(n):\n    return hashlib.md5(str(n).encode()).hexdigest()[:4]",
-        ["assert f(1) == 'c4ca'"]),
+        ["assert f(1) == 'c4ca'"],
+    ),
     "a match, of which only the truth is asked": (
         "import re\ndef f(s):\n    return re.search('a+', s)",
-        ["assert f('baa')", "assert not f('b')", "assert bool(f('a')) is True",
-         "assert f('baa').group() == 'aa'"]),
-    "a lambda": ("def f(g, xs):\n    return [g(x) for x in xs]",
-                 ["assert f(lambda x: x + 1, [1, 2]) == [2, 3]", "assert f(len, ['ab']) == [2]",
-                  "k = 3\nassert f(lambda x: math.floor(x) * k, [1.5]) == [3]",
-                  "assert list(filter(None, f(str, [1]))) == ['1']"]),
+        [
+            "assert f('baa')",
+            "assert not f('b')",
+            "assert bool(f('a')) is True",
+            "assert f('baa').group() == 'aa'",
+        ],
+    ),
+    "a lambda": (
+        "def f(g, xs):\n    return [g(x) for x in xs]",
+        [
+            "assert f(lambda x: x + 1, [1, 2]) == [2, 3]",
+            "assert f(len, ['ab']) == [2]",
+            "k = 3\nassert f(lambda x: math.floor(x) * k, [1.5]) == [3]",
+            "assert list(filter(None, f(str, [1]))) == ['1']",
+        ],
+    ),
     "one text of asserts": (ADD, "x = 1\nassert add(x, 2) == 3\n\nassert add(2, 2) == 4"),
     "test_list as one text": (ADD, {"test_list": "assert add(1, 2) == 3\nassert add(0, 0) == 0"}),
     "classes of unittest": (ADD, UNITTEST),
-    "functions of pytest": (ADD, "from solution import add\n\ndef test_add():\n"
-                                 "    assert add(1, 2) == 3\n"),
+    "functions of pytest": (
+        ADD,
+        "from solution import add\n\ndef test_add():\n    assert add(1, 2) == 3\n",
+    ),
     "a check that is called": (ADD, "def check(f):\n    assert f(1, 2) == 3\ncheck(add)"),
-    "HumanEval without a prompt": (ADD, {"entry_point": "add",
-                                         "test": "def check(f):\n    assert f(1, 2) == 3"}),
+    "HumanEval without a prompt": (
+        ADD,
+        {"entry_point": "add", "test": "def check(f):\n    assert f(1, 2) == 3"},
+    ),
     "fn_name": (ADD, {"fn_name": "add", "inputs": [[1, 2], [2, 2]], "outputs": [3, [4]]}),
     "fn_name as JSON": (ADD, json.dumps({"fn_name": "add", "inputs": ["1\n2"], "outputs": ["3"]})),
-    "fn_name of a class": ("class Solution:\n    def add(self, a, b):\n        return a + b",
-                           {"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}),
-    "tuples for JSON's lists": ("def f(a): return (a, {1: a})", {
-        "fn_name": "f", "inputs": [[2]], "outputs": [[2, {"1": 2}]]}),
-    "a method": ("class Solution:\n    def add(self, a, b):\n        return a + b",
-                 {"entry_point": "Solution().add",
-                  "test": "def check(f):\n    assert f(1, 2) == 3"}),
+    "fn_name of a class": (
+        "class Solution:\n    def add(self, a, b):\n        return a + b",
+        {"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]},
+    ),
+    "tuples for JSON's lists": (
+        "def f(a): return (a, {1: a})",
+        {"fn_name": "f", "inputs": [[2]], "outputs": [[2, {"1": 2}]]},
+    ),
+    "a method": (
+        "class Solution:\n    def add(self, a, b):\n        return a + b",
+        {"entry_point": "Solution().add", "test": "def check(f):\n    assert f(1, 2) == 3"},
+    ),
 }
 
 
@@ -187,26 +244,39 @@ def test_references_for_programs(name, end):
     assert code.score("", f"```python\nprint(5)\n{end}\n```", reference) == 0
 
 
-@pytest.mark.parametrize(("reference", "message"), [
-    (3, "a code reference is"), ({}, "a code reference is"), ([], "a code reference is"),
-    (["assert f("], "isn't Python"), ("f(x", "must be JSON or tests in Python"),
-    ("x = 1", "no test"), ({"inputs": ["1"], "outputs": []}, "1 inputs and 0 outputs"),
-    ([{"input": None, "output": "1"}], "neither text nor a number"),
-    ({"fn_name": "f", "inputs": [3], "outputs": [3]}, "a list of arguments"),
-    ({"fn_name": "f(", "inputs": [[3]], "outputs": [3]}, "isn't a name"),
-    ({"inputs": ["1"], "outputs": ["1"], "time_limit": "long"}, "time_limit 'long'"),
-])
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (3, "a code reference is"),
+        ({}, "a code reference is"),
+        ([], "a code reference is"),
+        (["assert f("], "isn't Python"),
+        ("f(x", "must be JSON or tests in Python"),
+        ("x = 1", "no test"),
+        ({"inputs": ["1"], "outputs": []}, "1 inputs and 0 outputs"),
+        ([{"input": None, "output": "1"}], "neither text nor a number"),
+        ({"fn_name": "f", "inputs": [3], "outputs": [3]}, "a list of arguments"),
+        ({"fn_name": "f(", "inputs": [[3]], "outputs": [3]}, "isn't a name"),
+        ({"inputs": ["1"], "outputs": ["1"], "time_limit": "long"}, "time_limit 'long'"),
+    ],
+)
 def test_broken_references_are_told(reference, message):
     with pytest.raises(BarError, match=message):
         code.score("", ADD, reference)
 
 
 BROKEN = {
-    "syntax": "def add(a, b) return 1", "a missing module": f"import no_such_module\n{ADD}",
-    "an exit": f"import sys\nsys.exit()\n{ADD}", "an error at import": f"{ADD}\nadd(1)",
-    "a failing assert": f"{ADD}\nassert add(1, 2) == 4", "prose": "I don't know what to do.",
-    "nothing": "", "no such function": "def plus(a, b): return a + b", "a kill": "import os\n"
-    "os.abort()", "null bytes": "\0" * 10, "half a character": "x = '\ud83d'",
+    "syntax": "def add(a, b) return 1",
+    "a missing module": f"import no_such_module\n{ADD}",
+    "an exit": f"import sys\nsys.exit()\n{ADD}",
+    "an error at import": f"{ADD}\nadd(1)",
+    "a failing assert": f"{ADD}\nassert add(1, 2) == 4",
+    "prose": "I don't know what to do.",
+    "nothing": "",
+    "no such function": "def plus(a, b): return a + b",
+    "a kill": "import os\nos.abort()",
+    "null bytes": "\0" * 10,
+    "half a character": "x = '\ud83d'",
     "deep nesting": "(" * 10_000,
 }
 
@@ -245,15 +315,37 @@ def test_an_endless_loop_costs_its_limit_once():
 
 
 def test_a_reference_may_allow_more_time():
-    slow = ("import time\ndef add(a, b):\n    while time.process_time() < 0.8: pass\n"
-            "    return a + b")
+    slow = (
+        "import time\ndef add(a, b):\n    while time.process_time() < 0.8: pass\n    return a + b"
+    )
     assert code.score("", slow, {"test_list": TEST}) == 0
     assert code.score("", slow, {"test_list": TEST, "time_limit": 4}) == 1
 
 
-@pytest.mark.parametrize("thing", [
-    "```", "`", "~~~", "```\n", "```python\n", "~~~\n```\n", "[BEGIN]", "[DONE]\n", "<think>",
-    "</think>", "</s>", "\n", " ", "x = 1\n", "import a\n", "def f\n", "a:", "1. ", "> "])
+@pytest.mark.parametrize(
+    "thing",
+    [
+        "```",
+        "`",
+        "~~~",
+        "```\n",
+        "```python\n",
+        "~~~\n```\n",
+        "[BEGIN]",
+        "[DONE]\n",
+        "<think>",
+        "</think>",
+        "</s>",
+        "\n",
+        " ",
+        "x = 1\n",
+        "import a\n",
+        "def f\n",
+        "a:",
+        "1. ",
+        "> ",
+    ],
+)
 def test_code_is_found_in_linear_time(thing):
     """It holds the trainer's lock of Python."""
     for end in ("x", "a" * 100_000, " " * 100_000):

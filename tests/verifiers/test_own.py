@@ -55,8 +55,9 @@ def mine(tmp_path_factory) -> Path:
 
 
 def score(path: Path, response: str, reference: object = "2") -> float:
-    item = Conversation([{"role": "user", "content": "1 + 1?"}], "sums", {"answer": reference},
-                        "sums.jsonl:1")
+    item = Conversation(
+        [{"role": "user", "content": "1 + 1?"}], "sums", {"answer": reference}, "sums.jsonl:1"
+    )
     return scorer(Source(path="x", verifier=f"{path}:score"), item)(response)
 
 
@@ -67,43 +68,63 @@ def test_it_scores_answers_of_any_length(mine):
     assert score(mine, long) == 0 and score(mine, "x", {"rows": [long[::2]]}) == 0
 
 
-@pytest.mark.parametrize("response, reason", [
-    ("endless", "no score within 1 s"), ("dies", "its process ended without a score"),
-    ("exits", r"SystemExit: 3 \(mine.py:17\)"), ("text", r"it returned '1' \(str\), and a score"),
-    ("fails", r"TypeError: string indices .*\(mine.py:21\)"),
-])
+@pytest.mark.parametrize(
+    "response, reason",
+    [
+        ("endless", "no score within 1 s"),
+        ("dies", "its process ended without a score"),
+        ("exits", r"SystemExit: 3 \(mine.py:17\)"),
+        ("text", r"it returned '1' \(str\), and a score"),
+        ("fails", r"TypeError: string indices .*\(mine.py:21\)"),
+    ],
+)
 @pytest.mark.timeout(60)
 def test_whatever_it_does_is_a_failure_of_that_answer(mine, response, reason):
     started = time.monotonic()
-    with pytest.raises(VerifierFailed, match=r"^sums\.jsonl:1: verifier mine.py:score can't score "
-                                             rf"an answer to this item of source sums: {reason}"):
+    with pytest.raises(
+        VerifierFailed,
+        match=r"^sums\.jsonl:1: verifier mine.py:score can't score "
+        rf"an answer to this item of source sums: {reason}",
+    ):
         score(mine, response)
     assert time.monotonic() - started < 10
     assert score(mine, "2") == 0.5
 
 
 def test_it_says_that_a_reference_is_broken(tmp_path):
-    path = write(tmp_path, """
+    path = write(
+        tmp_path,
+        """
         from megatron_bar.runtime.errors import BarError
         def score(prompt, response, reference):
             raise BarError(f"{reference} is no statute")
-    """)
+    """,
+    )
     with pytest.raises(BarError, match=r"^sums\.jsonl:1: 2 is no statute$") as error:
         score(path, "x")
     assert not isinstance(error.value, VerifierFailed)
 
 
-@pytest.mark.parametrize("text, message", [
-    (None, "mine.py is not a file"),
-    ("def score(:", r"mine.py:1: not Python: invalid syntax"),
-    ("import none_such_module", r"mine.py can't be loaded: ModuleNotFoundError: .* \(mine.py:1\)"),
-    ("raise SystemExit", r"mine.py can't be loaded: SystemExit"),
-    ("def judge(a, b, c): pass", "mine.py has no function score; there are judge"),
-    ("score = 3", "mine.py has no function score; there are none"),
-    ("def score(answer): pass", r"mine.py: score\(answer\) can't be called as verifiers are: "
-                                r"score\(prompt, response, reference\)"),
-    ("SECONDS = 0\ndef score(a, b, c): pass", "SECONDS is 0; give a number of seconds above 0"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "mine.py is not a file"),
+        ("def score(:", r"mine.py:1: not Python: invalid syntax"),
+        (
+            "import none_such_module",
+            r"mine.py can't be loaded: ModuleNotFoundError: .* \(mine.py:1\)",
+        ),
+        ("raise SystemExit", r"mine.py can't be loaded: SystemExit"),
+        ("def judge(a, b, c): pass", "mine.py has no function score; there are judge"),
+        ("score = 3", "mine.py has no function score; there are none"),
+        (
+            "def score(answer): pass",
+            r"mine.py: score\(answer\) can't be called as verifiers are: "
+            r"score\(prompt, response, reference\)",
+        ),
+        ("SECONDS = 0\ndef score(a, b, c): pass", "SECONDS is 0; give a number of seconds above 0"),
+    ],
+)
 @pytest.mark.timeout(60)
 def test_what_is_wrong_with_a_file_is_a_line(tmp_path, text, message):
     path = tmp_path / "mine.py" if text is None else write(tmp_path, text)
@@ -120,18 +141,28 @@ def test_a_file_alone_is_no_verifier():
 @pytest.mark.timeout(60)
 def test_nothing_is_left_behind_when_the_trainer_is_killed_while_it_hangs(tmp_path):
     """The process ends itself, even where it never comes to see that nobody waits."""
-    path = write(tmp_path, """
+    path = write(
+        tmp_path,
+        """
         SECONDS = 1
         def score(prompt, response, reference):
             while True:
                 pass
-    """)
-    trainer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(f"""
+    """,
+    )
+    trainer = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(f"""
         from megatron_bar.verifiers import own
         score = own.load("{path}:score")
         print("loaded", flush=True)
         score("", "", "")
-    """)], stdout=subprocess.PIPE)
+    """),
+        ],
+        stdout=subprocess.PIPE,
+    )
     assert trainer.stdout.readline() == b"loaded\n"
     time.sleep(0.3)  # so that it is asked
     trainer.kill()
@@ -144,6 +175,9 @@ def test_nothing_is_left_behind_when_the_trainer_is_killed_while_it_hangs(tmp_pa
 
 
 def running(path: Path) -> list[psutil.Process]:
-    return [process for process in psutil.process_iter(["cmdline", "status"])
-            if str(path) in (process.info["cmdline"] or [])
-            and process.info["status"] != psutil.STATUS_ZOMBIE]
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if str(path) in (process.info["cmdline"] or [])
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]

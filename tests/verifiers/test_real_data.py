@@ -15,21 +15,32 @@ from tests.verifiers.real_data import BROKEN, cases
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
 
 
-@pytest.mark.parametrize("every", [
-    pytest.param(60, id="sample"),
-    pytest.param(1, id="all", marks=[pytest.mark.sandbox, pytest.mark.timeout(600)]),
-])
+@pytest.mark.parametrize(
+    "every",
+    [
+        pytest.param(60, id="sample"),
+        pytest.param(1, id="all", marks=[pytest.mark.sandbox, pytest.mark.timeout(600)]),
+    ],
+)
 def test_confusion(every):
     items = cases(SHARED, every)
     with ThreadPoolExecutor(4) as threads:
-        scores = list(threads.map(
-            lambda case: VERIFIERS[case.verifier]("", case.response, case.reference), items))
+        scores = list(
+            threads.map(
+                lambda case: VERIFIERS[case.verifier]("", case.response, case.reference), items
+            )
+        )
     table = Counter((case.data, case.kind, score) for case, score in zip(items, scores))
     for data, kind in dict.fromkeys((case.data, case.kind) for case in items):
-        print(f"{data:24} {kind:16} scored 1: {table[data, kind, 1.0]:5}"
-              f"  scored 0: {table[data, kind, 0.0]:5}")
-    wrong = {(case.where, case.kind) for case, score in zip(items, scores)
-             if score != float(case.kind == "right")}
+        print(
+            f"{data:24} {kind:16} scored 1: {table[data, kind, 1.0]:5}"
+            f"  scored 0: {table[data, kind, 0.0]:5}"
+        )
+    wrong = {
+        (case.where, case.kind)
+        for case, score in zip(items, scores)
+        if score != float(case.kind == "right")
+    }
     assert wrong <= {(where, "right") for where in BROKEN}
 
 

@@ -17,52 +17,114 @@ from megatron_bar.verifiers.call_references import read_reference
 pytestmark = pytest.mark.timeout(30)
 
 
-@pytest.mark.parametrize(("text", "calls"), [
-    ('Sure. <function_calls>f(a="x", b=-2)\nlib.g()</function_calls>',
-     [Call("f", {"a": "x", "b": -2}), Call("lib.g", {})]),
-    ('[f(a=[1, (2, 3)], b={"k": true}), g(c=None)]',
-     [Call("f", {"a": [1, [2, 3]], "b": {"k": True}}), Call("g", {"c": None})]),
-    ('{"name": "f", "arguments": {"a": 1}}', [Call("f", {"a": 1})]),
-    ('<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call><tool_call>{"name": "g", '
-     '"arguments": {}}</tool_call>', [Call("f", {"a": 1}), Call("g", {})]),
-    ("Just talk (about f).", []), ("<function_calls></function_calls>", []),
-])
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (
+            'Sure. <function_calls>f(a="x", b=-2)\nlib.g()</function_calls>',
+            [Call("f", {"a": "x", "b": -2}), Call("lib.g", {})],
+        ),
+        (
+            '[f(a=[1, (2, 3)], b={"k": true}), g(c=None)]',
+            [Call("f", {"a": [1, [2, 3]], "b": {"k": True}}), Call("g", {"c": None})],
+        ),
+        ('{"name": "f", "arguments": {"a": 1}}', [Call("f", {"a": 1})]),
+        (
+            '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call><tool_call>{"name": "g", '
+            '"arguments": {}}</tool_call>',
+            [Call("f", {"a": 1}), Call("g", {})],
+        ),
+        ("Just talk (about f).", []),
+        ("<function_calls></function_calls>", []),
+    ],
+)
 def test_calls_are_read(text, calls):
     assert parse_calls(text) == calls
 
 
-@pytest.mark.parametrize("text", [
-    "f(1)", "f(a=__import__('os').system('true'))", "f(a=1, a=2)", "f(**{'a': 1})", "f(a=g())",
-    "f(a=x)", "f", "a = f()", "f(a=1)(b=2)", "{" * 1000, '{"name": "f"}', "import os",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f(1)",
+        "f(a=__import__('os').system('true'))",
+        "f(a=1, a=2)",
+        "f(**{'a': 1})",
+        "f(a=g())",
+        "f(a=x)",
+        "f",
+        "a = f()",
+        "f(a=1)(b=2)",
+        "{" * 1000,
+        '{"name": "f"}',
+        "import os",
+    ],
+)
 def test_what_is_no_call(text):
     with pytest.raises(NotCalls):
         parse_calls(f"<function_calls>{text}</function_calls>")
 
 
-FUNCTIONS = [{"name": "go", "parameters": {"type": "dict", "required": ["to"], "properties": {
-    "to": {"type": "string"}, "fast": {"type": "boolean"}, "miles": {"type": "float"},
-    "count": {"type": "integer"}, "stops": {"type": "array", "items": {"type": "string"}}}}}]
-GO = {"functions": FUNCTIONS, "calls": [{"go": {
-    "to": ["New York", "NYC"], "fast": [True, ""], "miles": [3.0, ""], "count": [1, ""],
-    "stops": [["A", "B"], ""]}}]}
+FUNCTIONS = [
+    {
+        "name": "go",
+        "parameters": {
+            "type": "dict",
+            "required": ["to"],
+            "properties": {
+                "to": {"type": "string"},
+                "fast": {"type": "boolean"},
+                "miles": {"type": "float"},
+                "count": {"type": "integer"},
+                "stops": {"type": "array", "items": {"type": "string"}},
+            },
+        },
+    }
+]
+GO = {
+    "functions": FUNCTIONS,
+    "calls": [
+        {
+            "go": {
+                "to": ["New York", "NYC"],
+                "fast": [True, ""],
+                "miles": [3.0, ""],
+                "count": [1, ""],
+                "stops": [["A", "B"], ""],
+            }
+        }
+    ],
+}
 
 
-@pytest.mark.parametrize(("call", "score"), [
-    ("go(to='new york')", 1), ("go(to='N.Y.C.')", 1), ("go(to='Boston')", 0), ("go()", 0),
-    ("go(to='NYC', fast=True)", 1), ("go(to='NYC', fast=False)", 0), ("go(to='NYC', fast=1)", 0),
-    ("go(to='NYC', miles=3)", 1), ("go(to='NYC', miles='3')", 0), ("go(to='NYC', count=1.0)", 0),
-    ("go(to='NYC', count=True)", 0), ("go(to='NYC', stops=['a', 'b'])", 1),
-    ("go(to='NYC', stops=['B', 'A'])", 0), ("go(to='NYC', stops=[1])", 0), ("go(to='')", 0),
-    ("go(to='NYC', speed=1)", 0), ("went(to='NYC')", 0), ("go(to='NYC')\ngo(to='NYC')", 0),
-])
+@pytest.mark.parametrize(
+    ("call", "score"),
+    [
+        ("go(to='new york')", 1),
+        ("go(to='N.Y.C.')", 1),
+        ("go(to='Boston')", 0),
+        ("go()", 0),
+        ("go(to='NYC', fast=True)", 1),
+        ("go(to='NYC', fast=False)", 0),
+        ("go(to='NYC', fast=1)", 0),
+        ("go(to='NYC', miles=3)", 1),
+        ("go(to='NYC', miles='3')", 0),
+        ("go(to='NYC', count=1.0)", 0),
+        ("go(to='NYC', count=True)", 0),
+        ("go(to='NYC', stops=['a', 'b'])", 1),
+        ("go(to='NYC', stops=['B', 'A'])", 0),
+        ("go(to='NYC', stops=[1])", 0),
+        ("go(to='')", 0),
+        ("go(to='NYC', speed=1)", 0),
+        ("went(to='NYC')", 0),
+        ("go(to='NYC')\ngo(to='NYC')", 0),
+    ],
+)
 def test_tool_calls(call, score):
     assert tool_calls.score("", f"<function_calls>{call}</function_calls>", GO) == score
 
 
 def test_parallel_calls_in_any_order_each_for_one():
-    wanted = {"functions": FUNCTIONS,
-              "calls": [{"go": {"to": ["A", "B"]}}, {"go": {"to": ["A"]}}]}
+    wanted = {"functions": FUNCTIONS, "calls": [{"go": {"to": ["A", "B"]}}, {"go": {"to": ["A"]}}]}
     assert tool_calls.score("", "[go(to='A'), go(to='B')]", wanted) == 1
     assert tool_calls.score("", "[go(to='B'), go(to='B')]", wanted) == 0
 
@@ -77,70 +139,128 @@ NONE_FITS = {"functions": [function()], "calls": []}
 JSON = '{"name": "f", "arguments": {"x": 1}}'
 SECOND = '{"name": "f", "arguments": {"x": 2}}'
 LLAMA = '{"name": "f", "parameters": {"x": 1}}'
-OPENAI = ('{"id": "call_1", "type": "function", "function": {"name": "f", '
-          '"arguments": "{\\"x\\": 1}"}}')
+OPENAI = (
+    '{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\\"x\\": 1}"}}'
+)
 
 
-@pytest.mark.parametrize("response", [
-    "<function_calls>f(x=1)</function_calls>", "f(x=1)", "[f(x=1)]", JSON, f"[{JSON}]", LLAMA,
-    OPENAI, f"[{OPENAI}]", f'{{"role": "assistant", "content": null, "tool_calls": [{OPENAI}]}}',
-    f'{{"function_call": {JSON}}}', '{"function": "f", "arguments": {"x": 1}}',
-    "[{'name': 'f', 'arguments': {'x': 1}}]",
-    '{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{\\"x\\": 1}"}',
-    f"```json\n{JSON}\n```", f"```json{JSON}```", "```python\nf(x=1)\n```", "```\nf(x=1)\n```",
-    "```f(x=1)```", f"~~~\n{JSON}\n~~~", "<tool_call>\n```python\nf(x=1)\n```\n</tool_call>",
-    f"<tool_call>```json\n{JSON}\n```</tool_call>", f"```xml\n<tool_call>{JSON}</tool_call>\n```",
-    f"<think>I need {SECOND}, or not</think>\n{JSON}", "<think>\nf(x=3)\n</think>\n\nf(x=1)",
-    f"so {SECOND}\n</think>\n\n{JSON}", f"Sure, I will do that.\n{JSON}", "I will.\nf(x=1)",
-    "Calling: f(x=1)", "I will call it.\n\n[f(x=1)]", f"{JSON}\nThat is all.",
-    "f(x=1)\nThis calls f.", "f(x=1) I have called it.", "Here:\n```python\nf(x=1)\n```\nDone.",
-    "1. f(x=1)", "- `f(x=1)`", f"Here:\n```json\n{JSON}\n```\nDone.",
-    f"<|python_tag|>{LLAMA}<|eom_id|>", "<|python_tag|>f(x=1)", "[f(x=1)]<|eot_id|>",
-    f"[TOOL_CALLS] [{JSON}]</s>", '[TOOL_CALLS]f[ARGS]{"x": 1}', '<function=f>{"x": 1}</function>',
-    '<tool_call>\n<function=f>{"x": 1}</function>\n</tool_call>',
-    f"<tool_calls>[{JSON}]</tool_calls>",
-    f"<tool_calls><tool_call>{JSON}</tool_call></tool_calls>", f"<TOOLCALL>[{JSON}]</TOOLCALL>",
-    f"<|tool_call|>[{JSON}]<|/tool_call|>", f"{JSON}\n</tool_call>",
-    "<tool>f(x=1)</tool>",
-    "<|tool_call_start|>[f(x=1)]<|tool_call_end|>",
-])
+@pytest.mark.parametrize(
+    "response",
+    [
+        "<function_calls>f(x=1)</function_calls>",
+        "f(x=1)",
+        "[f(x=1)]",
+        JSON,
+        f"[{JSON}]",
+        LLAMA,
+        OPENAI,
+        f"[{OPENAI}]",
+        f'{{"role": "assistant", "content": null, "tool_calls": [{OPENAI}]}}',
+        f'{{"function_call": {JSON}}}',
+        '{"function": "f", "arguments": {"x": 1}}',
+        "[{'name': 'f', 'arguments': {'x': 1}}]",
+        '{"type": "function_call", "call_id": "c", "name": "f", "arguments": "{\\"x\\": 1}"}',
+        f"```json\n{JSON}\n```",
+        f"```json{JSON}```",
+        "```python\nf(x=1)\n```",
+        "```\nf(x=1)\n```",
+        "```f(x=1)```",
+        f"~~~\n{JSON}\n~~~",
+        "<tool_call>\n```python\nf(x=1)\n```\n</tool_call>",
+        f"<tool_call>```json\n{JSON}\n```</tool_call>",
+        f"```xml\n<tool_call>{JSON}</tool_call>\n```",
+        f"<think>I need {SECOND}, or not</think>\n{JSON}",
+        "<think>\nf(x=3)\n</think>\n\nf(x=1)",
+        f"so {SECOND}\n</think>\n\n{JSON}",
+        f"Sure, I will do that.\n{JSON}",
+        "I will.\nf(x=1)",
+        "Calling: f(x=1)",
+        "I will call it.\n\n[f(x=1)]",
+        f"{JSON}\nThat is all.",
+        "f(x=1)\nThis calls f.",
+        "f(x=1) I have called it.",
+        "Here:\n```python\nf(x=1)\n```\nDone.",
+        "1. f(x=1)",
+        "- `f(x=1)`",
+        f"Here:\n```json\n{JSON}\n```\nDone.",
+        f"<|python_tag|>{LLAMA}<|eom_id|>",
+        "<|python_tag|>f(x=1)",
+        "[f(x=1)]<|eot_id|>",
+        f"[TOOL_CALLS] [{JSON}]</s>",
+        '[TOOL_CALLS]f[ARGS]{"x": 1}',
+        '<function=f>{"x": 1}</function>',
+        '<tool_call>\n<function=f>{"x": 1}</function>\n</tool_call>',
+        f"<tool_calls>[{JSON}]</tool_calls>",
+        f"<tool_calls><tool_call>{JSON}</tool_call></tool_calls>",
+        f"<TOOLCALL>[{JSON}]</TOOLCALL>",
+        f"<|tool_call|>[{JSON}]<|/tool_call|>",
+        f"{JSON}\n</tool_call>",
+        "<tool>f(x=1)</tool>",
+        "<|tool_call_start|>[f(x=1)]<|tool_call_end|>",
+    ],
+)
 def test_a_call_is_one_in_every_form(response):
     assert tool_calls.score("", response, ONE) == 1
     assert tool_calls.score("", response.replace("1}", "7}").replace("x=1", "x=7"), ONE) == 0
     assert tool_calls.score("", response, NONE_FITS) == 0
 
 
-@pytest.mark.parametrize("response", [
-    f"{JSON}\n{SECOND}", f"<|python_tag|>{LLAMA}; {SECOND}", f"Two:\n{JSON}\nand\n{SECOND}",
-    f"<tool_call>{JSON}</tool_call>\n<tool_call>{SECOND}</tool_call>", f"{JSON}\nf(x=2)",
-    "Ok.\nf(x=1)\nf(x=2)\nDone.", "Ok.\n[f(x=1), f(x=2)]",
-    f"```json\n{JSON}\n```\n```json\n{SECOND}\n```",
-])
+@pytest.mark.parametrize(
+    "response",
+    [
+        f"{JSON}\n{SECOND}",
+        f"<|python_tag|>{LLAMA}; {SECOND}",
+        f"Two:\n{JSON}\nand\n{SECOND}",
+        f"<tool_call>{JSON}</tool_call>\n<tool_call>{SECOND}</tool_call>",
+        f"{JSON}\nf(x=2)",
+        "Ok.\nf(x=1)\nf(x=2)\nDone.",
+        "Ok.\n[f(x=1), f(x=2)]",
+        f"```json\n{JSON}\n```\n```json\n{SECOND}\n```",
+    ],
+)
 def test_several_calls(response):
     two = ONE | {"calls": [{"f": {"x": [2]}}, {"f": {"x": [1]}}]}
     assert tool_calls.score("", response, two) == 1
     assert tool_calls.score("", response, ONE) == 0
 
 
-@pytest.mark.parametrize("response", [
-    "f(1)", "<function_calls>f(1)</function_calls>", "Sure.\nf(1)", "f(x=y)",
-    '<|python_tag|>f("a")', "<tool_call>None fits.</tool_call>", "a" * 30_000, "", " ", "<think>No",
-    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f<｜tool▁call▁end｜>",
-    "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value></tool_call>",
-    '<invoke name="f"><parameter name="x">1</parameter></invoke>',
-])
+@pytest.mark.parametrize(
+    "response",
+    [
+        "f(1)",
+        "<function_calls>f(1)</function_calls>",
+        "Sure.\nf(1)",
+        "f(x=y)",
+        '<|python_tag|>f("a")',
+        "<tool_call>None fits.</tool_call>",
+        "a" * 30_000,
+        "",
+        " ",
+        "<think>No",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f<｜tool▁call▁end｜>",
+        "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value></tool_call>",
+        '<invoke name="f"><parameter name="x">1</parameter></invoke>',
+    ],
+)
 def test_an_attempt_is_neither_a_call_nor_talk(response):
     assert tool_calls.score("", response, ONE) == 0
     assert tool_calls.score("", response, NONE_FITS) == 0
 
 
-@pytest.mark.parametrize("response", [
-    "None of my functions fits.", "I could call f(x=1) but that is of no use.",
-    "The function `f(x=1)` isn't useful here.", f"<think>maybe {JSON}</think>None fits.",
-    "```python\nprint('hi')\n```\nThat prints hi.", 'The object {"a": 1} is JSON.',
-    '{"name": "Bob", "id": 3} is a record.', "<function_calls></function_calls>",
-    'I have {"name": "f", "description": "F", "parameters": {"type": "dict"}} alone.',
-])
+@pytest.mark.parametrize(
+    "response",
+    [
+        "None of my functions fits.",
+        "I could call f(x=1) but that is of no use.",
+        "The function `f(x=1)` isn't useful here.",
+        f"<think>maybe {JSON}</think>None fits.",
+        "```python\nprint('hi')\n```\nThat prints hi.",
+        'The object {"a": 1} is JSON.',
+        '{"name": "Bob", "id": 3} is a record.',
+        "<function_calls></function_calls>",
+        'I have {"name": "f", "description": "F", "parameters": {"type": "dict"}} alone.',
+    ],
+)
 def test_talk_is_no_call(response):
     assert tool_calls.score("", response, NONE_FITS) == 1
     assert tool_calls.score("", response, ONE) == 0
@@ -150,66 +270,114 @@ NULLABLE = {"x": {"type": ["string", "null"]}}
 OBJECT = [function(properties={"x": {"type": "dict"}})]
 NESTED = [{"f": {"x": [{"b": [{"c": "xy"}], "d": ["", 2]}]}}]
 LIST = [function(properties={"x": {"type": "array", "items": {"type": "integer"}}})]
-NAMES = [function("get-it", {"from": {"type": "string"}, "user-id": {}, "a/b": {}, "a b": {},
-                             "class": {}, "in": {}})]
+NAMES = [
+    function(
+        "get-it",
+        {"from": {"type": "string"}, "user-id": {}, "a/b": {}, "a b": {}, "class": {}, "in": {}},
+    )
+]
 
 
-@pytest.mark.parametrize(("functions", "calls", "right", "wrong"), [
-    ([{"type": "function", "function": function()}], [{"f": {"x": [1]}}], "f(x=1)", "f()"),
-    ([{"name": "f"}], [{"f": {}}], "f()", "g()"),
-    ([{"name": "f", "parameters": None}], [{"f": None}], "f()", "f(x=1)"),
-    ([function(required=None)], [{"f": {"x": [1, ""]}}], "f()", "f(x=2)"),
-    ([function(properties=NULLABLE)], [{"f": {"x": [None]}}], "f(x=None)", "f(x='a')"),
-    ([function(properties=NULLABLE)], [{"f": {"x": ["a"]}}], "f(x='a')", "f(x=null)"),
-    ([function(properties={"x": {"anyOf": [{"type": "integer"}, {"type": "null"}]}})],
-     [{"name": "f", "arguments": {"x": None}}], "f(x=null)", "f()"),
-    ([function()], [{"f": {"x": [1]}}], "f(x=1)", "f(x=None)"),
-    # Tables fill records up with nulls for what others have.
-    ([function(properties={"x": {"type": "integer"}, "y": None})],
-     [{"f": {"x": [1], "y": None}, "g": None}], "f(x=1)", "f(x=1, y=None)"),
-    ([function()], [{"id": "c", "type": "function",
-                     "function": {"name": "f", "arguments": '{"x": 1}'}}], "f(x=1)", "f(x=2)"),
-    (LIST, [{"name": "f", "parameters": {"x": [1, 2]}}], "f(x=[1, 2])", "f(x=1)"),
-    (LIST, [{"f": {"x": [[1, 2]]}}], "f(x=[1, 2])", "f(x=[2, 1])"),
-    ([function()], [{"f": {"x": 1}}], "f(x=1)", "f(x=2)"),
-    ([function(properties={"x": {"type": "string"}})], [{"name": "f", "arguments": {"x": ""}}],
-     "f(x='')", "f()"),
-    (OBJECT, [{"name": "f", "arguments": {"x": {"a": [1, 2]}}}], "f(x={'a': [1, 2]})",
-     "f(x={'a': 1})"),
-    (OBJECT, NESTED, "f(x={'b': {'c': 'xy'}})", "f(x={'b': {'c': 'x'}})"),
-    (OBJECT, NESTED, "f(x={'b': {'c': 'xy'}, 'd': 2})", "f(x={'b': 'x'})"),
-    (NAMES, [{"get-it": {"from": ["x"], "user-id": [1, ""], "a/b": [3, ""], "a b": [4, ""],
-                         "class": [5, ""], "in": [6, ""]}}],
-     "get-it(from='x', user-id=1, a/b=3, a b=4, class=5, in=6)", "get-it(from='x', user-id=2)"),
-    (json.dumps([function()]), json.dumps([{"f": {"x": [1]}}]), "f(x=1)", "f(x=2)"),
-])
+@pytest.mark.parametrize(
+    ("functions", "calls", "right", "wrong"),
+    [
+        ([{"type": "function", "function": function()}], [{"f": {"x": [1]}}], "f(x=1)", "f()"),
+        ([{"name": "f"}], [{"f": {}}], "f()", "g()"),
+        ([{"name": "f", "parameters": None}], [{"f": None}], "f()", "f(x=1)"),
+        ([function(required=None)], [{"f": {"x": [1, ""]}}], "f()", "f(x=2)"),
+        ([function(properties=NULLABLE)], [{"f": {"x": [None]}}], "f(x=None)", "f(x='a')"),
+        ([function(properties=NULLABLE)], [{"f": {"x": ["a"]}}], "f(x='a')", "f(x=null)"),
+        (
+            [function(properties={"x": {"anyOf": [{"type": "integer"}, {"type": "null"}]}})],
+            [{"name": "f", "arguments": {"x": None}}],
+            "f(x=null)",
+            "f()",
+        ),
+        ([function()], [{"f": {"x": [1]}}], "f(x=1)", "f(x=None)"),
+        # Tables fill records up with nulls for what others have.
+        (
+            [function(properties={"x": {"type": "integer"}, "y": None})],
+            [{"f": {"x": [1], "y": None}, "g": None}],
+            "f(x=1)",
+            "f(x=1, y=None)",
+        ),
+        (
+            [function()],
+            [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}],
+            "f(x=1)",
+            "f(x=2)",
+        ),
+        (LIST, [{"name": "f", "parameters": {"x": [1, 2]}}], "f(x=[1, 2])", "f(x=1)"),
+        (LIST, [{"f": {"x": [[1, 2]]}}], "f(x=[1, 2])", "f(x=[2, 1])"),
+        ([function()], [{"f": {"x": 1}}], "f(x=1)", "f(x=2)"),
+        (
+            [function(properties={"x": {"type": "string"}})],
+            [{"name": "f", "arguments": {"x": ""}}],
+            "f(x='')",
+            "f()",
+        ),
+        (
+            OBJECT,
+            [{"name": "f", "arguments": {"x": {"a": [1, 2]}}}],
+            "f(x={'a': [1, 2]})",
+            "f(x={'a': 1})",
+        ),
+        (OBJECT, NESTED, "f(x={'b': {'c': 'xy'}})", "f(x={'b': {'c': 'x'}})"),
+        (OBJECT, NESTED, "f(x={'b': {'c': 'xy'}, 'd': 2})", "f(x={'b': 'x'})"),
+        (
+            NAMES,
+            [
+                {
+                    "get-it": {
+                        "from": ["x"],
+                        "user-id": [1, ""],
+                        "a/b": [3, ""],
+                        "a b": [4, ""],
+                        "class": [5, ""],
+                        "in": [6, ""],
+                    }
+                }
+            ],
+            "get-it(from='x', user-id=1, a/b=3, a b=4, class=5, in=6)",
+            "get-it(from='x', user-id=2)",
+        ),
+        (json.dumps([function()]), json.dumps([{"f": {"x": [1]}}]), "f(x=1)", "f(x=2)"),
+    ],
+)
 def test_references_in_every_form(functions, calls, right, wrong):
     for fields in (("functions", "calls"), ("function", "ground_truth"), ("tools", "tool_calls")):
         reference = dict(zip(fields, (functions, calls)))
         for given in (reference, json.dumps(reference)):
             assert tool_calls.score("", f"<function_calls>{right}</function_calls>", given) == 1
             assert tool_calls.score("", f"<function_calls>{wrong}</function_calls>", given) == 0
-            example = [{"name": call.name, "arguments": call.example()}
-                       for call in read_reference(given).calls]
+            example = [
+                {"name": call.name, "arguments": call.example()}
+                for call in read_reference(given).calls
+            ]
             assert tool_calls.score("", json.dumps(example), given) == 1
 
 
-@pytest.mark.parametrize(("reference", "message"), [
-    (3, "functions and calls"), ({"functions": [function()]}, "functions and calls"),
-    ({"functions": 3, "calls": []}, "functions and calls"),
-    ({"functions": [3], "calls": []}, "has no name: 3"),
-    ({"functions": [{}], "calls": []}, "has no name"),
-    ({"functions": [{"name": "f", "parameters": 3}], "calls": []}, "function f .* not 3"),
-    ({"functions": [function(properties=3)], "calls": []}, "is an object, not 3"),
-    ({"functions": [function(properties={"x": 3})], "calls": []}, "f, parameter x .*not 3"),
-    ({"functions": [function(properties={"x": {"type": 3}})], "calls": []}, "a type is a name"),
-    ({"functions": [function(required=3)], "calls": []}, "required is a list of names"),
-    (ONE | {"calls": [3]}, "a call of .* not 3"), (ONE | {"calls": [{}]}, "a call of"),
-    (ONE | {"calls": [{"f": 3}]}, "a call of"),
-    (ONE | {"calls": [{"f": {}, "g": {}}]}, "a call of"),
-    (ONE | {"calls": [{"name": "f", "arguments": "x"}]}, "must be JSON"),
-    (ONE | {"calls": [{"g": {}}]}, "a call of 'g', which isn't among its functions: f"),
-])
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (3, "functions and calls"),
+        ({"functions": [function()]}, "functions and calls"),
+        ({"functions": 3, "calls": []}, "functions and calls"),
+        ({"functions": [3], "calls": []}, "has no name: 3"),
+        ({"functions": [{}], "calls": []}, "has no name"),
+        ({"functions": [{"name": "f", "parameters": 3}], "calls": []}, "function f .* not 3"),
+        ({"functions": [function(properties=3)], "calls": []}, "is an object, not 3"),
+        ({"functions": [function(properties={"x": 3})], "calls": []}, "f, parameter x .*not 3"),
+        ({"functions": [function(properties={"x": {"type": 3}})], "calls": []}, "a type is a name"),
+        ({"functions": [function(required=3)], "calls": []}, "required is a list of names"),
+        (ONE | {"calls": [3]}, "a call of .* not 3"),
+        (ONE | {"calls": [{}]}, "a call of"),
+        (ONE | {"calls": [{"f": 3}]}, "a call of"),
+        (ONE | {"calls": [{"f": {}, "g": {}}]}, "a call of"),
+        (ONE | {"calls": [{"name": "f", "arguments": "x"}]}, "must be JSON"),
+        (ONE | {"calls": [{"g": {}}]}, "a call of 'g', which isn't among its functions: f"),
+    ],
+)
 def test_a_reference_that_cant_be_read_is_told_whatever_the_answer(reference, message):
     for response in ("", "1", "<function_calls>f(x=1)</function_calls>"):
         with pytest.raises(BarError, match=message):
@@ -224,18 +392,66 @@ def test_many_calls_take_no_time():
         response = "\n".join(["f(x=1)"] * (count - 1) + [f"f(x={last})"])
         assert tool_calls.score("", response, same) == score
     # Each call fits two, so that the last makes all the others move on.
-    chain = {"functions": [function()],
-             "calls": [{"f": {"x": [n, n + 1]}} for n in range(1, count)] + [{"f": {"x": [1]}}]}
+    chain = {
+        "functions": [function()],
+        "calls": [{"f": {"x": [n, n + 1]}} for n in range(1, count)] + [{"f": {"x": [1]}}],
+    }
     assert tool_calls.score("", "\n".join(f"f(x={n})" for n in range(count, 0, -1)), chain) == 1
     assert tool_calls.score("", "\n".join(f"f(x={n})" for n in range(1, count + 1)), chain) == 1
     assert time.thread_time() - started < 5
 
 
-_PIECES = ("f(", "x=", "1", ")", "[", "]", "{", "}", '"', "'", "\\", ",", ":", "\n", " ", "(",
-           "f(x=1)", JSON, LLAMA, '{"name": ', '"arguments": ', "<tool_call>", "</tool_call>",
-           "<function=", "[ARGS]", "<|python_tag|>", "[TOOL_CALLS]", "<think>", "</think>", "```",
-           "~~~json\n", ". ", "\x00", "\ud800", "\u0661", "1e999", "NaN", "9" * 5000, "-" * 400,
-           "lambda: ", "'''", "#", "=", "**", "null", "None", "\u2028", "\u00e9", "<\uff5c")
+_PIECES = (
+    "f(",
+    "x=",
+    "1",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    '"',
+    "'",
+    "\\",
+    ",",
+    ":",
+    "\n",
+    " ",
+    "(",
+    "f(x=1)",
+    JSON,
+    LLAMA,
+    '{"name": ',
+    '"arguments": ',
+    "<tool_call>",
+    "</tool_call>",
+    "<function=",
+    "[ARGS]",
+    "<|python_tag|>",
+    "[TOOL_CALLS]",
+    "<think>",
+    "</think>",
+    "```",
+    "~~~json\n",
+    ". ",
+    "\x00",
+    "\ud800",
+    "\u0661",
+    "1e999",
+    "NaN",
+    "9" * 5000,
+    "-" * 400,
+    "lambda: ",
+    "'''",
+    "#",
+    "=",
+    "**",
+    "null",
+    "None",
+    "\u2028",
+    "\u00e9",
+    "<\uff5c",
+)
 
 
 def test_hostile_text_is_judged_at_once():

@@ -34,8 +34,7 @@ class Rule(Protocol):
 
     PASSES: ClassVar[int]
 
-    def __call__(self, tensor: SharedTensor) -> Iterator[torch.Tensor]:
-        ...
+    def __call__(self, tensor: SharedTensor) -> Iterator[torch.Tensor]: ...
 
 
 def rule_named(

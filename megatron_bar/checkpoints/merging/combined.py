@@ -29,8 +29,10 @@ class Combined:
 
     def __call__(self) -> ItemContent:
         facts: dict[str, Any] = {}
-        sources = [(holder.reader.where(holder.slot), partial(holder.reader.read, holder.slot))
-                   for holder in self.tensor.holders]
+        sources = [
+            (holder.reader.where(holder.slot), partial(holder.reader.read, holder.slot))
+            for holder in self.tensor.holders
+        ]
         return ItemContent([self._bands(facts)], sources, facts)
 
     def _bands(self, facts: dict[str, Any]) -> Iterator[torch.Tensor]:
@@ -40,5 +42,6 @@ class Combined:
             merged = torch.where((branches == anchor).all(0), anchor, merged)
             sums.add([flat.reshape(-1) for flat in (*branches, anchor)], merged.reshape(-1))
             yield merged
-        facts.update(group=tensor.name.group, tensor="/".join(tensor.anchor.slot.hf_names),
-                     **vars(sums))
+        facts.update(
+            group=tensor.name.group, tensor="/".join(tensor.anchor.slot.hf_names), **vars(sums)
+        )

@@ -37,7 +37,8 @@ class Fisher:
                     raise BarError(
                         f"{branch.folder}: {tensor.label} has moved, and there are no second "
                         "moments of it; make the branch's last stage that trains it its last "
-                        "stage, with second_moments: true")
+                        "stage, with second_moments: true"
+                    )
             if not trained:
                 yield anchor
                 continue

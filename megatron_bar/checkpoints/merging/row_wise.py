@@ -35,7 +35,7 @@ class RowWise:
             return
         shares_NV, first = torch.stack([_shares(branch) for branch in tensor.branches]), 0
         for anchor, branches in tensor.bands():
-            rows_NR = shares_NV[:, first:first + len(anchor)]
+            rows_NR = shares_NV[:, first : first + len(anchor)]
             first += len(anchor)
             missing = len(anchor) - rows_NR.shape[1]  # past the vocabulary
             weights_NR1 = torch.nn.functional.pad(rows_NR, (0, missing))[:, :, None]
@@ -52,6 +52,8 @@ def _shares(branch: Holder) -> torch.Tensor:
     """Each token's share of what the branch has read: `[V]`."""
     counts_V = read_token_counts(branch.folder)
     if counts_V is None:
-        raise BarError(f"{branch.folder}: {FILE} is missing, which a domain's training leaves "
-                       "there; train the branch anew, or merge by another rule")
+        raise BarError(
+            f"{branch.folder}: {FILE} is missing, which a domain's training leaves "
+            "there; train the branch anew, or merge by another rule"
+        )
     return torch.from_numpy(counts_V / max(1, counts_V.sum())).float()

@@ -32,8 +32,10 @@ class Slerp:
 
     def __call__(self, tensor: SharedTensor) -> Iterator[torch.Tensor]:
         if len(tensor.branches) != 2:
-            raise BarError(f"slerp takes two branches, and there are {len(tensor.branches)}; merge "
-                           "two, or by another rule")
+            raise BarError(
+                f"slerp takes two branches, and there are {len(tensor.branches)}; merge "
+                "two, or by another rule"
+            )
         first, second = self._weights(self._cosine(tensor))
         for _, branches in tensor.bands():
             yield first * branches[0] + second * branches[1]

@@ -50,8 +50,9 @@ def least_kept(tensor: SharedTensor, density: float) -> torch.Tensor:
     whose upper bits are the bound's.
     """
     rank = max(1, int(density * tensor.numel))
-    upper_N, rank_N = _bound(_counts(tensor, lambda bits_N: bits_N >> _LOW_BITS), [rank] * len(
-        tensor.branches))
+    upper_N, rank_N = _bound(
+        _counts(tensor, lambda bits_N: bits_N >> _LOW_BITS), [rank] * len(tensor.branches)
+    )
 
     def lower(bits_N: torch.Tensor) -> torch.Tensor:
         inside = bits_N >> _LOW_BITS == upper_N.view(-1, *[1] * (bits_N.dim() - 1))
@@ -61,9 +62,7 @@ def least_kept(tensor: SharedTensor, density: float) -> torch.Tensor:
     return ((upper_N << _LOW_BITS) + lower_N).int().view(torch.float32)
 
 
-def _counts(
-    tensor: SharedTensor, digit: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
+def _counts(tensor: SharedTensor, digit: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     """Numbers of each branch's change `[N, 2 ** 16]` by a digit of their bits; -1 isn't counted."""
     bins = 1 << _LOW_BITS
     counts = torch.zeros(len(tensor.branches), bins, dtype=torch.long)

@@ -55,8 +55,10 @@ def read(form: Form, record: Record, column: str | None) -> list[Message]:
     _check_columns(record)
     if not form.fits(record, column):
         other = form_of(record, column)
-        raise BarError(f"this is of the form {other.name}, and its source is read as {form.name}; "
-                       "make it a source of its own, or correct the source's format")
+        raise BarError(
+            f"this is of the form {other.name}, and its source is read as {form.name}; "
+            "make it a source of its own, or correct the source's format"
+        )
     messages = form.messages(record, column)
     _check_preference(form, record, column, messages)
     system = _column(record, _SYSTEM_COLUMNS)
@@ -80,9 +82,11 @@ def _check_preference(
         _refuse_pair(record)
     for name in _LABELS if answered else ():
         if _is_label(record.get(name)):
-            raise BarError(f"this is a preference (column {name!r} labels the answer, good or "
-                           "bad), which no stage here learns from; keep the good ones, without "
-                           "the label")
+            raise BarError(
+                f"this is a preference (column {name!r} labels the answer, good or "
+                "bad), which no stage here learns from; keep the good ones, without "
+                "the label"
+            )
 
 
 def _refuse_pair(record: Record) -> None:
@@ -133,5 +137,7 @@ def _check_columns(record: Any) -> None:
             raise BarError(f"column {column!r} isn't text, and the model reads nothing else")
     for column in _LOSS_COLUMNS:
         if record.get(column) not in (None, 1):
-            raise BarError(f"column {column!r} would change what is learned, and isn't understood; "
-                           "give the key to messages, 0 or 1, or remove it")
+            raise BarError(
+                f"column {column!r} would change what is learned, and isn't understood; "
+                "give the key to messages, 0 or 1, or remove it"
+            )

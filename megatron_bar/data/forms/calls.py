@@ -66,8 +66,9 @@ def _call(call: Any, number: int) -> tuple[str, dict[str, Any]]:
             raise BarError(f"the arguments of call {number} are text, but {error}") from None
     arguments = arguments or {}
     if not isinstance(arguments, dict):
-        raise BarError(f"the arguments of call {number} are {type(arguments).__name__}, "
-                       "not an object")
+        raise BarError(
+            f"the arguments of call {number} are {type(arguments).__name__}, not an object"
+        )
     return function["name"], arguments
 
 

@@ -30,8 +30,9 @@ def _list(record: Record, name: str) -> Any:
         try:
             return parse_json(value)
         except NotJson:
-            raise BarError(f"{name} must be a list of at least one message, "
-                           "or the JSON text of one") from None
+            raise BarError(
+                f"{name} must be a list of at least one message, or the JSON text of one"
+            ) from None
     return value
 
 

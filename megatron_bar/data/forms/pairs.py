@@ -29,8 +29,11 @@ def _prompt_messages(record: Record, column: str | None) -> list[Message]:
     if history and isinstance(question, list):
         raise BarError("history is given beside a prompt that is a list of messages; keep one")
     answer = _first(record, _COMPLETIONS)
-    return [*history, *_turns(question, "user"),
-            *([] if answer is None else _turns(answer, "assistant"))]
+    return [
+        *history,
+        *_turns(question, "user"),
+        *([] if answer is None else _turns(answer, "assistant")),
+    ]
 
 
 def _turns(value: Any, role: str) -> list[Message]:
@@ -48,18 +51,23 @@ def _alpaca_messages(record: Record, column: str | None) -> list[Message]:
         check_text(question, "instruction")
         check_text(more, "input")
         question = f"{question}\n{more}"
-    return [*_history(record), said("user", question),
-            *([] if answer is None else [said("assistant", answer)])]
+    return [
+        *_history(record),
+        said("user", question),
+        *([] if answer is None else [said("assistant", answer)]),
+    ]
 
 
 def _history(record: Record) -> list[Message]:
     """The turns before the question."""
     history = record.get(_HISTORY) or []
     if not isinstance(history, list) or not all(
-            isinstance(pair, list) and len(pair) == 2 for pair in history):
+        isinstance(pair, list) and len(pair) == 2 for pair in history
+    ):
         raise BarError("history must be a list of pairs of a question and its answer")
-    return [said(role, words) for pair in history
-            for role, words in zip(("user", "assistant"), pair)]
+    return [
+        said(role, words) for pair in history for role, words in zip(("user", "assistant"), pair)
+    ]
 
 
 def _first(record: Record, columns: tuple[str, ...]) -> Any:
@@ -70,5 +78,6 @@ def _first(record: Record, columns: tuple[str, ...]) -> Any:
 
 
 PROMPT_COMPLETION = Form(
-    "prompt_completion", "prompt and completion", _fits_prompt, _prompt_messages)
+    "prompt_completion", "prompt and completion", _fits_prompt, _prompt_messages
+)
 ALPACA = Form("alpaca", "Alpaca's instruction, input and output", _fits_alpaca, _alpaca_messages)

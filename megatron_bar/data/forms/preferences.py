@@ -30,8 +30,10 @@ def read_pair(record: Record) -> tuple[list[Message], list[Message]]:
         raise BarError(f"a record is {type(record).__name__}, not an object with columns")
     for column in (_CHOSEN, _REJECTED):
         if record.get(column) is None:
-            raise BarError(f"column {column!r} is missing; there are {', '.join(map(str, record))},"
-                           " and dpo reads prompt, chosen and rejected")
+            raise BarError(
+                f"column {column!r} is missing; there are {', '.join(map(str, record))},"
+                " and dpo reads prompt, chosen and rejected"
+            )
     chosen, rejected = (_conversation(record, column) for column in (_CHOSEN, _REJECTED))
     if chosen[:-1] != rejected[:-1]:
         raise BarError("chosen and rejected answer different prompts; a pair has one")
@@ -48,13 +50,16 @@ def _conversation(record: Record, column: str) -> list[Message]:
             raise BarError(f"{column} is an answer alone, and column {_PROMPT!r} is missing")
         turns = [*(prompt if isinstance(prompt, list) else [said("user", prompt)]), *turns]
     # Other columns, such as system and tools, belong to both.
-    others = {name: value for name, value in record.items()
-              if name not in (_PROMPT, _CHOSEN, _REJECTED)}
+    others = {
+        name: value for name, value in record.items() if name not in (_PROMPT, _CHOSEN, _REJECTED)
+    }
     messages = forms.read(lists.MESSAGES, others | {_MESSAGES: turns}, _MESSAGES)
     if messages[-1]["role"] != "assistant":
         raise BarError(f"{column} ends with a {messages[-1]['role']} turn, not a reply")
-    return [message | {LOSS: False} if message["role"] == "assistant" else message
-            for message in messages[:-1]] + messages[-1:]
+    return [
+        message | {LOSS: False} if message["role"] == "assistant" else message
+        for message in messages[:-1]
+    ] + messages[-1:]
 
 
 def _begins_with_reply(turns: list[Any]) -> bool:

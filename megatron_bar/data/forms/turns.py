@@ -21,9 +21,16 @@ from megatron_bar.runtime.errors import BarError
 
 # Where the meaning is plain. Names that aren't here stay as they are, and are refused later.
 _ROLES = {
-    "developer": "system", "human": "user", "gpt": "assistant", "chatgpt": "assistant",
-    "model": "assistant", "tool": "environment", "ipython": "environment",
-    "function": "environment", "observation": "environment", "function_response": "environment",
+    "developer": "system",
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "tool": "environment",
+    "ipython": "environment",
+    "function": "environment",
+    "observation": "environment",
+    "function_response": "environment",
 }
 _UNDERSTOOD = {"role", *PARTS, *CALL_KEYS, *LOSS_KEYS}
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -67,8 +74,10 @@ def _turn(raw: Mapping[str, Any]) -> Message:
         if key in _UNDERSTOOD or value in ("", {}):
             continue
         if changes_learning(key):
-            raise BarError(f"key {key!r} would change what is learned, and isn't understood; "
-                           "remove it from the data")
+            raise BarError(
+                f"key {key!r} would change what is learned, and isn't understood; "
+                "remove it from the data"
+            )
         message[key] = value
     return message
 
@@ -112,6 +121,8 @@ def _carries_loss(given: Mapping[str, Any], role: Any) -> bool:
     if len({bool(value) for value in values.values()}) > 1:
         raise BarError(f"{' and '.join(values)} contradict each other")
     if any(values.values()) and role != "assistant":
-        raise BarError(f"{next(iter(values))} asks for loss on a {role} turn; only what the "
-                       "assistant says carries loss")
+        raise BarError(
+            f"{next(iter(values))} asks for loss on a {role} turn; only what the "
+            "assistant says carries loss"
+        )
     return all(values.values())

@@ -72,8 +72,9 @@ def attempt(
     saves = max(int((running - work.delay) // cycle), 0)
     if not saves:
         return Attempt(start, redone=running, failed=failed)
-    return Attempt(start, saves * work.interval, saves * work.pause, running - saves * cycle,
-                   failed=failed)
+    return Attempt(
+        start, saves * work.interval, saves * work.pause, running - saves * cycle, failed=failed
+    )
 
 
 def expected_seconds(work: Work, start: float, mtbf: float) -> float:

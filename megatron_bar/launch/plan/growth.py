@@ -54,7 +54,9 @@ class Growth:
         routers = tuple(self.routers[-1] * (n + 1) / known for n in range(known, known + more))
         return Growth(
             self.domains + tuple(f"domain {known + n + 1}" for n in range(more)),
-            longer(self.trained), self.routers + routers, longer(self.dense),
+            longer(self.trained),
+            self.routers + routers,
+            longer(self.dense),
         )
 
 
@@ -64,21 +66,29 @@ def growth(plans: Sequence[StagePlan], dense: ModelConfig, machine: Machine) -> 
         return None
     routed = next(plan for plan in plans if isinstance(plan.stage, RouteStage))
     domains = tuple(dict.fromkeys(p.stage.domain for p in plans if p.stage.domain))
-    training = {name: [p for p in plans if p.stage.domain == name and p.trainable]
-                for name in domains}
+    training = {
+        name: [p for p in plans if p.stage.domain == name and p.trainable] for name in domains
+    }
     if any(plan.seconds is None for plan in plans if plan.stage.domain or plan is routed):
         return None
     trained = tuple(sum(p.gpu_hours for p in training[name]) for name in domains)
     routers = tuple(
-        _gpu_hours(routed, dense.with_experts(n + 2), [f"router.{e}" for e in range(n + 2)],
-                   machine) * (n + 1) / len(domains)  # it sees a share of what domains there are
+        _gpu_hours(
+            routed, dense.with_experts(n + 2), [f"router.{e}" for e in range(n + 2)], machine
+        )
+        * (n + 1)
+        / len(domains)  # it sees a share of what domains there are
         for n in range(len(domains))
     )
     everything = list(group_sizes(dense))
     return Growth(
-        domains, trained, routers,
-        tuple(sum(_gpu_hours(p, dense, everything, machine) for p in training[name])
-              for name in domains),
+        domains,
+        trained,
+        routers,
+        tuple(
+            sum(_gpu_hours(p, dense, everything, machine) for p in training[name])
+            for name in domains
+        ),
     )
 
 
@@ -87,7 +97,5 @@ def _gpu_hours(
 ) -> float:
     """Of as many steps on the stage's data with another model."""
     layout = plan.stage.layout
-    seconds = stage_seconds(
-        model, layout, plan.training, trainable, plan.steps, machine
-    )
+    seconds = stage_seconds(model, layout, plan.training, trainable, plan.steps, machine)
     return seconds * layout.processes / 3600

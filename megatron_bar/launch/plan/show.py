@@ -23,12 +23,16 @@ _UNKNOWN = "?"
 
 def cost_table(plans: Sequence[StagePlan]) -> Table:
     """A table of what each stage trains, computes and costs."""
-    table = new_table("stage", "GPUs", "parameters", "active", "trainable", "steps", "EFLOP",
-                   "hours", "GPU-hours")
+    table = new_table(
+        "stage", "GPUs", "parameters", "active", "trainable", "steps", "EFLOP", "hours", "GPU-hours"
+    )
     for plan in plans:
         table.add_row(
-            plan.stage.name, str(plan.stage.layout.processes), _count(plan.total),
-            _count(plan.active), _count(plan.trainable),
+            plan.stage.name,
+            str(plan.stage.layout.processes),
+            _count(plan.total),
+            _count(plan.active),
+            _count(plan.trainable),
             _known(plan.steps, "{:,}") if plan.trainable else "",
             _known(plan.flops and plan.flops / 1e18, "{:,.4g}"),
             _known(plan.seconds and plan.seconds / 3600, "{:,.2f}"),
@@ -47,8 +51,11 @@ def disk_table(plans: Sequence[StagePlan]) -> Table:
         traffic = plan.traffic
         if plan.checkpoint:
             table.add_row(
-                plan.stage.name, str(plan.stage.layout), _bytes(traffic.nvlink) if traffic else "",
-                _bytes(traffic.network) if traffic else "", _bytes(plan.checkpoint),
+                plan.stage.name,
+                str(plan.stage.layout),
+                _bytes(traffic.nvlink) if traffic else "",
+                _bytes(traffic.network) if traffic else "",
+                _bytes(plan.checkpoint),
                 _bytes(plan.saved_state),
             )
     return table
@@ -56,22 +63,47 @@ def disk_table(plans: Sequence[StagePlan]) -> Table:
 
 def memory_table(plans: Sequence[StagePlan], machine: Machine) -> Table:
     """Bytes by kind on the GPU that needs most, and what to do where that is too much."""
-    table = new_table("stage", "layout", "weights", "gradients", "optimizer", "activations",
-                   "KV cache", "buffers", "GiB in all", f"of {machine.memory >> 30} GiB", "host")
+    table = new_table(
+        "stage",
+        "layout",
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "KV cache",
+        "buffers",
+        "GiB in all",
+        f"of {machine.memory >> 30} GiB",
+        "host",
+    )
     for plan in plans:
         memory = plan.memory
         if not memory.weights:
             continue
         advice = "fits"
         if plan.too_big:
-            advice = (f"too big; fits with {keys_of(plan.suggestion)}" if plan.suggestion
-                      else "too big; needs more processes")
+            advice = (
+                f"too big; fits with {keys_of(plan.suggestion)}"
+                if plan.suggestion
+                else "too big; needs more processes"
+            )
         table.add_row(
-            plan.stage.name, str(plan.stage.layout),
-            *(f"{size / 2**30:.1f}" for size in (
-                memory.weights, memory.gradients, memory.optimizer, memory.activations,
-                memory.cache, memory.buffers, memory.total)),
-            advice, f"{memory.host / 2**30:.1f}" if memory.host else "",
+            plan.stage.name,
+            str(plan.stage.layout),
+            *(
+                f"{size / 2**30:.1f}"
+                for size in (
+                    memory.weights,
+                    memory.gradients,
+                    memory.optimizer,
+                    memory.activations,
+                    memory.cache,
+                    memory.buffers,
+                    memory.total,
+                )
+            ),
+            advice,
+            f"{memory.host / 2**30:.1f}" if memory.host else "",
         )
     return table
 
@@ -83,8 +115,9 @@ def growth_table(growth: Growth) -> Table:
         zip(growth.domains, growth.bar, growth.monolith), 1
     ):
         table.add_row(f"expert {number}, {domain}", f"{bar:,.1f}", f"{monolith:,.1f}")
-    table.add_row("all, one after another", f"{sum(growth.bar):,.1f}",
-                  f"{sum(growth.monolith):,.1f}")
+    table.add_row(
+        "all, one after another", f"{sum(growth.bar):,.1f}", f"{sum(growth.monolith):,.1f}"
+    )
     for domain in growth.domains:
         bar, monolith = growth.upgrade(domain)
         table.add_row(f"a better {domain} expert", f"{bar:,.1f}", f"{monolith:,.1f}")
@@ -105,8 +138,10 @@ def check_picture(path: Path) -> None:
 
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
-        raise BarError(f"{path} can't be written: a picture's name ends in one of "
-                       f"{', '.join(f'.{kind}' for kind in kinds)}")
+        raise BarError(
+            f"{path} can't be written: a picture's name ends in one of "
+            f"{', '.join(f'.{kind}' for kind in kinds)}"
+        )
     check_output_file(path)
 
 
@@ -123,10 +158,15 @@ def plot_growth(growth: Growth, path: Path) -> None:
     axes.plot(counts, list(accumulate(longer.monolith)), "o-", label="retraining the dense model")
     axes.plot(counts, list(accumulate(longer.bar)), "o-", label="BAR")
     if len(longer.domains) > len(growth.domains):
-        axes.axvspan(len(growth.domains) + 0.5, counts[-1] + 0.5, alpha=0.08,
-                     label="beyond the recipe, at mean cost")
-    axes.set(xlabel="domains, added one after another", ylabel="GPU-hours in all",
-             xticks=list(counts))
+        axes.axvspan(
+            len(growth.domains) + 0.5,
+            counts[-1] + 0.5,
+            alpha=0.08,
+            label="beyond the recipe, at mean cost",
+        )
+    axes.set(
+        xlabel="domains, added one after another", ylabel="GPU-hours in all", xticks=list(counts)
+    )
     axes.legend()
     figure.savefig(path, dpi=150)
 
@@ -137,15 +177,20 @@ def advice(plans: Sequence[StagePlan]) -> list[str]:
     for plan in plans:
         if plan.too_big:
             suggestions.setdefault(_suggestion(plan), []).append(plan.stage.name)
-    lines = [f"too big: {', '.join(stages)}; {suggestion}"
-             for suggestion, stages in suggestions.items()]
+    lines = [
+        f"too big: {', '.join(stages)}; {suggestion}" for suggestion, stages in suggestions.items()
+    ]
     unknown = [plan for plan in plans if plan.seconds is None]
     if trained := dict.fromkeys(p.stage.recipe_section for p in unknown if p.trainable):
-        lines.append("steps of ? need the data, which isn't all here; or give steps or tokens in "
-                     f"place of epochs: {', '.join(trained)}")
+        lines.append(
+            "steps of ? need the data, which isn't all here; or give steps or tokens in "
+            f"place of epochs: {', '.join(trained)}"
+        )
     if any(isinstance(plan.stage, EvaluateStage) for plan in unknown):
-        lines.append("evaluations of ? need the items of domains.*.tasks and evaluate.general, "
-                     "which aren't all here; or give each source of them a count")
+        lines.append(
+            "evaluations of ? need the items of domains.*.tasks and evaluate.general, "
+            "which aren't all here; or give each source of them a count"
+        )
     return lines
 
 
@@ -164,8 +209,9 @@ def _suggestion(plan: StagePlan) -> str:
     key = plan.stage.recipe_section
     if plan.suggestion is None:
         return f"give it more processes, in {key}.layout"
-    changes = [f"{key}.{name}={value}" for name, value in plan.suggestion.items()
-               if name != "layout"]
+    changes = [
+        f"{key}.{name}={value}" for name, value in plan.suggestion.items() if name != "layout"
+    ]
     if (layout := plan.suggestion.get("layout")) is not None:
         sizes = {"processes": layout.processes, **layout_sizes(layout)}
         if plan.stage.layout.expert_tensor is not None:  # it would stay

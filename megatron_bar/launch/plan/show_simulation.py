@@ -20,8 +20,16 @@ def saving_table(plans: Sequence[StagePlan], jobs: Sequence[Job], cluster: Clust
 
     The best interval is for saves that stop the work.
     """
-    table = new_table("stage", "nodes", "fails every", "a save takes", "saves every",
-                      "best every", "adds", "adds at best")
+    table = new_table(
+        "stage",
+        "nodes",
+        "fails every",
+        "a save takes",
+        "saves every",
+        "best every",
+        "adds",
+        "adds at best",
+    )
     for plan, job in zip(plans, jobs, strict=True):
         if plan.training is None or not plan.steps:
             continue
@@ -32,10 +40,17 @@ def saving_table(plans: Sequence[StagePlan], jobs: Sequence[Job], cluster: Clust
         steps = max(min(round(best / step), plan.steps), 1)
         at_best = dataclasses.replace(work, interval=steps * step)
         table.add_row(
-            job.name, str(job.nodes), _time(mtbf), _time(writing),
-            _interval(work.interval, step, plan.steps), _interval(steps * step, step, plan.steps),
-            *(f"{expected_seconds(each, cluster.start, mtbf) / work.seconds - 1:.2%}"
-              for each in (work, at_best)))
+            job.name,
+            str(job.nodes),
+            _time(mtbf),
+            _time(writing),
+            _interval(work.interval, step, plan.steps),
+            _interval(steps * step, step, plan.steps),
+            *(
+                f"{expected_seconds(each, cluster.start, mtbf) / work.seconds - 1:.2%}"
+                for each in (work, at_best)
+            ),
+        )
     return table
 
 
@@ -52,8 +67,10 @@ def outcome_table(outcomes: Sequence[Outcome]) -> Table:
         ("  saves", hour, [outcome.saving for outcome in outcomes]),
         ("  starts", hour, [outcome.starting for outcome in outcomes]),
     ):
-        table.add_row(what, *(f"{value / unit:,.2f}" for value in (
-            fmean(values), *quantiles(values).values())))
+        table.add_row(
+            what,
+            *(f"{value / unit:,.2f}" for value in (fmean(values), *quantiles(values).values())),
+        )
     return table
 
 

@@ -82,8 +82,10 @@ def jobs_of(plans: Sequence[StagePlan], cluster: Cluster) -> list[Job]:
             raise BarError(f"--simulate: the time of {stage.name} isn't known; the plan says why")
         nodes = math.ceil(stage.layout.processes / cluster.gpus_per_node) if stage.ON_GPU else 0
         if nodes > cluster.nodes:
-            raise BarError(f"--nodes {cluster.nodes}: {stage.name} needs {nodes} of "
-                           f"{cluster.gpus_per_node} GPUs")
+            raise BarError(
+                f"--nodes {cluster.nodes}: {stage.name} needs {nodes} of "
+                f"{cluster.gpus_per_node} GPUs"
+            )
         job = Job(stage.name, tuple(stage.inputs.values()), nodes, _work(plan, cluster))
         _check_progress(job, cluster)
         jobs.append(job)
@@ -98,7 +100,8 @@ def _check_progress(job: Job, cluster: Cluster) -> None:
         raise BarError(
             f"--simulate: {job.name} takes {cycle / 3600:.1f} h from a start to its first save, "
             f"and a job may run for {cluster.limit / 3600:.1f} h with a failure every "
-            f"{job.mtbf(cluster) / 3600:.1f} h in the mean; save more often")
+            f"{job.mtbf(cluster) / 3600:.1f} h in the mean; save more often"
+        )
 
 
 def _work(plan: StagePlan, cluster: Cluster) -> Work:
@@ -114,9 +117,7 @@ def _work(plan: StagePlan, cluster: Cluster) -> Work:
     return Work(seconds, interval, pause=writing)
 
 
-def simulate(
-    jobs: Sequence[Job], cluster: Cluster, trials: int, seed: int
-) -> list[Outcome]:
+def simulate(jobs: Sequence[Job], cluster: Cluster, trials: int, seed: int) -> list[Outcome]:
     """Outcomes of `trials` runs with other failures and waits each; the same for the same seed."""
     outcomes = []
     with progress("runs", trials) as advance:
@@ -149,8 +150,11 @@ class _Run:
         events: list[tuple[float, int, int, Attempt | None]] = []
 
         def queue(number: int) -> None:
-            wait = self.rng.expovariate(1 / self.cluster.queue_wait) if (
-                self.cluster.queue_wait) else 0.0
+            wait = (
+                self.rng.expovariate(1 / self.cluster.queue_wait)
+                if (self.cluster.queue_wait)
+                else 0.0
+            )
             heapq.heappush(events, (now + wait, next(order), number, None))
 
         for number in range(len(self.jobs)):
@@ -178,8 +182,14 @@ class _Run:
                 if job.nodes <= free:
                     ready.remove(number)
                     free -= job.nodes
-                    part = attempt(job.work, left[number], self.cluster.start,
-                                   job.mtbf(self.cluster), self.cluster.limit, self.rng)
+                    part = attempt(
+                        job.work,
+                        left[number],
+                        self.cluster.start,
+                        job.mtbf(self.cluster),
+                        self.cluster.limit,
+                        self.rng,
+                    )
                     heapq.heappush(events, (now + part.seconds, next(order), number, part))
         self.outcome.seconds = now
         return self.outcome
@@ -188,5 +198,7 @@ class _Run:
 def quantiles(values: Sequence[float]) -> Mapping[int, float]:
     """The 10th, 50th and 90th percentile, each of the values themselves."""
     ranked = sorted(values)
-    return {percent: ranked[min(len(ranked) * percent // 100, len(ranked) - 1)]
-            for percent in (10, 50, 90)}
+    return {
+        percent: ranked[min(len(ranked) * percent // 100, len(ranked) - 1)]
+        for percent in (10, 50, 90)
+    }

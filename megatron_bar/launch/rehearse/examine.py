@@ -117,8 +117,10 @@ def _taught(messages: Sequence[Message], chat_format: ChatFormat) -> list[int]:
     ids, loss_mask = render(tokenizer, messages, chat_format.template)
     if not closing_tokens(tokenizer, ids, loss_mask) & stop_ids:
         spelt = " or ".join(tokenizer.convert_ids_to_tokens(sorted(stop_ids)))
-        raise BarError(f"no reply ends with a token at which an answer stops ({spelt}), so that a "
-                       "model would never learn to stop; end replies with one in the chat template")
+        raise BarError(
+            f"no reply ends with a token at which an answer stops ({spelt}), so that a "
+            "model would never learn to stop; end replies with one in the chat template"
+        )
     return ids
 
 
@@ -138,8 +140,11 @@ def _check_longest(
     bad = BadItems.of(drawn.source)
     for conversation in scanned.conversations(bad=bad):
         # No token is shorter than a byte, so that most prompts needn't be tokenized.
-        size = sum(len(str(value).encode(errors="replace"))
-                   for message in conversation.messages for value in message.values())
+        size = sum(
+            len(str(value).encode(errors="replace"))
+            for message in conversation.messages
+            for value in message.values()
+        )
         if size + _FRAME_BYTES < positions:
             continue
         with bad.caught(conversation.number, conversation.where):
@@ -148,9 +153,7 @@ def _check_longest(
                 check_prompt_length(length, positions)
 
 
-def _scored(
-    source: Source, name: str, conversations: Sequence[Conversation], bad: BadItems
-) -> str:
+def _scored(source: Source, name: str, conversations: Sequence[Conversation], bad: BadItems) -> str:
     trial = try_known_answers(source, conversations, bad)
     if not trial.items:
         raise BarError(describe_left_out(name, list(bad.listed.values())))
@@ -159,18 +162,25 @@ def _scored(
         raise BarError(
             f"{trial.first(RIGHT)}: verifier {verifier} gives the reference answer no reward, nor "
             f"that of {trial.tried[RIGHT] - 1} more items of source {name}; correct verifier or "
-            "reference_column")
+            "reference_column"
+        )
     if trial.tried[WRONG] and trial.rewarded[WRONG] == trial.tried[WRONG]:
         raise BarError(
             f"{trial.first(WRONG)}: verifier {verifier} rewards a wrong answer, and so it does for "
             f"{trial.tried[WRONG] - 1} more items of source {name}; correct verifier or "
-            "reference_column")
+            "reference_column"
+        )
     misjudged = ""
     if trial.faults:
-        misjudged = (f"; {trial.faults[0]}, and {len(trial.faults) - 1} more such answers: see "
-                     "megatron-bar verify-data")
+        misjudged = (
+            f"; {trial.faults[0]}, and {len(trial.faults) - 1} more such answers: see "
+            "megatron-bar verify-data"
+        )
     if not trial.tried[RIGHT]:
         return f"{name}: references can be read, and tell no answer to score{misjudged}"
-    what = ("reference answers" if trial.by_column
-            else f"replies, which are the references without a column {REFERENCES!r},")
+    what = (
+        "reference answers"
+        if trial.by_column
+        else f"replies, which are the references without a column {REFERENCES!r},"
+    )
     return f"{name}: {trial.rewarded[RIGHT]} of {trial.tried[RIGHT]} {what} are rewarded{misjudged}"

@@ -22,8 +22,16 @@ from megatron_bar.runtime.files import read_json, write_json
 _SHARDS = 3  # at least, as large models have
 _LAYER = re.compile(r"(?<=model\.layers\.)\d+")
 # What of config.json is smaller than the real one's; all else stays as it is there.
-_SHRUNK = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-           "num_key_value_heads", "head_dim", "layer_types", "sliding_window")
+_SHRUNK = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "layer_types",
+    "sliding_window",
+)
 # How the tokens are called by which OLMo's tokenizer ends and pads texts.
 _OLMO_TOKENS = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
 
@@ -48,13 +56,18 @@ def write_small_folder(
     if tokenizer is not None:
         _copy_tokenizer(tokenizer, target)
     if not (target / "tokenizer.json").is_file():
-        raise BarError(f"{source or 'the anchor'} has no tokenizer.json here; give --tokenizer "
-                       "with a folder or a tokenizer.json")
+        raise BarError(
+            f"{source or 'the anchor'} has no tokenizer.json here; give --tokenizer "
+            "with a folder or a tokenizer.json"
+        )
     has_weights = source is not None and any((source / name).is_file() for name in (INDEX, SINGLE))
     dtype = torch.bfloat16 if source is None else hf.stored_type(source)
     weights = _corners(HfReader(source), small.layers) if has_weights else _random(dtype, seed)
-    tensors = {name: weights(name, shape) for slot in slots(small.model)
-               for name, shape in zip(slot.hf_names, slot.hf_shapes)}
+    tensors = {
+        name: weights(name, shape)
+        for slot in slots(small.model)
+        for name, shape in zip(slot.hf_names, slot.hf_shapes)
+    }
     size = sum(tensor.nbytes for tensor in tensors.values())
     save_torch_state_dict(tensors, target, max_shard_size=size // _SHARDS)
     config = hf.hf_config(small.model, dtype, _token_ids(target))
@@ -63,8 +76,9 @@ def write_small_folder(
         kept = {key: value for key, value in real.items() if key not in _SHRUNK}
         config = kept | {key: config[key] for key in _SHRUNK if key in config}
     write_json(target / "config.json", config)
-    types = " and ".join(sorted({str(tensor.dtype).removeprefix("torch.")
-                                 for tensor in tensors.values()}))
+    types = " and ".join(
+        sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
+    )
     return f"{'corners of the real tensors' if has_weights else 'random'} in {types}"
 
 
@@ -93,20 +107,24 @@ def _copy_tokenizer(tokenizer: Path, target: Path) -> None:
         return
     try:
         loaded = PreTrainedTokenizerFast(
-            tokenizer_file=str(tokenizer), clean_up_tokenization_spaces=False,
+            tokenizer_file=str(tokenizer),
+            clean_up_tokenization_spaces=False,
             model_input_names=["input_ids", "attention_mask"],
         )
     except Exception as error:  # the library raises bare Exceptions
         raise BarError(f"--tokenizer {tokenizer} is no tokenizer.json: {error}") from None
     known = loaded.get_vocab()
     if missing := [word for word in _OLMO_TOKENS.values() if word not in known]:
-        raise BarError(f"--tokenizer {tokenizer} has no token {missing[0]}, so it isn't OLMo's; "
-                       "give a folder with a tokenizer_config.json")
+        raise BarError(
+            f"--tokenizer {tokenizer} has no token {missing[0]}, so it isn't OLMo's; "
+            "give a folder with a tokenizer_config.json"
+        )
     loaded.add_special_tokens(_OLMO_TOKENS)
     loaded.save_pretrained(target)
 
 
 def _token_ids(folder: Path) -> dict[str, int | None]:
     tokenizer = load_tokenizer(folder)
-    return {key: getattr(tokenizer, key) for key in
-            ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {
+        key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }

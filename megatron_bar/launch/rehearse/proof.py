@@ -27,18 +27,27 @@ def prove_export(checkpoint: Path, exported: Path, template: str) -> list[str]:
     with process_groups(Layout()):
         parity = compare_with_transformers(checkpoint, exported)
     if parity.first is not None:
-        raise BarError(f"{exported} computes something else than {checkpoint}: the first module to "
-                       f"diverge is {parity.first.module}, by {parity.first.relative:.1e}")
+        raise BarError(
+            f"{exported} computes something else than {checkpoint}: the first module to "
+            f"diverge is {parity.first.module}, by {parity.first.relative:.1e}"
+        )
     tokenizer = AutoTokenizer.from_pretrained(exported)
     if tokenizer.chat_template is None:
-        raise BarError(f"{exported}: the tokenizer has no chat template, so that a server can't "
-                       "talk to the model as it was trained")
-    own, trained = (tokenizer.apply_chat_template(
-        _QUESTION, chat_template=each, add_generation_prompt=True, tokenize=False
-    ) for each in (None, template))
+        raise BarError(
+            f"{exported}: the tokenizer has no chat template, so that a server can't "
+            "talk to the model as it was trained"
+        )
+    own, trained = (
+        tokenizer.apply_chat_template(
+            _QUESTION, chat_template=each, add_generation_prompt=True, tokenize=False
+        )
+        for each in (None, template)
+    )
     if own != trained:
-        raise BarError(f"{exported}: the tokenizer's chat template asks {own!r}, and the model was "
-                       f"trained on {trained!r}")
+        raise BarError(
+            f"{exported}: the tokenizer's chat template asks {own!r}, and the model was "
+            f"trained on {trained!r}"
+        )
     prompt = tokenizer(own, add_special_tokens=False, return_tensors="pt")
     model = AutoModelForCausalLM.from_pretrained(exported, dtype="auto").eval()
     try:

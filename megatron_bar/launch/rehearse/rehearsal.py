@@ -87,8 +87,9 @@ def rehearse(recipe: Recipe, options: RehearsalOptions) -> Rehearsed:
     Raises BarError for a recipe that asks for what can't be, and for want of a tokenizer.
     """
     if options.model is not None and recipe.anchor and Path(recipe.anchor).is_dir():
-        raise BarError(f"--model is for an anchor that isn't here, and {recipe.anchor} is; leave "
-                       "it out")
+        raise BarError(
+            f"--model is for an anchor that isn't here, and {recipe.anchor} is; leave it out"
+        )
     model = planned_model(recipe, options.model)
     # Weights that aren't here aren't needed, and data that aren't are found by who reads them.
     faults = [str(fault) for fault in wherever(check_recipe(recipe, dense=model))]
@@ -158,8 +159,10 @@ def _cast(recipe: Recipe, options: RehearsalOptions, model: ModelConfig, folder:
         )
     branches = _branches(recipe, folders["anchor"], folder)
     described = ", ".join(f"{role} {what}" for role, what in weights.items())
-    say(f"small models: {sizes.model.num_layers} layers, hidden {sizes.model.hidden_size}, "
-        f"{sizes.model.num_heads} heads; weights: {described}")
+    say(
+        f"small models: {sizes.model.num_layers} layers, hidden {sizes.model.hidden_size}, "
+        f"{sizes.model.num_heads} heads; weights: {described}"
+    )
     small = dataclasses.replace(small, branches=branches, **folders)
     return _Cast(small, weights, load_chat_format(folders["anchor"], recipe.chat_template))
 
@@ -190,13 +193,12 @@ def _too_big(plans: list[StagePlan], machine: Machine) -> list[str]:
         f"{plan.stage.name}: needs {plan.memory.total / 2**30:.0f} GiB of a GPU with "
         f"{machine.memory >> 30} GiB; "
         + (f"fits with {keys_of(plan.suggestion)}" if plan.suggestion else "needs more processes")
-        for plan in plans if plan.too_big
+        for plan in plans
+        if plan.too_big
     ]
 
 
-def _run(
-    short: Recipe, chat_format: ChatFormat | None, showed: dict[str, list[str]]
-) -> list[str]:
+def _run(short: Recipe, chat_format: ChatFormat | None, showed: dict[str, list[str]]) -> list[str]:
     """Run the stages and prove the model they end with; returns what went wrong.
 
     `short` isn't checked once more: its data are a few of those that were.
@@ -225,9 +227,7 @@ def _run(
     return faults
 
 
-def _proof(
-    short: Recipe, run: Path, export: Stage, chat_format: ChatFormat | None
-) -> list[str]:
+def _proof(short: Recipe, run: Path, export: Stage, chat_format: ChatFormat | None) -> list[str]:
     model = final_model(short, run)
     trained = chat_format or load_chat_format(model, None)  # the run made it, and exports no other
     return prove_export(run / export.inputs["checkpoint"] / "checkpoint", model, trained.template)

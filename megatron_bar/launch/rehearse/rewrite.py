@@ -62,17 +62,26 @@ def rewritten(recipe: Recipe, small: SmallRun) -> Recipe:
     """`recipe` with the models, lengths and layouts of a rehearsal, in a folder of its own."""
     return dataclasses.replace(
         recipe,
-        name=small.name, runs=str(small.folder), reuse=[],
+        name=small.name,
+        runs=str(small.folder),
+        reuse=[],
         anchor=small.anchor and str(small.anchor),
         pretrained=small.pretrained and str(small.pretrained),
         pretrain=recipe.pretrain and _pretrain(recipe.pretrain, recipe, small),
         layout=folded(recipe.layout, small.ranks),
-        domains={name: _domain(name, domain, recipe, small)
-                 for name, domain in recipe.domains.items()},
+        domains={
+            name: _domain(name, domain, recipe, small) for name, domain in recipe.domains.items()
+        },
         route=dataclasses.replace(
-            recipe.route, fraction=max(recipe.route.fraction, _SHARE_DRAWN),
-            training=_training(route_training(recipe), recipe, small, CHATS, [
-                source for domain in recipe.domains.values() for source in routing_data(domain)]),
+            recipe.route,
+            fraction=max(recipe.route.fraction, _SHARE_DRAWN),
+            training=_training(
+                route_training(recipe),
+                recipe,
+                small,
+                CHATS,
+                [source for domain in recipe.domains.values() for source in routing_data(domain)],
+            ),
         ),
         evaluate=_evaluate(recipe.evaluate, recipe, small),
     )
@@ -89,8 +98,12 @@ def few(source: Source, seed: int, kind: str) -> Source:
 def _domain(name: str, domain: Domain, recipe: Recipe, small: SmallRun) -> Domain:
     def trained(kind: type[TrainingStage]) -> Training | None:
         # Some methods train all domains in one stage, so that their rows have to be of one length.
-        all_data = [source for each in recipe.domains.values() if training_of(each, kind)
-                    for source in training_of(each, kind).data]
+        all_data = [
+            source
+            for each in recipe.domains.values()
+            if training_of(each, kind)
+            for source in training_of(each, kind).data
+        ]
         training = training_of(domain, kind)
         return training and _training(training, recipe, small, kind.FORM, all_data)
 
@@ -114,25 +127,46 @@ def _training(
     fold = folded(training.layout or recipe.layout, small.ranks)
     least = max((small.fitting(source, kind) for source in sources), default=0)
     short = dataclasses.replace(
-        training, steps=_STEPS, epochs=None, tokens=None,
+        training,
+        steps=_STEPS,
+        epochs=None,
+        tokens=None,
         data=_few(training.data, recipe, kind),
-        validation=_few(training.validation, recipe, kind), validate_every=_STEPS,
+        validation=_few(training.validation, recipe, kind),
+        validate_every=_STEPS,
         sequence_length=_length(training.sequence_length, small.longest, least),
-        global_batch_size=_MICRO_BATCHES * fold.data, micro_batch_size=1, layout=fold,
+        global_batch_size=_MICRO_BATCHES * fold.data,
+        micro_batch_size=1,
+        layout=fold,
         warmup_steps=None if training.warmup_steps is None else 1,
-        save_every=1, save_every_minutes=None, keep=1, stop_after_minutes=None, log_every=1,
+        save_every=1,
+        save_every_minutes=None,
+        keep=1,
+        stop_after_minutes=None,
+        log_every=1,
         # What a real run may skip is what a rehearsal is to find.
-        on_bad_step="stop", spike=None, wandb=None, mlflow=None,
+        on_bad_step="stop",
+        spike=None,
+        wandb=None,
+        mlflow=None,
     )
     if not isinstance(short, Rlvr):
         return short
     answer = min(short.response_length, _ANSWER_TOKENS)
     return dataclasses.replace(
-        short, steps=1, validate_every=1, prompts_per_step=fold.data, samples_per_prompt=_SAMPLES,
-        global_batch_size=fold.data * _SAMPLES, response_length=answer,
+        short,
+        steps=1,
+        validate_every=1,
+        prompts_per_step=fold.data,
+        samples_per_prompt=_SAMPLES,
+        global_batch_size=fold.data * _SAMPLES,
+        response_length=answer,
         prompt_length=_length(short.prompt_length, small.longest - answer, least),
-        rollout_batch_size=min(short.rollout_batch_size, 4), rollout_servers=[],
-        rollout_folder=None, rollout_python=None, rollouts_ahead=0,
+        rollout_batch_size=min(short.rollout_batch_size, 4),
+        rollout_servers=[],
+        rollout_folder=None,
+        rollout_python=None,
+        rollouts_ahead=0,
         kl_every=min(short.kl_every, 1),
         # A model that knows nothing earns the same for all its answers.
         filter_zero_std=False,
@@ -146,7 +180,9 @@ def _length(real: int, longest: int, least: int) -> int:
 
 def _pretrain(pretrain: Pretrain, recipe: Recipe, small: SmallRun) -> Pretrain:
     return dataclasses.replace(
-        pretrain, model="toy", chat=_few(pretrain.chat, recipe, _WORDS),
+        pretrain,
+        model="toy",
+        chat=_few(pretrain.chat, recipe, _WORDS),
         training=dataclasses.replace(
             _training(pretrain.training, recipe, small, TEXTS, []),
             data=_few(pretrain.training.data, recipe, _WORDS),
@@ -156,8 +192,10 @@ def _pretrain(pretrain: Pretrain, recipe: Recipe, small: SmallRun) -> Pretrain:
 
 def _evaluate(evaluate: Evaluate, recipe: Recipe, small: SmallRun) -> Evaluate:
     return dataclasses.replace(
-        evaluate, general=_few(evaluate.general, recipe, ITEMS),
+        evaluate,
+        general=_few(evaluate.general, recipe, ITEMS),
         max_new_tokens=min(evaluate.max_new_tokens, _ANSWER_TOKENS),
-        batch_size=min(evaluate.batch_size, 4), samples=min(evaluate.samples, _SAMPLES),
+        batch_size=min(evaluate.batch_size, 4),
+        samples=min(evaluate.samples, _SAMPLES),
         layout=folded(evaluate.layout or recipe.layout, small.ranks),
     )

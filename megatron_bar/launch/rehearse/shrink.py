@@ -30,8 +30,9 @@ def shrunken(model: ModelConfig, layouts: Sequence[Layout], window: int) -> Smal
     layers slide there is a sliding and a full one at least, and a sliding one sees at most `window`
     positions.
     """
-    tensor = math.lcm(*(size for each in layouts
-                        for size in (each.tensor, each.resolved_expert_tensor)))
+    tensor = math.lcm(
+        *(size for each in layouts for size in (each.tensor, each.resolved_expert_tensor))
+    )
     pipeline = math.lcm(*(each.pipeline for each in layouts))
     kv_heads = math.lcm(tensor, min(_FEWEST, model.num_kv_heads))
     heads = kv_heads * (model.num_heads // model.num_kv_heads)
@@ -44,8 +45,12 @@ def shrunken(model: ModelConfig, layouts: Sequence[Layout], window: int) -> Smal
     layers = _kept_layers(model, count)
     return SmallModel(
         dataclasses.replace(
-            model, hidden_size=hidden, ffn_hidden_size=ffn, num_layers=len(layers),
-            num_heads=heads, num_kv_heads=kv_heads,
+            model,
+            hidden_size=hidden,
+            ffn_hidden_size=ffn,
+            num_layers=len(layers),
+            num_heads=heads,
+            num_kv_heads=kv_heads,
             kv_channels=model.kv_channels and round(share * wider / 2) * 2,
             window=_window(model.window, layers, window),
         ),
@@ -55,15 +60,14 @@ def shrunken(model: ModelConfig, layouts: Sequence[Layout], window: int) -> Smal
 
 def _kept_layers(model: ModelConfig, count: int) -> tuple[int, ...]:
     """`count` layers that follow one another, with a sliding and a full one among them."""
-    changes = (i for i in range(1, model.num_layers)
-               if model.window_of(i) != model.window_of(i - 1))
+    changes = (
+        i for i in range(1, model.num_layers) if model.window_of(i) != model.window_of(i - 1)
+    )
     start = max(0, min(next(changes, 1) - count + 1, model.num_layers - count))
     return tuple(range(start, start + count))
 
 
-def _window(
-    window: SlidingWindow | None, layers: Sequence[int], most: int
-) -> SlidingWindow | None:
+def _window(window: SlidingWindow | None, layers: Sequence[int], most: int) -> SlidingWindow | None:
     if window is None:
         return None
     full = tuple(i for i, layer in enumerate(layers) if layer in window.full_layers)

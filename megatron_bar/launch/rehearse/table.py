@@ -23,16 +23,23 @@ def rehearsal_table(rehearsed: Rehearsed) -> Table:
     columns = "stage", "rehearsed as", "showed", "the real one needs", "not rehearsed"
     table = Table(*columns, box=None)
     for plan, stage in zip(rehearsed.plans, rehearsed.stages, strict=True):
-        table.add_row(stage.name, _as(stage), "\n".join(rehearsed.showed.get(stage.name, [])),
-                      _needs(plan), "; ".join(_left_out(plan, stage)))
+        table.add_row(
+            stage.name,
+            _as(stage),
+            "\n".join(rehearsed.showed.get(stage.name, [])),
+            _needs(plan),
+            "; ".join(_left_out(plan, stage)),
+        )
     return table
 
 
 def closing() -> str:
     """The closing lines: what no stage's line repeats."""
     here = "" if torch.cuda.is_available() else "GPU kernels and NCCL (this was a CPU), "
-    return (f"Not rehearsed at all: {here}several nodes, the real model's quality and speed, and "
-            "examples that weren't among those read.")
+    return (
+        f"Not rehearsed at all: {here}several nodes, the real model's quality and speed, and "
+        "examples that weren't among those read."
+    )
 
 
 def _as(stage: Stage) -> str:

@@ -48,5 +48,7 @@ def begin_attempt(run: Path, stage: str) -> None:
         )
     if os.environ.get("SLURM_NODEID", "0") == "0":
         with open(attempts_path(run, stage), "a") as file:
-            file.write(json.dumps({"job": job, "restart": restart, "step": step,
-                                   "began": time.time()}) + "\n")
+            file.write(
+                json.dumps({"job": job, "restart": restart, "step": step, "began": time.time()})
+                + "\n"
+            )

@@ -41,5 +41,8 @@ def active_jobs(run: Path, settled: bool = True) -> dict[str, Job]:
     jobs = read_jobs(run)
     ask = settled_states if settled else job_states
     states = ask([job.id for job in jobs.values()])
-    return {name: job for name, job in jobs.items()
-            if (state := states.get(job.id)) is not None and state.active}
+    return {
+        name: job
+        for name, job in jobs.items()
+        if (state := states.get(job.id)) is not None and state.active
+    }

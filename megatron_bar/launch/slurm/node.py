@@ -43,9 +43,13 @@ def run_ranks(command: list[str], what: str, ranks: int) -> int:
     host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
     with tempfile.TemporaryDirectory(prefix="megatron-bar-") as logs, _warnings_passed_on():
         config = LaunchConfig(
-            min_nodes=nodes, max_nodes=nodes, nproc_per_node=ranks, max_restarts=0,
+            min_nodes=nodes,
+            max_nodes=nodes,
+            nproc_per_node=ranks,
+            max_restarts=0,
             run_id=f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}",
-            rdzv_backend="static", rdzv_configs={"rank": node},
+            rdzv_backend="static",
+            rdzv_configs={"rank": node},
             rdzv_endpoint=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
             logs_specs=DefaultLogsSpecs(log_dir=logs, tee=Std.ERR),
             log_line_prefix_template=f"[{host} rank ${{rank}}] ",
@@ -56,11 +60,17 @@ def run_ranks(command: list[str], what: str, ranks: int) -> int:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             # Once one rank has ended, torchrun ends the others; some save, some just die of it.
-            failed = {rank: failure.exitcode for rank, failure in error.failures.items()
-                      if failure.exitcode not in (CONTINUE_LATER, *(-n for n in STOP_SIGNALS))}
+            failed = {
+                rank: failure.exitcode
+                for rank, failure in error.failures.items()
+                if failure.exitcode not in (CONTINUE_LATER, *(-n for n in STOP_SIGNALS))
+            }
             for rank, code in failed.items():
-                ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else (
-                    f"ended with exit status {code}")
+                ended = (
+                    f"was ended by {signal.Signals(-code).name}"
+                    if code < 0
+                    else (f"ended with exit status {code}")
+                )
                 print(f"{what}: rank {rank} on {host} {ended}", file=sys.stderr)
             return FAILED if failed else CONTINUE_LATER
     return 0

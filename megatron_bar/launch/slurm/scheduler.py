@@ -10,10 +10,20 @@ from pathlib import Path
 
 from megatron_bar.runtime.errors import BarError
 
-_ENDED = frozenset({
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
-    "PREEMPTED", "REVOKED", "TIMEOUT",
-})
+_ENDED = frozenset(
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    }
+)
 _ENDING = "COMPLETING"
 _ENDING_SECONDS = 90
 
@@ -37,8 +47,10 @@ def _slurm(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
-        raise BarError(f"{command[0]} isn't here; submit from a login node of a SLURM cluster, or "
-                       "run the recipe on this machine with megatron-bar run") from None
+        raise BarError(
+            f"{command[0]} isn't here; submit from a login node of a SLURM cluster, or "
+            "run the recipe on this machine with megatron-bar run"
+        ) from None
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
         raise BarError(f"{command[0]}: {said}")
@@ -62,8 +74,9 @@ def job_states(jobs: Sequence[str]) -> dict[str, JobState]:
     if not jobs:
         return {}
     states = {}
-    for line in _slurm("squeue", "--noheader", "--me", "--states=all",
-                       "--format=%i|%T|%r|%M").splitlines():
+    for line in _slurm(
+        "squeue", "--noheader", "--me", "--states=all", "--format=%i|%T|%r|%M"
+    ).splitlines():
         job, state, reason, elapsed = line.strip().split("|", 3)
         if job in jobs:
             states[job] = JobState(state, "" if reason == "None" else reason, elapsed)
@@ -74,8 +87,14 @@ def job_states(jobs: Sequence[str]) -> dict[str, JobState]:
 def _accounted(jobs: Sequence[str]) -> dict[str, JobState]:
     """From sacct, which knows finished jobs for long, on clusters that keep accounts."""
     try:
-        answer = _slurm("sacct", "--noheader", "--parsable2", "--allocations",
-                        f"--jobs={','.join(jobs)}", "--format=JobID,State,ExitCode,Elapsed")
+        answer = _slurm(
+            "sacct",
+            "--noheader",
+            "--parsable2",
+            "--allocations",
+            f"--jobs={','.join(jobs)}",
+            "--format=JobID,State,ExitCode,Elapsed",
+        )
     except BarError:
         return {}
     states = {}
@@ -100,6 +119,8 @@ def settled_states(jobs: Sequence[str]) -> dict[str, JobState]:
         if not ending:
             return states
         if time.monotonic() > deadline:
-            raise BarError(f"job {ending[0]} is ending, but doesn't; try again later, or see "
-                           f"scontrol show job {ending[0]}")
+            raise BarError(
+                f"job {ending[0]} is ending, but doesn't; try again later, or see "
+                f"scontrol show job {ending[0]}"
+            )
         time.sleep(1)

@@ -67,18 +67,30 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
     nodes, node_count, ranks = stage_nodes(stage, site)
     container_options, container_command = _container(site, nodes, run, workdir)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent), undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+        loader=jinja2.FileSystemLoader(template.parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters["word"] = lambda value: shlex.quote(str(value))
     try:
         return environment.get_template(template.name).render(
-            stage=stage.name, kind=stage.KIND, run=run, path=script_path(run, stage.name),
+            stage=stage.name,
+            kind=stage.KIND,
+            run=run,
+            path=script_path(run, stage.name),
             options=_options(stage, run, site, nodes, node_count, ranks, workdir),
-            nodes=node_count, ranks=ranks,
-            warning=site.warning, grace=site.warning * 3 // 4, hang_minutes=site.hang_minutes,
-            modules=site.modules, setup=site.setup, environment=site.environment,
-            container_options=container_options, container_command=container_command,
+            nodes=node_count,
+            ranks=ranks,
+            warning=site.warning,
+            grace=site.warning * 3 // 4,
+            hang_minutes=site.hang_minutes,
+            modules=site.modules,
+            setup=site.setup,
+            environment=site.environment,
+            container_options=container_options,
+            container_command=container_command,
             python=sys.executable if site.runs_here else site.python or "python",
         )
     except jinja2.TemplateError as error:
@@ -103,8 +115,9 @@ def _options(
         # SLURM replaces %j and the like in this one.
         "output": str(log_path(run, stage.name)).replace("%", "%%"),
     }
-    options = [f"--{name}={_directive(str(value))}"
-               for name, value in values.items() if value is not None]
+    options = [
+        f"--{name}={_directive(str(value))}" for name, value in values.items() if value is not None
+    ]
     return options + [_directive(option) for option in nodes.options]
 
 
@@ -115,9 +128,7 @@ def _directive(value: str) -> str:
     return f'"{escaped}"'
 
 
-def _container(
-    site: Site, nodes: Nodes, run: Path, workdir: Path
-) -> tuple[list[str], list[str]]:
+def _container(site: Site, nodes: Nodes, run: Path, workdir: Path) -> tuple[list[str], list[str]]:
     """Further options of srun, and a command that goes before the stage's.
 
     Both follow the documentation of pyxis and apptainer; neither has been run.
@@ -134,9 +145,22 @@ def _container(
         pairs = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
         # Otherwise a variable that the image sets as well would have the image's value.
         names = [f"--container-env={','.join(site.environment)}"] if site.environment else []
-        return [f"--container-image={container.image}", f"--container-mounts={pairs}",
-                f"--container-workdir={workdir}", *names, *container.options], []
+        return [
+            f"--container-image={container.image}",
+            f"--container-mounts={pairs}",
+            f"--container-workdir={workdir}",
+            *names,
+            *container.options,
+        ], []
     binds = [word for mount in mounts for word in ("--bind", mount)]
     gpus = ["--nv"] if nodes.gpus else []
-    return [], ["apptainer", "exec", *gpus, *binds, "--pwd", str(workdir), *container.options,
-                container.image]
+    return [], [
+        "apptainer",
+        "exec",
+        *gpus,
+        *binds,
+        "--pwd",
+        str(workdir),
+        *container.options,
+        container.image,
+    ]

@@ -97,13 +97,17 @@ def _check(site: Site, path: Path) -> None:
         if not name.isidentifier():
             raise BarError(f"site {path}: environment: {name!r} is not a variable's name")
         if _SECRET.search(name):
-            raise BarError(f"site {path}: environment.{name} would be written into scripts; set "
-                           "it where you submit and list its name under secrets")
+            raise BarError(
+                f"site {path}: environment.{name} would be written into scripts; set "
+                "it where you submit and list its name under secrets"
+            )
     times = {"gpu_nodes.time": site.gpu_nodes.time, "cpu_nodes.time": site.cpu_nodes.time}
     for where, time in (times | {f"times.{k}": v for k, v in site.times.items()}).items():
         if not _TIME.fullmatch(time):
-            raise BarError(f"site {path}: {where} {time!r} is not a time as SLURM has it, such as "
-                           "12:00:00, 1-12:00:00 or 90 (minutes)")
+            raise BarError(
+                f"site {path}: {where} {time!r} is not a time as SLURM has it, such as "
+                "12:00:00, 1-12:00:00 or 90 (minutes)"
+            )
     for nodes in ("gpu_nodes", "cpu_nodes"):
         if getattr(site, nodes).ranks < 1:
             raise BarError(f"site {path}: {nodes}.ranks must be 1 or more")
@@ -113,8 +117,9 @@ def _check(site: Site, path: Path) -> None:
         raise BarError(f"site {path}: gpu_hour_price {site.gpu_hour_price} is not 0 or more")
     container = site.container
     if container.runtime not in ("none", "pyxis", "apptainer"):
-        raise BarError(f"site {path}: container.runtime {container.runtime!r} is not none, pyxis "
-                       "or apptainer")
+        raise BarError(
+            f"site {path}: container.runtime {container.runtime!r} is not none, pyxis or apptainer"
+        )
     if container.runtime != "none" and not container.image:
         raise BarError(f"site {path}: container.image is missing")
 

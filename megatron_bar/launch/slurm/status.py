@@ -62,8 +62,9 @@ def stage_statuses(run: Path) -> list[StageStatus]:
     stale = {stage.name for stage in stale_stages(stages, run)}
     if REHEARSAL in jobs:
         stages.insert(0, Rehearsal(REHEARSAL))
-    return [_status(run, stage, stage.name in stale, jobs.get(stage.name), states)
-            for stage in stages]
+    return [
+        _status(run, stage, stage.name in stale, jobs.get(stage.name), states) for stage in stages
+    ]
 
 
 def status_table(statuses: Sequence[StageStatus]) -> Table:
@@ -131,8 +132,15 @@ def _status(
         said = "not begun"
     if not done and (kept := replaced_folder(run, stage.name)).is_dir():
         progress = progress or f"its last result is in {kept.relative_to(run)}"
-    return StageStatus(stage.name, phase, job.id if job else "", said, progress, left,
-                       str(log.relative_to(run)) if log.exists() else "")
+    return StageStatus(
+        stage.name,
+        phase,
+        job.id if job else "",
+        said,
+        progress,
+        left,
+        str(log.relative_to(run)) if log.exists() else "",
+    )
 
 
 def _progress(run: Path, stage: Stage, log: Path) -> tuple[str, float | None]:

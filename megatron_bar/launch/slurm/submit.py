@@ -33,7 +33,11 @@ from megatron_bar.stages.stage import Stage
 
 
 def scripts_of(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
+    recipe: Recipe,
+    site: Site,
+    template: Path,
+    only: Sequence[str] = (),
+    start: str | None = None,
     rehearse: bool = False,
 ) -> dict[str, str]:
     """The script of each stage that isn't done and none of `reuse` has done, in order.
@@ -79,17 +83,27 @@ def _prepared(
     chosen = _chosen(stages, only, start)
     run = run_folder(recipe)
     first = [rehearsal(site)] if rehearse else []
-    scripts = {stage.name: render(stage, run, site, template, Path.cwd())
-               for stage in [*first, *(s for s in stages if s.name in chosen)]}
+    scripts = {
+        stage.name: render(stage, run, site, template, Path.cwd())
+        for stage in [*first, *(s for s in stages if s.name in chosen)]
+    }
     work = work_of(recipe, chosen)
-    check_works([work], installed=site.runs_here and not elsewhere,
-                absent=not elsewhere or weights_here(recipe))
+    check_works(
+        [work],
+        installed=site.runs_here and not elsewhere,
+        absent=not elsewhere or weights_here(recipe),
+    )
     return work, scripts
 
 
 def write_scripts(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
-    rehearse: bool = False, yes: bool = False,
+    recipe: Recipe,
+    site: Site,
+    template: Path,
+    only: Sequence[str] = (),
+    start: str | None = None,
+    rehearse: bool = False,
+    yes: bool = False,
 ) -> Path:
     """Write those scripts into the run's folder, and the recipe they need; returns the folder.
 
@@ -111,8 +125,13 @@ def write_scripts(
 
 
 def submit_recipe(
-    recipe: Recipe, site: Site, template: Path, only: Sequence[str] = (), start: str | None = None,
-    rehearse: bool = False, yes: bool = False,
+    recipe: Recipe,
+    site: Site,
+    template: Path,
+    only: Sequence[str] = (),
+    start: str | None = None,
+    rehearse: bool = False,
+    yes: bool = False,
 ) -> Path:
     """Queue a job for each stage that isn't done or queued already; returns the run's folder.
 
@@ -171,12 +190,21 @@ def _write(recipe: Recipe, run: Path, scripts: Mapping[str, str]) -> None:
 def _check_names(site: Site, stages: Sequence[Stage]) -> None:
     """Raise BarError for what the site says of kinds of stage, or stages, that there aren't."""
     kinds = [*(kind.KIND for kind in KINDS), REHEARSAL]
-    known = {"cpu_stages": (kinds, "a kind of stage"),
-             "times": ([*kinds, *(stage.name for stage in stages)],
-                       "a kind of stage or a stage of this recipe")}
-    raise_all([f"the site's {key}: {name!r} is not {what}{did_you_mean(name, names)}"
-               for key, (names, what) in known.items()
-               for name in getattr(site, key) if name not in names])
+    known = {
+        "cpu_stages": (kinds, "a kind of stage"),
+        "times": (
+            [*kinds, *(stage.name for stage in stages)],
+            "a kind of stage or a stage of this recipe",
+        ),
+    }
+    raise_all(
+        [
+            f"the site's {key}: {name!r} is not {what}{did_you_mean(name, names)}"
+            for key, (names, what) in known.items()
+            for name in getattr(site, key)
+            if name not in names
+        ]
+    )
 
 
 def _chosen(stages: list[Stage], only: Sequence[str], start: str | None) -> set[str]:
@@ -200,13 +228,17 @@ def matching_stages(stages: list[Stage], patterns: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for pattern in patterns:
         fitting = {
-            stage.name for stage in stages
-            if fnmatch.fnmatchcase(stage.name, pattern) or stage.domain == pattern
+            stage.name
+            for stage in stages
+            if fnmatch.fnmatchcase(stage.name, pattern)
+            or stage.domain == pattern
             or stage.name == f"evaluate/{pattern}"
         }
         if not fitting:
-            raise BarError(f"--only {pattern}: no stage or domain is called so; there are "
-                           f"{_list({stage.name for stage in stages})}")
+            raise BarError(
+                f"--only {pattern}: no stage or domain is called so; there are "
+                f"{_list({stage.name for stage in stages})}"
+            )
         found |= fitting
     return found
 
@@ -229,8 +261,10 @@ def _check_settings(stages: list[Stage], active: dict[str, Job]) -> None:
     wanted = {stage.name: identity(stage) for stage in stages}
     for name, job in active.items():
         if name != REHEARSAL and wanted.get(name) != job.identity:
-            raise BarError(f"job {job.id} does {name} with other settings; cancel it first "
-                           "(megatron-bar cancel), wait for it, or give the recipe another name")
+            raise BarError(
+                f"job {job.id} does {name} with other settings; cancel it first "
+                "(megatron-bar cancel), wait for it, or give the recipe another name"
+            )
 
 
 def still_good(
@@ -243,8 +277,9 @@ def still_good(
         job = active.get(stage.name)
         if job is None:
             continue
-        to_be_queued = [name for name in stage.inputs.values()
-                        if name in todo and name not in queued]
+        to_be_queued = [
+            name for name in stage.inputs.values() if name in todo and name not in queued
+        ]
         if to_be_queued:
             orphans.append(job)
         else:
@@ -257,8 +292,10 @@ def _check_inputs(new: list[Stage], stale: set[str], queued: dict[str, Job]) -> 
     for stage in new:
         for name in stage.inputs.values():
             if name in stale and name not in available:
-                raise BarError(f"{stage.name} needs {name}, which is neither done nor queued; "
-                               "choose it as well")
+                raise BarError(
+                    f"{stage.name} needs {name}, which is neither done nor queued; "
+                    "choose it as well"
+                )
 
 
 def _submit(run: Path, new: list[Stage], queued: dict[str, Job]) -> dict[str, Job]:
@@ -267,8 +304,11 @@ def _submit(run: Path, new: list[Stage], queued: dict[str, Job]) -> dict[str, Jo
     try:
         for stage in new:
             inputs = dict.fromkeys([REHEARSAL, *stage.inputs.values()])
-            before = [(queued | submitted)[name].id for name in inputs
-                      if name in queued or name in submitted]
+            before = [
+                (queued | submitted)[name].id
+                for name in inputs
+                if name in queued or name in submitted
+            ]
             job = submit_job(script_path(run, stage.name), before)
             submitted[stage.name] = Job(job, identity(stage), time.time())
             # After each, so that a job is known even if this process is killed now.
@@ -286,5 +326,7 @@ def _tell(run: Path, submitted: dict[str, Job], queued: dict[str, Job]) -> None:
         return
     for name, job in submitted.items():
         say(f"{name}: job {job.id}, log {log_path(run, name)}")
-    say(f"{run}: {len(submitted)} jobs are queued, {len(queued)} were already; "
-        f"follow them with megatron-bar status {run}")
+    say(
+        f"{run}: {len(submitted)} jobs are queued, {len(queued)} were already; "
+        f"follow them with megatron-bar status {run}"
+    )

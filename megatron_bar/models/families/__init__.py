@@ -11,11 +11,14 @@ from megatron_bar.models.families import olmo2, olmo3, qwen3
 from megatron_bar.models.families.family import Family, HfClass
 from megatron_bar.runtime.errors import BarError
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (
-    olmo2.FAMILY,
-    olmo3.FAMILY,
-    qwen3.FAMILY,
-)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        olmo2.FAMILY,
+        olmo3.FAMILY,
+        qwen3.FAMILY,
+    )
+}
 # Why models that look alike aren't supported, by their model_type.
 _REFUSED = {
     "olmo": "the first OLMo norms what a sub-layer takes in, without weights",
@@ -26,8 +29,10 @@ _REFUSED = {
 def family_of(model: ModelConfig) -> Family:
     """The family of `model`. Raises BarError if this version doesn't know it."""
     if model.family not in FAMILIES:
-        raise BarError(f"the model's family is {model.family!r}, which this version doesn't know; "
-                       f"there are {', '.join(FAMILIES)}")
+        raise BarError(
+            f"the model's family is {model.family!r}, which this version doesn't know; "
+            f"there are {', '.join(FAMILIES)}"
+        )
     return FAMILIES[model.family]
 
 
@@ -36,6 +41,7 @@ def family_with(model_type: object) -> tuple[Family, HfClass]:
     known = {hf.model_type: (family, hf) for family in FAMILIES.values() for hf in family.classes}
     if not isinstance(model_type, str) or model_type not in known:
         reason = f" ({why})" if (why := _REFUSED.get(str(model_type))) else ""
-        raise BarError(f"model_type is {model_type!r}{reason}; only {', '.join(known)} are "
-                       "supported")
+        raise BarError(
+            f"model_type is {model_type!r}{reason}; only {', '.join(known)} are supported"
+        )
     return known[model_type]

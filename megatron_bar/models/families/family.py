@@ -16,15 +16,20 @@ _EXPERT = LAYER + "mlp.experts.{expert}."
 LLAMA_TENSORS: dict[str, tuple[str, ...]] = {
     "embedding.word_embeddings.weight": ("model.embed_tokens.weight",),
     "decoder.layers.self_attention.linear_qkv.weight": tuple(
-        f"{LAYER}self_attn.{x}_proj.weight" for x in "qkv"),
+        f"{LAYER}self_attn.{x}_proj.weight" for x in "qkv"
+    ),
     "decoder.layers.self_attention.linear_proj.weight": (LAYER + "self_attn.o_proj.weight",),
     "decoder.layers.input_layernorm.weight": (LAYER + "input_layernorm.weight",),
     "decoder.layers.pre_mlp_layernorm.weight": (LAYER + "post_attention_layernorm.weight",),
     "decoder.layers.mlp.linear_fc1.weight": (
-        LAYER + "mlp.gate_proj.weight", LAYER + "mlp.up_proj.weight"),
+        LAYER + "mlp.gate_proj.weight",
+        LAYER + "mlp.up_proj.weight",
+    ),
     "decoder.layers.mlp.linear_fc2.weight": (LAYER + "mlp.down_proj.weight",),
     "decoder.layers.mlp.experts.experts.linear_fc1.weight": (
-        _EXPERT + "gate_proj.weight", _EXPERT + "up_proj.weight"),
+        _EXPERT + "gate_proj.weight",
+        _EXPERT + "up_proj.weight",
+    ),
     "decoder.layers.mlp.experts.experts.linear_fc2.weight": (_EXPERT + "down_proj.weight",),
     "decoder.layers.mlp.router.weight": (LAYER + "mlp.gate.weight",),
     "decoder.final_layernorm.weight": ("model.norm.weight",),
@@ -78,7 +83,9 @@ class Family:
         if model.num_experts is None:
             return self.dense
         if self.mixture is None:
-            raise BarError(f"Hugging Face has no class for {self.title} with experts "
-                           f"({self.no_mixture}); the model can't be exported and stays a "
-                           "checkpoint")
+            raise BarError(
+                f"Hugging Face has no class for {self.title} with experts "
+                f"({self.no_mixture}); the model can't be exported and stays a "
+                "checkpoint"
+            )
         return self.mixture

@@ -70,10 +70,16 @@ def read_experts(config: Mapping[str, Any]) -> dict[str, Any]:
         raise BarError(f"num_experts_per_tok {active} is more than num_experts {count}")
     renormalize = flag(config, "norm_topk_prob")
     if renormalize and active == 1:
-        raise BarError("norm_topk_prob with num_experts_per_tok 1 gives every token's expert "
-                       "weight 1, so that the router has nothing to learn from")
-    return dict(num_experts=count, experts_per_token=active, renormalize=renormalize,
-                **_names(config, count))
+        raise BarError(
+            "norm_topk_prob with num_experts_per_tok 1 gives every token's expert "
+            "weight 1, so that the router has nothing to learn from"
+        )
+    return dict(
+        num_experts=count,
+        experts_per_token=active,
+        renormalize=renormalize,
+        **_names(config, count),
+    )
 
 
 def _names(config: Mapping[str, Any], num_experts: int) -> dict[str, tuple[str, ...]]:
@@ -92,7 +98,10 @@ def written_experts(model: ModelConfig) -> dict[str, Any]:
     """Keys of config.json that `read_experts` reads."""
     ours = {key: list(names) for key in _OUR_KEYS if (names := getattr(model, key)) is not None}
     return {
-        "num_experts": model.num_experts, "num_experts_per_tok": model.experts_per_token,
-        "norm_topk_prob": model.renormalize, "output_router_logits": False,
-        "router_aux_loss_coef": 0.0, **({_OURS: ours} if ours else {}),
+        "num_experts": model.num_experts,
+        "num_experts_per_tok": model.experts_per_token,
+        "norm_topk_prob": model.renormalize,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.0,
+        **({_OURS: ours} if ours else {}),
     }

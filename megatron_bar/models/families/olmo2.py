@@ -45,14 +45,16 @@ FAMILY = Family(
     name="olmo2",
     title="OLMo-2",
     dense=HfClass(
-        "olmo2", "Olmo2ForCausalLM",
+        "olmo2",
+        "Olmo2ForCausalLM",
         read=lambda config: _read(config, theta=10_000.0),
         write=lambda model: {},
         defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
         only=ONLY,
     ),
     mixture=HfClass(
-        "flex_olmo", "FlexOlmoForCausalLM",
+        "flex_olmo",
+        "FlexOlmoForCausalLM",
         read=lambda config: _read(config, theta=500_000.0) | read_experts(config),
         write=written_experts,
         defaults={"max_position_embeddings": 4096, "rms_norm_eps": 1e-6},
@@ -67,7 +69,10 @@ FAMILY = Family(
         "toy": ModelConfig(512, 128, 256, 4, 4, 2, max_position_embeddings=512),
     },
     published={
-        "OLMo-2-0425-1B": "olmo2-1b", "OLMo-2-1124-7B": "olmo2-7b",
-        "OLMo-2-1124-13B": "olmo2-13b", "OLMo-2-0325-32B": "olmo2-32b", "BAR-7B": "olmo2-7b",
+        "OLMo-2-0425-1B": "olmo2-1b",
+        "OLMo-2-1124-7B": "olmo2-7b",
+        "OLMo-2-1124-13B": "olmo2-13b",
+        "OLMo-2-0325-32B": "olmo2-32b",
+        "BAR-7B": "olmo2-7b",
     },
 )

@@ -41,8 +41,11 @@ def _read(config: dict[str, Any]) -> dict[str, Any]:
     layers = whole(config, "num_hidden_layers")
     # transformers' default: each fourth layer sees all.
     types = config.get("layer_types") or [FULL if i % 4 == 3 else SLIDING for i in range(layers)]
-    if (not isinstance(types, list) or len(types) != layers
-            or any(kind not in (SLIDING, FULL) for kind in types)):
+    if (
+        not isinstance(types, list)
+        or len(types) != layers
+        or any(kind not in (SLIDING, FULL) for kind in types)
+    ):
         raise BarError(f"layer_types is not one of {SLIDING}, {FULL} for each of {layers} layers")
     full = tuple(i for i, kind in enumerate(types) if kind == FULL)
     window = SlidingWindow(whole(config, "sliding_window"), full)
@@ -74,8 +77,9 @@ def _write(model: ModelConfig) -> dict[str, Any]:
     # As the published checkpoints have it, which most software reads.
     config: dict[str, Any] = {
         "sliding_window": model.window.size,
-        "layer_types": [FULL if model.window_of(layer) is None else SLIDING
-                        for layer in range(model.num_layers)],
+        "layer_types": [
+            FULL if model.window_of(layer) is None else SLIDING for layer in range(model.num_layers)
+        ],
     }
     yarn = written_yarn(model.yarn) if model.yarn else None
     if yarn:
@@ -91,15 +95,28 @@ def _write(model: ModelConfig) -> dict[str, Any]:
 
 def _size(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int) -> ModelConfig:
     window = SlidingWindow(4096, tuple(range(3, layers, 4)))
-    return ModelConfig(_VOCAB, hidden, ffn, layers, heads, kv_heads, _CONTEXT, family="olmo3",
-                       window=window, yarn=_YARN)
+    return ModelConfig(
+        _VOCAB,
+        hidden,
+        ffn,
+        layers,
+        heads,
+        kv_heads,
+        _CONTEXT,
+        family="olmo3",
+        window=window,
+        yarn=_YARN,
+    )
 
 
 FAMILY = Family(
     name="olmo3",
     title="OLMo-3",
     dense=HfClass(
-        "olmo3", "Olmo3ForCausalLM", _read, _write,
+        "olmo3",
+        "Olmo3ForCausalLM",
+        _read,
+        _write,
         defaults={"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
         only=ONLY,
     ),

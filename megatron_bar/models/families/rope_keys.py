@@ -14,8 +14,7 @@ from megatron_bar.models.config import Yarn
 from megatron_bar.models.families.keys import group, positive, whole
 from megatron_bar.runtime.errors import BarError
 
-_YARN = ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast",
-         "beta_slow")
+_YARN = ("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow")
 Rope = Mapping[str, Any]
 
 
@@ -50,8 +49,9 @@ def one_theta(config: Mapping[str, Any], default: float | None, *parts: Rope) ->
         raise BarError(f"rope_theta differs between layers: {sorted(thetas)}")
     theta = thetas.pop()
     if above not in (None, theta):
-        raise BarError(f"rope_theta is {above!r} and within rope_parameters {theta!r}; remove the "
-                       "wrong one")
+        raise BarError(
+            f"rope_theta is {above!r} and within rope_parameters {theta!r}; remove the wrong one"
+        )
     return theta
 
 
@@ -59,8 +59,10 @@ def joined(parameters: Rope, scaling: Rope) -> dict[str, Any]:
     """The one value of rope_parameters and rope_scaling. Raises BarError where they differ."""
     for key in parameters.keys() & scaling.keys():
         if parameters[key] != scaling[key]:
-            raise BarError(f"{key} is {parameters[key]!r} in rope_parameters and {scaling[key]!r} "
-                           "in rope_scaling; remove the wrong one")
+            raise BarError(
+                f"{key} is {parameters[key]!r} in rope_parameters and {scaling[key]!r} "
+                "in rope_scaling; remove the wrong one"
+            )
     return {**parameters, **scaling}
 
 

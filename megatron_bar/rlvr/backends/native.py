@@ -70,7 +70,8 @@ def gathered(mine: dict[str, torch.Tensor], pad_id: int) -> dict[str, torch.Tens
             dist.all_reduce(width, op=dist.ReduceOp.MAX, group=group)
             value = pad_id if name == "response_tokens" else 0
             rows = torch.nn.functional.pad(
-                rows, (0, int(width) - rows.shape[1]), value=value).contiguous()
+                rows, (0, int(width) - rows.shape[1]), value=value
+            ).contiguous()
         parts = [torch.empty_like(rows) for _ in range(group.size())]
         dist.all_gather(parts, rows, group=group)
         whole[name] = torch.cat(parts)

@@ -95,18 +95,26 @@ def _own_rows(
     folders = {name: Path(folder) for name, folder in made.items()}
     if context.stage.FORM == TEXTS:
         return _blended(context, folders)
-    rows = (_pairs(context, folders) if context.stage.FORM == PAIRS
-            else PackedDocuments.load(context.folder / _PACKED, _stored(folders)))
+    rows = (
+        _pairs(context, folders)
+        if context.stage.FORM == PAIRS
+        else PackedDocuments.load(context.folder / _PACKED, _stored(folders))
+    )
     report = rows.report
     say(f"data: {report}")
-    return rows, {"conversations": report.documents_by_source, "sources": _how_read(folders),
-                  "packing": dataclasses.asdict(report) | {"efficiency": report.efficiency}}
+    return rows, {
+        "conversations": report.documents_by_source,
+        "sources": _how_read(folders),
+        "packing": dataclasses.asdict(report) | {"efficiency": report.efficiency},
+    }
 
 
 def _how_read(folders: Folders) -> dict[str, dict[str, Any]]:
     """Facts about each source: its form, how many items were left out, and notes on them."""
-    return {name: {key: stored.manifest[key] for key in ("form", "left_out", "notes")}
-            for name, stored in _stored(folders).items()}
+    return {
+        name: {key: stored.manifest[key] for key in ("form", "left_out", "notes")}
+        for name, stored in _stored(folders).items()
+    }
 
 
 def validation_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> Rows | None:
@@ -200,16 +208,26 @@ def _blended(context: Context, folders: Folders) -> tuple[BlendedRows, dict[str,
     tokens = [documents.tokens for documents in stored.values()]
     per_epoch = math.ceil(natural_size(training.data, tokens) / training.sequence_length)
     rows = BlendedRows(
-        stored, shares(training.data, tokens),
-        planned_steps(training, per_epoch) * training.global_batch_size, per_epoch,
-        training.sequence_length, context.recipe.seed, context.run / "data" / _ORDERS,
+        stored,
+        shares(training.data, tokens),
+        planned_steps(training, per_epoch) * training.global_batch_size,
+        per_epoch,
+        training.sequence_length,
+        context.recipe.seed,
+        context.run / "data" / _ORDERS,
     )
     facts = {}
     for (name, documents), share in zip(stored.items(), rows.shares):
         epochs = share * len(rows) * training.sequence_length / documents.tokens
-        facts[name] = {"documents": len(documents), "tokens": documents.tokens,
-                       "share": share, "epochs": epochs,
-                       "left_out": documents.manifest["left_out"]}
-        say(f"data: {name}: {documents.tokens} tokens in {len(documents)} documents, "
-            f"{share:.1%} of the mixture, {epochs:.2f} epochs")
+        facts[name] = {
+            "documents": len(documents),
+            "tokens": documents.tokens,
+            "share": share,
+            "epochs": epochs,
+            "left_out": documents.manifest["left_out"],
+        }
+        say(
+            f"data: {name}: {documents.tokens} tokens in {len(documents)} documents, "
+            f"{share:.1%} of the mixture, {epochs:.2f} epochs"
+        )
     return rows, {"texts": facts}

@@ -48,6 +48,12 @@ def train_on_preferences(context: Context[DpoStage]) -> dict[str, Any]:
                 write_json(path, known)
         rows.reference_R = np.array(known, np.float32)
 
-    return train_on(context, tokenizer, rows, facts, ModelConfig.load(start),
-                    initialize=ask_reference,
-                    objective=PreferenceLoss(training.beta, difference))
+    return train_on(
+        context,
+        tokenizer,
+        rows,
+        facts,
+        ModelConfig.load(start),
+        initialize=ask_reference,
+        objective=PreferenceLoss(training.beta, difference),
+    )

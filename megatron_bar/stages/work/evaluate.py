@@ -27,5 +27,13 @@ def evaluate_checkpoint(
     Results call it `name`.
     """
     with process_groups(layout, seed):
-        evaluate(checkpoint, tasks, settings, load_chat_format(checkpoint, template), layout, seed,
-                 name, folder)
+        evaluate(
+            checkpoint,
+            tasks,
+            settings,
+            load_chat_format(checkpoint, template),
+            layout,
+            seed,
+            name,
+            folder,
+        )

@@ -47,5 +47,6 @@ def smaller(run: ModelRun, training: Training, size: int) -> str:
     groups = matching(list(group_sizes(run.config)), training.trainable, run.label)
     estimate = training_memory(run.config, run.layout, training, groups).total
     found = suggest_training(
-        run.config, run.layout, training, groups, min(size, round(0.9 * estimate)))
+        run.config, run.layout, training, groups, min(size, round(0.9 * estimate))
+    )
     return f"try {keys_of(found)}" if found else "give it more processes"

@@ -51,7 +51,8 @@ def train_base(context: Context[PretrainStage]) -> dict[str, Any]:
     if chats:
         template = chat_template(None, tokenizer)
         chat_rows = pack_examples(
-            list(encode_conversations(tokenizer, chats, template)), training.sequence_length,
+            list(encode_conversations(tokenizer, chats, template)),
+            training.sequence_length,
             source="chat",
         )
         say(f"chat: {chat_rows.report}")
@@ -68,7 +69,8 @@ def train_base(context: Context[PretrainStage]) -> dict[str, Any]:
         export_hf(context.folder / "checkpoint", context.folder / HF_FOLDER, overwrite=True)
         export_hf(snapshot, context.folder / PRETRAINED_HF_FOLDER, overwrite=True)
     return dataclasses.asdict(trained) | {
-        "snapshot_step": snapshot_step, "summary": trained.summary,
+        "snapshot_step": snapshot_step,
+        "summary": trained.summary,
     }
 
 
@@ -78,8 +80,11 @@ def _write_tokenizer_files(
     name = context.recipe.chat_template
     template = toy.CHAT_TEMPLATE if name is None else chat_template(name, None)
     tokenizer = train_tokenizer(texts, vocab_size, folder, template)
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
-           "pad_token_id": tokenizer.pad_token_id}
+    ids = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     write_json(folder / "token_ids.json", ids)
     stops = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
     generation = {"do_sample": False, "eos_token_id": stops, "pad_token_id": ids["pad_token_id"]}
@@ -92,9 +97,9 @@ def _together(first: PackedRows, second: PackedRows) -> PackedRows:
         np.concatenate([first.tokens_RS, second.tokens_RS]),
         np.concatenate([first.loss_RS, second.loss_RS]),
         np.concatenate([first.documents_RS, second.documents_RS]),
-        np.concatenate([
-            first.sources_RS, np.where(second.documents_RS > 0, second.sources_RS + count, -1)
-        ]).astype(np.int16),
+        np.concatenate(
+            [first.sources_RS, np.where(second.documents_RS > 0, second.sources_RS + count, -1)]
+        ).astype(np.int16),
         first.report,
         first.source_names + second.source_names,
     )

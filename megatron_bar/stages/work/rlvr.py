@@ -41,8 +41,14 @@ def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:
     chat_format = load_chat_format(start, stage.chat_template)
     left_out = LeftOut()
     model = ModelConfig.load(start)
-    prompts = load_prompts(chat_format.tokenizer, chat_format.template, settings,
-                           model.max_position_embeddings, context.recipe.seed, left_out)
+    prompts = load_prompts(
+        chat_format.tokenizer,
+        chat_format.template,
+        settings,
+        model.max_position_embeddings,
+        context.recipe.seed,
+        left_out,
+    )
     backend = backend_name(settings.backend)
     say(f"{stage.name}: {len(prompts)} prompts, backend {backend}")
     if warning := stage.length_warning(model):
@@ -54,8 +60,11 @@ def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:
     proof = proof_of_freezing(context, settings.trainable, reinforced.summary)
     if not is_main():
         return {}
-    facts = {"prompts": len(prompts), "backend": backend,
-             "left_out": left_out.record(context.folder)}
+    facts = {
+        "prompts": len(prompts),
+        "backend": backend,
+        "left_out": left_out.record(context.folder),
+    }
     return dataclasses.asdict(reinforced) | facts | proof
 
 
@@ -86,15 +95,25 @@ def load_prompts(
                 if len(ids) <= settings.prompt_length:
                     check_prompt_length(len(ids), positions)
                     environment = environment_of(source, conversation)
-                    prompts.append(Prompt(
-                        ids, prompt_text(conversation), verifier_name(source),
-                        _caught(scorers.scorer(conversation), conversation, bad),
-                        as_shown(tokenizer, before_reply(conversation.messages), template),
-                        environment and _caught(environment, conversation, bad)))
+                    prompts.append(
+                        Prompt(
+                            ids,
+                            prompt_text(conversation),
+                            verifier_name(source),
+                            _caught(scorers.scorer(conversation), conversation, bad),
+                            as_shown(tokenizer, before_reply(conversation.messages), template),
+                            environment and _caught(environment, conversation, bad),
+                        )
+                    )
     if not prompts:
-        raise BarError("; ".join([
-            f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
-            *left_out.lines().values()]))
+        raise BarError(
+            "; ".join(
+                [
+                    f"no prompt is as short as prompt_length {settings.prompt_length}; raise it",
+                    *left_out.lines().values(),
+                ]
+            )
+        )
     return prompts
 
 
@@ -102,6 +121,7 @@ def _caught(
     judge: Callable[[Given], Found], conversation: Conversation, bad: BadItems
 ) -> Callable[[Given], Found | float]:
     """`judge`, but 0 where the item turns out to be broken and such items are to be skipped."""
+
     def judged(given: Given) -> Found | float:
         with bad.caught(conversation.number, conversation.where):
             return judge(given)

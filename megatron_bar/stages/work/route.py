@@ -42,7 +42,11 @@ def train_router(context: Context[RouteStage]) -> dict[str, Any]:
     tokenizer = load_tokenizer(start)
     rows, facts = stage_rows(context, tokenizer, also=_record_sample)
     facts = train_on(
-        context, tokenizer, rows, facts, config,
+        context,
+        tokenizer,
+        rows,
+        facts,
+        config,
         _initializer(context, rows, config, pad_id(tokenizer)),
         stage.load_balancing_loss,
     )
@@ -61,7 +65,10 @@ def _initializer(
     if start == "centroids":
         owners = _owners(context, rows.source_names, config)
         return functools.partial(
-            init_at_centroids, rows=rows, owners=owners, experts=config.all_expert_names,
+            init_at_centroids,
+            rows=rows,
+            owners=owners,
+            experts=config.all_expert_names,
             pad_id=pad,
         )
     return None
@@ -74,8 +81,9 @@ def _owners(
 
     Raises BarError if an expert is left without one.
     """
-    domains = {name: set(map(source_name, sources))
-               for name, sources in context.stage.sampled.items()}
+    domains = {
+        name: set(map(source_name, sources)) for name, sources in context.stage.sampled.items()
+    }
     uses = Counter(source for named in domains.values() for source in named)
     owners = []
     for source in source_names:
@@ -84,8 +92,10 @@ def _owners(
     for expert, name in enumerate(config.all_expert_names):
         if expert not in owners:
             whose = "data that several domains mix in" if expert == 0 else "SFT data of its own"
-            raise BarError(f"{context.stage.name}: start centroids needs {whose} for expert "
-                           f"{name}; set route.start to stacked or random")
+            raise BarError(
+                f"{context.stage.name}: start centroids needs {whose} for expert "
+                f"{name}; set route.start to stacked or random"
+            )
     return owners
 
 
@@ -120,5 +130,9 @@ def _drawn(context: Context[RouteStage], folders: Folders) -> Iterator[dict[str,
         items = stored[drawn.name].items_D[documents].tolist()
         chosen = dataclasses.replace(drawn, chosen=[drawn.chosen[item] for item in items])
         for document, conversation in zip(documents.tolist(), chosen.conversations(), strict=True):
-            yield {"source": drawn.name, "document": document, "where": conversation.where,
-                   "messages": conversation.messages}
+            yield {
+                "source": drawn.name,
+                "document": document,
+                "where": conversation.where,
+                "messages": conversation.messages,
+            }

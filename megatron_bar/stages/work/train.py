@@ -61,8 +61,14 @@ def train_on(
     run = model_run(context, config)
     with explain_out_of_memory(run, stage.training):
         trained = TrainingRun(
-            run, stage.training, rows, pad_id(tokenizer), validation=validation,
-            initialize=initialize, load_balancing_loss=load_balancing_loss, objective=objective,
+            run,
+            stage.training,
+            rows,
+            pad_id(tokenizer),
+            validation=validation,
+            initialize=initialize,
+            load_balancing_loss=load_balancing_loss,
+            objective=objective,
         ).run()
     if stage.domain is not None and is_main():
         _count_tokens(context, rows, config.vocab_size)
@@ -74,21 +80,25 @@ def _count_tokens(context: Context[RowsStage], rows: Rows, vocab_size: int) -> N
     """Leave with the checkpoint how often the branch has read each token, up to this stage."""
     before_V = read_token_counts(context.checkpoint("start"))
     counts_V = count_tokens(rows, vocab_size)
-    write_token_counts(context.folder / "checkpoint",
-                       counts_V if before_V is None else before_V + counts_V)
+    write_token_counts(
+        context.folder / "checkpoint", counts_V if before_V is None else before_V + counts_V
+    )
 
 
 def model_run(context: Context, config: ModelConfig) -> ModelRun:
     """`config`'s model on its way from the input `start`, in the context's stage."""
     return ModelRun(
-        config, context.checkpoint("start"), context.folder, context.stage.layout,
-        context.recipe.seed, context.stage.name, trained_tokenizer_files(context),
+        config,
+        context.checkpoint("start"),
+        context.folder,
+        context.stage.layout,
+        context.recipe.seed,
+        context.stage.name,
+        trained_tokenizer_files(context),
     )
 
 
-def proof_of_freezing(
-    context: Context, trainable: Sequence[str], summary: str
-) -> dict[str, Any]:
+def proof_of_freezing(context: Context, trainable: Sequence[str], summary: str) -> dict[str, Any]:
     """The facts that show that all groups but `trainable` are what they were, to the bit.
 
     Their digests, and the anchor's if the model has one, are taken from the checkpoints before and
@@ -104,8 +114,10 @@ def proof_of_freezing(
     open_groups = matching(groups, trainable, context.stage.name)
     frozen = [group for group in groups if group not in open_groups]
     digested = {*frozen, *({ANCHOR_FFN} & set(groups))}
-    before, after = (group_digests_by_ranks(checkpoint, digested)
-                     for checkpoint in (start, context.folder / "checkpoint"))
+    before, after = (
+        group_digests_by_ranks(checkpoint, digested)
+        for checkpoint in (start, context.folder / "checkpoint")
+    )
     moved = [group for group in frozen if before[group] != after[group]]
     if moved:
         raise FrozenChanged(
@@ -113,8 +125,11 @@ def proof_of_freezing(
             f"fault of megatron-bar or of the disk, not of the recipe. {start} is what it was, and "
             f"{context.folder / 'checkpoint'} is not to be used"
         )
-    facts: dict[str, Any] = {"summary": summary, "open_groups": open_groups,
-                             "proof_seconds": round(time.monotonic() - started, 2)}
+    facts: dict[str, Any] = {
+        "summary": summary,
+        "open_groups": open_groups,
+        "proof_seconds": round(time.monotonic() - started, 2),
+    }
     if frozen:
         facts["summary"] += ", frozen parameters bit-identical"
     if ANCHOR_FFN in digested:

@@ -22,12 +22,21 @@ from megatron_bar.verifiers.mathematics.numbers import Number, is_rounded
 _DIGITS = 30  # of a value
 _NEAR = sympy.Float(10) ** -20  # relative difference of what is the same
 _NEAR_WITH_DECIMALS = sympy.Float(10) ** -12  # 0.1 is read as a binary number
-_SPELLING = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True,
-                                boxed="none", equations=False)
+_SPELLING = NormalizationConfig(
+    basic_latex=True,
+    units=False,
+    malformed_operators=True,
+    nits=True,
+    boxed="none",
+    equations=False,
+)
 # What symbols stand for in turn. Some are natural numbers, as n in (-1)^n.
 _POINTS = (
-    "17/13 5/7 29/11 3/19 41/23 2/3", "-7/5 -19/8 -3/17 -13/29 -31/12 -1/9",
-    "1/3 23/7 9/14 37/10 5/21 11/4", "2 3 5 7 11 4", "5 8 3 2 6 9",
+    "17/13 5/7 29/11 3/19 41/23 2/3",
+    "-7/5 -19/8 -3/17 -13/29 -31/12 -1/9",
+    "1/3 23/7 9/14 37/10 5/21 11/4",
+    "2 3 5 7 11 4",
+    "5 8 3 2 6 9",
     "-5/3 7/9 -11/6 15/4 -2/7 8/3",
 )
 _FEWEST = 2  # points at which formulas have to agree
@@ -48,7 +57,8 @@ class SympyAlgebra:
             if exact is None or not exact.is_real:
                 return False
             return is_rounded(decimal, abs(Fraction(str(exact)) - decimal.value)) or _near(
-                exact, _fraction(decimal.value), _tolerance(a, b))
+                exact, _fraction(decimal.value), _tolerance(a, b)
+            )
         return _same(a, b)
 
     def equations(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
@@ -91,7 +101,10 @@ def _parsed(*formulas: str, framed: bool = True) -> list[sympy.Basic | None]:
 def _formula(latex: str, real: bool) -> sympy.Basic | None:
     try:
         formula = latex2sympy(
-            latex, is_real=real, convert_degrees=False, normalization_config=None,
+            latex,
+            is_real=real,
+            convert_degrees=False,
+            normalization_config=None,
             conversion_config=ConversionConfig(lowercase_symbols=False),
         )
     except Exception:  # the parser and what it builds raise anything
@@ -127,8 +140,9 @@ def _by_math_verify(a: sympy.Basic, b: sympy.Basic) -> bool:
 
 def _points(symbols: set[sympy.Symbol]) -> list[dict[sympy.Symbol, sympy.Rational]]:
     ordered = sorted(symbols, key=str)
-    return [dict(zip(ordered, itertools.cycle(map(sympy.Rational, point.split()))))
-            for point in _POINTS]
+    return [
+        dict(zip(ordered, itertools.cycle(map(sympy.Rational, point.split())))) for point in _POINTS
+    ]
 
 
 def _value(formula: sympy.Basic, point: dict[sympy.Symbol, sympy.Rational]) -> sympy.Expr | None:
@@ -137,8 +151,11 @@ def _value(formula: sympy.Basic, point: dict[sympy.Symbol, sympy.Rational]) -> s
         value = formula.subs(point).doit().evalf(_DIGITS)
     except Exception:  # sympy's functions raise anything at odd places
         return None
-    if not isinstance(value, sympy.Expr) or not value.is_number or value.has(
-            sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
+    if (
+        not isinstance(value, sympy.Expr)
+        or not value.is_number
+        or value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
+    ):
         return None
     real, imaginary = map(_without_noise, value.as_real_imag())
     return real if abs(imaginary) <= _NEAR * abs(real) else real + sympy.I * imaginary

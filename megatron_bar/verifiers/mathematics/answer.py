@@ -19,12 +19,16 @@ _LONGEST_WORDS = 60  # characters of an answer in words
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)")
 _LONGEST_JOINT = 30  # characters
-_JOINT = re.compile(r"[\s$]*(?:(?:[,;]|\\text\{)?[\s$]*(?:(?:and|or)\b)?)\}?[\s$]*"
-                    r"(?:\\?\w{1,8}\s*=\s*)?")  # $, and $, or $ or $x =
+_JOINT = re.compile(
+    r"[\s$]*(?:(?:[,;]|\\text\{)?[\s$]*(?:(?:and|or)\b)?)\}?[\s$]*"
+    r"(?:\\?\w{1,8}\s*=\s*)?"
+)  # $, and $, or $ or $x =
 # Behind the word "answer".
 _ANNOUNCES = re.compile(
     r"s?[*_]{0,3}\s{0,3}(?:\([^()\n]{0,40}\)\s{0,3})?(?:to [^.:\n]{0,80}? )?"
-    r"(?:(?:is|are)\b(?! not\b|n't)|[:=])(?:\s{0,2}[:=])?[*_: \t]{0,9}", re.IGNORECASE)
+    r"(?:(?:is|are)\b(?! not\b|n't)|[:=])(?:\s{0,2}[:=])?[*_: \t]{0,9}",
+    re.IGNORECASE,
+)
 _ANNOUNCES_BELOW = re.compile(r"[*_ \t:]{0,9}(?=\n)")
 _LATEX = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")  # within a pair of $, a sign that it's money
@@ -33,13 +37,15 @@ _NAMES = re.compile(r"(?<![A-Za-z])(?:sin|cos|tan|log|ln|exp|sqrt|pi|and|or)(?![
 _SENTENCE_END = re.compile(
     r"[.!?;](?=[\s*_]|$)|(?<=\S)\s\((?=[A-Za-z])|"
     r",?\s(?:because|since|so|which|as|hence|when|where|for)\b|"
-    r",\s(?=(?!and\b|or\b)[a-z]{2,})|\s-\s(?=[a-z])")
+    r",\s(?=(?!and\b|or\b)[a-z]{2,})|\s-\s(?=[a-z])"
+)
 _NUMBER = re.compile(  # no part of a word, a power, an index or a longer number
     r"(?<![\w.^{_\\])(?<!\d[,:/])(?:(?<![\w)\]}.])[-+])?[$€£¥]?\s?(?:"
     r"\d{1,3}(?:[, ]\d{3})+(?!\d)|\d+)?(?:[.,]\d+)?(?:[eE][-+]?\d+)?"
     r"(?:\s?(?:x|\u00d7|\*|\u00b7|\\times|\\cdot)\s?10\^\{?[-+]?\d+\}?)?"
     r"(?:(?:\s\d+)?\s?/\s?\d+|:\d+)?(?:\s(?:thousand|[mbt]r?illion)\b)?(?:\s?\\?%)?(?![\d^_])",
-    re.ASCII)
+    re.ASCII,
+)
 
 
 def final_answer(response: str, in_words: bool = False) -> str | None:
@@ -88,7 +94,7 @@ def _boxed(text: str) -> str | None:
             if boxes[0][0] <= end <= boxes[0][1]:  # this one stands around the other
                 boxes[0] = (start, end, boxes[0][2])
                 continue
-            if not _joins(text[end:boxes[0][0]]):
+            if not _joins(text[end : boxes[0][0]]):
                 break
         boxes.insert(0, (start, end, inner.strip()))
     return ", ".join(inner for _, _, inner in boxes) or None
@@ -96,17 +102,20 @@ def _boxed(text: str) -> str | None:
 
 def _joins(between: str) -> bool:
     """Whether two formulas with this between them are one answer."""
-    return (len(between) <= _LONGEST_JOINT and re.search("[,;]|and|or", between) is not None
-            and _JOINT.fullmatch(between) is not None)
+    return (
+        len(between) <= _LONGEST_JOINT
+        and re.search("[,;]|and|or", between) is not None
+        and _JOINT.fullmatch(between) is not None
+    )
 
 
 def _braced(text: str, opening: int) -> str | None:
-    window = text[opening:opening + LONGEST + 2]
+    window = text[opening : opening + LONGEST + 2]
     depth = 0
     for match in re.finditer(r"\\[{}]|[{}]", window):
         depth += {"{": 1, "}": -1}.get(match.group(), 0)
         if depth == 0 and match.group() == "}":
-            return window[1:match.start()] if window[1:match.start()].strip() else None
+            return window[1 : match.start()] if window[1 : match.start()].strip() else None
     return None
 
 
@@ -129,7 +138,7 @@ def _announced(text: str, in_words: bool) -> str | None:
             match = _ANNOUNCES_BELOW.match(text, behind, behind + 200)
         if match is None:
             continue
-        rest = text[match.end():match.end() + LONGEST].translate(CHARACTERS).lstrip(" \n\t*_:")
+        rest = text[match.end() : match.end() + LONGEST].translate(CHARACTERS).lstrip(" \n\t*_:")
         if (display := _LATEX.match(rest)) and rest.startswith(("$$", "\\[")):
             return _inside(display)
         if found := _of_a_phrase(rest.split("\n", 1)[0], in_words):
@@ -139,20 +148,20 @@ def _announced(text: str, in_words: bool) -> str | None:
 
 def _line(text: str, start: int) -> str:
     """What follows on the same line."""
-    return text[start:start + LONGEST].split("\n", 1)[0].translate(CHARACTERS).strip(" \t*_#:")
+    return text[start : start + LONGEST].split("\n", 1)[0].translate(CHARACTERS).strip(" \t*_#:")
 
 
 def _of_a_phrase(phrase: str, in_words: bool) -> str | None:
     """The answer that a phrase begins with, or holds alone: LaTeX, a quantity, a few words."""
     phrase = unframed(phrase.strip("*_ "))
     spans = _spans(phrase)
-    if spans and not re.search(r"\d", phrase[:spans[0].start()]):
+    if spans and not re.search(r"\d", phrase[: spans[0].start()]):
         joined = spans[:1]
         for span in spans[1:]:
-            if not _joins(phrase[joined[-1].end():span.start()]):
+            if not _joins(phrase[joined[-1].end() : span.start()]):
                 break
             joined.append(span)
-        unit = phrase[joined[-1].end():] if len(joined) == 1 else ""
+        unit = phrase[joined[-1].end() :] if len(joined) == 1 else ""
         return ", ".join(map(_inside, joined)) + (unit if re.match(r"\s?\\?%", unit) else "")
     phrase = unframed(_SENTENCE_END.split(phrase, maxsplit=1)[0].rstrip("*_ "))
     if not phrase or len(phrase) > 200:
@@ -161,7 +170,7 @@ def _of_a_phrase(phrase: str, in_words: bool) -> str | None:
     if not numbers:
         is_formula = not _prose(phrase)
         return phrase if is_formula or (in_words and len(phrase) <= _LONGEST_WORDS) else None
-    before, after = phrase[:numbers[0].start()], phrase[numbers[-1].end():]
+    before, after = phrase[: numbers[0].start()], phrase[numbers[-1].end() :]
     if not _prose(before):
         return phrase
     return (numbers[0].group() + after).strip() if len(numbers) == 1 else None
@@ -184,8 +193,9 @@ def _prose(text: str) -> bool:
 
 
 def _spans(text: str) -> list[re.Match[str]]:
-    return [match for match in _LATEX.finditer(text)
-            if not _WORD.search(_TEXT.sub("", match.group()))]
+    return [
+        match for match in _LATEX.finditer(text) if not _WORD.search(_TEXT.sub("", match.group()))
+    ]
 
 
 def _inside(latex: re.Match[str]) -> str:
@@ -200,7 +210,7 @@ def _last_expression(text: str) -> str | None:
     spans, numbers = _spans(text), _numbers(text)[-1:]
     last = spans[-1:]
     for span in spans[-2::-1]:
-        if not _joins(text[span.end():last[0].start()]):
+        if not _joins(text[span.end() : last[0].start()]):
             break
         last.insert(0, span)
     if numbers and (not last or numbers[0].end() > last[-1].end()):

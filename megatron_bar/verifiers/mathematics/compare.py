@@ -50,7 +50,8 @@ def same(given: Form, expected: Form, algebra: Algebra) -> bool:
         if isinstance(given, Equation):
             return _is_true(given, algebra) and same(given.value, expected, algebra)
         return (expected.assigns or not _has_names(expected)) and same(
-            given, expected.value, algebra)
+            given, expected.value, algebra
+        )
     for a, b in ((given, expected), (expected, given)):
         if (verdict := _one_way(a, b, algebra)) is not None:
             return verdict
@@ -84,8 +85,10 @@ def _one_way(a: Form, b: Form, algebra: Algebra) -> bool | None:
             return same(single, b, algebra)
         case Matrix(), Matrix():
             return [len(row) for row in a.rows] == [len(row) for row in b.rows] and all(
-                same(x, y, algebra) for left, right in zip(a.rows, b.rows)
-                for x, y in zip(left, right))
+                same(x, y, algebra)
+                for left, right in zip(a.rows, b.rows)
+                for x, y in zip(left, right)
+            )
         case Ratio(), Ratio():
             return _ratios(a.parts, b.parts, algebra)
         case InBase(), InBase():
@@ -102,8 +105,9 @@ def _values(a: Value, b: Value, algebra: Algebra) -> bool:
         percent, plain = (a, b) if a.percent else (b, a)
         bare = replace(percent, percent=False)
         # 25 % stands for a quarter, and for 25 where percent was asked for.
-        return _values(bare, plain, algebra) or _values(_times(bare, Fraction(1, 100)), plain,
-                                                        algebra)
+        return _values(bare, plain, algebra) or _values(
+            _times(bare, Fraction(1, 100)), plain, algebra
+        )
     if a.number and b.number:
         return agree(a.number, b.number)
     if _SPACE.sub("", a.text) == _SPACE.sub("", b.text):
@@ -154,22 +158,28 @@ def _has_names(equation: Equation) -> bool:
 
 
 def _intervals(a: Interval, b: Interval, algebra: Algebra) -> bool:
-    return ((a.name == b.name or None in (a.name, b.name)) and a.closed == b.closed
-            and same(a.low, b.low, algebra) and same(a.high, b.high, algebra))
+    return (
+        (a.name == b.name or None in (a.name, b.name))
+        and a.closed == b.closed
+        and same(a.low, b.low, algebra)
+        and same(a.high, b.high, algebra)
+    )
 
 
 def _groups(a: Group, b: Group, algebra: Algebra) -> bool:
     kinds = {a.kind, b.kind}
     equal = _matcher(algebra)
     if a.kind == b.kind == "{":
-        return (all(any(equal(x, y) for y in b.items) for x in a.items)
-                and all(any(equal(x, y) for x in a.items) for y in b.items))
+        return all(any(equal(x, y) for y in b.items) for x in a.items) and all(
+            any(equal(x, y) for x in a.items) for y in b.items
+        )
     if len(a.items) != len(b.items):
         return False
     if kinds <= {",", "u", "{"}:
         told = Value(r"\ldots") in a.items  # what is left out makes sense in this order only
         return _in_order(a.items, b.items, equal) or (
-            not told and _in_any_order(a.items, b.items, equal))
+            not told and _in_any_order(a.items, b.items, equal)
+        )
     if kinds <= {"(", "["} and len(kinds) == 2 and len(a.items) == 2:
         return False  # an open and a closed interval
     return kinds <= {",", "(", "["} and _in_order(a.items, b.items, equal)
@@ -209,7 +219,13 @@ def _ratios(a: Sequence[Form], b: Sequence[Form], algebra: Algebra) -> bool:
     if len(a) != len(b) or not all(isinstance(part, Value) for part in (*a, *b)):
         return False
     if all(part.number for part in (*a, *b)):
-        return all(x.number.value * b[0].number.value == y.number.value * a[0].number.value
-                   for x, y in zip(a, b))
-    return all(algebra.values(rf"\frac{{{x.text}}}{{{a[0].text}}}",
-                              rf"\frac{{{y.text}}}{{{b[0].text}}}", None) for x, y in zip(a, b))
+        return all(
+            x.number.value * b[0].number.value == y.number.value * a[0].number.value
+            for x, y in zip(a, b)
+        )
+    return all(
+        algebra.values(
+            rf"\frac{{{x.text}}}{{{a[0].text}}}", rf"\frac{{{y.text}}}{{{b[0].text}}}", None
+        )
+        for x, y in zip(a, b)
+    )

@@ -13,25 +13,32 @@ _DEEPEST = 8  # lists in lists; what is deeper is left to algebra as it stands
 
 _SEPARATOR = re.compile(  # but not the comma of 1,234
     r";|,(?!(?<=\d,)\d{3}(?!\d))|\\text\{,?\s*(?:and|or)\s*\}|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|"
-    r"\\(?:vee|lor)(?![A-Za-z])")
+    r"\\(?:vee|lor)(?![A-Za-z])"
+)
 _JOINED_TEXT = re.compile(r"\\text\{([^{}]*\w) (and|or) (\w[^{}]*)\}")
 _COMMA = re.compile("[,;]")
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|approx)(?![A-Za-z])|[<>]|(?<![:!])=")
 _RATIO = re.compile(r":|\\text\{\s*to\s*\}|(?<=\d) to (?=\d)")
-_MATRIX = re.compile(r"(?P<factor>.*?)\\begin\{(?P<kind>[pbB]?matrix|array|smallmatrix)\}"
-                     r"(?:\{[lcr| ]*\})?(?P<body>.*)\\end\{(?P=kind)\}")
+_MATRIX = re.compile(
+    r"(?P<factor>.*?)\\begin\{(?P<kind>[pbB]?matrix|array|smallmatrix)\}"
+    r"(?:\{[lcr| ]*\})?(?P<body>.*)\\end\{(?P=kind)\}"
+)
 _ROW_END = re.compile(r"\\\\(?:\[[^\]]*\])?|\\hline")
 _SET_OF = re.compile(r"\s*[A-Za-z]\s*(?:\\mid|\||:)\s*(.+)")
-_NAME = re.compile(r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()]*\))?|\\(?:text|angle|overline)"
-                   r"\s*(?:\{[^{}]*\}|[A-Za-z ]+)|[A-Za-z ]+")
+_NAME = re.compile(
+    r"\\?[A-Za-z]+(?:_(?:\w|\{[^{}]*\}))?'*(?:\([^()]*\))?|\\(?:text|angle|overline)"
+    r"\s*(?:\{[^{}]*\}|[A-Za-z ]+)|[A-Za-z ]+"
+)
 _PERCENT = re.compile(r"(.*\S)\s*(?:%|\\text\{\s*per ?cent\s*\}|per ?cent)", re.IGNORECASE)
 _DEGREES = re.compile(r"(.*\S)\s*\^\s*\{?\s*\\circ\s*\}?\s*(?:\\text\{\s*([CF])\s*\}|([CF]))?")
 _TEXT_BEHIND = re.compile(r"(.*[^\s(=+\-*/^_])\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?\s*(\d)\s*\}?)?")
 _WORDS_BEHIND = re.compile(
     r"(?P<value>[-+]?[$€£]?\s*(?:\d(?:[\d,.' ]*\d)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?"
     r"(?:\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*(?:\{[-+]?\d+\}|[-+]?\d+))?|"
-    r"\d*\s*\\frac\{-?\d+\}\{\d+\}))(?P<space>\s*)(?P<words>[€$£¥A-Za-z].*)", re.ASCII)
+    r"\d*\s*\\frac\{-?\d+\}\{\d+\}))(?P<space>\s*)(?P<words>[€$£¥A-Za-z].*)",
+    re.ASCII,
+)
 _NO_UNITS = re.compile(r"\\|(?<![A-Za-z])(?:sin|cos|tan|log|ln|exp|mod|choose)(?![A-Za-z])")
 _QUOTED = re.compile(r"(?:[A-Za-z' .,!?-]|\\text\{[^{}\\]*\})+")
 
@@ -168,15 +175,19 @@ def _list(text: str, depth: int) -> Form | None:
         return None
     items = [_read(part, depth) for part in parts]
     if all(isinstance(item, Interval) for item in items) and all(
-            "or" in word or "ee" in word for word in separators):
+        "or" in word or "ee" in word for word in separators
+    ):
         return Group("u", tuple(items))
     return Group(",", _flat(items), decimal_comma(text))
 
 
 def _flat(items: list[Form]) -> tuple[Form, ...]:
     r"""Without lists in the list, as 0, \pm 1 has one."""
-    return tuple(inner for item in items for inner in (
-        item.items if isinstance(item, Group) and item.kind == "," else (item,)))
+    return tuple(
+        inner
+        for item in items
+        for inner in (item.items if isinstance(item, Group) and item.kind == "," else (item,))
+    )
 
 
 def _relation(text: str, depth: int) -> Form | None:
@@ -208,10 +219,13 @@ def _relation(text: str, depth: int) -> Form | None:
     return Relation(text)
 
 
-def _interval(name: str | None, low: str | None, high: str | None, closed: tuple[bool, bool],
-              depth: int) -> Interval | None:
-    ends = (_MINUS_INFINITE if low is None else _read(low, depth),
-            _INFINITE if high is None else _read(high, depth))
+def _interval(
+    name: str | None, low: str | None, high: str | None, closed: tuple[bool, bool], depth: int
+) -> Interval | None:
+    ends = (
+        _MINUS_INFINITE if low is None else _read(low, depth),
+        _INFINITE if high is None else _read(high, depth),
+    )
     if not all(isinstance(end, Value) for end in ends):
         return None
     return Interval(name, *ends, closed)
@@ -231,13 +245,20 @@ def _is_name(side: str) -> bool:
 
 def _bracketed(text: str, depth: int) -> Form | None:
     """A tuple, an interval, a set; or what single brackets stand around."""
-    for left, right in (("(", ")"), ("[", "]"), (r"\{", r"\}"), (r"\langle", r"\rangle"),
-                        ("(", "]"), ("[", ")"), ("{", "}")):
+    for left, right in (
+        ("(", ")"),
+        ("[", "]"),
+        (r"\{", r"\}"),
+        (r"\langle", r"\rangle"),
+        ("(", "]"),
+        ("[", ")"),
+        ("{", "}"),
+    ):
         if text.startswith(left) and text.endswith(right) and _encloses(text, left):
             break
     else:
         return None
-    inner = text[len(left):-len(right)].strip()
+    inner = text[len(left) : -len(right)].strip()
     if left == r"\{" and (match := _SET_OF.fullmatch(inner)):
         return _read(match[1], depth)
     parts, separators = split(inner, _SEPARATOR)
@@ -267,8 +288,13 @@ def _plus_minus(text: str, depth: int) -> Form | None:
     if r"\pm" not in text or r"\mp" in text:
         return None
     plus = re.sub(r"^\s*\\pm(?![A-Za-z])", "", text)
-    return Group(",", tuple(_read(re.sub(r"\\pm(?![A-Za-z])", sign, side), depth)
-                            for sign, side in (("+", plus), ("-", text))))
+    return Group(
+        ",",
+        tuple(
+            _read(re.sub(r"\\pm(?![A-Za-z])", sign, side), depth)
+            for sign, side in (("+", plus), ("-", text))
+        ),
+    )
 
 
 def _ratio(text: str, depth: int) -> Form | None:
@@ -311,8 +337,11 @@ def _are_units(words: str, space: str) -> bool:
     if first is None:
         return False
     word = first.group()
-    return (is_unit_name(word) and (bool(space) or len(word) > 1)) or (
-        bool(space) and len(word) > 2) or (unit(bare) is not None and bool(space))
+    return (
+        (is_unit_name(word) and (bool(space) or len(word) > 1))
+        or (bool(space) and len(word) > 2)
+        or (unit(bare) is not None and bool(space))
+    )
 
 
 def _words(text: str) -> Words | None:
@@ -320,7 +349,8 @@ def _words(text: str) -> Words | None:
         return None
     quoted = r"\text" in text
     plain = " ".join(re.sub(r"\\text|[{}()]", " ", text).split()).strip(" .,!?'")
-    if plain and (quoted or re.search("[A-Za-z]{4}", plain) or " " in plain or plain.lower() in (
-            "yes", "no")):
+    if plain and (
+        quoted or re.search("[A-Za-z]{4}", plain) or " " in plain or plain.lower() in ("yes", "no")
+    ):
         return Words(plain, quoted)
     return None

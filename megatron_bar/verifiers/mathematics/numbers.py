@@ -15,17 +15,23 @@ _DECIMAL = (
     r"(?:\.\d*)?|\.\d+"
 )
 # Unlike the above, sure to have its decimals behind a comma.
-_COMMA = (r"[1-9]\d{0,2}(?:\.\d{3})+,\d+|[1-9]\d{0,2}(?:\.\d{3}){2,}|0+,\d+|"
-          r"[1-9]\d{0,2}(?:[ ']\d{3})+,\d+")
-_EXPONENT = (r"[eE](?P<e>[-+]?\d+)|"
-             r"\s*(?:\\times|\\cdot|\*|[xX])\s*10\s*\^\s*\{?\s*(?P<ten>[-+]?\d+)\}?")
+_COMMA = (
+    r"[1-9]\d{0,2}(?:\.\d{3})+,\d+|[1-9]\d{0,2}(?:\.\d{3}){2,}|0+,\d+|"
+    r"[1-9]\d{0,2}(?:[ ']\d{3})+,\d+"
+)
+_EXPONENT = (
+    r"[eE](?P<e>[-+]?\d+)|"
+    r"\s*(?:\\times|\\cdot|\*|[xX])\s*10\s*\^\s*\{?\s*(?P<ten>[-+]?\d+)\}?"
+)
 _SCALED = re.compile(
-    rf"(?P<comma>{_COMMA})(?P<after>)|(?P<decimal>{_DECIMAL})(?:{_EXPONENT})?", re.ASCII)
+    rf"(?P<comma>{_COMMA})(?P<after>)|(?P<decimal>{_DECIMAL})(?:{_EXPONENT})?", re.ASCII
+)
 _POWER = re.compile(r"10\s*\^\s*(?:\{\s*([-+]?\d+)\s*\}|([-+]?\d))", re.ASCII)
 _FRACTION = re.compile(
     r"(?:(?P<whole>\d+)(?:\s+|\s*(?=\\)|\s*-\s*(?=\d+/)))?"
     r"(?:(?P<top>\d+)\s*/\s*(?P<bottom>\d+)|\\frac\{(?P<over>\s*-?\d+\s*)\}\{(?P<under>\s*\d+\s*)\})",
-    re.ASCII)
+    re.ASCII,
+)
 _COUNTED = re.compile(r"(.*[^\s{])\s*(?:\\text\{)?\s*(thousand|million|billion|trillion)\s*\}?")
 _COUNTS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SIGN = re.compile(r"\s*([-+]?)\s*(?:[$€£¥₹]\s*)?([-+]?)")
@@ -33,9 +39,22 @@ _DECIMAL_COMMA = re.compile(r"([-+]?\d+),(\d+)", re.ASCII)
 _BASE = re.compile(
     r"([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\s*(?:"
     r"_\s*\{?\s*(?:\\text)?[{(]?\s*(?:base)?\s*(\w+)\s*[)}]*|"
-    r"\\text\{\s*\(?base\s*(\w+)\)?\s*\}|\s*\(?base\s+(\w+)\)?)")
-_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
-          "ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16}
+    r"\\text\{\s*\(?base\s*(\w+)\)?\s*\}|\s*\(?base\s+(\w+)\)?)"
+)
+_BASES = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "eleven": 11,
+    "twelve": 12,
+    "sixteen": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +68,7 @@ class Number:
 def number(text: str) -> Number | None:
     """The number that a spelled text is; None if it's none, or more than that."""
     sign = _SIGN.match(text)
-    rest = text[sign.end():].strip()
+    rest = text[sign.end() :].strip()
     if sign[1] and sign[2]:
         return None
     found = _unsigned(rest)
@@ -121,5 +140,8 @@ def agree(one: Number, other: Number) -> bool:
 def is_rounded(number: Number, difference: Fraction | float) -> bool:
     """Whether a number that lies so far from another one may be that one, rounded or cut."""
     unit = Fraction(10) ** -number.places
-    return (number.places >= _ENOUGH_PLACES and abs(number.value) >= _ENOUGH_DIGITS * unit
-            and difference < unit)
+    return (
+        number.places >= _ENOUGH_PLACES
+        and abs(number.value) >= _ENOUGH_DIGITS * unit
+        and difference < unit
+    )

@@ -9,52 +9,118 @@ from collections.abc import Iterator
 # Characters that mean the same as others, whatever surrounds them.
 _SAME = {
     "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d",
-    " ": "\t\u00a0\u1680" + "".join(map(chr, range(0x2000, 0x200b))) + "\u202f\u205f\u3000",
+    " ": "\t\u00a0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u202f\u205f\u3000",
     "": "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff",
-    "'": "\u2018\u2019\u02bc", '"': "\u201c\u201d", "/": "\u00f7\u2044\u2215",
-    "=": "\uff1d", ",": "\uff0c", ":": "\u2236\uff1a", "+": "\uff0b", "(": "\uff08", ")": "\uff09",
-    "<": "\uff1c", ">": "\uff1e", "%": "\uff05", ".": "\uff0e", "$": "\uff04",
+    "'": "\u2018\u2019\u02bc",
+    '"': "\u201c\u201d",
+    "/": "\u00f7\u2044\u2215",
+    "=": "\uff1d",
+    ",": "\uff0c",
+    ":": "\u2236\uff1a",
+    "+": "\uff0b",
+    "(": "\uff08",
+    ")": "\uff09",
+    "<": "\uff1c",
+    ">": "\uff1e",
+    "%": "\uff05",
+    ".": "\uff0e",
+    "$": "\uff04",
 }
-CHARACTERS = str.maketrans({
-    **{other: one for one, others in _SAME.items() for other in others},
-    **{chr(0xff10 + digit): str(digit) for digit in range(10)},
-})
+CHARACTERS = str.maketrans(
+    {
+        **{other: one for one, others in _SAME.items() for other in others},
+        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+    }
+)
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺"
-_SYMBOLS = str.maketrans({
-    "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "π": r"\pi ",
-    "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\ne ",
-    "±": r"\pm ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ",
-    "°": r"^\circ ", "…": r"\ldots ", "√": r"\sqrt ", "θ": r"\theta ",
-    "½": r" \frac{1}{2}", "⅓": r" \frac{1}{3}", "⅔": r" \frac{2}{3}", "¼": r" \frac{1}{4}",
-    "¾": r" \frac{3}{4}", "⅕": r" \frac{1}{5}", "⅛": r" \frac{1}{8}", "⅜": r" \frac{3}{8}",
-    "⅝": r" \frac{5}{8}", "⅞": r" \frac{7}{8}",
-})
+_SYMBOLS = str.maketrans(
+    {
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "⋅": r"\cdot ",
+        "∙": r"\cdot ",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "⩽": r"\le ",
+        "⩾": r"\ge ",
+        "≠": r"\ne ",
+        "±": r"\pm ",
+        "∈": r"\in ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∅": r"\emptyset ",
+        "°": r"^\circ ",
+        "…": r"\ldots ",
+        "√": r"\sqrt ",
+        "θ": r"\theta ",
+        "½": r" \frac{1}{2}",
+        "⅓": r" \frac{1}{3}",
+        "⅔": r" \frac{2}{3}",
+        "¼": r" \frac{1}{4}",
+        "¾": r" \frac{3}{4}",
+        "⅕": r" \frac{1}{5}",
+        "⅛": r" \frac{1}{8}",
+        "⅜": r" \frac{3}{8}",
+        "⅝": r" \frac{5}{8}",
+        "⅞": r" \frac{7}{8}",
+    }
+)
 _RAISED = re.compile(f"[{_SUPERSCRIPTS}]+")
 _LOWERED = str.maketrans(_SUPERSCRIPTS, "0123456789-+")
 
 # Commands that mean the same as others, or nothing.
 _ALIKE = {
-    r"\frac": "dfrac tfrac cfrac", r"\boxed": "fbox", r"\ldots ": "dots cdots ddots dotsc",
-    r"\text": "textbf textit textrm textsf texttt mbox mathrm mathbf mathit mathsf "
-                "boldsymbol bm",
-    r"\le ": "leq leqslant", r"\ge ": "geq geqslant", r"\ne ": "neq", "<": "lt", ">": "gt",
-    r"\emptyset ": "varnothing", r"\{": "lbrace", r"\}": "rbrace", r"^\circ ": "degree",
-    " ": "quad qquad", "": "left right big Big bigg Bigg bigl bigr displaystyle textstyle limits",
+    r"\frac": "dfrac tfrac cfrac",
+    r"\boxed": "fbox",
+    r"\ldots ": "dots cdots ddots dotsc",
+    r"\text": "textbf textit textrm textsf texttt mbox mathrm mathbf mathit mathsf boldsymbol bm",
+    r"\le ": "leq leqslant",
+    r"\ge ": "geq geqslant",
+    r"\ne ": "neq",
+    "<": "lt",
+    ">": "gt",
+    r"\emptyset ": "varnothing",
+    r"\{": "lbrace",
+    r"\}": "rbrace",
+    r"^\circ ": "degree",
+    " ": "quad qquad",
+    "": "left right big Big bigg Bigg bigl bigr displaystyle textstyle limits",
 }
 _RENAMED = {other: one for one, others in _ALIKE.items() for other in others.split()}
 # A pair of backslashes ends a row of a matrix; it comes first, so that nothing splits it.
 _COMMAND = re.compile(r"\\\\|\\([A-Za-z]+)")
-_REWRITTEN = [(re.compile(r"\\\\|" + pattern), instead) for pattern, instead in (
-    (r"\\!", ""), (r"\{,\}", ","), (r"\\[,;: ]|~", " "), (r"\\([$%#&_])", r"\1"),
-    (r"<=", r"\\le "), (r">=", r"\\ge "), (r"\*\*", "^"), (r"\^\{(\w)\}(?!\w)", r"^\1"),
-)]
+_REWRITTEN = [
+    (re.compile(r"\\\\|" + pattern), instead)
+    for pattern, instead in (
+        (r"\\!", ""),
+        (r"\{,\}", ","),
+        (r"\\[,;: ]|~", " "),
+        (r"\\([$%#&_])", r"\1"),
+        (r"<=", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"\*\*", "^"),
+        (r"\^\{(\w)\}(?!\w)", r"^\1"),
+    )
+]
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _PLAIN_NAMES = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|infinity|inf)(?![A-Za-z])")
 _NAMES = {"sqrt": r"\sqrt", "pi": r"\pi ", "infinity": r"\infty ", "inf": r"\infty "}
 _BARE_ROOT = re.compile(r"\\sqrt\s*(?:(\d+|[A-Za-z]|\\pi)|(?=\())")
 _BARE_FRACTION = re.compile(r"\\frac\s*(\{[^{}]*\}|\d|[A-Za-z])\s*(\{|\d|[A-Za-z])")
-_FRAMES = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"),
-           ("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'))
+_FRAMES = (
+    ("$$", "$$"),
+    ("$", "$"),
+    (r"\(", r"\)"),
+    (r"\[", r"\]"),
+    ("**", "**"),
+    ("__", "__"),
+    ("*", "*"),
+    ("_", "_"),
+    ("`", "`"),
+    ('"', '"'),
+)
 
 
 def spelled(text: str) -> str:
@@ -67,8 +133,9 @@ def spelled(text: str) -> str:
     text = unframed(text.translate(_SYMBOLS))
     text = _COMMAND.sub(lambda name: _RENAMED.get(name[1], name[0]), text)
     for pattern, instead in _REWRITTEN:
-        text = pattern.sub(lambda sign, to=instead: (
-            sign[0] if sign[0] == r"\\" else sign.expand(to)), text)
+        text = pattern.sub(
+            lambda sign, to=instead: sign[0] if sign[0] == r"\\" else sign.expand(to), text
+        )
     text = _TEXT.sub(_opened, text)
     text = _PLAIN_NAMES.sub(lambda name: _NAMES[name[1]], text)
     text = _BARE_ROOT.sub(lambda root: rf"\sqrt{{{root[1]}}}" if root[1] else r"\sqrt", text)
@@ -88,9 +155,14 @@ def unframed(text: str) -> str:
         if text.endswith(r"\\"):
             text = text[:-2]
         for left, right in _FRAMES:
-            inner = text[len(left):-len(right)]
-            if (text.startswith(left) and text.endswith(right) and inner.strip()
-                    and right not in inner.replace(r"\$", "") and not inner.endswith("\\")):
+            inner = text[len(left) : -len(right)]
+            if (
+                text.startswith(left)
+                and text.endswith(right)
+                and inner.strip()
+                and right not in inner.replace(r"\$", "")
+                and not inner.endswith("\\")
+            ):
                 text = inner
     return text
 
@@ -121,8 +193,18 @@ def _braced_fraction(fraction: re.Match[str]) -> str:
 
 
 _BRACKETS = re.compile(r"\\begin|\\end|\\[{}]|[()\[\]{}]|\\\\|\\[A-Za-z]+")
-_DEEPER = {r"\begin": 1, r"\{": 1, "{": 1, "(": 1, "[": 1,
-           r"\end": -1, r"\}": -1, "}": -1, ")": -1, "]": -1}
+_DEEPER = {
+    r"\begin": 1,
+    r"\{": 1,
+    "{": 1,
+    "(": 1,
+    "[": 1,
+    r"\end": -1,
+    r"\}": -1,
+    "}": -1,
+    ")": -1,
+    "]": -1,
+}
 
 
 def depths(text: str, start: int = 0) -> Iterator[tuple[int, int]]:
@@ -144,7 +226,7 @@ def split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
             depth = next_depth
             change, next_depth = next(changes)
         if depth == 0:
-            parts.append(text[start:match.start()].strip())
+            parts.append(text[start : match.start()].strip())
             separators.append(match.group())
             start = match.end()
     return [*parts, text[start:].strip()], separators

@@ -9,29 +9,71 @@ from fractions import Fraction
 
 # dimension: {name: how many of the first}
 _TABLE: dict[str, dict[str, Fraction | int | str]] = {
-    "length": {"m meter metre": 1, "mm millimeter millimetre": "1/1000",
-               "cm centimeter centimetre": "1/100", "dm decimeter": "1/10",
-               "km kilometer kilometre": 1000, "in inch inches": "0.0254",
-               "ft foot feet": "0.3048", "yd yard": "0.9144", "mi mile": "1609.344"},
-    "time": {"s sec second": 1, "min minute": 60, "h hr hour": 3600, "day": 86400,
-             "week": 604800, "month": 2629746, "yr year": 31556952},
-    "mass": {"g gram": "1/1000", "mg milligram": "1/1000000", "kg kilogram": 1,
-             "lb pound": "0.45359237", "oz ounce": "0.028349523125", "ton tonne": 1000},
-    "volume": {"l liter litre": 1, "ml milliliter millilitre": "1/1000", "gallon": "3.785411784",
-               "quart": "0.946352946", "cup": "0.2365882365"},
+    "length": {
+        "m meter metre": 1,
+        "mm millimeter millimetre": "1/1000",
+        "cm centimeter centimetre": "1/100",
+        "dm decimeter": "1/10",
+        "km kilometer kilometre": 1000,
+        "in inch inches": "0.0254",
+        "ft foot feet": "0.3048",
+        "yd yard": "0.9144",
+        "mi mile": "1609.344",
+    },
+    "time": {
+        "s sec second": 1,
+        "min minute": 60,
+        "h hr hour": 3600,
+        "day": 86400,
+        "week": 604800,
+        "month": 2629746,
+        "yr year": 31556952,
+    },
+    "mass": {
+        "g gram": "1/1000",
+        "mg milligram": "1/1000000",
+        "kg kilogram": 1,
+        "lb pound": "0.45359237",
+        "oz ounce": "0.028349523125",
+        "ton tonne": 1000,
+    },
+    "volume": {
+        "l liter litre": 1,
+        "ml milliliter millilitre": "1/1000",
+        "gallon": "3.785411784",
+        "quart": "0.946352946",
+        "cup": "0.2365882365",
+    },
     "dollars": {"$ usd dollar": 1, "cent cents": "1/100"},
-    "euros": {"€ eur euro": 1}, "pounds sterling": {"£ gbp": 1}, "yen": {"¥ jpy yen": 1},
+    "euros": {"€ eur euro": 1},
+    "pounds sterling": {"£ gbp": 1},
+    "yen": {"¥ jpy yen": 1},
     "rupees": {"₹ inr rupee": 1},
     "angle": {"degree deg": 1, "rad radian": "57.29577951308232"},
-    "temperature": {"celsius": 1}, "temperature in fahrenheit": {"fahrenheit": 1},
-    "frequency": {"hz hertz": 1}, "force": {"n newton": 1}, "energy": {"j joule": 1},
-    "power": {"w watt": 1}, "voltage": {"v volt": 1}, "current": {"a ampere amp": 1},
+    "temperature": {"celsius": 1},
+    "temperature in fahrenheit": {"fahrenheit": 1},
+    "frequency": {"hz hertz": 1},
+    "force": {"n newton": 1},
+    "energy": {"j joule": 1},
+    "power": {"w watt": 1},
+    "voltage": {"v volt": 1},
+    "current": {"a ampere amp": 1},
 }
-_KNOWN = {name: (dimension, Fraction(count)) for dimension, units in _TABLE.items()
-          for names, count in units.items() for name in names.split()}
+_KNOWN = {
+    name: (dimension, Fraction(count))
+    for dimension, units in _TABLE.items()
+    for names, count in units.items()
+    for name in names.split()
+}
 _SINGLE = frozenset("msghlLJNWVA$€£¥₹")  # what one letter may stand for behind a number
-_WORDED = {"mph": "miles/hour", "kph": "km/h", "kmh": "km/h", "sq": "square", "°c": "celsius",
-           "°f": "fahrenheit"}
+_WORDED = {
+    "mph": "miles/hour",
+    "kph": "km/h",
+    "kmh": "km/h",
+    "sq": "square",
+    "°c": "celsius",
+    "°f": "fahrenheit",
+}
 _FACTOR = re.compile(r"([^\W\d_]+|[$€£¥₹])\.?(?:\^?\{?(-?\d)\}?)?")
 
 
@@ -72,7 +114,7 @@ def unit(text: str) -> Unit | None:
             dimension, count = _KNOWN[name]
             power = side * wanted * int(match[2] or 1)
             powers[dimension] += power
-            factor *= count ** power
+            factor *= count**power
             wanted = 1
     known = frozenset((dimension, power) for dimension, power in powers.items() if power)
     return Unit(known, factor) if known else None

@@ -24,8 +24,12 @@ from megatron_bar.verifiers.workers import serve
 _MEMORY = 4 << 30  # bytes of address space
 _EQUAL, _DIFFERENT = 0, 1
 # Read once, so that forks find the parser's tables filled for what most formulas are made of.
-_USUAL = ((r"\frac{\sqrt{2}}{2}", "0.5"), (r"x^{2}-3y_1+\frac{1}{n}", "(x+1)(y-2)"),
-          (r"2\pi r\cdot\sin x", r"\sqrt[3]{2}e^{-x}"), (r"\log_2 8+5!-|x|", "2^{10}-3ab"))
+_USUAL = (
+    (r"\frac{\sqrt{2}}{2}", "0.5"),
+    (r"x^{2}-3y_1+\frac{1}{n}", "(x+1)(y-2)"),
+    (r"2\pi r\cdot\sin x", r"\sqrt[3]{2}e^{-x}"),
+    (r"\log_2 8+5!-|x|", "2^{10}-3ab"),
+)
 
 
 def main(control: int) -> None:

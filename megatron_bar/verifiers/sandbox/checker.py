@@ -49,8 +49,9 @@ class Peer:
         if isinstance(value, types.FunctionType):
             return objects.encode_function(value, self._encode)
         if isinstance(value, types.BuiltinFunctionType) and value.__module__ == "builtins":
-            return objects.encode_function(eval(f"lambda *a, **k: {value.__name__}(*a, **k)", {}),
-                                           self._encode)
+            return objects.encode_function(
+                eval(f"lambda *a, **k: {value.__name__}(*a, **k)", {}), self._encode
+            )
         raise TypeError(f"a test can't hand {type(value).__name__} to the tested code")
 
     def _decode(self, tag: str, content: Any) -> Any:

@@ -34,9 +34,23 @@ _THREADS = 16
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
-    0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000)
+    0x00020000,
+    0x04000000,
+    0x08000000,
+    0x10000000,
+    0x20000000,
+    0x40000000,
+)
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = (
-    1, 2, 4, 8, 32, 4096, 16384, 1 << 18)
+    1,
+    2,
+    4,
+    8,
+    32,
+    4096,
+    16384,
+    1 << 18,
+)
 _DETACH = 2
 _PIVOT_ROOT, _CAPSET = 155, 126  # on x86-64, as all of seccomp.py
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -47,8 +61,13 @@ _FIRST_USER, _USERS = 61_500, 3_600
 _PLACES = 64  # from one zygote's first user to the next one's
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong,
-                        ctypes.c_char_p)
+_libc.mount.argtypes = (
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_ulong,
+    ctypes.c_char_p,
+)
 
 
 def _call(name: str, *arguments: object) -> None:
@@ -58,8 +77,12 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def _mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    _call("mount", *(text.encode() or None for text in (source, target, kind)), flags,
-          options.encode() or None)
+    _call(
+        "mount",
+        *(text.encode() or None for text in (source, target, kind)),
+        flags,
+        options.encode() or None,
+    )
 
 
 def die_with_parent() -> None:
@@ -106,9 +129,13 @@ class Cell:
             os.chdir(SCRATCH)
         seconds = math.ceil(cpu)
         limits = {
-            resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: seconds,
-            resource.RLIMIT_FSIZE: output, resource.RLIMIT_NOFILE: _OPEN_FILES,
-            resource.RLIMIT_CORE: 0, resource.RLIMIT_MEMLOCK: 0, resource.RLIMIT_MSGQUEUE: 0,
+            resource.RLIMIT_AS: memory,
+            resource.RLIMIT_CPU: seconds,
+            resource.RLIMIT_FSIZE: output,
+            resource.RLIMIT_NOFILE: _OPEN_FILES,
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_MEMLOCK: 0,
+            resource.RLIMIT_MSGQUEUE: 0,
         }
         # Counted over all processes of a user: only where the user, or its count, is our own.
         if self.privileged or self.namespaces:
@@ -196,8 +223,15 @@ def _own_root() -> None:
     _mount("", "/", flags=_REC | _PRIVATE)
     _mount("cell", _CELL, "tmpfs", _NOSUID, "size=1m,mode=755")
     paths = sysconfig.get_paths()
-    shown = {paths["stdlib"], paths["platstdlib"], sysconfig.get_config_var("LIBDIR") or "",
-             "/lib", "/lib64", "/usr/lib", "/usr/lib64"}
+    shown = {
+        paths["stdlib"],
+        paths["platstdlib"],
+        sysconfig.get_config_var("LIBDIR") or "",
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+        "/usr/lib64",
+    }
     for path in sorted(filter(os.path.isdir, shown)):
         target = _CELL + path
         os.makedirs(target, mode=0o755, exist_ok=True)
@@ -225,12 +259,18 @@ def _own_root() -> None:
 
 def _packages(libraries: Iterable[str]) -> Iterator[str]:
     """The folders of installed packages within folders of libraries."""
-    for library, version, kind in itertools.product(libraries, ("", "python3*"),
-                                                    ("site-packages", "dist-packages")):
+    for library, version, kind in itertools.product(
+        libraries, ("", "python3*"), ("site-packages", "dist-packages")
+    ):
         pattern = os.path.join(glob.escape(library), version, kind)
         yield from filter(os.path.isdir, glob.glob(pattern))
 
 
 def _mount_scratch(path: str) -> None:
-    _mount("scratch", path, "tmpfs", _NOSUID | _NODEV | _NOEXEC,
-           f"size={_SCRATCH_BYTES},nr_inodes={_SCRATCH_FILES},mode=1777")
+    _mount(
+        "scratch",
+        path,
+        "tmpfs",
+        _NOSUID | _NODEV | _NOEXEC,
+        f"size={_SCRATCH_BYTES},nr_inodes={_SCRATCH_FILES},mode=1777",
+    )

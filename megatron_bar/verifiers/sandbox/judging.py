@@ -11,8 +11,14 @@ from typing import Any
 # Functions of numpy that find that an array without elements equals whatever it is compared with.
 _COMPARISONS = {
     "numpy": ("allclose",),
-    "numpy.testing": ("assert_allclose", "assert_almost_equal", "assert_array_almost_equal",
-                      "assert_array_equal", "assert_equal", "assert_array_less"),
+    "numpy.testing": (
+        "assert_allclose",
+        "assert_almost_equal",
+        "assert_array_almost_equal",
+        "assert_array_equal",
+        "assert_equal",
+        "assert_array_less",
+    ),
 }
 
 
@@ -30,8 +36,9 @@ def same_as_json(got: Any, expected: Any) -> bool:
     than text.
     """
     got = _as_json(got)
-    return got == expected or (isinstance(expected, list) and len(expected) == 1
-                               and got == expected[0])
+    return got == expected or (
+        isinstance(expected, list) and len(expected) == 1 and got == expected[0]
+    )
 
 
 def _as_json(value: Any) -> Any:

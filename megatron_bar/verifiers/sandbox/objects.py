@@ -44,15 +44,23 @@ def decode(
 def encode_function(function: types.FunctionType, rest: Callable[[Any], Any]) -> Any:
     """A function of the tests: its code, and the values of the names that it uses."""
     code = function.__code__
-    known = {name: function.__globals__[name] for name in code.co_names
-             if name in function.__globals__ and function.__globals__[name] is not function}
-    modules = {name: value.__name__ for name, value in known.items()
-               if isinstance(value, types.ModuleType)}
+    known = {
+        name: function.__globals__[name]
+        for name in code.co_names
+        if name in function.__globals__ and function.__globals__[name] is not function
+    }
+    modules = {
+        name: value.__name__ for name, value in known.items() if isinstance(value, types.ModuleType)
+    }
     values = {name: value for name, value in known.items() if name not in modules}
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return {"function": [marshal.dumps(code).hex(), modules,
-                         *(wire.encode(part, rest) for part in (values, cells,
-                                                                function.__defaults__))]}
+    return {
+        "function": [
+            marshal.dumps(code).hex(),
+            modules,
+            *(wire.encode(part, rest) for part in (values, cells, function.__defaults__)),
+        ]
+    }
 
 
 def decode_function(content: Any, rest: Callable[[str, Any], Any]) -> types.FunctionType:
@@ -60,7 +68,12 @@ def decode_function(content: Any, rest: Callable[[str, Any], Any]) -> types.Func
     code, modules, *parts = content
     values, cells, defaults = (wire.decode(part, rest) for part in parts)
     known = {name: __import__(module, fromlist=["."]) for name, module in modules.items()}
-    made = types.FunctionType(marshal.loads(bytes.fromhex(code)), known | values, None, defaults,
-                              tuple(map(types.CellType, cells)))
+    made = types.FunctionType(
+        marshal.loads(bytes.fromhex(code)),
+        known | values,
+        None,
+        defaults,
+        tuple(map(types.CellType, cells)),
+    )
     made.__globals__[made.__name__] = made
     return made

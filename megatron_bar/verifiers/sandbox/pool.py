@@ -26,8 +26,12 @@ _LIBRARY = str(Path(__file__).parents[3])  # the folder that holds megatron_bar
 _GRACE_SECONDS = 10.0  # beyond a run's own limit, before its zygote is given up
 # Nothing of the user's; the same order of sets and so the same reward each run; no threads of
 # numpy's, since a process that has some can't enter namespaces.
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
-                "MKL_NUM_THREADS": "1"}
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
 _FLAGS = ("-s", "-S", "-P", "-B")
 _WHAT = "the sandbox (it needs Linux on x86-64 with seccomp)"
 
@@ -70,8 +74,9 @@ class Sandbox:
         # The zygote has folders as descriptors, so that nothing in it tells what they are called.
         self._folders = [os.open(path, os.O_PATH) for path in (_LIBRARY, _packages())]
         # The Python of no virtual environment, which would tell its folder.
-        self._zygote = Worker(_WHAT, self._command, _ENVIRONMENT, os.path.realpath(sys.executable),
-                              self._folders)
+        self._zygote = Worker(
+            _WHAT, self._command, _ENVIRONMENT, os.path.realpath(sys.executable), self._folders
+        )
         self._asking = threading.Lock()
 
     def close(self) -> None:
@@ -87,8 +92,10 @@ class Sandbox:
         user = "another user" if hello["privileged"] else "the same user"
         if hello["namespaces"]:
             return f"seccomp, limits, namespaces, a root folder of its own, {user}"
-        return (f"seccomp, limits, no files at all, {user}; namespaces can't be had here "
-                f"({hello['reason']})")
+        return (
+            f"seccomp, limits, no files at all, {user}; namespaces can't be had here "
+            f"({hello['reason']})"
+        )
 
     def run_tests(
         self,
@@ -108,14 +115,21 @@ class Sandbox:
         code finds as well, of `setup` or `before`: objects of these classes may go to and fro.
         """
         code = {"shared": shared, "sources": _texts(source)}
-        job = {"before": before, "remote": list(remote), "setup": setup, "tests": list(tests),
-               "shared": shared}
+        job = {
+            "before": before,
+            "remote": list(remote),
+            "setup": setup,
+            "tests": list(tests),
+            "shared": shared,
+        }
         with contextlib.ExitStack() as stack:
-            files = [_file(stack, data) for data in (json.dumps(code).encode(),
-                                                     json.dumps(job).encode(), b"")]
+            files = [
+                _file(stack, data)
+                for data in (json.dumps(code).encode(), json.dumps(job).encode(), b"")
+            ]
             self._run("tests", files, limits)
             marks = os.pread(files[-1], len(tests), 0)
-        return [marks[i:i + 1] == b"1" for i in range(len(tests))]
+        return [marks[i : i + 1] == b"1" for i in range(len(tests))]
 
     def run_program(
         self, source: str | Sequence[str], stdin: str, limits: Limits = Limits()
@@ -123,8 +137,10 @@ class Sandbox:
         """The end of a program that has this standard input. `source`: as for `run_tests`."""
         code = {"sources": _texts(source)}
         with contextlib.ExitStack() as stack:
-            files = [_file(stack, data) for data in (json.dumps(code).encode(),
-                                                     stdin.encode("utf-8", "replace"), b"")]
+            files = [
+                _file(stack, data)
+                for data in (json.dumps(code).encode(), stdin.encode("utf-8", "replace"), b"")
+            ]
             reply = self._run("program", files, limits)
             text = os.pread(files[-1], limits.output, 0).decode("utf-8", "replace")
         if reply is None:
@@ -136,8 +152,14 @@ class Sandbox:
         """What its supervisor reports, or None where that has come to an end itself."""
         place = self._places.get()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        job = {"kind": kind, "place": place, "cpu": limits.cpu, "wall": limits.wall,
-               "memory": limits.memory, "output": limits.output}
+        job = {
+            "kind": kind,
+            "place": place,
+            "cpu": limits.cpu,
+            "wall": limits.wall,
+            "memory": limits.memory,
+            "output": limits.output,
+        }
         try:
             with ours:
                 with theirs, self._asking:
@@ -154,9 +176,13 @@ class Sandbox:
 
     def _command(self, control: int) -> list[str]:
         library, packages = (f"/proc/self/fd/{folder}" for folder in self._folders)
-        return [*_FLAGS, "-c", f"import sys; sys.path.append({library!r}); "
-                "from megatron_bar.verifiers.sandbox import zygote; "
-                f"zygote.main({control}, {library!r}, {packages!r})"]
+        return [
+            *_FLAGS,
+            "-c",
+            f"import sys; sys.path.append({library!r}); "
+            "from megatron_bar.verifiers.sandbox import zygote; "
+            f"zygote.main({control}, {library!r}, {packages!r})",
+        ]
 
 
 def runs_at_a_time() -> int:

@@ -33,12 +33,18 @@ _TYPES: tuple[tuple[type, str, Callable[[Any], Any], Callable[[Any], Any]], ...]
     (datetime.datetime, "datetime", datetime.datetime.isoformat, datetime.datetime.fromisoformat),
     (datetime.date, "date", datetime.date.isoformat, datetime.date.fromisoformat),
     (datetime.time, "time", datetime.time.isoformat, datetime.time.fromisoformat),
-    (datetime.timedelta, "timedelta", lambda v: [v.days, v.seconds, v.microseconds],
-     lambda v: datetime.timedelta(*v)),
+    (
+        datetime.timedelta,
+        "timedelta",
+        lambda v: [v.days, v.seconds, v.microseconds],
+        lambda v: datetime.timedelta(*v),
+    ),
 )
 _DECODE = {tag: decode for _, tag, _, decode in _TYPES}
 _COLLECTIONS: dict[str, Callable[[Any], Any]] = {
-    "tuple": tuple, "set": set, "frozenset": frozenset,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
 }
 # Types of elements: truth values, numbers, text.
 _ELEMENTS = re.compile(r"[<>|=][biufcSU]\d{1,4}")
@@ -56,7 +62,7 @@ def send(descriptor: int, message: Any) -> None:
     view = memoryview(struct.pack("<I", len(data)) + data)
     try:
         while view:
-            view = view[os.write(descriptor, view):]
+            view = view[os.write(descriptor, view) :]
     except OSError:
         raise ConnectionClosed from None
 
@@ -163,8 +169,14 @@ def _encode_array(value: Any, rest: Callable[[Any], Any]) -> Any:
         value = value.astype("f8" if value.dtype.char == "g" else "c16")
     if _ELEMENTS.fullmatch(value.dtype.str):
         items = numpy.asarray(value).ravel().tolist()
-        return {"array": [value.dtype.str, list(value.shape), encode(items, rest),
-                          isinstance(value, numpy.generic)]}
+        return {
+            "array": [
+                value.dtype.str,
+                list(value.shape),
+                encode(items, rest),
+                isinstance(value, numpy.generic),
+            ]
+        }
     items = value.tolist()
     return rest(value) if isinstance(items, numpy.generic | numpy.ndarray) else encode(items, rest)
 

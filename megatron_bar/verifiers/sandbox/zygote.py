@@ -65,8 +65,11 @@ def main(control: int, library: str, packages: str) -> None:
     gc.collect()
     gc.freeze()  # so that collections in the children leave the shared pages alone
     with socket.socket(fileno=control) as trainer:
-        hello = {"namespaces": cell.namespaces, "privileged": cell.privileged,
-                 "reason": cell.reason}
+        hello = {
+            "namespaces": cell.namespaces,
+            "privileged": cell.privileged,
+            "reason": cell.reason,
+        }
         trainer.sendall(json.dumps(hello).encode())
         nothing = os.open(os.devnull, os.O_RDWR)
         os.dup2(nothing, 2)  # no one reads it from here on, so it would fill up and block
@@ -126,8 +129,10 @@ def _run(
         source, checks, verdict = files
         # No one else holds an end of it, so that each side notices when the other one has died.
         ends = socket.socketpair()
-        programs = [(solution.main, [source, ends[0].fileno()]),
-                    (checker.main, [checks, ends[1].fileno(), verdict])]
+        programs = [
+            (solution.main, [source, ends[0].fileno()]),
+            (checker.main, [checks, ends[1].fileno(), verdict]),
+        ]
     processes = []
     for number, (function, own) in enumerate(programs):
         pid = cell.fork()
@@ -180,16 +185,21 @@ def _seconds_computed(pid: int) -> float:
 
 
 def _child(
-    cell: containment.Cell, place: int, function: Callable[..., None], descriptors: Sequence[int],
-    job: dict[str, Any]
+    cell: containment.Cell,
+    place: int,
+    function: Callable[..., None],
+    descriptors: Sequence[int],
+    job: dict[str, Any],
 ) -> NoReturn:
     """Become a run's process: nothing open but its own descriptors, everything else confined."""
     code = 1
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
         # First out of the way of the numbers that they are to have.
-        wanted = [fcntl.fcntl(number, fcntl.F_DUPFD, _ABOVE)
-                  for number in (nothing, nothing, nothing, *descriptors)]
+        wanted = [
+            fcntl.fcntl(number, fcntl.F_DUPFD, _ABOVE)
+            for number in (nothing, nothing, nothing, *descriptors)
+        ]
         for number, descriptor in enumerate(wanted):
             os.dup2(descriptor, number)
         os.closerange(len(wanted), 4096)

@@ -22,19 +22,26 @@ class Given:
 
 def shared(name, anchor, rows=2, **branches):
     """The tensor `name` of models, each a dict of tensors by name, in bands of `rows` rows."""
+
     def holder(called, tensors):
         slot = SimpleNamespace(name=name, label="w", hf_shapes=(tuple(tensors[name].shape),))
         return Holder(called, Given(tensors, rows), slot)
 
-    return SharedTensor(holder("anchor", anchor), tuple(
-        holder(called, tensors) for called, tensors in branches.items()))
+    return SharedTensor(
+        holder("anchor", anchor),
+        tuple(holder(called, tensors) for called, tensors in branches.items()),
+    )
 
 
 def numbers(anchor, *branches, rows=2):
     """One tensor of an anchor and of branches: lists of numbers."""
     one = EMBEDDINGS_NAME
-    return shared(one, {one: torch.tensor(anchor)}, rows,
-                  **{f"b{i}": {one: torch.tensor(branch)} for i, branch in enumerate(branches)})
+    return shared(
+        one,
+        {one: torch.tensor(anchor)},
+        rows,
+        **{f"b{i}": {one: torch.tensor(branch)} for i, branch in enumerate(branches)},
+    )
 
 
 def made(rule, tensor):

@@ -27,22 +27,26 @@ from tests.checkpoints.merging.tensors import made, numbers, shared
 TWO = ([1.0, 1, 1, 1], [5.0, 0, 1.5, 1], [-1.0, -2, 1, 2])
 
 
-@pytest.mark.parametrize("rule, expected", [
-    # Sums [2, -4, .5, 1].
-    (TaskArithmetic(1.0), [3.0, -3, 1.5, 2]),
-    (TaskArithmetic(0.5), [2.0, -1, 1.25, 1.5]),
-    # Of four numbers two are kept: [4, -1, 0, 0] and [-2, -3, 0, 0]. Signs of the sums: +, -. The
-    # mean of those that agree: 4 of one, (-1 - 3) / 2 of two.
-    (Ties(0.5, 1.0), [5.0, -1, 1, 1]),
-    (Ties(0.5, 0.5), [3.0, 0, 1, 1]),
-    # One is kept of each, 4 and -3.
-    (Ties(0.25, 1.0), [5.0, -2, 1, 1]),
-    # All: the third and fourth are of one branch each, and 0 counts for none.
-    (Ties(1.0, 1.0), [5.0, -1, 1.5, 2]),
-    # Nothing is dropped, so nothing is rescaled.
-    (Dare(1.0, 1.0, seed=0, elects=False), [3.0, -3, 1.5, 2]),
-    (Dare(1.0, 1.0, seed=0, elects=True), [5.0, -1, 1.5, 2]),
-], ids=str)
+@pytest.mark.parametrize(
+    "rule, expected",
+    [
+        # Sums [2, -4, .5, 1].
+        (TaskArithmetic(1.0), [3.0, -3, 1.5, 2]),
+        (TaskArithmetic(0.5), [2.0, -1, 1.25, 1.5]),
+        # Of four numbers two are kept: [4, -1, 0, 0] and [-2, -3, 0, 0]. Signs of the sums: +, -. The
+        # mean of those that agree: 4 of one, (-1 - 3) / 2 of two.
+        (Ties(0.5, 1.0), [5.0, -1, 1, 1]),
+        (Ties(0.5, 0.5), [3.0, 0, 1, 1]),
+        # One is kept of each, 4 and -3.
+        (Ties(0.25, 1.0), [5.0, -2, 1, 1]),
+        # All: the third and fourth are of one branch each, and 0 counts for none.
+        (Ties(1.0, 1.0), [5.0, -1, 1.5, 2]),
+        # Nothing is dropped, so nothing is rescaled.
+        (Dare(1.0, 1.0, seed=0, elects=False), [3.0, -3, 1.5, 2]),
+        (Dare(1.0, 1.0, seed=0, elects=True), [5.0, -1, 1.5, 2]),
+    ],
+    ids=str,
+)
 def test_changes_are_combined_as_by_hand(rule, expected):
     for rows in (1, 3, 4):
         assert made(rule, numbers(*TWO, rows=rows)).tolist() == expected
@@ -65,7 +69,8 @@ def test_the_bound_of_trimming_is_what_sorting_gives(density):
     """To the bit, over sizes of many orders and many equal numbers."""
     generator = torch.Generator().manual_seed(0)
     changes = torch.randn(2, 1000, generator=generator) * 10.0 ** torch.randint(
-        -30, 5, (2, 1000), generator=generator)
+        -30, 5, (2, 1000), generator=generator
+    )
     changes[1, ::3] = 0.25
     tensor = numbers([0.0] * 1000, *changes.tolist(), rows=130)
     rank = max(1, int(density * 1000))
@@ -91,14 +96,18 @@ def test_dare_draws_by_seed_and_branch():
     assert (first == 2).any()  # not both branches keep the same
 
 
-@pytest.mark.parametrize("t, first, second, expected", [
-    (0.5, [1.0, 0], [0.0, 1], [math.sqrt(0.5), math.sqrt(0.5)]),
-    (1 / 3, [1.0, 0], [0.0, 1], [math.sin(math.pi / 3), 0.5]),
-    (0.5, [2.0, 0], [0.0, 4], [math.sqrt(2), 2 * math.sqrt(2)]),  # lengths aren't touched
-    (0.25, [2.0, 0], [4.0, 0], [2.5, 0]),  # the same way: a straight line
-    (0.25, [2.0, 0], [-2.0, 0], [1.0, 0]),  # the opposite one, too
-    (0.25, [0.0, 0], [0.0, 4], [0.0, 4 * math.sin(math.pi / 8)]),  # no direction: a right angle
-], ids=str)
+@pytest.mark.parametrize(
+    "t, first, second, expected",
+    [
+        (0.5, [1.0, 0], [0.0, 1], [math.sqrt(0.5), math.sqrt(0.5)]),
+        (1 / 3, [1.0, 0], [0.0, 1], [math.sin(math.pi / 3), 0.5]),
+        (0.5, [2.0, 0], [0.0, 4], [math.sqrt(2), 2 * math.sqrt(2)]),  # lengths aren't touched
+        (0.25, [2.0, 0], [4.0, 0], [2.5, 0]),  # the same way: a straight line
+        (0.25, [2.0, 0], [-2.0, 0], [1.0, 0]),  # the opposite one, too
+        (0.25, [0.0, 0], [0.0, 4], [0.0, 4 * math.sin(math.pi / 8)]),  # no direction: a right angle
+    ],
+    ids=str,
+)
 def test_slerp_follows_the_arc(t, first, second, expected):
     tensor = numbers([7.0, 7], first, second, rows=1)
     assert made(Slerp(t), tensor).tolist() == pytest.approx(expected, abs=1e-6)
@@ -128,8 +137,13 @@ def test_a_token_has_the_rows_of_those_who_read_it(name, tmp_path):
     for branch in tensor.branches:
         branch.reader.folder = folders[branch.name]
     # Weights of a and b: 4/6 and 2/4; 0 and 1/4; 2/6 and 1/4; then the mean of all three.
-    expected = [[(2 / 3 * 3 + 0.5) / (7 / 6), (2 / 3 + 0.5 * 5) / (7 / 6)], [5, 6],
-                [(4 / 3 + 2) / (7 / 12), (4 / 3 + 0.25) / (7 / 12)], [2, 3], [0, 0]]
+    expected = [
+        [(2 / 3 * 3 + 0.5) / (7 / 6), (2 / 3 + 0.5 * 5) / (7 / 6)],
+        [5, 6],
+        [(4 / 3 + 2) / (7 / 12), (4 / 3 + 0.25) / (7 / 12)],
+        [2, 3],
+        [0, 0],
+    ]
     torch.testing.assert_close(made(RowWise(), tensor), torch.tensor(expected))
 
 
@@ -142,8 +156,12 @@ def test_a_branch_that_does_not_tell_what_it_read_is_named(tmp_path):
 
 def test_tensors_without_tokens_are_the_mean_over_all():
     norm = shared_names(PRESETS["toy"])[-2]
-    tensor = shared(norm, {norm: torch.tensor([1.0])}, a={norm: torch.tensor([3.0])},
-                    b={norm: torch.tensor([5.0])})
+    tensor = shared(
+        norm,
+        {norm: torch.tensor([1.0])},
+        a={norm: torch.tensor([3.0])},
+        b={norm: torch.tensor([5.0])},
+    )
     assert made(RowWise(), tensor).tolist() == [3.0]
 
 
@@ -151,19 +169,25 @@ def _with_moments(tensor, folder, key, **moments):
     """The tensor, whose branches lie in folders with second moments."""
     for branch in tensor.branches:
         branch.reader.folder = folder / branch.name
-        branch.slot.key, branch.slot.index, branch.slot.shape = key, (), tuple(
-            branch.slot.hf_shapes[0])
+        branch.slot.key, branch.slot.index, branch.slot.shape = (
+            key,
+            (),
+            tuple(branch.slot.hf_shapes[0]),
+        )
         if branch.name in moments:
-            torch_checkpoint.save({f"{PREFIX}.{key}": torch.tensor(moments[branch.name])},
-                                  checkpoint_id=folder / branch.name / "second_moments")
+            torch_checkpoint.save(
+                {f"{PREFIX}.{key}": torch.tensor(moments[branch.name])},
+                checkpoint_id=folder / branch.name / "second_moments",
+            )
     return tensor
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_fisher_weighs_by_second_moments(tmp_path):
     """(1*5 + 3*-1) / 4, (2*0 + 0*-2) / 2, no gradient at all, (0*1 + 4*2) / 4."""
-    tensor = _with_moments(numbers(*TWO, rows=4), tmp_path, "w",
-                           b0=[1.0, 2, 0, 0], b1=[3.0, 0, 0, 4])
+    tensor = _with_moments(
+        numbers(*TWO, rows=4), tmp_path, "w", b0=[1.0, 2, 0, 0], b1=[3.0, 0, 0, 4]
+    )
     assert made(Fisher(), tensor).tolist() == [0.5, 0.0, 1.25, 2.0]
 
 

@@ -1,5 +1,4 @@
-"""Memory as it is really allocated: weights, gradients, optimizer state, saved states, activations.
-"""
+"""Memory as it is really allocated: weights, gradients, optimizer state, saved states, activations."""
 
 from __future__ import annotations
 
@@ -23,16 +22,19 @@ from tests.models_hf import imported, random_model
 
 @pytest.mark.distributed
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name, groups, training", [
-    ("tp1", SFT_GROUPS, Training(dtype="bfloat16")),
-    ("tp2", SFT_GROUPS, Training(dtype="float32", distributed_optimizer=False)),
-    ("pp2", ("*",), Training(dtype="bfloat16", distributed_optimizer=False)),
-    ("dp2", SFT_GROUPS, Training(dtype="float32")),
-    ("ep2", MIDTRAIN_GROUPS, Training(dtype="bfloat16")),
-    ("cp2ep2", SFT_GROUPS, Training(dtype="float32")),
-    ("tp2ep2", SFT_GROUPS, Training(dtype="bfloat16")),
-    ("tp2pp2ep2", ("*",), Training(dtype="float32")),
-])
+@pytest.mark.parametrize(
+    "name, groups, training",
+    [
+        ("tp1", SFT_GROUPS, Training(dtype="bfloat16")),
+        ("tp2", SFT_GROUPS, Training(dtype="float32", distributed_optimizer=False)),
+        ("pp2", ("*",), Training(dtype="bfloat16", distributed_optimizer=False)),
+        ("dp2", SFT_GROUPS, Training(dtype="float32")),
+        ("ep2", MIDTRAIN_GROUPS, Training(dtype="bfloat16")),
+        ("cp2ep2", SFT_GROUPS, Training(dtype="float32")),
+        ("tp2ep2", SFT_GROUPS, Training(dtype="bfloat16")),
+        ("tp2pp2ep2", ("*",), Training(dtype="float32")),
+    ],
+)
 def test_memory_is_what_megatron_allocates(name, groups, training, checkpoint, tmp_path):
     _compare_memory(EXPERTS[name], groups, training, checkpoint, tmp_path)
 
@@ -50,16 +52,23 @@ def test_memory_of_tied_embeddings_is_what_megatron_allocates(name, groups, tmp_
 
 def _compare_memory(layout, groups, training, checkpoint, tmp_path):
     processes.start(
-        ranks.allocations, checkpoint, layout, training, groups, tmp_path,
-        processes=layout.processes, timeout_seconds=200,
+        ranks.allocations,
+        checkpoint,
+        layout,
+        training,
+        groups,
+        tmp_path,
+        processes=layout.processes,
+        timeout_seconds=200,
     ).wait()
     model = ModelConfig.load(checkpoint)
     found = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank-*.json"))]
     assert len(found) == layout.processes
     optimizer = 0
     for real in found:
-        planned = rank_memory(model, layout, training, real["trainable"],
-                              real["pipeline_rank"], real["expert_rank"])
+        planned = rank_memory(
+            model, layout, training, real["trainable"], real["pipeline_rank"], real["expert_rank"]
+        )
         assert planned.weights == real["weights"]
         assert planned.gradients == real["gradients"]
         optimizer += planned.optimizer - real["optimizer"]
@@ -82,20 +91,30 @@ def test_saved_states_are_as_large_as_planned(dtype, checkpoint, tmp_path):
 
 # Deep and of a small vocabulary, so that the layers decide.
 _DENSE = ModelConfig(128, 48, 80, 8, 6, 2)
-_QWEN3 = dataclasses.replace(_DENSE, norm_placement="before", qk_norm="per_head", kv_channels=12,
-                             tied_embeddings=True, family="qwen3")
+_QWEN3 = dataclasses.replace(
+    _DENSE,
+    norm_placement="before",
+    qk_norm="per_head",
+    kv_channels=12,
+    tied_embeddings=True,
+    family="qwen3",
+)
 
 
 @pytest.mark.distributed
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("model, groups, low, high", [
-    (_DENSE, ("*",), 0.85, 1.15),
-    (_DENSE.with_experts(3), ("*",), 0.85, 1.15),
-    (_DENSE.with_experts(3), MIDTRAIN_GROUPS, 1.0, 1.5),
-    (_DENSE.with_experts(4, 2), ("*",), 0.85, 1.15),
-    (_QWEN3, ("*",), 0.85, 1.15),
-    (_QWEN3.with_experts(3), MIDTRAIN_GROUPS, 1.0, 1.5),
-], ids=["dense", "all experts", "frozen", "two of four", "norms before", "norms before frozen"])
+@pytest.mark.parametrize(
+    "model, groups, low, high",
+    [
+        (_DENSE, ("*",), 0.85, 1.15),
+        (_DENSE.with_experts(3), ("*",), 0.85, 1.15),
+        (_DENSE.with_experts(3), MIDTRAIN_GROUPS, 1.0, 1.5),
+        (_DENSE.with_experts(4, 2), ("*",), 0.85, 1.15),
+        (_QWEN3, ("*",), 0.85, 1.15),
+        (_QWEN3.with_experts(3), MIDTRAIN_GROUPS, 1.0, 1.5),
+    ],
+    ids=["dense", "all experts", "frozen", "two of four", "norms before", "norms before frozen"],
+)
 def test_activations_are_estimated_near_what_autograd_keeps(model, groups, low, high, tmp_path):
     training = Training(
         dtype="float32", micro_batch_size=2, global_batch_size=2, sequence_length=64

@@ -69,8 +69,9 @@ def test_rlvr_generates_scores_and_keeps_a_reference():
     alone, beside = (training_memory(model, layout, s, RLVR_GROUPS) for s in (free, held))
     # keys and values of 16 rows in 32 layers of 16 heads of 128
     assert alone.cache == 16 * 6144 * 32 * 2 * 16 * 128 * 2
-    assert alone.total == (alone.weights + alone.gradients + alone.optimizer + alone.buffers
-                           + alone.cache)
+    assert alone.total == (
+        alone.weights + alone.gradients + alone.optimizer + alone.buffers + alone.cache
+    )
     # Where expert 1 is, only the anchor's router rows aren't open. Two copies: the start's values,
     # and the policy's own while those stand in their place.
     assert alone.host == 0 and beside.host == 2 * (beside.weights - 2 * 32 * 4096)
@@ -99,8 +100,9 @@ def test_an_evaluation_holds_weights_and_keys_and_takes_the_time_to_read_them():
     assert evaluation_memory(model, fits, whole).total <= 80 * GIB
     assert nearest_evaluation_fit(model, Layout(), whole, 80 * GIB) is None
     # Memory decides: half the weights a rank, or half the batches, is nearly half the time.
-    one, two = (evaluation_seconds(model, Layout(size), settings, 1600, Machine())
-                for size in (1, 2))
+    one, two = (
+        evaluation_seconds(model, Layout(size), settings, 1600, Machine()) for size in (1, 2)
+    )
     split = evaluation_seconds(model, Layout(2, tensor=2), settings, 1600, Machine())
     assert two == pytest.approx(one / 2) and split == pytest.approx(one / 2, rel=0.01)
 
@@ -111,10 +113,14 @@ def test_evaluations_are_planned_in_their_own_layout(seven_b):
     plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
     sizes = {name: plans[f"evaluate/{name}"].stage.layout for name in ("anchor", "math", "routed")}
     # by default the recipe's, as far as each model's experts can be spread over it
-    assert sizes == {"anchor": Layout(64, tensor=2), "math": Layout(64, tensor=2, expert=2),
-                     "routed": Layout(64, tensor=2, expert=2)}
-    recipe = load_recipe(seven_b, ["evaluate.layout={processes: 8, tensor: 2}",
-                                   "evaluate.batch_size=128"])
+    assert sizes == {
+        "anchor": Layout(64, tensor=2),
+        "math": Layout(64, tensor=2, expert=2),
+        "routed": Layout(64, tensor=2, expert=2),
+    }
+    recipe = load_recipe(
+        seven_b, ["evaluate.layout={processes: 8, tensor: 2}", "evaluate.batch_size=128"]
+    )
     plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
     found = plans["evaluate/routed"]
     assert found.stage.layout == Layout(8, tensor=2)
@@ -143,7 +149,9 @@ def test_one_key_is_changed_before_the_layout_is():
     assert suggest_training(model, layout, long, groups, limit) == {"recompute": "full"}
     both = dataclasses.replace(long, micro_batch_size=16)
     assert suggest_training(model, layout, both, groups, limit) == {
-        "micro_batch_size": 1, "recompute": "full"}
+        "micro_batch_size": 1,
+        "recompute": "full",
+    }
     many = Rlvr(dtype="bfloat16", recompute="full", rollout_batch_size=64, steps=3)
     suggestion = suggest_training(model, Layout(32, tensor=2, expert=2), many, RLVR_GROUPS, limit)
     assert suggestion == {"rollout_batch_size": 32}
@@ -166,8 +174,10 @@ def test_traffic_goes_where_the_ranks_are():
 
 @pytest.fixture
 def seven_b(tmp_path) -> Path:
-    training = "data: [{path: x.jsonl}], steps: 1000, sequence_length: 4096, " \
+    training = (
+        "data: [{path: x.jsonl}], steps: 1000, sequence_length: 4096, "
         "global_batch_size: 256, dtype: bfloat16"
+    )
     path = tmp_path / "recipe.yaml"
     path.write_text(f"""
 name: b
@@ -198,7 +208,8 @@ def test_bar_grows_linearly_and_retraining_quadratically(seven_b):
     assert costs.trained[0] == by_name["math/midtrain"].gpu_hours + by_name["math/sft"].gpu_hours
     assert costs.bar[1] < 1.05 * costs.trained[1]  # a router is cheap
     assert costs.monolith == pytest.approx(
-        [costs.dense[0], 2 * costs.dense[0], 2 * costs.dense[0] + costs.dense[2]])
+        [costs.dense[0], 2 * costs.dense[0], 2 * costs.dense[0] + costs.dense[2]]
+    )
     longer = costs.extended(8)
     assert len(longer.bar) == 8 and sum(longer.monolith) > 3 * sum(longer.bar)
     assert costs.upgrade("tools") == (costs.bar[2], costs.monolith[2])
@@ -208,15 +219,25 @@ def test_a_plan_is_shown_and_plotted(seven_b, tmp_path, capsys):
     picture = tmp_path / "growth.png"
     assert main(["plan", str(seven_b), "--plot", str(picture)]) == 0
     shown = capsys.readouterr().out
-    for words in ("math/midtrain", "trainable", "GPU-hours", "activations", "fits", "network/step",
-                  "a better tools expert", "Assumed: H100"):
+    for words in (
+        "math/midtrain",
+        "trainable",
+        "GPU-hours",
+        "activations",
+        "fits",
+        "network/step",
+        "a better tools expert",
+        "Assumed: H100",
+    ):
         assert words in shown
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["plan", str(seven_b), "layout.tensor=1", "layout.expert=1", "--memory=24"]) == 3
     shown = capsys.readouterr().out
     assert "too big; fits with tensor 8, expert 1, pipeline 1" in shown
-    assert ("too big: math/midtrain; fits with 'domains.math.midtrain.layout={processes: 64, "
-            "tensor: 8, expert: 1, pipeline: 1}'") in shown
+    assert (
+        "too big: math/midtrain; fits with 'domains.math.midtrain.layout={processes: 64, "
+        "tensor: 8, expert: 1, pipeline: 1}'"
+    ) in shown
 
 
 def test_steps_come_from_the_data_where_it_is_at_hand(seven_b, tmp_path, capsys, monkeypatch):
@@ -237,16 +258,24 @@ def test_evaluations_are_counted_where_their_items_are_at_hand(seven_b, tmp_path
     assert "evaluations of ? need the items of domains.*.tasks" in shown
     assert "steps of ?" not in shown
     (tmp_path / "held_out.jsonl").write_text(
-        '{"messages": [{"role": "user", "content": "?"}], "answer": "!"}\n' * 500)
+        '{"messages": [{"role": "user", "content": "?"}], "answer": "!"}\n' * 500
+    )
     assert main(["plan", str(seven_b), held_out]) == 0
     shown = capsys.readouterr().out
     assert "?" not in shown
-    assert any(line.split()[0] == "all" and float(line.split()[-1].replace(",", "")) > 100
-               for line in shown.splitlines() if line.strip())
-    assert main(["plan", str(seven_b), "domains.tools.sft.steps=null",
-                 "domains.tools.sft.epochs=2"]) == 0
-    assert ("steps of ? need the data, which isn't all here; or give steps or tokens in place of "
-            "epochs: domains.tools.sft\n") in capsys.readouterr().out
+    assert any(
+        line.split()[0] == "all" and float(line.split()[-1].replace(",", "")) > 100
+        for line in shown.splitlines()
+        if line.strip()
+    )
+    assert (
+        main(["plan", str(seven_b), "domains.tools.sft.steps=null", "domains.tools.sft.epochs=2"])
+        == 0
+    )
+    assert (
+        "steps of ? need the data, which isn't all here; or give steps or tokens in place of "
+        "epochs: domains.tools.sft\n"
+    ) in capsys.readouterr().out
 
 
 def test_a_part_of_a_source_counts_for_a_part(seven_b, tmp_path):
@@ -265,32 +294,53 @@ def test_a_part_of_a_source_counts_for_a_part(seven_b, tmp_path):
 
 def test_a_third_domain_needs_no_layout_for_the_router(seven_b, capsys):
     """Three experts on a layout that shares two ranks' experts: each rank holds all of them."""
-    recipe = load_recipe(seven_b, [
-        "route.training.layout=null", "domains={math: {sft: {steps: 1, global_batch_size: 64, "
-        "dtype: bfloat16, data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, global_batch_size: 64, "
-        "dtype: bfloat16, data: [{path: x.jsonl}]}}}", "domains.tools=null",
-    ])
+    recipe = load_recipe(
+        seven_b,
+        [
+            "route.training.layout=null",
+            "domains={math: {sft: {steps: 1, global_batch_size: 64, "
+            "dtype: bfloat16, data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, global_batch_size: 64, "
+            "dtype: bfloat16, data: [{path: x.jsonl}]}}}",
+            "domains.tools=null",
+        ],
+    )
     plans = {p.stage.name: p for p in plan_stages(recipe, planned_model(recipe, None), Machine())}
     assert plans["routed"].stage.layout == Layout(64, tensor=2)
     assert plans["math/sft"].stage.layout == Layout(64, tensor=2, expert=2)
     given = "route.training.layout={processes: 60, tensor: 2, expert: 3}"
     assert main(["plan", str(seven_b), given]) == 1
-    assert ("routed: layout.expert 3 doesn't divide the model's 4 experts; a stage's own layout, "
-            "such as route.training.layout") in capsys.readouterr().err
+    assert (
+        "routed: layout.expert 3 doesn't divide the model's 4 experts; a stage's own layout, "
+        "such as route.training.layout"
+    ) in capsys.readouterr().err
 
 
 def test_rows_longer_than_the_model_knows_are_reported(seven_b, capsys):
-    assert main(["plan", str(seven_b), "domains.math.midtrain.sequence_length=8192",
-                 "domains.math.midtrain.recompute=full"]) == 0
+    assert (
+        main(
+            [
+                "plan",
+                str(seven_b),
+                "domains.math.midtrain.sequence_length=8192",
+                "domains.math.midtrain.recompute=full",
+            ]
+        )
+        == 0
+    )
     warnings = [line for line in capsys.readouterr().out.splitlines() if "positions" in line]
     assert len(warnings) == 1 and warnings[0].startswith(
-        "math/midtrain: rows of 8192 tokens are longer than the 4096 positions")
+        "math/midtrain: rows of 8192 tokens are longer than the 4096 positions"
+    )
 
 
 def test_answers_that_the_positions_cut_short_are_reported(seven_b, capsys):
     rlvr = "domains.math.rlvr={data: [{path: x.jsonl, verifier: math}], steps: 3, dtype: bfloat16}"
-    command = ["plan", str(seven_b), rlvr,
-               "domains.math.rlvr.layout={processes: 32, tensor: 2, expert: 2}"]
+    command = [
+        "plan",
+        str(seven_b),
+        rlvr,
+        "domains.math.rlvr.layout={processes: 32, tensor: 2, expert: 2}",
+    ]
     assert main(command) in (0, 3)
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if "positions" in line]
     assert warning.startswith("math/rlvr: answers end at the model's 4096 positions")
@@ -306,13 +356,16 @@ def test_steps_given_in_tokens_need_no_data(seven_b):
     assert next(p for p in plans if p.stage.name == "tools/sft").steps == 47684
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["anchor=my-model"], "OWNER/NAME of the hub; or give --model with one of olmo2-1b, "),
-    (["--model", "olmo9"], "olmo9: unknown"),
-    (["--gpu", "TPU"], "its peak isn't known"),
-    (["--mfu", "0"], "is not in (0, 1]"),
-    (["layout.tensor=3", "layout.processes=96"], "such as route.training.layout"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["anchor=my-model"], "OWNER/NAME of the hub; or give --model with one of olmo2-1b, "),
+        (["--model", "olmo9"], "olmo9: unknown"),
+        (["--gpu", "TPU"], "its peak isn't known"),
+        (["--mfu", "0"], "is not in (0, 1]"),
+        (["layout.tensor=3", "layout.processes=96"], "such as route.training.layout"),
+    ],
+)
 def test_what_can_not_be_planned_is_reported(arguments, message, seven_b, capsys):
     assert main(["plan", str(seven_b), *arguments]) == 1
     shown = capsys.readouterr().err
@@ -326,6 +379,7 @@ def test_the_toy_has_a_plan(capsys):
 
 def test_a_rule_reads_what_is_shared_several_times():
     """TIES four times of each of five models, the last one to tell distances; the mean once."""
+
     def merged(*overrides):
         recipe = load_recipe(ROOT / "examples" / "toy.yaml", overrides)
         plans = plan_stages(recipe, planned_model(recipe, None), Machine())

@@ -20,11 +20,14 @@ def job(name: str, nodes: int, seconds: float, *inputs: str, **saves) -> Job:
     return Job(name, inputs, nodes, Work(seconds, **saves))
 
 
-@pytest.mark.parametrize("seconds, interval, pause, start", [
-    (1000, 50, 5, 20),
-    (1000, 300, 5, 0),  # the last interval is a shorter one
-    (100, math.inf, 0, 15),  # nothing is saved
-])
+@pytest.mark.parametrize(
+    "seconds, interval, pause, start",
+    [
+        (1000, 50, 5, 20),
+        (1000, 300, 5, 0),  # the last interval is a shorter one
+        (100, math.inf, 0, 15),  # nothing is saved
+    ],
+)
 def test_a_job_takes_what_dalys_formula_says(seconds, interval, pause, start):
     """Within 4 standard errors, with the wait after each failure and the first start."""
     mtbf, wait, trials = 100.0, 7.0, 4000
@@ -32,9 +35,11 @@ def test_a_job_takes_what_dalys_formula_says(seconds, interval, pause, start):
     outcomes = simulate([job("a", 2, seconds, interval=interval, pause=pause)], cluster, trials, 0)
     worked = [outcome.seconds - wait * (1 + outcome.failures) for outcome in outcomes]
     expected = mtbf * math.expm1(start / mtbf) + expected_seconds(
-        Work(seconds, interval, pause), start, mtbf)
-    error = math.hypot(stdev(worked), wait * math.sqrt(fmean(
-        1 + outcome.failures for outcome in outcomes))) / math.sqrt(trials)
+        Work(seconds, interval, pause), start, mtbf
+    )
+    error = math.hypot(
+        stdev(worked), wait * math.sqrt(fmean(1 + outcome.failures for outcome in outcomes))
+    ) / math.sqrt(trials)
     assert fmean(worked) == pytest.approx(expected, abs=4 * error)
     assert error < expected / 50
     for outcome in outcomes:
@@ -44,6 +49,7 @@ def test_a_job_takes_what_dalys_formula_says(seconds, interval, pause, start):
 def test_the_best_interval_is_the_cheapest():
     """Daly's estimate costs at most a thousandth more than the best of a fine search."""
     for pause, mtbf in ((30.0, 36_000.0), (60.0, 3600.0), (300.0, 7200.0)):
+
         def cost(interval: float, pause: float = pause, mtbf: float = mtbf) -> float:
             whole = interval * round(1e6 / interval)
             return expected_seconds(Work(whole, interval, pause), 60.0, mtbf) / whole
@@ -74,6 +80,7 @@ def test_a_time_limit_costs_starts_but_no_work():
 
 def test_a_state_that_is_written_meanwhile_counts_once_it_is_whole():
     """Killed 25 s after its start, two of whose states were begun at 10 and 20 s, one is whole."""
+
     class Fails:
         def expovariate(self, rate: float) -> float:
             return 25.0
@@ -83,8 +90,16 @@ def test_a_state_that_is_written_meanwhile_counts_once_it_is_whole():
 
 
 def test_the_published_recipe_is_played(capsys):
-    command = ["plan", str(BAR_7B), "--simulate", "--trials", "20", "--time-limit", "24",
-               "domains.math.tasks=[]"]
+    command = [
+        "plan",
+        str(BAR_7B),
+        "--simulate",
+        "--trials",
+        "20",
+        "--time-limit",
+        "24",
+        "domains.math.tasks=[]",
+    ]
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert "math/midtrain" in shown and "GPU-hours lost" in shown and "8 nodes of 8 GPUs" in shown

@@ -66,16 +66,19 @@ def _no_second_bar() -> None:
 
 ACCOMMODATIONS: tuple[Accommodation, ...] = (
     Accommodation(
-        "no_trt_llm", "every actor imports TensorRT-LLM, which is neither installed nor used",
+        "no_trt_llm",
+        "every actor imports TensorRT-LLM, which is neither installed nor used",
         _no_trt_llm,
     ),
     Accommodation(
-        "gloo_rebalance", "rebalance_nd_tensor gathers a tensor without dimensions, which gloo "
-        "refuses", _gloo_rebalance,
+        "gloo_rebalance",
+        "rebalance_nd_tensor gathers a tensor without dimensions, which gloo refuses",
+        _gloo_rebalance,
     ),
     Accommodation(
-        "no_second_bar", "the trainer draws a bar of its own, with every number behind it, beside "
-        "ours", _no_second_bar,
+        "no_second_bar",
+        "the trainer draws a bar of its own, with every number behind it, beside ours",
+        _no_second_bar,
     ),
 )
 
@@ -100,8 +103,10 @@ def install() -> tuple[str, ...]:
             "'megatron-bar[nemo-aligner]'"
         ) from None
     if version != VERSION:
-        raise BarError(f"the rlvr stage is made for nemo-aligner {VERSION}, and {version} is "
-                       f"installed; pip install nemo-aligner=={VERSION}")
+        raise BarError(
+            f"the rlvr stage is made for nemo-aligner {VERSION}, and {version} is "
+            f"installed; pip install nemo-aligner=={VERSION}"
+        )
     warnings.filterwarnings("ignore", module=r"(nemo|pydub|lightning|pytorch_lightning)\b")
     logging.getLogger("nv_one_logger").setLevel(logging.ERROR)
     for accommodation in ACCOMMODATIONS:

@@ -23,18 +23,20 @@ def drive(learner: Learner) -> None:
     model, loader, log = PolicyAdapter(learner), PromptLoader(learner), StepLog()
     BarReinforceTrainer(
         learner,
-        cfg=OmegaConf.create(dict(
-            max_epochs=1,
-            max_steps=settings.steps,
-            val_check_interval=0,  # evaluation is a stage of its own
-            save_interval=0,  # the learner saves, where the trainer asks whether time is up
-            gradient_clip_val=None,  # Megatron's optimizer clips
-            initial_policy_kl_penalty=settings.kl_coefficient,
-            use_absolute_kl=False,
-            num_rollouts_per_prompt=1,  # the loader repeats each prompt instead
-            rollout_batch_seq_length=None,
-            model_gbs=settings.global_batch_size,
-        )),
+        cfg=OmegaConf.create(
+            dict(
+                max_epochs=1,
+                max_steps=settings.steps,
+                val_check_interval=0,  # evaluation is a stage of its own
+                save_interval=0,  # the learner saves, where the trainer asks whether time is up
+                gradient_clip_val=None,  # Megatron's optimizer clips
+                initial_policy_kl_penalty=settings.kl_coefficient,
+                use_absolute_kl=False,
+                num_rollouts_per_prompt=1,  # the loader repeats each prompt instead
+                rollout_batch_seq_length=None,
+                model_gbs=settings.global_batch_size,
+            )
+        ),
         model=model,
         optimizer=OptimizerAdapter(model, log),
         scheduler=SimpleNamespace(step=lambda: None),  # the optimizer's adapter does
@@ -46,5 +48,6 @@ def drive(learner: Learner) -> None:
         logger=log,
         ckpt_callback=None,
         run_timer=SimpleNamespace(
-            start_time=lambda: None, is_finished=lambda: learner.end_step(log.of_step())),
+            start_time=lambda: None, is_finished=lambda: learner.end_step(log.of_step())
+        ),
     ).fit()
