@@ -242,6 +242,27 @@ def test_the_routed_model_without_experts():
         load_recipe(TOY, [*OPEN, "method=retrain", "evaluate.opt_out=[math]"])
 
 
+def test_a_domains_model_after_each_of_its_stages():
+    plain = {s.name: identity(s) for s in stage_graph(load_recipe(TOY))}
+    stages = stage_graph(load_recipe(TOY, ["evaluate.each_stage=true"]))
+    new = {s.name: s for s in stages if plain.get(s.name) != identity(s)}
+    assert set(new) == {
+        "evaluate/math.midtrain",
+        "evaluate/math.sft",
+        "evaluate/code.midtrain",
+        "evaluate/code.sft",
+        "report",
+    }
+    assert new["evaluate/math.sft"].inputs == {"checkpoint": "math/sft"}
+    assert set(new["evaluate/math.sft"].tasks) == {"math", "general"}
+    together = stage_graph(
+        load_recipe(TOY, [*OPEN, "method=retrain_midtrain", "evaluate.each_stage=true"])
+    )
+    after = [s for s in together if s.name.startswith("evaluate/all.")]
+    assert [s.inputs["checkpoint"] for s in after] == ["all/midtrain"]
+    assert set(after[0].tasks) == {"math", "code", "tool_use", "safety", "general"}
+
+
 def test_the_comparison_has_every_method_and_shares_what_it_can():
     recipes = load_recipes(EXAMPLES / "toy-compare.yaml", ["runs=elsewhere"])
     assert {recipe.method for recipe in recipes} == set(METHODS)
