@@ -173,6 +173,7 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
     assert steps == published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override, message",
     {

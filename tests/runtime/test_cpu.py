@@ -34,6 +34,7 @@ def test_all_are_in_force_on_a_cpu():
     assert torch.zeros(2, device="cuda").device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_on_cuda_only_what_an_absent_transformer_engine_needs():
     # A process of its own: accommodations can't be taken back.
     code = (
