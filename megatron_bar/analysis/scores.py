@@ -158,6 +158,30 @@ def _cell(model: str, task: str, result: dict[str, Any]) -> Cell | None:
     )
 
 
+def score_lines(results: dict[str, dict[str, Any]], last: str = ROUTED) -> list[str]:
+    """The last model's scores beside the base's and the branches', in Markdown."""
+    scores = compare(results, last)
+    rows = {row.model: row.cells for row in scores.rows}
+    lines = [
+        "Mean scores on held-out items, from 0 to 1, with their 95 % intervals.",
+        "",
+        "| task | items | this model | the base | the domain's own model |",
+        "|---|---|---|---|---|",
+    ]
+    for index, task in enumerate(scores.tasks):
+        cells = [rows[model][index] if model in rows else None for model in (last, ANCHOR, task)]
+        lines.append(
+            f"| {task} | {scores.items(index)} | {' | '.join(map(_with_interval, cells))} |"
+        )
+    return lines
+
+
+def _with_interval(cell: Cell | None) -> str:
+    if cell is None:
+        return MISSING
+    return f"{cell.score:.2f} ({cell.interval.low:.2f} to {cell.interval.high:.2f})"
+
+
 def score_table(results: dict[str, dict[str, Any]], last: str = ROUTED) -> Table:
     """All scores for the terminal, each over its 95 % interval; a branch's own domain is bold."""
     scores = compare(results, last)
