@@ -220,7 +220,8 @@ def test_verify_proves_experts_with_fewer_active_than_there_are(tmp_path, capsys
                 "run",
                 str(TOY),
                 "runs=OUT",
-                "domains.math.sft.data=[{toy: math, count: 9, weight: 2}, {toy: general, count: 9}]",
+                "domains.math.sft.data=[{toy: math, count: 9, weight: 2}, "
+                "{toy: general, count: 9}]",
             ],
             "math/sft: source math has a weight and general has none",
         ),

@@ -212,7 +212,7 @@ class FusedAttention(MegatronModule):
 
 
 def varlen_attention(*args, **kwargs) -> torch.Tensor:
-    """torch's varlen_attn with heads that share keys, which versions before 2.12 don't ask about."""
+    """torch's varlen_attn with heads that share keys, which versions before 2.12 don't ask of."""
     from torch.nn.attention.varlen import varlen_attn  # torch 2.9 has none, and masks need none
 
     if "enable_gqa" in varlen_parameters():

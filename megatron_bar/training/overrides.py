@@ -62,7 +62,7 @@ _OF_THE_MODEL = frozenset(
 
 @dataclass(frozen=True)
 class _Free:
-    """A field that is the user's; `needs` tells why it would have no effect, if it would have none."""
+    """A field that is the user's; `needs` tells why it has no effect, where it has none."""
 
     type: type
     needs: Callable[[Training, ModelConfig], str | None] = lambda training, model: None

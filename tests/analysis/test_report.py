@@ -180,8 +180,8 @@ def test_before_the_merge(run):
         (
             "retrain",
             [
-                "One model for all 3 domains scores 0.69 on them, from 0.46 (tool_use) to 0.90 (code). On "
-                "general it scores 0.94",
+                "One model for all 3 domains scores 0.69 on them, from 0.46 (tool_use) to 0.90 "
+                "(code). On general it scores 0.94",
                 "base \N{RIGHTWARDS ARROW} all domains",
             ],
         ),

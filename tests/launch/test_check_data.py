@@ -213,8 +213,8 @@ def test_a_reference_whose_settings_are_no_settings(brought):
         ("def score(prompt, response, reference): return 1", None),
         (
             "def score(prompt, response, reference): return 'right'",
-            "questions.jsonl:1: verifier mine.py:score can't score an answer to this item of source "
-            "questions: it returned 'right' (str), and a score is a number from 0 to 1",
+            "questions.jsonl:1: verifier mine.py:score can't score an answer to this item of "
+            "source questions: it returned 'right' (str), and a score is a number from 0 to 1",
         ),
         ("def score(answer): return 1", "score(answer) can't be called as verifiers are"),
     ],
@@ -239,8 +239,12 @@ def test_a_file_that_lacks_the_named_column_of_references(brought, form):
 @pytest.mark.parametrize(
     "override, message",
     {
-        "domains.law.sft.sequence_length=8": "law/sft: source chats: of 200 conversations none has a token that carries loss among",
-        "domains.law.rlvr.prompt_length=3": "law/rlvr: source questions: all of 10 prompts are longer",
+        "domains.law.sft.sequence_length=8": (
+            "law/sft: source chats: of 200 conversations none has a token that carries loss among"
+        ),
+        "domains.law.rlvr.prompt_length=3": (
+            "law/rlvr: source questions: all of 10 prompts are longer"
+        ),
         "domains.law.rlvr.data.0.path=long.jsonl": "long.jsonl:2: the prompt has ",
         "domains.law.rlvr.data.0.verifier=code": "questions.jsonl:1: ",
         "chat_template=plain.jinja": "the chat template has no {% generation %}",

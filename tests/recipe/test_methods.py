@@ -185,21 +185,33 @@ def test_the_models_of_stages():
     "overrides, message",
     {
         "method=bat": "no method 'bat'; there are bar, flexolmo, btx",
-        "method=flexolmo domains.math.sft.trainable=[expert.1,head]": "domains.math.sft.trainable has 'head', and method flexolmo keeps all",
-        "method=btx merge.shared=law": "merge.shared 'law' is none of published, branches, anchor, m",
+        "method=flexolmo domains.math.sft.trainable=[expert.1,head]": (
+            "domains.math.sft.trainable has 'head', and method flexolmo keeps all"
+        ),
+        "method=btx merge.shared=law": (
+            "merge.shared 'law' is none of published, branches, anchor, m"
+        ),
         "method=btx route.fraction=0": "not in",
         "method=dense_merge merge.shared=math": "dense_merge averages all weights",
-        "method=dense_merge merge.shared=fisher": "dense_merge averages all weights; give one of publ",
+        "method=dense_merge merge.shared=fisher": (
+            "dense_merge averages all weights; give one of publ"
+        ),
         "merge.shared=slerp": "merge.shared slerp takes two domains, and there are 4",
         "merge.density=0.5": "merge.density is for ties, dare_linear, dare_ties, and merge",
-        "merge.shared=fisher": r"set domains.math.sft.second_moments=true, and train that stage anew",
+        "merge.shared=fisher": (
+            "set domains.math.sft.second_moments=true, and train that stage anew"
+        ),
         "merge.shared=ties merge.density=0": "merge.density 0.0 is not a share above 0, up to 1",
-        "method=retrain merge.scale=2": "merge is for methods that merge, and retrain trains one model",
+        "method=retrain merge.scale=2": (
+            "merge is for methods that merge, and retrain trains one model"
+        ),
         "method=continued merge.shared=branches": "continued trains one model; leave it out",
         "method=continued order=random": "order 'random' is not mixed or sequence",
         "method=retrain order=sequence": "is for method continued, and the method is retrain",
         "method=retrain domains.math.sft.lr=1": r"sft.lr is 1.0 for math and 0.004 for code",
-        "method=retrain_midtrain domains.math.midtrain=null domains.code.midtrain=null": "nothing to train: no domain has midtrain",
+        "method=retrain_midtrain domains.math.midtrain=null domains.code.midtrain=null": (
+            "nothing to train: no domain has midtrain"
+        ),
         "method=retrain pretrain=null anchor=some/folder": "starts from the pretrained model; give",
     }.items(),
 )

@@ -96,10 +96,12 @@ systems: {{whole: , small: {{domains: {{safety: null}}}}}}
 @pytest.mark.parametrize(
     "override, message",
     {
-        "domains.mth=null": "domains.mth is null, which takes it away, but there is none; did you "
-        "mean math?",
-        "domains.math.sft.lr_scale.head=null": "domains.math.sft.lr_scale.head is null, which takes "
-        "it away, but there is none",
+        "domains.mth=null": (
+            "domains.mth is null, which takes it away, but there is none; did you mean math?"
+        ),
+        "domains.math.sft.lr_scale.head=null": (
+            "domains.math.sft.lr_scale.head is null, which takes it away, but there is none"
+        ),
         "domains.math.sft.data.9=null": "domains.math.sft.data has no item 9",
     }.items(),
 )

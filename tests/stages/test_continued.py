@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture
 def cut_short(tmp_path, monkeypatch, capsys):
-    """Runs stage `base` with overrides until it would write its checkpoint; returns what it says."""
+    """Runs stage `base` with overrides up to its checkpoint, unwritten; returns what it says."""
 
     def stop(*args):
         raise BarError("cut short")

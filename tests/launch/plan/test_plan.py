@@ -300,8 +300,8 @@ def test_a_third_domain_needs_no_layout_for_the_router(seven_b, capsys):
         seven_b,
         [
             "route.training.layout=null",
-            "domains={math: {sft: {steps: 1, global_batch_size: 64, "
-            "dtype: bfloat16, data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, global_batch_size: 64, "
+            "domains={math: {sft: {steps: 1, global_batch_size: 64, dtype: bfloat16, "
+            "data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, global_batch_size: 64, "
             "dtype: bfloat16, data: [{path: x.jsonl}]}}}",
             "domains.tools=null",
         ],
