@@ -74,7 +74,7 @@ def write_manifest(
 
 
 def update_manifest(folder: Path, file: str) -> None:
-    """Say anew what one of the small files of `folder` is; without a manifest there is nothing to say."""
+    """Say anew what one of the small files of `folder` is, if there is a manifest that says it."""
     path = Path(folder) / FILE_NAME
     if path.is_file():
         content = read_json(path)

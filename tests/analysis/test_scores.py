@@ -55,7 +55,7 @@ def test_models_between_a_domains_stages(run):
     shown = printed(results)
     assert "branch math after midtrain" in shown and "branch math after sft" in shown
     assert kept_share(results) == kept_share({m: r for m, r in results.items() if "." not in m})
-    own = [row.cells for row in compare(results).rows if row.model == "math.sft"][0]
+    own = next(row.cells for row in compare(results).rows if row.model == "math.sft")
     assert [cell is not None and cell.own for cell in own] == [False, True, False, False]
 
 
