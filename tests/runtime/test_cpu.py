@@ -17,6 +17,7 @@ EXPECTED = {
     "split_sizes",
     "tensor_type_names",
     "memory",
+    "gloo_threads",
     "no_te_gemm",
 }
 WITHOUT_TE = {"no_te_gemm"}
