@@ -223,7 +223,7 @@ def transformer_overrides(training: Training) -> dict[str, Any]:
 
 
 def adds_in_products(training: Training) -> bool:
-    """Whether experts' gradients are to be added to their buffers by the products that make them."""
+    """Whether the products that make experts' gradients are to add them to their buffers."""
     name = "gradient_accumulation_fusion"
     return name in training.megatron and _value(name, training.megatron[name])
 
