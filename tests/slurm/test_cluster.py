@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from megatron_bar.runtime.files import file_digest
 from megatron_bar.stages.context import read_done
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
-from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.cluster import Cluster, processes_with, wait_until
 from tests.slurm.conftest import recipe_of, write_site
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -198,6 +199,46 @@ def test_a_stage_survives_its_time_limit_a_preemption_and_the_loss_of_a_node(
     assert group_digests(run / "math/sft" / "checkpoint") == group_digests(
         undisturbed / "math/sft" / "checkpoint"
     )
+
+
+def test_a_killed_rank_ends_its_job_at_once_and_its_node_is_left_out_the_second_time(
+    on_cluster, paced, local, anchor, tmp_path, capsys
+):
+    recipe = recipe_of(anchor, tmp_path / "runs", "killed")
+    recipe["domains"]["math"]["sft"] |= {"steps": 40, "save_every": 1}
+    run = tmp_path / "runs" / "killed"
+    _copy_stages(local, run, "anchor", "math/branch")
+    command = ["submit", str(_write(tmp_path, recipe)), "--site", str(write_site(tmp_path))]
+    assert main([*command, "--only", "math/sft"]) == 0
+    job = _job(run, "math/sft")
+    for attempt in (1, 2):
+        _begun(run, "math/sft", attempt)
+        _trained(run, "math/sft", 2)
+        for pid in {*processes_with("RANK=1")} & {*processes_with(f"SLURM_JOB_ID={job}")}:
+            os.kill(pid, signal.SIGKILL)
+        # A job that is queued again first completes.
+        wait_until("the job to end", lambda: _state(on_cluster, job) != "RUNNING", 15)
+        assert _log(run, "math/sft").count("math/sft: rank 1 on n2 was ended by SIGKILL") >= attempt
+    assert main(["status", str(run)]) == 0
+    assert "rank 1 on n2 was ended by SIGKILL" in capsys.readouterr().out
+    assert [line.split()[0] for line in _failed_nodes(run)] == ["n2", "n2"]
+    # Two nodes are needed, and one of the two is left out.
+    wait_until("n2 to be left out", lambda: "ExcNodeList=n2" in _shown(on_cluster, job), 15)
+    time.sleep(8)  # longer than a job that was queued again waits here
+    assert len(_attempts(run, "math/sft")) == 2
+    on_cluster.run("scontrol", "update", f"JobId={job}", "ExcNodeList=")
+    (run / "slurm" / "failed-nodes.txt").unlink()
+    paced.unlink()
+    _all_ended(on_cluster)
+    assert read_done(run / "math/sft"), _log(run, "math/sft")
+
+
+def _failed_nodes(run: Path) -> list[str]:
+    return (run / "slurm" / "failed-nodes.txt").read_text().splitlines()
+
+
+def _shown(slurm: Cluster, job: str) -> str:
+    return slurm.run("scontrol", "show", "job", job)
 
 
 def test_cancelled_and_vain_stages_stop_what_needs_them_and_nothing_else(

@@ -18,7 +18,8 @@ from megatron_bar.checkpoints.names import slots
 from megatron_bar.cli import main
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
-from megatron_bar.launch.slurm.attempts import begin_attempt
+from megatron_bar.launch.slurm.attempts import begin_attempt, end_attempt, read_attempts
+from megatron_bar.launch.slurm.failed_nodes import note_failed
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.site import TEMPLATES
 from megatron_bar.launch.slurm.submit import still_good
@@ -182,6 +183,66 @@ def test_a_job_that_saved_is_queued_again_unless_a_stop_file_asks_it_to_stop(
     assert ("requeue 7" in calls.read_text().splitlines()) == (asks is None)
     if asks is not None:
         assert f"runs/bar-7b/{asks}; submit again to go on" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "failures, allocated, excluded",
+    [
+        ("", "n1", None),
+        ("n1 n2", "n1", None),
+        ("n1 n2 n2", "n1", "n2,n9"),
+        ("n1 n1", "n1", "n1,n9"),
+    ],
+)
+def test_a_node_that_failed_twice_is_left_out_when_a_job_is_queued_again(
+    failures, allocated, excluded, workplace, capsys, tmp_path, monkeypatch
+):
+    script = _scripts(capsys, "--only", "math/sft")["math/sft"]
+    run = workplace / "runs" / "bar-7b"
+    (run / "slurm").mkdir(parents=True)
+    for host in failures.split():
+        note_failed(run, [host], "math/sft: rank 3 was ended by SIGKILL")
+    calls = tmp_path / "calls"
+    scontrol = f'echo "$*" >> {calls}\necho NodeAddr=127.0.0.1 ExcNodeList=n9\n'
+    commands = {
+        "srun": f"echo srun >> {calls}; exit 77",
+        "squeue": "echo RUNNING",
+        "sleep": "",
+        "scontrol": scontrol + 'if [ "$2" = hostnames ]; then echo n3; echo n1; fi',
+    }
+    _fake_commands(tmp_path / "bin", commands, monkeypatch)
+    job = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "SLURM_JOB_NODELIST": allocated}
+    ended = subprocess.run(
+        ["bash"],
+        input=script,
+        text=True,
+        capture_output=True,
+        timeout=30,
+        env=os.environ | job,
+    )
+    said = calls.read_text().splitlines()
+    assert "requeue 7" in said, ended.stderr
+    updates = [line for line in said if line.startswith("update ")]
+    assert set(updates) == ({f"update JobId=7 ExcNodeList={excluded}"} if excluded else set())
+    # Where it has such a node it is queued again before anything starts.
+    assert ("srun" in said) == (excluded != "n1,n9")
+
+
+def test_scripts_leave_out_nodes_that_failed_twice(workplace, capsys):
+    site = _site(workplace, gpu_nodes={"options": ["--exclude=n7", "--qos=high"]})
+    run = workplace / "runs" / "bar-7b"
+    (run / "slurm").mkdir(parents=True)
+    for hosts in (["n1"], ["n2", "n1"]):
+        note_failed(run, hosts, "math/sft: they gave no sign of life any more")
+    script = _scripts(capsys, "--site", site, "--only", "math/sft")["math/sft"]
+    assert "#SBATCH --exclude=n7,n1\n" in script and script.count("--exclude") == 1
+    assert "#SBATCH --qos=high\n" in script
+    failed = run / "slurm" / "failed-nodes.txt"
+    failed.write_text("\n".join(failed.read_text().splitlines()[1:]))
+    assert (
+        "#SBATCH --exclude=n7\n"
+        in _scripts(capsys, "--site", site, "--only", "math/sft")["math/sft"]
+    )
 
 
 @pytest.fixture
@@ -500,3 +561,14 @@ def test_the_third_beginning_at_one_step_is_refused(tmp_path, monkeypatch):
     begin("2", 3)
     with pytest.raises(BarError, match="step 40"):
         begin("2", 4)
+    for _ in range(2):
+        note_failed(tmp_path, ["n1"], "math/sft: rank 3 was ended by SIGKILL")
+    begin("2", 4)  # without n1
+    end_attempt(tmp_path, "math/sft", "rank 3 was ended by SIGKILL")
+    begin("2", 5)
+    assert [of.get("failure") for of in read_attempts(tmp_path, "math/sft", "2")][4:] == [
+        "rank 3 was ended by SIGKILL",
+        None,
+    ]
+    with pytest.raises(BarError, match="step 40"):
+        begin("2", 6)

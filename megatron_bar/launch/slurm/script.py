@@ -11,12 +11,14 @@ from pathlib import Path
 import jinja2
 
 from megatron_bar.launch.logs import log_path
+from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path, left_out
 from megatron_bar.launch.slurm.site import Nodes, Site
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.stage import Stage
 
 REHEARSAL = "rehearsal"  # a job before all others, and its folder; no stage of a recipe
+_EXCLUDE = "--exclude="
 _PLAIN = re.compile(r"[\w./:=@%+,-]+")
 
 
@@ -80,6 +82,7 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
             kind=stage.KIND,
             run=run,
             path=script_path(run, stage.name),
+            failed_nodes=failed_nodes_path(run),
             options=_options(stage, run, site, nodes, node_count, ranks, workdir),
             nodes=node_count,
             ranks=ranks,
@@ -115,10 +118,14 @@ def _options(
         # SLURM replaces %j and the like in this one.
         "output": str(log_path(run, stage.name)).replace("%", "%%"),
     }
+    excluded = [option for option in nodes.options if option.startswith(_EXCLUDE)]
+    without = [*(option.removeprefix(_EXCLUDE) for option in excluded), *left_out(run)]
+    if without:  # SLURM heeds the last of several such options alone
+        values[_EXCLUDE.strip("-=")] = ",".join(without)
     options = [
         f"--{name}={_directive(str(value))}" for name, value in values.items() if value is not None
     ]
-    return options + [_directive(option) for option in nodes.options]
+    return options + [_directive(option) for option in nodes.options if option not in excluded]
 
 
 def _directive(value: str) -> str:

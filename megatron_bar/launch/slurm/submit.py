@@ -14,6 +14,7 @@ from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.replacing import confirm_replacing
 from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.slurm import jobs as job_book
+from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path, left_out
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
 from megatron_bar.launch.slurm.script import REHEARSAL, rehearsal, render, script_path
@@ -321,6 +322,11 @@ def _submit(run: Path, new: list[Stage], queued: dict[str, Job]) -> dict[str, Jo
 
 
 def _tell(run: Path, submitted: dict[str, Job], queued: dict[str, Job]) -> None:
+    if submitted and (hosts := left_out(run)):
+        warn(
+            f"{', '.join(hosts)}: left out, since jobs failed there twice; take the lines out of "
+            f"{failed_nodes_path(run)} once all is well"
+        )
     if not submitted and not queued:
         say(_nothing_to_do(run))
         return
