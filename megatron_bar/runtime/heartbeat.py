@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megatron_bar.runtime.beats import beat, done, seconds_still
+from megatron_bar.runtime.ranks import own_host
 
 HANG_MINUTES = "MEGATRON_BAR_HANG_MINUTES"
 HUNG = 70  # exit status
@@ -77,7 +77,7 @@ class _Watchdog(threading.Thread):
         super().__init__(daemon=True, name="heartbeat")
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        self.host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        self.host = own_host()
         self.what = f"{what}: rank {self.rank} on {self.host}"
         self.seconds = seconds
         self.interval = min(_SIGNS_SECONDS, seconds / 10)

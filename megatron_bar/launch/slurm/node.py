@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from megatron_bar.launch.slurm.nodes import Failure, Nodes
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.heartbeat import HUNG
 from megatron_bar.runtime.machine_faults import MACHINE_FAILED
+from megatron_bar.runtime.ranks import own_host
 from megatron_bar.runtime.stop_file import stop_file_in
 from megatron_bar.runtime.stopping import CONTINUE_LATER
 
@@ -47,7 +47,7 @@ def run_ranks(command: Sequence[str], what: str, ranks: int) -> tuple[int, Failu
     Raises BarError if the nodes don't meet.
     """
     node, count = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
-    host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    host = own_host()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     nodes = Nodes(node, count, host, address, port)
     run_id = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"

@@ -14,6 +14,7 @@ from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path, left_out
 from megatron_bar.launch.slurm.site import Nodes, Site
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.health import OFF
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.stage import Stage
 
@@ -89,6 +90,7 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
             warning=site.warning,
             grace=site.warning * 3 // 4,
             hang_minutes=site.hang_minutes,
+            health_check=site.health_check if nodes.gpus else OFF,
             modules=site.modules,
             setup=site.setup,
             environment=site.environment,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_bar.recipe.typed import filled, keys_of
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.health import MODES, WARN
 from megatron_bar.runtime.plain_yaml import read_yaml
 from megatron_bar.stages.registry import KINDS
 
@@ -60,6 +61,8 @@ class Site:
     times: dict[str, str] = field(default_factory=dict)  # by kind of stage or by stage
     warning: int = 600  # seconds before the time limit at which a stage is told to save
     hang_minutes: float = 30  # without progress for so long, a stage is ended
+    # GPU nodes are measured before a stage begins: off, warn of slow ones, or refuse them
+    health_check: str = WARN
     python: str | None = None  # the one that submits by default, or `python` in a container
     modules: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)  # lines of shell
@@ -113,6 +116,10 @@ def _check(site: Site, path: Path) -> None:
             raise BarError(f"site {path}: {nodes}.ranks must be 1 or more")
     if site.warning < _SHORTEST_WARNING:
         raise BarError(f"site {path}: warning {site.warning} is less than {_SHORTEST_WARNING} s")
+    if site.health_check not in MODES:
+        raise BarError(
+            f"site {path}: health_check {site.health_check!r} is not one of {', '.join(MODES)}"
+        )
     if site.gpu_hour_price is not None and not 0 <= site.gpu_hour_price < math.inf:
         raise BarError(f"site {path}: gpu_hour_price {site.gpu_hour_price} is not 0 or more")
     container = site.container
