@@ -21,7 +21,7 @@ from megatron_bar.data.toy import CHAT_TEMPLATE
 from megatron_bar.launch.slurm.attempts import begin_attempt, end_attempt, read_attempts
 from megatron_bar.launch.slurm.failed_nodes import note_failed
 from megatron_bar.launch.slurm.jobs import Job
-from megatron_bar.launch.slurm.site import TEMPLATES
+from megatron_bar.launch.slurm.site import TEMPLATES, Site
 from megatron_bar.launch.slurm.submit import still_good
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
@@ -372,6 +372,46 @@ def test_a_rehearsal_is_a_job_that_all_others_wait_for(workplace, capsys, tmp_pa
     assert "cancelled: rehearsal, anchor, evaluate/anchor, math/branch" in capsys.readouterr().out
 
 
+def test_no_more_jobs_than_the_site_allows_may_start_at_once(
+    workplace, brought, capsys, tmp_path, monkeypatch
+):
+    _fake_slurm(tmp_path / "bin", monkeypatch)
+    command = ["submit", "recipe.yaml", brought, "--site", _site(workplace, max_jobs=3), "--only"]
+    assert main([*command, "*/branch"]) == 1  # the anchor is neither done nor queued
+    assert main([*command, "anchor", "--only", "*/branch"]) == 0
+    assert main([*command, "anchor", "--only", "math", "--only", "safety"]) == 0
+    calls = (tmp_path / "bin" / "calls").read_text().splitlines()
+    conditions = [
+        next((word for word in line.split() if word.startswith("--dependency=")), "")
+        for line in calls
+    ]
+    after_any = [of.partition("afterany:")[2] for of in conditions]
+    assert after_any == ["", "", "", *(str(job) for job in range(1, len(calls) - 2))]
+    # What a stage needs is asked for beside that.
+    assert all("afterok:" in of for of in conditions[1:])
+
+
+def test_conversions_of_every_method_are_for_cpu_nodes():
+    assert set(Site().cpu_stages) == {
+        *("import", "branch", "adopt", "merge", "average", "stack", "export", "report")
+    }
+
+
+def test_a_stage_that_fills_its_nodes_has_them_for_itself(workplace, capsys):
+    site = _site(workplace, network="ib0")
+    scripts = _scripts(capsys, "--site", site)
+    whole, part = scripts["math/sft"], scripts["safety/sft"]  # the second has four GPUs of eight
+    assert "#SBATCH --exclusive\n" in whole and "#SBATCH --mem=0\n" in whole
+    assert "--exclusive" not in part and "--mem" not in part
+    for script in scripts.values():
+        on_gpus = "--gpus-per-node" in script
+        assert ("expandable_segments:True" in script) == on_gpus
+        assert ("TORCH_FR_BUFFER_SIZE" in script) == on_gpus
+        assert 'GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-ib0}"' in script
+        health = "warn" if on_gpus else "off"
+        assert f"export MEGATRON_BAR_HEALTH_CHECK={health}\n" in script
+
+
 def _fake_slurm(folder: Path, monkeypatch) -> None:
     """sbatch numbers its jobs and writes down what it is told; they wait for ever."""
     folder.mkdir()
@@ -485,6 +525,9 @@ def test_a_template_beside_the_site_file_is_used(workplace, capsys):
             {},
             "--only math chooses none of the stages from merged on",
         ),
+        ([], {"health_check": "maybe"}, "'maybe' is not one of off, warn, refuse"),
+        ([], {"max_jobs": 0}, "max_jobs 0 is not 1 or more"),
+        ([], {"network": "ib 0"}, "network 'ib 0' is not an interface's name"),
         ([], {"container": {"runtime": "docker"}}, "is not none, pyxis or apptainer"),
         ([], {"container": {"runtime": "pyxis"}}, "container.image is missing"),
     ],

@@ -90,6 +90,8 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
             warning=site.warning,
             grace=site.warning * 3 // 4,
             hang_minutes=site.hang_minutes,
+            gpus=nodes.gpus,
+            network=site.network,
             health_check=site.health_check if nodes.gpus else OFF,
             modules=site.modules,
             setup=site.setup,
@@ -106,6 +108,7 @@ def _options(
     stage: Stage, run: Path, site: Site, nodes: Nodes, count: int, ranks: int, workdir: Path
 ) -> list[str]:
     """Lines of #SBATCH, whose values SLURM unquotes itself."""
+    alone = nodes.exclusive and ranks == nodes.ranks
     values = {
         "job-name": f"{run.name} {stage.name}",
         "account": site.account,
@@ -114,7 +117,8 @@ def _options(
         "ntasks-per-node": 1,
         "gpus-per-node": ranks if nodes.gpus else None,
         "cpus-per-task": nodes.cpus and max(1, nodes.cpus * ranks // nodes.ranks),
-        "mem": nodes.memory,
+        "exclusive": True if alone else None,
+        "mem": nodes.memory or ("0" if alone else None),
         "time": site.times.get(stage.name, site.times.get(stage.KIND, nodes.time)),
         "chdir": workdir,
         # SLURM replaces %j and the like in this one.
@@ -125,7 +129,9 @@ def _options(
     if without:  # SLURM heeds the last of several such options alone
         values[_EXCLUDE.strip("-=")] = ",".join(without)
     options = [
-        f"--{name}={_directive(str(value))}" for name, value in values.items() if value is not None
+        f"--{name}" if value is True else f"--{name}={_directive(str(value))}"
+        for name, value in values.items()
+        if value is not None
     ]
     return options + [_directive(option) for option in nodes.options if option not in excluded]
 
