@@ -21,7 +21,7 @@ from megatron_bar.runtime.files import file_digest
 from megatron_bar.stages.context import read_done
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
-from tests.slurm.cluster import Cluster, processes_with, wait_until
+from tests.slurm.cluster import GPUS, Cluster, processes_with, wait_until
 from tests.slurm.conftest import recipe_of, write_site
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -105,6 +105,40 @@ def test_a_submitted_recipe_over_two_nodes_equals_a_local_run(
         assert "hunter2" not in text.read_text()
     assert main(command) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_jobs_see_the_gpus_that_they_asked_for(on_cluster, anchor, tmp_path):
+    """What stands for Python tells what a node's one task was given; nothing is trained."""
+    told = tmp_path / "told"
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\necho $SLURM_JOB_NUM_NODES $SLURM_GPUS_ON_NODE $CUDA_VISIBLE_DEVICES "
+        f"$PYTORCH_CUDA_ALLOC_CONF >> {told}\nsleep 3\n"
+    )
+    python.chmod(0o755)
+    nodes = {"partition": "all", "ranks": GPUS, "gpus": True, "cpus": 2, "time": "10"}
+    site = write_site(tmp_path, gpu_nodes=nodes, python=str(python))
+    recipe = recipe_of(anchor, tmp_path / "runs", "gpus")
+    recipe["domains"]["math"]["sft"]["layout"] = {"processes": 2 * GPUS, "expert": 2}
+    recipe["domains"]["math"]["sft"]["global_batch_size"] = 2 * GPUS
+    command = ["submit", str(_write(tmp_path, recipe)), "--site", str(site), "--write"]
+    assert main([*command, "--only", "math/sft", "--only", "safety/sft"]) == 0
+    scripts = tmp_path / "runs" / "gpus" / "slurm"
+    for options, stage in (
+        ([], "math-sft"),  # all GPUs of both nodes
+        (["--nodelist=n2"], "safety-sft"),
+        (["--nodelist=n2"], "safety-sft"),  # beside each other
+    ):
+        on_cluster.run("sbatch", *options, str(scripts / f"{stage}.sbatch"))
+    _all_ended(on_cluster, 60)
+    run = tmp_path / "runs" / "gpus"
+    assert told.is_file(), _log(run, "math/sft") + _log(run, "safety/sft")
+    alloc = "expandable_segments:True"
+    assert sorted(told.read_text().splitlines()) == [
+        f"1 1 0 {alloc}",
+        f"1 1 1 {alloc}",
+        *[f"2 2 0,1 {alloc}"] * 2,
+    ]
 
 
 def _copy_stages(local: Path, run: Path, *stages: str) -> None:
