@@ -26,7 +26,7 @@ class Trained:
     steps: int
     tokens: int | None  # that carried loss; in RLVR those that were generated
     tokens_per_second: float | None  # in the median step
-    waiting_share: float | None  # of ranks for the slowest, in the median step
+    ranks_waiting_share: float | None  # of ranks for the slowest, in the median step
     trainable: int
     frozen: int
     opened: tuple[int | None, ...]
@@ -63,7 +63,7 @@ def trained_stages(run: Path, stages: Sequence[dict[str, Any]]) -> tuple[list[st
                 stage.get("steps", 0),
                 stage.get("tokens", _generated(metrics, stage)),
                 _median(metrics, "tokens_per_second"),
-                _median(metrics, "waiting_share"),
+                _median(metrics, "ranks_waiting_share"),
                 stage["trainable"],
                 stage["frozen"],
                 tuple(by_column.get(column) for column in columns),

@@ -1,4 +1,4 @@
-"""What figures of machines say of them: which ranks are slower than most."""
+"""Machines' figures, and what they say: which ranks are slower than most."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Measured:
 
 
 def slow_ranks(everyones: Sequence[Measured]) -> dict[int, list[str]]:
-    """What is too slow, by rank, a line each."""
+    """The ranks that are too slow, with a line for each figure that says so."""
     found: dict[int, list[str]] = {}
     for name, factor in _TOO_SLOW.items():
         figures = {

@@ -1,4 +1,4 @@
-"""Which rank the others wait for in a step, and for how long.
+"""Stragglers: which rank the others wait for in a step, and for how long.
 
 A rank's own time is that from its first forward pass to where it gives its gradients to the others;
 what it then waits, it waits for the slowest. Ranks that share a model (tensor, expert, pipeline
@@ -56,8 +56,8 @@ class Waiting:
     def metrics(self, label: str) -> dict[str, Any]:
         """The metrics since the last call; starts anew. Nothing for a lone rank.
 
-        `waiting_share`: how long ranks wait for the slowest, in the mean, as a part of the time
-        that it computes; `slowest_rank`: that one. One that is much slower than most, again and
+        `ranks_waiting_share`: how long ranks wait for the slowest, in the mean, as a part of the
+        time that it computes; `slowest_rank`: that one. One that is much slower than most, again and
         again, gets a line.
         """
         if len(self._hosts) == 1:
@@ -73,7 +73,7 @@ class Waiting:
         slowest = times.index(longest)
         self._tell(label, slowest, longest / max(statistics.median(times), 1e-9))
         share = 1 - statistics.fmean(times) / max(longest, 1e-9)
-        return {"waiting_share": share, "slowest_rank": slowest}
+        return {"ranks_waiting_share": share, "slowest_rank": slowest}
 
     def _tell(self, label: str, rank: int, factor: float) -> None:
         before, times = self._slow_before

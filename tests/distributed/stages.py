@@ -83,7 +83,7 @@ def assert_same_numbers(ours: list[dict], theirs: list[dict]) -> None:
     assert len(ours) == len(theirs)
     tolerances = {"grad_norm": 1e-3, "router_load": 1e-3, "router_entropy": 1e-3}
     speed = {"tokens_per_second", "step_seconds", "mfu", "memory_gib"}
-    speed |= {"waiting_share", "slowest_rank"}  # which a lone rank hasn't
+    speed |= {"ranks_waiting_share", "slowest_rank"}  # which a lone rank hasn't
     for our, their in zip(ours, theirs):
         assert our.keys() - speed == their.keys() - speed
         for name in our.keys() - speed:

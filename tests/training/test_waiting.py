@@ -55,12 +55,12 @@ def test_ranks_wait_for_the_slowest(four_ranks):
     _step(model, config)
     four_ranks[:] = [1.0, 2.0, 1.0]  # and rank 0 has computed for two half seconds
     assert watch.metrics("math/sft") == {
-        "waiting_share": pytest.approx(1 - 1.25 / 2.0),
+        "ranks_waiting_share": pytest.approx(1 - 1.25 / 2.0),
         "slowest_rank": 2,
     }
     assert watch.metrics("math/sft")["slowest_rank"] == 2  # and it begins anew
     four_ranks[:] = [0.0, 0.0, 0.0]
-    assert watch.metrics("math/sft") == {"waiting_share": 1.0, "slowest_rank": 0}
+    assert watch.metrics("math/sft") == {"ranks_waiting_share": 1.0, "slowest_rank": 0}
 
 
 def test_a_rank_that_is_slow_again_and_again_is_named_once(four_ranks, monkeypatch):

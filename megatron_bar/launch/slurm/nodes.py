@@ -30,7 +30,7 @@ _FAILURE = "failure"
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a job's ranks, as far as the node that noticed it first could tell."""
+    """The end of a job's ranks, as far as the node that noticed it first could tell."""
 
     what: str  # "rank 3 on n2 was ended by SIGKILL"
     hosts: tuple[str, ...] = ()  # machines that seem to be at fault

@@ -17,8 +17,9 @@ _QUERY = ("nvidia-smi", "--query-gpu=index,uuid,pci.bus_id", "--format=csv,nohea
 
 
 def cpus_of_ranks(ranks: int, system: Path = Path("/sys")) -> list[set[int]] | None:
-    """For each rank of a node the cores of this job beside its GPU, the rank's own number among
-    those that are visible; None where that isn't known of all, or there is nothing to choose.
+    """The cores of this job beside each rank's GPU, which has the rank's number among the visible.
+
+    None where that isn't known of all `ranks` of a node, or there is nothing to choose.
     """
     try:
         shown = subprocess.run(_QUERY, capture_output=True, text=True, timeout=30, check=True)
