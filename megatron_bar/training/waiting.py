@@ -57,8 +57,8 @@ class Waiting:
         """The metrics since the last call; starts anew. Nothing for a lone rank.
 
         `ranks_waiting_share`: how long ranks wait for the slowest, in the mean, as a part of the
-        time that it computes; `slowest_rank`: that one. One that is much slower than most, again and
-        again, gets a line.
+        time that it computes; `slowest_rank`: that one. One that is much slower than most, again
+        and again, gets a line.
         """
         if len(self._hosts) == 1:
             self._marks = []

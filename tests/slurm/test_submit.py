@@ -202,6 +202,8 @@ def test_a_node_that_failed_twice_is_left_out_when_a_job_is_queued_again(
     (run / "slurm").mkdir(parents=True)
     for host in failures.split():
         note_failed(run, [host], "math/sft: rank 3 was ended by SIGKILL")
+    with open(run / "slurm" / "failed-nodes.txt", "a") as file:
+        file.write("\n\n")  # as people leave them
     calls = tmp_path / "calls"
     scontrol = f'echo "$*" >> {calls}\necho NodeAddr=127.0.0.1 ExcNodeList=n9\n'
     commands = {
