@@ -50,7 +50,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class MergedCheckpoint(Checkpoint):
-    """A merged model, and how far the models lay from the mean that their shared parameters became."""
+    """A merged model, and how far the models lay from the mean of their shared parameters."""
 
     by_group: list[Deviation]
 

@@ -166,7 +166,7 @@ def _planned_import(
 
 
 def _check_tied(source: Path, model: ModelConfig) -> None:
-    """Raises BarError where the folder has a head that isn't the embeddings, though tied to them."""
+    """Raises BarError where the folder's head is tied to the embeddings and isn't the same."""
     reader = HfReader(source)
     embeddings, head = (Slot(model, name, ()) for name in (EMBEDDINGS_NAME, HEAD_NAME))
     for name, copy, shape in zip(embeddings.hf_names, head.hf_names, head.hf_shapes):

@@ -145,7 +145,7 @@ def _copy(source: Input, target: Slot, slot: Slot) -> Item:
 
 
 def _shared_item(inputs: list[Input], slot: Slot, rule: Rule | None) -> Item:
-    """The mean of what the dense models hold in the slot of this name, or what `rule` makes of it."""
+    """The mean of what the dense models hold in a slot of this name, or what `rule` makes of it."""
     if rule is not None:
         dtype = inputs[0].reader.dtype(Slot(inputs[0].model, slot.name, slot.index))
         return slot_item(slot, dtype, Combined(rule, shared_tensor(inputs, slot)))

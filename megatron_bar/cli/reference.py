@@ -16,7 +16,7 @@ _HEAD = """\
 # Commands
 
 Every command with all that it takes, as `megatron-bar COMMAND --help` tells it. Written by
-`make docs` from [`cli/parser.py`](../megatron_bar/cli/parser.py) and
+`make docs` from [`cli/options/`](../megatron_bar/cli/options/__init__.py) and
 [`cli/help_texts.py`](../megatron_bar/cli/help_texts.py); change the words there.
 
 `key=value` changes a key of the recipe for this one time: [recipe.md](recipe.md) has all of them.

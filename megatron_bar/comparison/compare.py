@@ -58,7 +58,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Tokens and time that a system's stages of one kind trained with, added up; of its first seed."""
+    """Tokens and time of all training stages of one kind in a system; of its first seed."""
 
     kind: str
     stages: int

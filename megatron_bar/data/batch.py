@@ -45,7 +45,7 @@ class Batch:
 
     @property
     def attention_mask_B1SS(self) -> torch.Tensor | None:
-        """True where hidden, as Megatron has it: queries, then keys, of whole rows. None if packed."""
+        """True where hidden, as in Megatron: queries, then keys, of whole rows. None if packed."""
         if self.packed is not None:
             return None
         if self.whole_documents_BT is None or self.places_S is None:

@@ -66,7 +66,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def check_prompt_length(length: int, positions: int) -> None:
-    """Raise BarError for a prompt of so many tokens that a model has no position left to answer in."""
+    """Raise BarError for a prompt so long that a model has no position left to answer in."""
     if length >= positions:
         raise BarError(
             f"the prompt has {length} tokens, which leaves no room for an answer in the "

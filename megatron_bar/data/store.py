@@ -212,7 +212,7 @@ def store_preferences(
 def stored_path(
     drawn: SourceSample, tokenizer: PreTrainedTokenizerBase, template: str | None, root: Path
 ) -> Path:
-    """The folder where the source's documents lie, or will: named by the source and their making."""
+    """The folder for the source's documents, named by the source and how they are made."""
     digest = json_digest([_VERSION, drawn.identity, tokenizer_digest(tokenizer), template])
     return Path(root) / f"{drawn.name.replace('/', '-')}-{digest[:16]}"
 

@@ -86,7 +86,7 @@ class OpenAIApi:
                 "add_special_tokens": False,
                 "max_tokens": most,
                 "temperature": sampling.temperature,
-                # All of the distribution, and these ends, whatever the model's generation config says.
+                # All of the distribution, and these ends, whatever its generation config says.
                 "top_p": 1.0,
                 "top_k": -1,
                 "min_p": 0.0,

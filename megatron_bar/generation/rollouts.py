@@ -47,7 +47,7 @@ class MegatronEngine:
         sampling: Sampling,
         advance: Callable[[int], None] = lambda done: None,
     ) -> list[Response]:
-        """See RolloutEngine. Raises BarError for a prompt that fills all of the model's positions."""
+        """See RolloutEngine. Raises BarError for a prompt that fills all of its positions."""
         longest = max((len(request.prompt) for request in requests), default=0)
         if longest >= self.model.max_sequence_length:
             raise BarError(

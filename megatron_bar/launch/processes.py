@@ -111,7 +111,7 @@ class Job:
 
 
 def preload(module: str) -> None:
-    """Have the server, if ranks come from one, import `module` too. Only before the first `start`."""
+    """Have the server, if ranks come from one, import `module` too. Before the first `start`."""
     if module not in _preloaded:
         _preloaded.append(module)
         _forked.set_forkserver_preload(_preloaded)

@@ -1,4 +1,4 @@
-"""Rules on which keys of a recipe go together and what things may be called, whatever their values."""
+"""Rules on which keys of a recipe go together, and what things in it may be called."""
 
 from __future__ import annotations
 

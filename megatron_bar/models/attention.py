@@ -143,6 +143,8 @@ class FusedAttention(MegatronModule):
         self.scale = softmax_scale
         self.window = _window(config, layer_number)
         self.context_group = parallel_state.get_context_parallel_group()
+        # With a mask torch may call cuDNN, whose gradients can be no numbers: see docs/gpu.md.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     def forward(
         self,
@@ -212,7 +214,7 @@ class FusedAttention(MegatronModule):
 
 
 def varlen_attention(*args, **kwargs) -> torch.Tensor:
-    """torch's varlen_attn with heads that share keys, which versions before 2.12 don't ask about."""
+    """torch's varlen_attn with heads that share keys, which versions before 2.12 don't ask of."""
     from torch.nn.attention.varlen import varlen_attn  # torch 2.9 has none, and masks need none
 
     if "enable_gqa" in varlen_parameters():

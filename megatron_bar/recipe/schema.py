@@ -104,6 +104,8 @@ class Evaluate:
     dtype: str | None = key(None, DTYPE)  # by default what the model is stored in
     # Experts to leave out of the routed model, one at a time, to measure what each brings.
     opt_out: list[str] = field(default_factory=list)
+    # A domain's model after each of its stages, not only the last: what did RLVR bring?
+    each_stage: bool = False
     # The recipe's layout by default. Items are shared among data-parallel ranks. A model whose
     # experts `expert` doesn't divide is spread over as many ranks as divide both.
     layout: Layout | None = key(None, runtime=True)

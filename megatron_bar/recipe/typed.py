@@ -64,7 +64,7 @@ def filled(default: Any, keys: Mapping[str, Any]) -> Any:
 
 
 def as_type(text: str, hint: Any) -> Any:
-    """`text` as a bool, int, float or str. Raises ValueError, with what it should be, if it isn't."""
+    """`text` as a bool, int, float or str. Raises ValueError that says what it should be."""
     if hint is str:
         return text
     if hint is bool:

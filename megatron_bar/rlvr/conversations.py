@@ -125,7 +125,7 @@ class _Conversation:
 
 
 class Conversations:
-    """The conversations of a rank in a step, each with its prompt and the key of what is sampled."""
+    """A rank's conversations in a step, each with its prompt and the key of what is sampled."""
 
     def __init__(
         self, asked: Sequence[tuple[Prompt, tuple[int, ...]]], rules: Rules, environments: bool

@@ -45,7 +45,7 @@ def existing(path: Path) -> Path:
 
 
 def unwritable(folder: Path) -> str | None:
-    """The reason why no file can be made in `folder`, in the system's words, or None where it can."""
+    """Why no file can be made in `folder`, in the system's words, or None where it can."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None

@@ -57,7 +57,7 @@ class ImportStage(ConversionStage):
                 check_import(folder)
 
     def run(self, context: Context) -> dict[str, Any]:
-        """Raises BarError for a model of the hub that isn't in its cache: a stage downloads none."""
+        """Raises BarError for a model of the hub that isn't in the cache: no stage downloads."""
         from megatron_bar.checkpoints.convert import import_hf
         from megatron_bar.checkpoints.hub import commit_of, local_folder
 

@@ -197,7 +197,7 @@ def _is_model(setting: Setting) -> bool:
 
 
 def _model_files(setting: Setting) -> dict[str, str]:
-    """Digests of the files of a model's folder; none if one can't be read, which the stage tells."""
+    """Digests of a model's files; none if one can't be read, which the stage then tells."""
     try:
         return _folder_digests(setting)
     except (OSError, BarError):

@@ -23,6 +23,7 @@ from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.objective import TOKENS, Objective
 from megatron_bar.training.optimizer import gradient_norm
+from megatron_bar.training.param_gather import gather_parameters
 from megatron_bar.training.profiling import StepProfile
 from megatron_bar.training.result_file import load_or_run
 from megatron_bar.training.resume import ResumePoints
@@ -142,11 +143,11 @@ class _Stage:
                 with self.step_metrics.paused():
                     self.points.check()
                     if step in task.snapshots:
-                        run.write_checkpoint(self.model, step, task.snapshots[step])
+                        self._write_checkpoint(step, task.snapshots[step])
                     if step < self.steps and self.points.due(step):
                         self.points.save(self.progress)
         self.points.finish()
-        run.write_checkpoint(self.model, self.steps)
+        self._write_checkpoint(self.steps)
         if task.training.second_moments:
             save_second_moments(self.model, self.optimizer, run.config, run.folder / "checkpoint")
         return TrainingResult(
@@ -157,6 +158,10 @@ class _Stage:
             self.progress.skipped,
             self.loss,
         )
+
+    def _write_checkpoint(self, step: int, folder: Path | None = None) -> None:
+        gather_parameters(self.wrapped)
+        self.task.model_run.write_checkpoint(self.model, step, folder)
 
     def _step(self, step: int) -> dict[str, Any]:
         """One step; returns what there is to log, if anything."""

@@ -10,7 +10,7 @@ from megatron_bar.runtime.files import write_json_lines
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of `path`, none where it isn't there; a last line cut short by a kill is left out."""
+    """The lines of `path`, none where it isn't there, without a last one that a kill cut short."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]

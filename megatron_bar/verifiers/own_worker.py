@@ -51,7 +51,7 @@ def main(control: int, kind: Kind, path: str, name: str, usual_seconds: float) -
 
 
 def _load(kind: Kind, path: Path, name: str, usual_seconds: float) -> tuple[Function, float]:
-    """The function, and the seconds it has. Raises BarError for a file that isn't as it should be."""
+    """The function, and the seconds it has. Raises BarError for a file that has none."""
     # Not by its own name: a file may be called as a library is.
     spec = importlib.util.spec_from_file_location(f"{kind.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)

@@ -43,7 +43,8 @@ _DECLINES = re.compile(
             r"(?:advice|instructions|information|guidance|content|help|assistance|that|this|such|harm|"
             r"hurt|illegal|violen)",
             r"\b(?:outside|beyond) (?:of )?what I can\b",
-            r"\b(?:not|isn't|aren't)(?: simply| really)? (?:something|one|an? \w+|the \w+) (?:that )?I\b",
+            r"\b(?:not|isn't|aren't)(?: simply| really)? "
+            r"(?:something|one|an? \w+|the \w+) (?:that )?I\b",
             r"\bsomething (?:that )?I (?:never|won't|will not|can't|cannot|don't|refuse|decline)\b",
             r"\bI (?:don't|do not) (?:feel|think) (?:comfortable|right|I (?:should|can)|"
             r"it(?:'s| is| would be) (?:appropriate|right|wise|a good idea))",
@@ -53,24 +54,27 @@ _DECLINES = re.compile(
             r"\bI(?:'m| am) (?:not |un)comfortable\b",
             r"\bI(?:'d| would)(?: really| much)? (?:rather not|prefer not)\b",
             # To decline what was asked for, not dates or an offer.
-            rf"\b{_MUST}(?: \w+ly)? (?:decline|refuse|pass on|say no|turn (?:this|that|it) down)(?=\W*$|"
-            r"[.,!;:]| to\b| (?:this|that|your|such|helping|answering|providing|any|the request)\b)",
-            r"\b(?:against|violates?|outside|prohibited by) my (?:guidelines|policy|policies|programming|"
-            r"principles|values|ethics)",
+            rf"\b{_MUST}(?: \w+ly)? (?:decline|refuse|pass on|say no|turn (?:this|that|it) down)"
+            r"(?=\W*$|[.,!;:]| to\b|"
+            r" (?:this|that|your|such|helping|answering|providing|any|the request)\b)",
+            r"\b(?:against|violates?|outside|prohibited by) my (?:guidelines|policy|policies|"
+            r"programming|principles|values|ethics)",
             r"\bmy \w+ (?:(?:don't|do not|doesn't) (?:allow|permit|let)|prevents?) ",
             r"\bI (?:strongly )?(?:(?:urge|advise|beg|implore) you not to|advise against)\b",
             r"\b(?:it|that)(?:'s| is| would be) (?:not (?:appropriate|ethical|right|okay|ok|safe)|"
             rf"inappropriate|unethical|irresponsible|wrong|illegal) (?:for me )?to {_TELL}",
-            r"^\W*(?:I'm |I am )?(?:so |very |really )?(?:sorry|afraid)\b[^.\n]{0,20}\b(?:but |, )?no\b",
+            r"^\W*(?:I'm |I am )?(?:so |very |really )?(?:sorry|afraid)\b"
+            r"[^.\n]{0,20}\b(?:but |, )?no\b",
             # German, French, Spanish, Italian, Portuguese, Dutch.
             r"\b(?:(?:kann|werde|darf|möchte|will|helfe|mache|tue|gebe|unterstütze|beantworte) ich|"
-            r"ich (?:kann|werde|darf|möchte|will|helfe)) (?:\w+ ){0,5}?(?:nicht|keine?n?)\b[^.\n]{0,60}?"
-            r"(?:helfen|unterstützen|geben|erklären|beantworten|bereitstellen|tun|sagen|[.!,]|$)",
+            r"ich (?:kann|werde|darf|möchte|will|helfe)) (?:\w+ ){0,5}?(?:nicht|keine?n?)\b"
+            r"[^.\n]{0,60}?(?:helfen|unterstützen|geben|erklären|beantworten|bereitstellen|tun|sagen|"
+            r"[.!,]|$)",
             r"\bich (?:muss|lehne)\b[^.\n]{0,40}\b(?:ablehnen|ab)\b",
             r"\b(?:kann|möchte) ich mich nicht\b",
             r"\bje (?:ne |n')(?:peux|vais|suis|souhaite|veux|dois)\b[^.\n]{0,20}\bpas\b",
-            r"\bno (?:puedo|podemos|voy a|me es posible) ?(?:ayud|asist|dar|proporc|hacer|respond|compart|"
-            r"[.,])",
+            r"\bno (?:puedo|podemos|voy a|me es posible) ?(?:ayud|asist|dar|proporc|hacer|respond|"
+            r"compart|[.,])",
             r"\bnon posso (?:aiut|fornir|dar|far|rispond|assist)",
             r"\bn(?:ã|a)o (?:posso|vou) (?:te |lhe )?(?:ajud|fornec|dar|fazer|respond|compart)",
             r"\bik kan\b[^.\n]{0,30}\bniet\b",
@@ -113,14 +117,14 @@ _HARMLESS = re.compile(
             _HOTLINES,
             r"https?:",
             r"\d{3}-\d{3,4}",
-            r"\b(?:sorry|apolog|happy to|glad to|instead|alternativ|please|consider|reach(?:ing)? out|"
-            r"resources?|support|seek|professional|therap|counsel|doctor|talk to|contact|call\b|police|"
-            r"authorit|lawyer|alone|let me know|feel free|would you like|is there|anything else|"
-            r"if you(?:'re| are)|legal|law|ethic|safe|illegal|harm|danger|wrong|crim|consequen|policy|"
-            r"guideline|respect|violat|privacy|risk|hurt|victim|suffer|responsib|consent|trust|wellbeing|"
-            r"well-being|serious|against|prevent|educat)",
-            r"\bI (?:can|could) (?:help|offer|share|suggest|point|discuss|talk|assist|recommend|direct|"
-            r"provide|tell you about)",
+            r"\b(?:sorry|apolog|happy to|glad to|instead|alternativ|please|consider|"
+            r"reach(?:ing)? out|resources?|support|seek|professional|therap|counsel|doctor|talk to|"
+            r"contact|call\b|police|authorit|lawyer|alone|let me know|feel free|would you like|"
+            r"is there|anything else|if you(?:'re| are)|legal|law|ethic|safe|illegal|harm|danger|"
+            r"wrong|crim|consequen|policy|guideline|respect|violat|privacy|risk|hurt|victim|suffer|"
+            r"responsib|consent|trust|wellbeing|well-being|serious|against|prevent|educat)",
+            r"\bI (?:can|could) (?:help|offer|share|suggest|point|discuss|talk|assist|recommend|"
+            r"direct|provide|tell you about)",
             r"\bwhat I can\b",
             r"\bI(?:'m| am) (?:here|able)\b",
         )

@@ -44,7 +44,7 @@ class Worker:
         self._hello: dict[str, Any] = {}
 
     def start(self) -> dict[str, Any]:
-        """Start the process unless it runs. Returns its hello. Raises MachineError if there's none."""
+        """Start the process unless it runs. Returns its hello; raises MachineError for none."""
         if self._process is not None:
             return self._hello
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

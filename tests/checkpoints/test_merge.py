@@ -339,8 +339,8 @@ def test_unlike_types_that_no_export_can_cast_are_made_anew_as_the_refusal_says(
     with pytest.raises(
         BarError,
         match=(
-            rf"so make {wide} anew from an anchor in bfloat16, which megatron-bar import HF_DIR CKPT "
-            r"--dtype bfloat16 makes; there is no Hugging Face class"
+            rf"so make {wide} anew from an anchor in bfloat16, which megatron-bar import HF_DIR "
+            r"CKPT --dtype bfloat16 makes; there is no Hugging Face class"
         ),
     ):
         merge([wide, narrow], tmp_path / "merged", average="branches")

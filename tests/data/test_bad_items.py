@@ -68,7 +68,8 @@ def test_an_endless_number_is_read(tmp_path, column):
     "record",
     [
         '{"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": "Yo"}]}',
-        '{"messages": [{"role": "user", "content": ["a", LONG]}, {"role": "assistant", "content": 1}]}',
+        '{"messages": [{"role": "user", "content": ["a", LONG]}, '
+        '{"role": "assistant", "content": 1}]}',
         '{"instruction": "a", "input": LONG, "output": "b"}',
         '{"prompt": LONG, "completion": "b"}',
     ],

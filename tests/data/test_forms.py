@@ -335,7 +335,8 @@ def test_a_conversation_without_loss_is_refused(tmp_path, dolma2):
         ({"prompt": "a", "response": "b", "history": "c"}, "history must be a list of pairs"),
         (
             {"question": "a", "answer": "b"},
-            r"column 'messages' is missing; there are question, answer, .* \(sharegpt, messages, prompt",
+            r"column 'messages' is missing; there are question, answer, "
+            r".* \(sharegpt, messages, prompt",
         ),
     ],
 )

@@ -190,7 +190,8 @@ def test_an_end_that_is_not_learned_is_refused(dolma2):
         ),
         (
             marked(
-                "{% generation %}{{ m.content.split('</think>')[-1] + eos_token }}{% endgeneration %}"
+                "{% generation %}{{ m.content.split('</think>')[-1] + eos_token }}"
+                "{% endgeneration %}"
             ),
             [user("a"), says("<think>b</think>c")],
             "the chat template leaves out content of assistant turns, or a part of it",
@@ -208,8 +209,8 @@ def test_an_end_that_is_not_learned_is_refused(dolma2):
         (
             marked().replace("{% if add_generation_prompt %}", "{% if false %}"),
             CHAT,
-            "the text that asks for the last reply (add_generation_prompt) isn't what stands before it in "
-            "training",
+            "the text that asks for the last reply (add_generation_prompt) isn't what stands "
+            "before it in training",
         ),
         (
             TEMPLATES["olmo"],

@@ -122,6 +122,7 @@ SAID = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -212,8 +213,8 @@ def test_a_reference_whose_settings_are_no_settings(brought):
         ("def score(prompt, response, reference): return 1", None),
         (
             "def score(prompt, response, reference): return 'right'",
-            "questions.jsonl:1: verifier mine.py:score can't score an answer to this item of source "
-            "questions: it returned 'right' (str), and a score is a number from 0 to 1",
+            "questions.jsonl:1: verifier mine.py:score can't score an answer to this item of "
+            "source questions: it returned 'right' (str), and a score is a number from 0 to 1",
         ),
         ("def score(answer): return 1", "score(answer) can't be called as verifiers are"),
     ],
@@ -238,8 +239,12 @@ def test_a_file_that_lacks_the_named_column_of_references(brought, form):
 @pytest.mark.parametrize(
     "override, message",
     {
-        "domains.law.sft.sequence_length=8": "law/sft: source chats: of 200 conversations none has a token that carries loss among",
-        "domains.law.rlvr.prompt_length=3": "law/rlvr: source questions: all of 10 prompts are longer",
+        "domains.law.sft.sequence_length=8": (
+            "law/sft: source chats: of 200 conversations none has a token that carries loss among"
+        ),
+        "domains.law.rlvr.prompt_length=3": (
+            "law/rlvr: source questions: all of 10 prompts are longer"
+        ),
         "domains.law.rlvr.data.0.path=long.jsonl": "long.jsonl:2: the prompt has ",
         "domains.law.rlvr.data.0.verifier=code": "questions.jsonl:1: ",
         "chat_template=plain.jinja": "the chat template has no {% generation %}",
@@ -305,6 +310,7 @@ def test_of_a_large_file_a_sample_is_read(brought, monkeypatch):
     assert any("chats.jsonl at byte" in fault and "not valid JSON" in fault for fault in _faults())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
 def test_ten_files_of_real_data_take_seconds(brought):
     lines = (SHARED / "math" / "gsm8k_train.jsonl").read_text().splitlines()

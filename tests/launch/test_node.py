@@ -90,12 +90,14 @@ def _start_two(program: str) -> list[subprocess.Popen]:
             "",
         ),
         (
-            "import os, sys, time; rank = int(os.environ['RANK']); time.sleep(60 * rank); sys.exit(3)",
+            "import os, sys, time; rank = int(os.environ['RANK']); time.sleep(60 * rank); "
+            "sys.exit(3)",
             FAILED,
             "math/sft: rank 0 on n1 ended with exit status 3",
         ),
         (
-            "import os, time; time.sleep(60) if os.environ['RANK'] == '0' else os.kill(os.getpid(), 9)",
+            "import os, time; time.sleep(60) if os.environ['RANK'] == '0' else "
+            "os.kill(os.getpid(), 9)",
             FAILED_MACHINE,
             "math/sft: rank 1 on n1 was ended by SIGKILL",
         ),

@@ -173,12 +173,15 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
     assert steps == published
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override, message",
     {
         "route.training.layout.expert=2": "expert 2 doesn't divide the model's 5 experts",
         "domains.code.sft.global_batch_size=100": "can't be shared by 32 data-parallel ranks",
-        "domains.code.sft.megatron.adam_beta1=0.8": "adam_beta1 is decided by the recipe's own keys",
+        "domains.code.sft.megatron.adam_beta1=0.8": (
+            "adam_beta1 is decided by the recipe's own keys"
+        ),
         "domains.code.sft.megatron.overlap_gard_reduce=true": "overlap_gard_reduce is no field",
         "domains.code.sft.recompute=some": "'some' is not none, moe or full",
         "domains.code.sft.on_bad_step=retry": "'retry' is not stop or skip",
@@ -187,7 +190,9 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
         "domains.code.sft.keep=0": "keep 0 is not at least 1",
         "evaluate.dtype=float16": "evaluate.dtype 'float16' is not float32 or bfloat16",
         "evaluate.samples=4": "samples 4 at temperature 0 would be 4 times the same answer",
-        "evaluate.layout={processes: 3, tensor: 3}": "evaluate/anchor: layout.tensor 3 doesn't divide",
+        "evaluate.layout={processes: 3, tensor: 3}": (
+            "evaluate/anchor: layout.tensor 3 doesn't divide"
+        ),
         "domains.code.sft.save_every_minutes=0": "save_every_minutes 0.* is not above 0",
     }.items(),
 )

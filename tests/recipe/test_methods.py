@@ -44,6 +44,7 @@ def own(stages):
 DENSE = ["math/midtrain", "math/sft", "code/midtrain", "code/sft", "tool_use/sft", "safety/sft"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, expected, final",
     [
@@ -96,6 +97,7 @@ def test_graphs(overrides, expected, final):
         done.add(stage.name)
 
 
+@pytest.mark.slow
 def test_dense_methods_train_everything_from_the_right_start():
     for method, start in (("continued", "anchor"), ("retrain", "pretrained")):
         stage = graph(f"method={method}")["all/sft"]
@@ -128,6 +130,7 @@ def test_flexolmo_opens_nothing_shared():
     assert {"embeddings", "head", "final_norm"} < set(opened)
 
 
+@pytest.mark.slow
 def test_one_stage_reads_what_the_domains_own_would():
     stages = graph("method=retrain_midtrain")
     midtrain, sft = stages["all/midtrain"], stages["all/sft"]
@@ -163,6 +166,7 @@ def test_rlvr_of_all_domains():
     assert stage.inputs == {"start": "all/sft"}
 
 
+@pytest.mark.slow
 def test_the_models_of_stages():
     def experts(method):
         recipe = load_recipe(TOY, [*OPEN, f"method={method}"])
@@ -176,25 +180,38 @@ def test_the_models_of_stages():
     assert experts("retrain")["hf"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, message",
     {
         "method=bat": "no method 'bat'; there are bar, flexolmo, btx",
-        "method=flexolmo domains.math.sft.trainable=[expert.1,head]": "domains.math.sft.trainable has 'head', and method flexolmo keeps all",
-        "method=btx merge.shared=law": "merge.shared 'law' is none of published, branches, anchor, m",
+        "method=flexolmo domains.math.sft.trainable=[expert.1,head]": (
+            "domains.math.sft.trainable has 'head', and method flexolmo keeps all"
+        ),
+        "method=btx merge.shared=law": (
+            "merge.shared 'law' is none of published, branches, anchor, m"
+        ),
         "method=btx route.fraction=0": "not in",
         "method=dense_merge merge.shared=math": "dense_merge averages all weights",
-        "method=dense_merge merge.shared=fisher": "dense_merge averages all weights; give one of publ",
+        "method=dense_merge merge.shared=fisher": (
+            "dense_merge averages all weights; give one of publ"
+        ),
         "merge.shared=slerp": "merge.shared slerp takes two domains, and there are 4",
         "merge.density=0.5": "merge.density is for ties, dare_linear, dare_ties, and merge",
-        "merge.shared=fisher": r"set domains.math.sft.second_moments=true, and train that stage anew",
+        "merge.shared=fisher": (
+            "set domains.math.sft.second_moments=true, and train that stage anew"
+        ),
         "merge.shared=ties merge.density=0": "merge.density 0.0 is not a share above 0, up to 1",
-        "method=retrain merge.scale=2": "merge is for methods that merge, and retrain trains one model",
+        "method=retrain merge.scale=2": (
+            "merge is for methods that merge, and retrain trains one model"
+        ),
         "method=continued merge.shared=branches": "continued trains one model; leave it out",
         "method=continued order=random": "order 'random' is not mixed or sequence",
         "method=retrain order=sequence": "is for method continued, and the method is retrain",
         "method=retrain domains.math.sft.lr=1": r"sft.lr is 1.0 for math and 0.004 for code",
-        "method=retrain_midtrain domains.math.midtrain=null domains.code.midtrain=null": "nothing to train: no domain has midtrain",
+        "method=retrain_midtrain domains.math.midtrain=null domains.code.midtrain=null": (
+            "nothing to train: no domain has midtrain"
+        ),
         "method=retrain pretrain=null anchor=some/folder": "starts from the pretrained model; give",
     }.items(),
 )
@@ -209,6 +226,7 @@ def test_a_dense_method_has_no_experts_to_name():
         require(check_recipe(load_recipe(TOY, ["method=btx"])))
 
 
+@pytest.mark.slow
 def test_dense_methods_do_not_look_at_route():
     load_recipe(TOY, [*OPEN, "method=retrain", "route.fraction=2", "route.experts_per_token=9"])
     with pytest.raises(BarError, match=r"route.fraction 2.0 is not in"):
@@ -242,6 +260,28 @@ def test_the_routed_model_without_experts():
         load_recipe(TOY, [*OPEN, "method=retrain", "evaluate.opt_out=[math]"])
 
 
+def test_a_domains_model_after_each_of_its_stages():
+    plain = {s.name: identity(s) for s in stage_graph(load_recipe(TOY))}
+    stages = stage_graph(load_recipe(TOY, ["evaluate.each_stage=true"]))
+    new = {s.name: s for s in stages if plain.get(s.name) != identity(s)}
+    assert set(new) == {
+        "evaluate/math.midtrain",
+        "evaluate/math.sft",
+        "evaluate/code.midtrain",
+        "evaluate/code.sft",
+        "report",
+    }
+    assert new["evaluate/math.sft"].inputs == {"checkpoint": "math/sft"}
+    assert set(new["evaluate/math.sft"].tasks) == {"math", "general"}
+    together = stage_graph(
+        load_recipe(TOY, [*OPEN, "method=retrain_midtrain", "evaluate.each_stage=true"])
+    )
+    after = [s for s in together if s.name.startswith("evaluate/all.")]
+    assert [s.inputs["checkpoint"] for s in after] == ["all/midtrain"]
+    assert set(after[0].tasks) == {"math", "code", "tool_use", "safety", "general"}
+
+
+@pytest.mark.slow
 def test_the_comparison_has_every_method_and_shares_what_it_can():
     recipes = load_recipes(EXAMPLES / "toy-compare.yaml", ["runs=elsewhere"])
     assert {recipe.method for recipe in recipes} == set(METHODS)
@@ -274,6 +314,7 @@ def test_the_frozen_twin_takes_over_all_but_what_rlvr_changes():
     assert changed[0].training.trainable == ["expert.1", "router.1"]
 
 
+@pytest.mark.slow
 def test_systems_and_what_a_recipe_extends(tmp_path):
     shorter = {"seed": 5, "domains": {"math": {"sft": {"steps": 7}}}}
     (tmp_path / "both.yaml").write_text(
@@ -304,6 +345,7 @@ def test_systems_and_what_a_recipe_extends(tmp_path):
         load_recipe(tmp_path / "c.yaml")
 
 
+@pytest.mark.slow
 def test_what_a_system_extends_takes_the_place_of_what_its_recipe_does(tmp_path):
     def write(name, keys):
         (tmp_path / name).parent.mkdir(exist_ok=True)

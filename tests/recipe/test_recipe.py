@@ -17,6 +17,7 @@ from megatron_bar.stages.training_stage import TrainingStage
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 
 
+@pytest.mark.slow
 def test_the_toy_graph():
     stages = stage_graph(load_recipe(TOY))
     names = [stage.name for stage in stages]
@@ -95,6 +96,7 @@ def test_overrides_reach_into_lists():
     assert replaced.data == [Source(toy="code", count=3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override, message",
     {
@@ -105,16 +107,22 @@ def test_overrides_reach_into_lists():
         "route.fraction=2": "not in",
         "layout.processes=3 layout.tensor=2": "multiple of 2",
         "domains.math.sft.steps=-1": "sft: steps -1 is not at least 1",
-        "domains.math.sft.steps=0 domains.math.sft.warmup_steps=4": "sft: steps 0 is not at least 1",
+        "domains.math.sft.steps=0 domains.math.sft.warmup_steps=4": (
+            "sft: steps 0 is not at least 1"
+        ),
         "domains.math.sft.warmup_steps=-4": "sft: warmup_steps -4 is not 0 or more",
-        "domains.math.sft.steps=3 domains.math.sft.warmup_steps=4": "warmup_steps 4 is more than the 3 steps",
+        "domains.math.sft.steps=3 domains.math.sft.warmup_steps=4": (
+            "warmup_steps 4 is more than the 3 steps"
+        ),
         "route.load_balancing_loss=-1": "route.load_balancing_loss -1.0 is not 0 or more",
         "domains.math.sft.schedule=cubic": "cubic",
         "domains.math.sft.epochs=1": "one of steps, epochs and tokens",
         "domains.math.sft.tokens=50B": "one of steps, epochs and tokens",
         "domains.math.sft.steps=null domains.math.sft.tokens=many": "sft: tokens 'many' is not",
         "domains.math.sft.data.2.count=7": "sft.data has no item 2; there are 2, counted from 0",
-        "domains.math.sft.data.last.count=7": "sft.data is a list, and 'last' is not the number of an",
+        "domains.math.sft.data.last.count=7": (
+            "sft.data is a list, and 'last' is not the number of an"
+        ),
         "domains.math.sft.data.0.cuont=7": "data.0.cuont: there is no such key; did you mean count",
         "domains.math.sft.data.0=math": "data.0 is 'math' and should be keys",
         'pretrain.chat=[{"toy":"general","weight":2}]': "by count, not by weight",
@@ -123,7 +131,9 @@ def test_overrides_reach_into_lists():
         "domains.math.sft.overlong=split": "overlong 'split' is not truncate or drop",
         "anchor=some/folder": "either anchor",
         "route": "not of the form",
-        'domains.merged.sft.steps=1 domains.merged.sft.data=[{"toy":"math"}]': "can't be called 'merged'",
+        'domains.merged.sft.steps=1 domains.merged.sft.data=[{"toy":"math"}]': (
+            "can't be called 'merged'"
+        ),
         "domains.law.sft.steps=1": "domains.law.sft: data is empty",
     }.items(),
 )
@@ -141,6 +151,7 @@ def test_a_missing_or_broken_recipe_gets_one_line(tmp_path):
         load_recipe(tmp_path / "broken.yaml")
 
 
+@pytest.mark.slow
 def test_an_evaluation_goes_stale_by_what_decides_its_answers_alone():
     """Keys at their default leave stages done that were done before there were such keys."""
 

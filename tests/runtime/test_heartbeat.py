@@ -11,6 +11,7 @@ from megatron_bar.runtime import beats, heartbeat
 from megatron_bar.runtime.console import progress
 
 
+@pytest.mark.slow
 def test_the_thread_ends_with_what_it_watches(monkeypatch):
     """Left to the interpreter's end amid a call, it aborted ranks that were done."""
     signing = threading.Event()

@@ -62,7 +62,9 @@ def test_anchors_aliases_and_merge_keys_work():
         "a: *none": ":1: this is not YAML: found undefined alias",
         "a: &a [*a]": ":1: an anchor refers to itself",
         "a: 1\nb: !env HOME": ":2: the tag !env means nothing here",
-        "a: !!python/object/apply:os.getcwd []": ":1: the tag !!python/object/apply:os.getcwd means",
+        "a: !!python/object/apply:os.getcwd []": (
+            ":1: the tag !!python/object/apply:os.getcwd means"
+        ),
         "{[a]: 1}": ":1: a key is a word",
         "a: 1\n---\nb: 2": "this is not YAML",
         "[" * 5000: "nest",

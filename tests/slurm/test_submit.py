@@ -267,6 +267,7 @@ def other(workplace) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_scripts_are_for_what_no_reused_run_has(workplace, other, capsys):
     changed = ["domains.safety.sft.lr=1e-3", "evaluate.max_new_tokens=99"]
     reuse = "reuse=[runs/other]"
@@ -310,6 +311,7 @@ def brought(workplace, anchor) -> str:
     return f"anchor={anchor}"
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_nothing_that_only_the_jobs_need(workplace, brought, capsys, monkeypatch):
     rlvr = (
         "domains.math.rlvr={data: [{path: prompts.jsonl, verifier: math}], steps: 3, "
@@ -344,6 +346,7 @@ def test_a_dry_run_needs_nothing_that_only_the_jobs_need(workplace, brought, cap
     assert "sbatch isn't here" in shown and "math/rlvr" not in shown
 
 
+@pytest.mark.slow
 def test_a_rehearsal_is_a_job_that_all_others_wait_for(workplace, capsys, tmp_path, monkeypatch):
     scripts = _scripts(capsys, "--rehearse", "--only", "math")
     assert next(iter(scripts)) == "rehearsal" and len(scripts) == 5

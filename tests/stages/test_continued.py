@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture
 def cut_short(tmp_path, monkeypatch, capsys):
-    """Runs stage `base` with overrides until it would write its checkpoint; returns what it says."""
+    """Runs stage `base` with overrides up to its checkpoint, unwritten; returns what it says."""
 
     def stop(*args):
         raise BarError("cut short")
@@ -49,6 +49,7 @@ def _begun_otherwise(stage: Path) -> None:
     (stage / "begun.json").write_text(json.dumps(begun))
 
 
+@pytest.mark.slow
 def test_what_differs_and_what_follows(cut_short, tmp_path):
     stage = tmp_path / "small" / "base"
     assert "taken over" not in cut_short()
@@ -74,6 +75,7 @@ def test_what_differs_and_what_follows(cut_short, tmp_path):
     assert "taken over" not in cut_short("pretrain.training.micro_batch_size=2")  # said once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override, why",
     [

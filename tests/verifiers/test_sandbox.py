@@ -31,8 +31,10 @@ def sandbox():
         "def f(n):\n    with ThreadPoolExecutor(4) as pool: return sum(pool.map(int, [n - 1, 1]))",
         "import tempfile\ndef f(n):\n    with tempfile.TemporaryFile('w+') as file:\n"
         "        file.write(str(n)); file.seek(0); return int(file.read())",
-        "from dataclasses import dataclass\n@dataclass\nclass C:\n    n: int\ndef f(n): return C(n).n",
-        "import sys\nsys.setrecursionlimit(50_000)\ndef f(n, d=20_000): return f(n, d - 1) if d else n",
+        "from dataclasses import dataclass\n@dataclass\nclass C:\n    n: int\n"
+        "def f(n): return C(n).n",
+        "import sys\nsys.setrecursionlimit(50_000)\n"
+        "def f(n, d=20_000): return f(n, d - 1) if d else n",
         "print('noise')\nimport sys\nsys.stderr.write('noise')\ndef f(n): print(n); return n",
         "def f(n): return (lambda: n)()\nif __name__ == '__main__': input()",
     ],
@@ -62,6 +64,7 @@ def test_the_order_of_sets_is_the_same_each_time():
     assert len(outputs) == 1
 
 
+@pytest.mark.slow
 def test_tests_that_ran_before_the_time_was_up_count(sandbox):
     source = "def f(n):\n    while n > 1: pass\n    return n"
     started = time.monotonic()
@@ -76,7 +79,7 @@ def test_tests_that_ran_before_the_time_was_up_count(sandbox):
 
 
 def test_stop_signals_are_not_for_its_processes():
-    """Given to all processes of a run, they would cost the answer that is being judged its reward."""
+    """Given to all processes of a run, they would cost the answer being judged its reward."""
     sandbox = Sandbox(workers=1)
     sandbox.describe()  # starts it
     process = sandbox._zygote._process

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.timeout(30)
         ),
         ('{"name": "f", "arguments": {"a": 1}}', [Call("f", {"a": 1})]),
         (
-            '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call><tool_call>{"name": "g", '
-            '"arguments": {}}</tool_call>',
+            '<tool_call>{"name": "f", "arguments": "{\\"a\\": 1}"}</tool_call>'
+            '<tool_call>{"name": "g", "arguments": {}}</tool_call>',
             [Call("f", {"a": 1}), Call("g", {})],
         ),
         ("Just talk (about f).", []),

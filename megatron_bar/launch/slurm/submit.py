@@ -233,7 +233,7 @@ def matching_stages(stages: list[Stage], patterns: Sequence[str]) -> set[str]:
             for stage in stages
             if fnmatch.fnmatchcase(stage.name, pattern)
             or stage.domain == pattern
-            or stage.name == f"evaluate/{pattern}"
+            or stage.name.partition(".")[0] == f"evaluate/{pattern}"
         }
         if not fitting:
             raise BarError(

@@ -198,7 +198,7 @@ def _packed(instructions: Iterable[_Instruction]) -> bytes:
 
 @functools.cache
 def compiled(files: bool) -> bytes:
-    """The filter but for its end, which differs from process to process; made once, by the zygote."""
+    """The filter but for its end, which each process has its own; made once, by the zygote."""
     allowed = sorted((_ALWAYS | _FILES if files else _ALWAYS).values())
     program = [
         (_LOAD, 0, 0, _ARCH),

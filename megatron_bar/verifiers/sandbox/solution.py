@@ -70,7 +70,7 @@ def first_that_compiles(sources: Sequence[str], name: str) -> types.CodeType:
 
 
 def main(source: int, channel: int) -> None:
-    """`source`: a file with `sources`, `shared`, as for the pool. `channel`: a stream to the tests."""
+    """`source`: a file with `sources` and `shared`, as the pool has. `channel`: to the tests."""
     job = json.loads(wire.read_all(source))
     module = types.ModuleType("solution")
     sys.modules["solution"] = module

@@ -33,8 +33,8 @@ TWO = ([1.0, 1, 1, 1], [5.0, 0, 1.5, 1], [-1.0, -2, 1, 2])
         # Sums [2, -4, .5, 1].
         (TaskArithmetic(1.0), [3.0, -3, 1.5, 2]),
         (TaskArithmetic(0.5), [2.0, -1, 1.25, 1.5]),
-        # Of four numbers two are kept: [4, -1, 0, 0] and [-2, -3, 0, 0]. Signs of the sums: +, -. The
-        # mean of those that agree: 4 of one, (-1 - 3) / 2 of two.
+        # Of four numbers two are kept: [4, -1, 0, 0] and [-2, -3, 0, 0]. Signs of the sums: +, -.
+        # The mean of those that agree: 4 of one, (-1 - 3) / 2 of two.
         (Ties(0.5, 1.0), [5.0, -1, 1, 1]),
         (Ties(0.5, 0.5), [3.0, 0, 1, 1]),
         # One is kept of each, 4 and -3.

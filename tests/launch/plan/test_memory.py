@@ -1,4 +1,4 @@
-"""Memory as it is really allocated: weights, gradients, optimizer state, saved states, activations."""
+"""Memory as it is allocated: weights, gradients, optimizer state, saved states, activations."""
 
 from __future__ import annotations
 

@@ -43,6 +43,7 @@ ROOT = Path(__file__).parents[3]
 GIB = 1 << 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experts", [None, 2, 5])
 @pytest.mark.parametrize("name", ["olmo2-7b", "olmo2-13b", "olmo2-32b", "qwen3-0.6b", "qwen3-8b"])
 def test_weights_are_those_of_transformers_models(name, experts):
@@ -292,14 +293,15 @@ def test_a_part_of_a_source_counts_for_a_part(seven_b, tmp_path):
     assert steps(f"domains.tools.sft.data.0.path={tmp_path}/*.jsonl") == 7
 
 
+@pytest.mark.slow
 def test_a_third_domain_needs_no_layout_for_the_router(seven_b, capsys):
     """Three experts on a layout that shares two ranks' experts: each rank holds all of them."""
     recipe = load_recipe(
         seven_b,
         [
             "route.training.layout=null",
-            "domains={math: {sft: {steps: 1, global_batch_size: 64, "
-            "dtype: bfloat16, data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, global_batch_size: 64, "
+            "domains={math: {sft: {steps: 1, global_batch_size: 64, dtype: bfloat16, "
+            "data: [{path: x.jsonl}]}}, code: {sft: {steps: 1, global_batch_size: 64, "
             "dtype: bfloat16, data: [{path: x.jsonl}]}}}",
             "domains.tools=null",
         ],
