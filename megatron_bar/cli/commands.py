@@ -251,9 +251,10 @@ def _cancel(args: argparse.Namespace) -> None:
 
 
 def _stage(args: argparse.Namespace) -> None:
+    from megatron_bar.runtime.machine_faults import machine_faults_told
     from megatron_bar.runtime.stopping import RaiseOnStopSignal
 
-    with RaiseOnStopSignal():
+    with RaiseOnStopSignal(), machine_faults_told():
         from megatron_bar.methods.run import run_stage
 
         run_stage(args.run, args.name)

@@ -32,6 +32,7 @@ from megatron_bar.training.setup import Initializer, set_up
 from megatron_bar.training.step import forward_backward
 from megatron_bar.training.step_metrics import RouterMetrics, StepMetrics
 from megatron_bar.training.validation import validation_losses
+from megatron_bar.training.waiting import Waiting
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class _Stage:
             run.config, training, setup.dtype, setup.trainable, task.rows.source_names
         )
         self.router_metrics = RouterMetrics(self.model, run.config)
+        self.waiting = Waiting(self.wrapped, self.model.config)
         self.ahead = MadeAhead(self._micro_batches, self.steps)
         self.loss = float("nan")
 
@@ -198,6 +200,7 @@ class _Stage:
             "skipped": self.progress.skipped,
             **result.metrics,
             **self.step_metrics.metrics(),
+            **self.waiting.metrics(task.model_run.label),
             **self.router_metrics.metrics(),
         }
         if validates:

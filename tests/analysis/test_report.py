@@ -301,6 +301,10 @@ def test_tokens_of_reinforcement_learning_are_those_it_generated(run):
     )
     rows = {row.stage: row for row in trained_stages(run, read_stages(run))[1]}
     assert rows["math/rlvr"].tokens == 22.5 * 32 and rows["math/rlvr"].tokens_per_second is None
+    assert (
+        rows["math/rlvr"].ranks_waiting_share is None
+        and rows["math/sft"].ranks_waiting_share == 0.06
+    )
     assert rows["math/sft"].tokens == 300 * 1100 and rows["math/sft"].tokens_per_second == 9000
 
 

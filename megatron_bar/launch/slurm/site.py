@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_bar.recipe.typed import filled, keys_of
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.health import MODES, WARN
 from megatron_bar.runtime.plain_yaml import read_yaml
 from megatron_bar.stages.registry import KINDS
 
@@ -19,6 +20,7 @@ TEMPLATE = "stage.sbatch.j2"
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 # Minutes, minutes:seconds, hours:minutes:seconds; with days, from hours on.
 _TIME = re.compile(r"\d+(:[0-5]?\d){0,2}|\d+-([01]?\d|2[0-3])(:[0-5]?\d){0,2}")
+_INTERFACE = re.compile(r"[\w.:^=,-]+")  # several, or a beginning, as NCCL has it
 # SLURM may send its warning a minute early, and looks at time limits every half a minute.
 _SHORTEST_WARNING = 30
 
@@ -32,6 +34,8 @@ class Nodes:
     gpus: bool = False  # one for each rank
     cpus: int | None = None  # cores of one node, for all its ranks; fewer ranks get their share
     memory: str | None = None  # of one node, as sbatch --mem takes it
+    # Stages that fill their nodes share them with nobody, and have all of their memory
+    exclusive: bool = False
     time: str = "1-00:00:00"  # as sbatch --time takes it: 12:00:00, 1-12:00:00; 90 is minutes
     options: list[str] = field(default_factory=list)  # further options of sbatch
 
@@ -58,8 +62,12 @@ class Site:
         default_factory=lambda: [kind.KIND for kind in KINDS if not kind.ON_GPU]
     )
     times: dict[str, str] = field(default_factory=dict)  # by kind of stage or by stage
+    max_jobs: int | None = None  # how many of a run may wait for nodes or run at once
+    network: str | None = None  # the interface by which nodes meet, such as ib0
     warning: int = 600  # seconds before the time limit at which a stage is told to save
     hang_minutes: float = 30  # without progress for so long, a stage is ended
+    # GPU nodes are measured before a stage begins: off, warn of slow ones, or refuse them
+    health_check: str = WARN
     python: str | None = None  # the one that submits by default, or `python` in a container
     modules: list[str] = field(default_factory=list)
     setup: list[str] = field(default_factory=list)  # lines of shell
@@ -111,8 +119,16 @@ def _check(site: Site, path: Path) -> None:
     for nodes in ("gpu_nodes", "cpu_nodes"):
         if getattr(site, nodes).ranks < 1:
             raise BarError(f"site {path}: {nodes}.ranks must be 1 or more")
+    if site.network is not None and not _INTERFACE.fullmatch(site.network):
+        raise BarError(f"site {path}: network {site.network!r} is not an interface's name")
+    if site.max_jobs is not None and site.max_jobs < 1:
+        raise BarError(f"site {path}: max_jobs {site.max_jobs} is not 1 or more, or null")
     if site.warning < _SHORTEST_WARNING:
         raise BarError(f"site {path}: warning {site.warning} is less than {_SHORTEST_WARNING} s")
+    if site.health_check not in MODES:
+        raise BarError(
+            f"site {path}: health_check {site.health_check!r} is not one of {', '.join(MODES)}"
+        )
     if site.gpu_hour_price is not None and not 0 <= site.gpu_hour_price < math.inf:
         raise BarError(f"site {path}: gpu_hour_price {site.gpu_hour_price} is not 0 or more")
     container = site.container
