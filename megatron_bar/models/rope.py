@@ -60,11 +60,7 @@ def rotate(
     first, second = x_TND.type_as(cos_T1h).chunk(2, dim=-1)
     if inverse:
         sin_T1h = -sin_T1h
-    turned = (
-        torch.addcmul(first * cos_T1h, second, sin_T1h, value=-1),
-        torch.addcmul(second * cos_T1h, first, sin_T1h),
-    )
-    return torch.cat(turned, -1)
+    return torch.cat((first * cos_T1h - second * sin_T1h, second * cos_T1h + first * sin_T1h), -1)
 
 
 @fused

@@ -37,13 +37,10 @@ class RowRouter(TopKRouter):
     def gating(self, x_SBH: torch.Tensor) -> torch.Tensor:
         """`x_SBH -> logits_SBE`, in fp32. Rows that are frozen cost no gradient of their own."""
         x_SBH = x_SBH.float()
-        learns = torch.is_grad_enabled()
         logits_SBE = torch.cat(
             [
                 torch.nn.functional.linear(x_SBH, torch.stack(tuple(rows)).float())
-                for _, rows in itertools.groupby(
-                    self.rows, key=lambda row_H: learns and row_H.requires_grad
-                )
+                for _, rows in itertools.groupby(self.rows, key=lambda row_H: row_H.requires_grad)
             ],
             dim=-1,
         )
