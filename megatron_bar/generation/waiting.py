@@ -23,7 +23,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def in_background(work: Callable[[], Result]) -> Future[Result]:
-    """What `work` will return or raise, on a thread of its own."""
+    """Begin `work` on a thread of its own; the future has what it returns or raises."""
     future: Future[Result] = Future()
     threading.Thread(target=_fulfil, args=(future, work), daemon=True).start()
     return future
@@ -32,7 +32,7 @@ def in_background(work: Callable[[], Result]) -> Future[Result]:
 def map_in_background(
     function: Callable[[Item], Result], items: Sequence[Item], count: int
 ) -> list[Result]:
-    """The results of all `items`, of which `count` are worked on at once.
+    """Return the results of all `items`, of which `count` are worked on at once.
 
     Raises what one of them raises.
     """
@@ -71,7 +71,7 @@ def wait_for(work: Callable[[], Result] | None) -> Result | None:
 
 
 def from_main_at_length(work: Callable[[], Result]) -> Result:
-    """What `work` returns on the main rank, on all of them, which call this and may wait for long.
+    """Return on all ranks, which call this and may wait for long, what `work` does on the main one.
 
     Raises on all ranks what BarError it raises, and CutShort as `wait_for` does.
     """
