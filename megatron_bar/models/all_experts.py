@@ -45,8 +45,8 @@ class _WeightedExperts(torch.autograd.Function):
         needs_x, needs_probs, *needs_weights = ctx.needs_input_grad
         hidden, outputs = [], []
         for e, (w1_GH, w2_HF) in enumerate(zip(weights[::2], weights[1::2])):
-            gate_up_TG = x_TH @ w1_GH.t()
-            outputs.append(_swiglu(gate_up_TG) @ w2_HF.t())
+            gate_up_TG, y_e_TH = _expert(x_TH, w1_GH, w2_HF)
+            outputs.append(y_e_TH)
             needs_hidden = needs_x or any(needs_weights[2 * e : 2 * e + 2])
             hidden.append(gate_up_TG if needs_hidden else None)
         y_TH = _weighted_sum(probs_Te, outputs)
@@ -89,6 +89,14 @@ class _WeightedExperts(torch.autograd.Function):
                 grad_x_TH.addmm_(grad_gate_up_TG, w1_GH)
         grad_probs_Te = torch.stack(grad_probs, 1).to(probs_Te.dtype) if needs_probs else None
         return grad_x_TH, grad_probs_Te, *grad_weights
+
+
+def _expert(
+    x_TH: torch.Tensor, w1_GH: torch.Tensor, w2_HF: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The outputs of an expert's two products."""
+    gate_up_TG = x_TH @ w1_GH.t()
+    return gate_up_TG, _swiglu(gate_up_TG) @ w2_HF.t()
 
 
 @fused
