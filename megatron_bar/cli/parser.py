@@ -103,6 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan = command("plan", "work out what a recipe needs and costs, before it is run")
     _add_recipe(plan)
     _add_machine(plan)
+    plan.add_argument(
+        "--layouts", metavar="STAGE", help="list layouts in which it fits, the fastest first"
+    )
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw how the cost grows")
     simulation.add_options(plan)
 
@@ -508,15 +511,21 @@ def _add_dtype_to_compute(parser: argparse.ArgumentParser) -> None:
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     """What a plan is made for."""
     parser.add_argument("--model", help="sizes to plan with, where the anchor isn't at hand")
-    parser.add_argument("--gpu", default="H100", help="what the GPUs are (default: H100)")
-    parser.add_argument("--memory", type=int, default=80, help="GiB of one GPU (default: 80)")
+    parser.add_argument(
+        "--site",
+        type=Path,
+        metavar="PATH",
+        help="site.yaml, whose `machine` says what the GPUs are and what was measured on them",
+    )
+    parser.add_argument("--gpu", help="what the GPUs are (default: the site's, else H100)")
+    parser.add_argument("--memory", type=int, help="GiB of one GPU (default: the site's, else 80)")
     parser.add_argument(
         "--mfu",
         "--efficiency",
         dest="mfu",
         type=float,
-        default=0.35,
-        help="model FLOPs utilisation that training reaches (default: 0.35)",
+        help="model FLOPs utilisation that training reaches, with its communication (default: "
+        "worked out from what was measured)",
     )
 
 
