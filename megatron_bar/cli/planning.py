@@ -31,7 +31,8 @@ def planned_machine(args: argparse.Namespace) -> Machine:
 
 
 def _show_layouts(name: str, plans: Sequence[StagePlan], machine: Machine) -> None:
-    from megatron_bar.launch.plan.show_speed import layouts_table, speed_assumptions
+    from megatron_bar.costs.layouts import recommended
+    from megatron_bar.launch.plan.show_speed import keys_to_set, layouts_table, speed_assumptions
     from megatron_bar.runtime.console import print_wide
     from megatron_bar.stages.plan import ranked_layouts
 
@@ -47,6 +48,7 @@ def _show_layouts(name: str, plans: Sequence[StagePlan], machine: Machine) -> No
         raise BarError(f"--layouts {name}: no layout of {processes} GPUs fits; give it more")
     print_wide(layouts_table(plan, choices, machine))
     print(f"Layouts that fit: {len(choices)}; * is the recipe's. {speed_assumptions(machine)}")
+    print(f"Simplest of those within 2 %: {keys_to_set(plan, recommended(choices))}")
 
 
 def plan(args: argparse.Namespace) -> int:

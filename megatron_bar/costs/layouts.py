@@ -83,7 +83,7 @@ def recommended(choices: Sequence[Choice]) -> Choice:
     That is the one that cuts the model into fewest pieces, and of these the one in least memory.
     """
     fast = [choice for choice in choices if choice.seconds <= _NEARLY * choices[0].seconds]
-    return min(fast, key=lambda choice: (choice.cuts, choice.memory.total))
+    return min(fast, key=lambda choice: (choice.cuts, choice.layout.pipeline, choice.memory.total))
 
 
 def layout_sizes(layout: Layout) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from megatron_bar.costs.efficiency import SERVED_SHARE, TOKEN_SECONDS_PER_LAYER
-from megatron_bar.costs.layouts import Choice
+from megatron_bar.costs.layouts import Choice, layout_sizes
 from megatron_bar.costs.machine import Machine
 from megatron_bar.stages.plan import StagePlan
 
@@ -92,6 +92,17 @@ def layouts_table(plan: StagePlan, choices: Sequence[Choice], machine: Machine) 
             f"{choice.time.exposed(True, True):.1%}",
         )
     return table
+
+
+def keys_to_set(plan: StagePlan, choice: Choice) -> str:
+    """A choice as the overrides of a recipe that take it."""
+    key = plan.stage.recipe_section
+    sizes = {"processes": choice.layout.processes, **layout_sizes(choice.layout)}
+    words = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+    return (
+        f"'{key}.layout={{{words}}}' {key}.micro_batch_size={choice.micro_batch_size} "
+        f"{key}.recompute={choice.recompute}"
+    )
 
 
 def speed_assumptions(machine: Machine) -> str:
