@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from megatron_bar.costs.machine import Machine
 from megatron_bar.costs.fitting import keys_of
 from megatron_bar.costs.layouts import layout_sizes
+from megatron_bar.costs.machine import Machine
 from megatron_bar.costs.memory import PROMPT_TOKENS
 from megatron_bar.launch.plan.growth import Growth
 from megatron_bar.launch.plan.show_speed import new_table, readable_bytes, speed_assumptions

@@ -9,8 +9,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from megatron_bar.launch.plan.failures import Attempt, Work, attempt
 from megatron_bar.costs.machine import FileSystem
+from megatron_bar.launch.plan.failures import Attempt, Work, attempt
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.plan import StagePlan

@@ -230,6 +230,40 @@ def test_a_plan_is_shown_and_plotted(seven_b, tmp_path, capsys):
     ) in shown
 
 
+def test_layouts_are_listed_the_fastest_first(seven_b, capsys):
+    assert main(["plan", str(seven_b), "--layouts", "math/midtrain", "--memory", "72"]) == 0
+    shown = capsys.readouterr().out
+    first, second = (line.split() for line in shown.splitlines()[1:3])
+    assert (first[0], second[0]) == ("1", "2") and float(first[-3]) <= float(second[-3])
+    assert " * " in shown and "360 GB/s a GPU in a node" in shown
+    assert "'domains.math.midtrain.layout={processes: 64," in shown
+    for name, message in (("math/sfd", "no such stage"), ("math/branch", "doesn't train")):
+        assert main(["plan", str(seven_b), "--layouts", name]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["plan", str(seven_b), "--layouts", "math/sft", "--memory", "8"]) == 1
+    assert "no layout of 64 GPUs fits" in capsys.readouterr().err
+
+
+def test_a_site_says_what_its_gpus_do(seven_b, tmp_path, capsys):
+    site = tmp_path / "site.yaml"
+    site.write_text(
+        "machine: {gpu: H200, memory: 141, network: 20, measured: [{mfu: 0.5, gpu: H200}]}\n"
+        "gpu_nodes: {ranks: 4}\n"
+    )
+    assert main(["plan", str(seven_b), "--site", str(site)]) == 0
+    shown = capsys.readouterr().out
+    assert "Assumed: H200, 4 GPUs a node" in shown and "of 141 GiB" in shown
+    assert "20 between nodes" in shown
+    for machine, message in (
+        ("{gpu: TPU}", "machine.gpu TPU: its peak isn't known"),
+        ("{measured: [{hidden: 4096}]}", "machine.measured.0.mfu 0.0 is not in (0, 1]"),
+        ("{file_system: {node: 0}}", "machine.file_system.node must be more than 0"),
+    ):
+        site.write_text(f"machine: {machine}\n")
+        assert main(["plan", str(seven_b), "--site", str(site)]) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_steps_come_from_the_data_where_it_is_at_hand(seven_b, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     epochs = ["domains.tools.sft.steps=null", "domains.tools.sft.epochs=2"]
