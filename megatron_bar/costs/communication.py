@@ -65,7 +65,7 @@ class Message:
         return _ROUNDS.get(self.kind, 1) * self.size * (ranks - 1) / ranks
 
     def seconds(self, machine: Machine) -> float:
-        """Of all times together."""
+        """Seconds of all times together."""
         here, ranks = self.group.per_node(machine), self.group.ranks
         outside = 1 / here if self.group.spans_nodes(machine) else 0.0
         hop = outside * NETWORK_LATENCY + (1 - outside) * NVLINK_LATENCY

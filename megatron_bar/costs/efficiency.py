@@ -1,4 +1,4 @@
-"""How much of a GPU's peak a training step reaches: what was measured, and a guess between it.
+"""The share of a GPU's peak that a training step reaches: what was measured, and guesses between.
 
 The table has time for an operation on one GPU, without others. Between its rows a guess is made,
 each part of it a straight line:
@@ -62,7 +62,7 @@ SERVED_SHARE = 0.35
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step's speed is worked out from."""
+    """Those things about a step that its speed is worked out from."""
 
     size: float  # tokens x hidden^2 / tensor
     trains: float  # 0: one expert of two; 1: all
@@ -95,7 +95,7 @@ def training_efficiency(
     flops: StepFlops,
     machine: Machine,
 ) -> Efficiency:
-    """Of a stage whose steps have so many operations."""
+    """The efficiency of a stage whose steps have so many operations."""
     tokens = training.micro_batch_size * training.row_length // layout.context
     shape = Shape(
         tokens * model.hidden_size**2 / layout.tensor,

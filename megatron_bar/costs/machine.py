@@ -14,7 +14,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Device:
-    """What a GPU's memory and wires do, in GB/s, from data sheets."""
+    """Rates of a GPU's memory and wires in GB/s, from data sheets."""
 
     memory_rate: float
     nvlink: float  # one way
@@ -43,13 +43,13 @@ class FileSystem:
     node: float = 5.0
 
     def seconds(self, size: float, nodes: int) -> float:
-        """Of `size` bytes that `nodes` nodes write or read in equal shares."""
+        """Seconds for `size` bytes that `nodes` nodes write or read in equal shares."""
         return size / (GB * min(self.total, max(nodes, 1) * self.node))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one GPU reached without others: a row of `efficiency.TABLE`, or of a site file."""
+    """A speed that one GPU reached without others: a row of `efficiency.TABLE`, or of a site file."""
 
     mfu: float = 0.0  # of the data sheet's peak, as a stage's metrics have it
     gpu: str = "H100"
@@ -63,7 +63,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a site file's `machine` says. None stands for the data sheet's."""
+    """The keys of a site file's `machine`. None stands for the data sheet's."""
 
     gpu: str = "H100"
     memory: int = 80  # GiB of one GPU

@@ -183,7 +183,7 @@ def advice(plans: Sequence[StagePlan]) -> list[str]:
 
 
 def assumptions(machine: Machine) -> str:
-    """What the tables take for granted, in a few sentences."""
+    """The assumptions behind the tables, in a few sentences."""
     return (
         f"Assumed: {machine.gpu}, {machine.per_node} GPUs a node; full rows, prompts and "
         f"responses, items of {PROMPT_TOKENS} tokens to evaluate. Weights, gradients and optimizer "

@@ -106,7 +106,7 @@ def keys_to_set(plan: StagePlan, choice: Choice) -> str:
 
 
 def speed_assumptions(machine: Machine) -> str:
-    """What times are reckoned from."""
+    """The assumptions behind times, in a sentence or two."""
     times = (
         "Times are on paper: what one GPU was measured to reach, corrected where a stage isn't like "
         "what was measured (docs/results/plan.md), and messages by the formulas of rings at "

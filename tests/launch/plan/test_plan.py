@@ -240,7 +240,7 @@ def test_layouts_are_listed_the_fastest_first(seven_b, capsys):
     for name, message in (("math/sfd", "no such stage"), ("math/branch", "doesn't train")):
         assert main(["plan", str(seven_b), "--layouts", name]) == 1
         assert message in capsys.readouterr().err
-    assert main(["plan", str(seven_b), "--layouts", "math/sft", "--memory", "8"]) == 1
+    assert main(["plan", str(seven_b), "--layouts", "math/sft", "--memory", "5"]) == 1
     assert "no layout of 64 GPUs fits" in capsys.readouterr().err
 
 
