@@ -17,7 +17,7 @@ DOES_NOT_FIT = 3  # exit status of a plan with stages that are too big for their
 
 
 def planned_machine(args: argparse.Namespace) -> Machine:
-    """The machine that a plan is made for: a site's, or the usual one, with what the options say."""
+    """The machine that a plan is made for: a site's or the usual, with what options say."""
     from megatron_bar.costs.machine import Machine, check_machine
     from megatron_bar.launch.slurm.site import load_site, machine_of
 

@@ -35,7 +35,7 @@ class Group:
     stride: int = 1
 
     def per_node(self, machine: Machine) -> int:
-        """How many of them a node has."""
+        """The number of them that a node has."""
         return max(1, min(self.ranks, machine.per_node // self.stride))
 
     def spans_nodes(self, machine: Machine) -> bool:
@@ -99,7 +99,7 @@ def traffic_of(messages: Iterable[Message], machine: Machine) -> Traffic:
 
 
 def micro_batches(layout: Layout, training: Training) -> int:
-    """How many of them a rank goes through in a step."""
+    """The number that a rank goes through in a step."""
     return max(1, training.global_batch_size // (layout.data * training.micro_batch_size))
 
 
@@ -115,7 +115,7 @@ def overlaps(training: Training) -> tuple[bool, bool]:
 def step_messages(
     model: ModelConfig, layout: Layout, training: Training, trainable: Collection[str]
 ) -> list[Message]:
-    """What the busiest GPU takes part in during an optimizer step. Groups of one send nothing."""
+    """Messages that the busiest GPU has a part in, in an optimizer step; groups of one send none."""
     return [
         message
         for message in (

@@ -62,7 +62,7 @@ SERVED_SHARE = 0.35
 
 @dataclass(frozen=True)
 class Shape:
-    """Those things about a step that its speed is worked out from."""
+    """Figures of a step from which its speed is worked out."""
 
     size: float  # tokens x hidden^2 / tensor
     trains: float  # 0: one expert of two; 1: all

@@ -49,7 +49,7 @@ class FileSystem:
 
 @dataclass(frozen=True)
 class Measured:
-    """A speed that one GPU reached without others: a row of `efficiency.TABLE`, or of a site file."""
+    """A speed that one GPU reached alone: a row of `efficiency.TABLE`, or of a site file."""
 
     mfu: float = 0.0  # of the data sheet's peak, as a stage's metrics have it
     gpu: str = "H100"

@@ -108,8 +108,8 @@ def keys_to_set(plan: StagePlan, choice: Choice) -> str:
 def speed_assumptions(machine: Machine) -> str:
     """The assumptions behind times, in a sentence or two."""
     times = (
-        "Times are on paper: what one GPU was measured to reach, corrected where a stage isn't like "
-        "what was measured (docs/results/plan.md), and messages by the formulas of rings at "
+        "Times are on paper: what one GPU was measured to reach, corrected where a stage isn't "
+        "like what was measured (docs/results/plan.md), and messages by the formulas of rings at "
         f"{machine.nvlink_rate / 1e9:.0f} GB/s a GPU in a node and "
         f"{machine.network_rate / 1e9:.0f} between nodes; waiting is the share of a step for "
         "messages and for other pipeline ranks, as the recipe overlaps them, without and with all "
