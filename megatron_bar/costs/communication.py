@@ -115,7 +115,7 @@ def overlaps(training: Training) -> tuple[bool, bool]:
 def step_messages(
     model: ModelConfig, layout: Layout, training: Training, trainable: Collection[str]
 ) -> list[Message]:
-    """Messages that the busiest GPU has a part in, in an optimizer step; groups of one send none."""
+    """Messages that the busiest GPU has a part in, in a step; groups of one send none."""
     return [
         message
         for message in (

@@ -64,7 +64,7 @@ def test_rings_between_nodes_share_the_adapters_of_their_members():
     ],
 )
 def test_messages_are_as_large_as_those_of_megatron(model, layout, recompute, groups):
-    """Within 2 %: probabilities and sums for norms aren't counted. Where all before it is frozen the
+    """Within 2 %: probabilities and sums for norms are left out. Where all before it is frozen the
     first layer's attention has no backward pass, and so up to four messages less.
     """
     training = Training(

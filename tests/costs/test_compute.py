@@ -96,7 +96,7 @@ def test_a_given_mfu_stands_for_all_of_it():
 
 
 def test_the_gpus_whose_expert_trains_have_most_to_do():
-    """Two gather all tokens and have an expert each: as much forward, but one's weights' gradients."""
+    """Two gather all tokens and have an expert each: one has gradients of weights too."""
     model, groups = PRESETS["olmo2-7b"].with_experts(2), list(EXPERT_GROUPS)
     training = dataclasses.replace(ONE, global_batch_size=64)
     shared, apart = (

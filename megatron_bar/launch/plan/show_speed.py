@@ -118,7 +118,7 @@ def speed_assumptions(machine: Machine) -> str:
     if machine.mfu is not None:
         times = f"Times go by {machine.mfu:.0%} MFU, communication included"
     return (
-        f"{times}. Tokens that are generated in process take {1e3 * TOKEN_SECONDS_PER_LAYER:.1f} ms "
+        f"{times}. Tokens generated in process take {1e3 * TOKEN_SECONDS_PER_LAYER:.1f} ms "
         f"a layer (measured), by servers {SERVED_SHARE:.0%} of the memory's rate (a guess)."
     )
 
