@@ -18,7 +18,7 @@ from megatron_bar.recipe.fields import (
     PATH_OR_NAME,
     RUN,
     SHARE,
-    SNAPSHOT,
+    SHARE_ABOVE_0,
     TEMPLATE,
     key,
     one_of,
@@ -37,7 +37,7 @@ class Pretrain:
 
     model: str = "toy"  # a preset
     vocab_size: int = key(512, COUNT)  # of the tokenizer that is trained
-    snapshot: float = key(0.5, SNAPSHOT)  # a share of the steps
+    snapshot: float = key(0.5, SHARE_ABOVE_0)  # a share of the steps
     chat: list[Source] = field(default_factory=list)  # conversations, mixed with training.data
     training: Training = field(default_factory=Training)
 
@@ -70,7 +70,7 @@ class Merge:
     scale: float = key(1.0, ABOVE_0)
     # Of a domain's change, the share of numbers that ties keeps, the largest ones, and that dare_*
     # keeps, drawn at random.
-    density: float = key(0.2, SNAPSHOT)
+    density: float = key(0.2, SHARE_ABOVE_0)
     # Of slerp: the share of the way from the first domain's model to the second's.
     t: float = key(0.5, SHARE)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_bar.costs.machine import Hardware, Machine, Measured, check_machine
 from megatron_bar.recipe.typed import filled, keys_of
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.health import MODES, WARN
@@ -74,6 +76,7 @@ class Site:
     environment: dict[str, str] = field(default_factory=dict)  # written into the scripts
     secrets: list[str] = field(default_factory=list)  # names that must be set in the environment
     container: Container = field(default_factory=Container)
+    machine: Hardware = field(default_factory=Hardware)  # what `plan --site` reckons with
     gpu_hour_price: float | None = None  # of one GPU for an hour; `watch --site` reckons with it
     currency: str = "USD"
 
@@ -90,8 +93,15 @@ def load_site(path: Path) -> Site:
     kind, a line each, and for a secret that would be written into scripts.
     """
     site = filled(Site(), keys_of(read_yaml(path, "site"), Site))
+    rows = [filled(Measured(), row) for row in site.machine.measured]
+    site.machine = dataclasses.replace(site.machine, measured=rows)
     _check(site, path)
     return site
+
+
+def machine_of(site: Site) -> Machine:
+    """The machine that a plan for the site assumes."""
+    return Machine(**vars(site.machine), per_node=site.gpu_nodes.ranks)
 
 
 def template_of(site_path: Path) -> Path:
@@ -131,6 +141,7 @@ def _check(site: Site, path: Path) -> None:
         )
     if site.gpu_hour_price is not None and not 0 <= site.gpu_hour_price < math.inf:
         raise BarError(f"site {path}: gpu_hour_price {site.gpu_hour_price} is not 0 or more")
+    check_machine(machine_of(site), f"site {path}: machine.")
     container = site.container
     if container.runtime not in ("none", "pyxis", "apptainer"):
         raise BarError(
