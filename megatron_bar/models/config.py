@@ -85,6 +85,11 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.kv_channels or self.hidden_size // self.num_heads
 
+    @property
+    def ffns_per_layer(self) -> int:
+        """The experts of a layer; of a dense model the one FFN."""
+        return 1 if self.num_experts is None else self.num_experts
+
     def length_warning(self, length: int) -> str | None:
         """A warning about rows of more tokens than the model knows positions, else None."""
         if length <= self.max_position_embeddings:
