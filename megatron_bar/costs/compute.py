@@ -88,7 +88,7 @@ def stage_seconds(
 ) -> float:
     """Seconds of arithmetic at the machine's rate and, for RLVR, of reading memory to generate."""
     flops = stage_flops(model, training, trainable, steps)
-    seconds = flops / (layout.processes * machine.rate(training.dtype))
+    seconds = flops / (layout.processes * machine.rate(training.compute_dtype))
     if isinstance(training, Rlvr):
         seconds += steps * _rollout_seconds(model, layout, training, machine)
     return seconds
@@ -102,7 +102,7 @@ def _rollout_seconds(model: ModelConfig, layout: Layout, settings: Rlvr, machine
         settings.rollout_batch_size,
         settings.prompt_length,
         settings.response_length,
-        settings.dtype,
+        settings.compute_dtype,
         machine,
     )
 
@@ -145,6 +145,13 @@ def evaluation_seconds(
     flops = evaluation_flops(model, settings, answers)
     length = min(settings.max_new_tokens, answer_length(model, settings))
     reading = _generation_seconds(
-        model, layout, answers, settings.batch_size, PROMPT_TOKENS, length, settings.dtype, machine
+        model,
+        layout,
+        answers,
+        settings.batch_size,
+        PROMPT_TOKENS,
+        length,
+        settings.compute_dtype,
+        machine,
     )
-    return flops / (layout.processes * machine.rate(settings.dtype)) + reading
+    return flops / (layout.processes * machine.rate(settings.compute_dtype)) + reading

@@ -44,7 +44,7 @@ def step_traffic(
     With tied embeddings the first and the last rank add up fp32 gradients of theirs, too.
     Data parallel: fp32 gradients reduced, and with the distributed optimizer weights gathered.
     """
-    width = WIDTH[training.dtype]
+    width = WIDTH[training.compute_dtype]
     tensor, pipeline, expert = layout.tensor, layout.pipeline, layout.expert
     micro_batches = max(1, training.global_batch_size // (layout.data * training.micro_batch_size))
     row_tokens = training.micro_batch_size * training.row_length * micro_batches
@@ -60,7 +60,7 @@ def step_traffic(
     )
     traffic = traffic.plus(8 * layers * hidden * (tensor - 1) / tensor, tensor, gpus_per_node)
     routed = model.experts_per_token != model.num_experts
-    targets = model.experts_per_token if routed else expert
+    targets = model.active_ffns if routed else expert
     traffic = traffic.plus(
         4 * layers * targets * hidden / tensor * (expert - 1) / expert,
         expert * layout.resolved_expert_tensor,
