@@ -84,6 +84,8 @@ class Learner:
         stop: StopAtStep,
     ) -> None:
         self.run, self.settings, self.prompts = run, settings, prompts
+        if chat_format.pad_id is None:
+            raise BarError(f"{run.label}: the tokenizer has neither a padding nor an end token")
         self.pad_id, self.stop_ids = chat_format.pad_id, chat_format.stop_ids
         self.decode = chat_format.tokenizer.decode
         self.stop = stop
@@ -94,7 +96,7 @@ class Learner:
             waiting=frozenset(("verification", "rollout" if settings.served else "environment"))
         )
         self.rewards = Rewards(prompts, self.decode, settings, self.seconds)
-        updates = settings.steps * (settings.rows_per_step // settings.global_batch_size)
+        updates = settings.total_steps * (settings.rows_per_step // settings.global_batch_size)
         setup = set_up(run, settings, updates)
         self.optimizer, self.schedule = setup.optimizer, setup.schedule
         self.budget = setup.budget
@@ -162,7 +164,7 @@ class Learner:
     def generate(self, asked: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
         """This rank's part of a rollout: sampled by the seed, the step, prompt and sample alone."""
         settings = self.settings
-        if settings.rollouts_ahead and self.step + 1 < settings.steps:
+        if settings.rollouts_ahead and self.step + 1 < settings.total_steps:
             self._following = self.order.peek(settings.prompts_per_step, after=self.due)
         following = self._share(self._following) if self._following else None
         with self.seconds.of("rollout"):
@@ -342,7 +344,7 @@ class Learner:
                 self._samples = stack.enter_context(
                     StepLines(self.run.folder / SAMPLES_FILE, self.step)
                 )
-            self._advance = stack.enter_context(progress(self.run.label, self.settings.steps))
+            self._advance = stack.enter_context(progress(self.run.label, self.settings.total_steps))
             self._advance(self.step)
             self._profile = stack.enter_context(
                 StepProfile(self.settings.profile, self.run.folder, self.run.label)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, NoneType, TracebackType
+from typing import Self
 
 from megatron_bar.runtime.ranks import is_main
 from megatron_bar.runtime.stop_file import STOP_FILE, run_of, stop_file_in
@@ -86,7 +87,7 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = number
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> Self:
         # A shell has its background jobs ignore SIGINT; a job script its own signals, for itself.
         numbers = [
             number
