@@ -23,12 +23,12 @@ class Rows(Protocol):
 
     @property
     def ordered(self) -> bool:
-        """They lie in the order to train in, so no one must shuffle them."""
+        """Whether they lie in the order to train in, so that no one must shuffle them."""
         ...
 
     @property
     def per_epoch(self) -> int:
-        """As many rows as it takes to go through the data once."""
+        """The number of rows that it takes to go through the data once."""
         ...
 
     def __len__(self) -> int: ...
