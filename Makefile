@@ -43,9 +43,7 @@ demo: setup
 demo-fast: setup
 	$(VENV)/bin/megatron-bar run examples/toy-fast.yaml
 
-test: $(VENV)/all
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+test: lint $(VENV)/all
 	$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE)
 
 soak: setup

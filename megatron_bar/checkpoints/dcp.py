@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -45,7 +46,26 @@ _CONFIG = {
 }
 
 
-def chunk_of(slot: Slot) -> Chunk:
+class Readable(Protocol):
+    """A slot, or a tensor under a key of its own: what a CheckpointReader finds and reads."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def index(self) -> tuple[int, ...]: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def global_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def label(self) -> str: ...
+
+
+def chunk_of(slot: Readable) -> Chunk:
     """The chunk of the slot's slice: its place in its key's global tensor."""
     return Chunk(
         offsets=torch.Size((*slot.index, *(0 for _ in slot.shape))),
@@ -65,7 +85,8 @@ class CheckpointFormat:
         self.items = items
         self.parts: list[Part] = []
         self._index = Index({}, {})
-        number, end, placed = 0, 0, []
+        number = end = 0
+        placed: list[PlacedItem] = []
         for slot, item in zip(slots, items, strict=True):
             if placed and end + item.nbytes > FILE_BYTES:
                 self.parts += parts_of(_file_name(number), placed)
@@ -135,7 +156,7 @@ class CheckpointReader:
                 f"({folder}/.metadata: {type(error).__name__})"
             ) from None
 
-    def _entry(self, slot: Slot) -> StoredTensor:
+    def _entry(self, slot: Readable) -> StoredTensor:
         entry = self._index.tensors.get(slot.key)
         if entry is None:
             raise BarError(f"{self.folder}: tensor {slot.key} is missing")
@@ -152,27 +173,27 @@ class CheckpointReader:
         """Whether the checkpoint has a tensor under this key."""
         return key in self._index.tensors
 
-    def dtype(self, slot: Slot) -> torch.dtype:
+    def dtype(self, slot: Readable) -> torch.dtype:
         return self._entry(slot).dtype
 
-    def recorded_digest(self, slot: Slot) -> str | None:
+    def recorded_digest(self, slot: Readable) -> str | None:
         """The digest of the slot's bytes that the manifest gives, without reading them."""
-        return self.manifest and self.manifest.xxh3(slot.label)
+        return None if self.manifest is None else self.manifest.xxh3(slot.label)
 
-    def where(self, slot: Slot) -> str:
+    def where(self, slot: Readable) -> str:
         """File and tensor, for errors."""
         overlaps = self._overlaps(slot, self._entry(slot))
         files = sorted({self._place(slot.key, o.chunk).file for o in overlaps})
         return f"{self.folder}/{','.join(files)}: tensor {slot.label}"
 
-    def read(self, slot: Slot) -> torch.Tensor:
+    def read(self, slot: Readable) -> torch.Tensor:
         """The slot's slice: a view of the file where one chunk holds it, and not to be written to.
 
         Padding rows that the checkpoint doesn't have are zero.
         """
         return self._checked(slot, self._chunks(slot))
 
-    def _checked(self, slot: Slot, chunks: _Chunks) -> torch.Tensor:
+    def _checked(self, slot: Readable, chunks: _Chunks) -> torch.Tensor:
         tensor = _whole(slot, chunks)
         if tensor is None:
             tensor = _assembled(slot, self._entry(slot).dtype, chunks, 0, slot.shape[0])
@@ -180,7 +201,7 @@ class CheckpointReader:
             self.manifest.check(slot.label, tensor, self.where(slot).partition(": ")[0])
         return tensor
 
-    def bands(self, slot: Slot, numbers: int) -> Iterator[torch.Tensor]:
+    def bands(self, slot: Readable, numbers: int) -> Iterator[torch.Tensor]:
         """The rows of `read`, in bands of about `numbers`.
 
         What lies in several chunks is put together band by band, unless a manifest's digest of the
@@ -195,7 +216,7 @@ class CheckpointReader:
         for first in range(0, slot.shape[0], rows):
             yield _assembled(slot, dtype, chunks, first, min(first + rows, slot.shape[0]))
 
-    def _chunks(self, slot: Slot) -> _Chunks:
+    def _chunks(self, slot: Readable) -> _Chunks:
         """The chunks that hold parts of the slot, as views of their files."""
         entry = self._entry(slot)
         return [
@@ -203,7 +224,7 @@ class CheckpointReader:
             for overlap in self._overlaps(slot, entry)
         ]
 
-    def _overlaps(self, slot: Slot, entry: StoredTensor) -> list[_Overlap]:
+    def _overlaps(self, slot: Readable, entry: StoredTensor) -> list[_Overlap]:
         region = chunk_of(slot)
         near = self._chunks_by_index(slot.key, len(slot.index)).get(slot.index, ())
         found = [o for chunk in near if (o := _overlap(region, chunk)) is not None]
@@ -253,7 +274,7 @@ class CheckpointReader:
             ) from error
 
 
-def _whole(slot: Slot, chunks: _Chunks) -> torch.Tensor | None:
+def _whole(slot: Readable, chunks: _Chunks) -> torch.Tensor | None:
     """A view of the chunk that holds the whole slot, if one does."""
     if len(chunks) == 1 and chunks[0][0].numel == torch.Size(slot.shape).numel():
         return chunks[0][1][chunks[0][0].in_chunk].reshape(slot.shape)
@@ -261,7 +282,7 @@ def _whole(slot: Slot, chunks: _Chunks) -> torch.Tensor | None:
 
 
 def _assembled(
-    slot: Slot, dtype: torch.dtype, chunks: _Chunks, first: int, last: int
+    slot: Readable, dtype: torch.dtype, chunks: _Chunks, first: int, last: int
 ) -> torch.Tensor:
     """Rows `first` to `last` of the slot, put together of the chunks that hold parts of it."""
     tensor = torch.zeros((last - first, *slot.shape[1:]), dtype=dtype)

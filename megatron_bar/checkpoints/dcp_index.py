@@ -106,7 +106,7 @@ def write_index(folder: Path, index: Index) -> None:
     from torch.distributed.checkpoint import metadata as dcp
     from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-    tensors = {
+    tensors: dict[str, dcp.TensorStorageMetadata | dcp.BytesStorageMetadata] = {
         key: dcp.TensorStorageMetadata(
             dcp.TensorProperties(dtype=tensor.dtype),
             tensor.size,

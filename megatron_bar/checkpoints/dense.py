@@ -44,7 +44,7 @@ def average(
     Raises BarError unless all are dense models of one shape and stored in the same types.
     """
     assert rule is None or anchor is not None
-    inputs = _open(({} if anchor is None else {ANCHOR: anchor}) | models)
+    inputs = _open(models if anchor is None else {ANCHOR: anchor, **models})
     items = [_shared_item(inputs, slot, rule) for slot in slots(inputs[0].model)]
     facts = write_checkpoint(
         "average",
@@ -80,7 +80,7 @@ def stack(
     Raises BarError unless all are dense models of one shape and stored in the same types, and for a
     `shared` that none is.
     """
-    inputs = _open({ANCHOR: anchor} | models)
+    inputs = _open({ANCHOR: anchor, **models})
     means = {"published": inputs, "branches": inputs[1:]}
     if shared in means:
         sources = means[shared]

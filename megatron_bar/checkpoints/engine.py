@@ -26,8 +26,11 @@ MOST_PROCESSES = 16
 class Format(Protocol):
     """Tensors laid out in files."""
 
-    items: Sequence[Item]
-    parts: Sequence[Part]
+    @property
+    def items(self) -> Sequence[Item]: ...
+
+    @property
+    def parts(self) -> Sequence[Part]: ...
 
     def prepare(self) -> None:
         """Get ready what `finish` needs. Called in a thread while tensors are being written."""

@@ -63,10 +63,11 @@ def model_config_from_hf(folder: Path) -> ModelConfig:
 def _model_config(config: dict[str, Any]) -> ModelConfig:
     family, hf_class = family_with(config.get("model_type"))
     _check_class(config, hf_class.name)
-    for key, only in (_ONLY | hf_class.only).items():
+    for key, only in {**_ONLY, **hf_class.only}.items():
         if config.get(key) not in (None, only):
             raise BarError(f"{key} {config[key]!r} is not supported (only {only!r} is)")
-    config = hf_class.defaults | {key: value for key, value in config.items() if value is not None}
+    given = {key: value for key, value in config.items() if value is not None}
+    config = {**hf_class.defaults, **given}
     fields: dict[str, Any] = {ours: whole(config, theirs) for theirs, ours in _SIZES.items()}
     heads = fields["num_heads"]
     kv_heads = whole(config, "num_key_value_heads") if "num_key_value_heads" in config else heads

@@ -42,7 +42,7 @@ class Manifest:
 
     def xxh3(self, name: str) -> str | None:
         entry = self.tensors.get(name)
-        return entry and entry["xxh3"]
+        return entry["xxh3"] if entry else None
 
     def check(self, name: str, tensor: torch.Tensor, where: Path | str) -> None:
         """Raise BarError unless `tensor` has the bytes that the manifest says."""

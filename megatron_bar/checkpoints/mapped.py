@@ -9,12 +9,16 @@ import mmap
 import os
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xxhash
 
 from megatron_bar.runtime.errors import BarError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _PAGE = mmap.PAGESIZE
 _BLOCK = 2**20  # numbers
@@ -65,10 +69,10 @@ class MappedFiles:
             )
         return map_
 
-    def window(self, name: str, offset: int, length: int) -> io.RawIOBase:
+    def window(self, name: str, offset: int, length: int) -> io.BufferedReader:
         """Some of a file's bytes as a file. Raises BarError if the file ends before they do."""
         self._check(name, offset + length)
-        return _Window(self.folder / name, offset, length)
+        return io.BufferedReader(_Window(self.folder / name, offset, length))
 
     def tensor(
         self, name: str, offset: int, dtype: torch.dtype, shape: tuple[int, ...]
@@ -106,7 +110,7 @@ class _Window(io.RawIOBase):
         self._place = base + offset
         return self._place
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
         piece = memoryview(buffer)[: max(self._length - self._place, 0)]
         count = os.preadv(self._fd, [piece], self._offset + self._place)
         self._place += count

@@ -134,7 +134,7 @@ def _merged_model(
 ) -> ModelConfig:
     first = inputs.with_experts[0].model
     active = first.experts_per_token
-    if active == first.num_experts:
+    if active is None or active == first.num_experts:
         active = len(chosen)
     models = [name for i in inputs.with_experts for name in i.models]
     if inputs.anchor is not None and average == "published":

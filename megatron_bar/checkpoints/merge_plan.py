@@ -42,7 +42,7 @@ class Input:
     @property
     def branches(self) -> int:
         """The number of branches that its anchor's router row is the mean of."""
-        return len([m for m in self.models if m != ANCHOR]) or self.model.num_experts - 1
+        return len([m for m in self.models if m != ANCHOR]) or self.model.ffns_per_layer - 1
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,9 @@ def group_weights(
     """
     shared = dict.fromkeys(name.group for name in shared_names(inputs.all[0].model))
     averaged = [*shared, ANCHOR_FFN]
-    found = dict.fromkeys(averaged, default)
+    found: dict[str, Mapping[str, float]] = {}
+    if default is not None:
+        found = dict.fromkeys(averaged, default)
     for rule in rules:
         pattern, separator, right = rule.partition("=")
         groups = fnmatch.filter(averaged, pattern)
@@ -193,7 +195,8 @@ def group_weights(
                 f"of {', '.join(averaged)} or a pattern"
             )
         found |= dict.fromkeys(groups, _parse_weights(rule, right, [i.name for i in inputs.all]))
-    if None in found.values():
+    if len(found) < len(averaged):
+        assert inputs.merged is not None  # no other has a default that isn't known
         raise BarError(
             f"{inputs.merged.folder} doesn't say how many models its shared parameters are the "
             f"mean of; say what it weighs, for example --weights '*={MERGED}:4,"
@@ -201,7 +204,7 @@ def group_weights(
         )
     return {
         group: {name: weight for name, weight in weights.items() if weight}
-        for group, weights in found.items()
+        for group, weights in ((group, found[group]) for group in averaged)
     }
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelSaveStrategyWrapper,
 )
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from megatron.core.transformer.module import MegatronModule
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_bar.checkpoints.names import Slot, slots
@@ -38,7 +39,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.stopping import ContinueLater
 
-_Entry = ShardedTensor | ShardedTensorFactory
+_Entry: TypeAlias = ShardedTensor | ShardedTensorFactory
 # Files of a distributed checkpoint, beside the tensors.
 _FILES = ("metadata.json", ".metadata")
 _COMMON = "common.pt"  # only where Megatron-Core before 0.19 wrote it, which trips over its absence
@@ -59,13 +60,13 @@ def _replicas() -> dist.ProcessGroup:
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
-def sharded_model_state(model: torch.nn.Module) -> dict[str, Any]:
+def sharded_model_state(model: MegatronModule) -> dict[str, Any]:
     """This rank's shards of the model, without the empty extra states of local layers."""
     state = model.sharded_state_dict(metadata={"dp_cp_group": _replicas()})
     return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
 
 
-def load_model(model: torch.nn.Module, folder: Path) -> None:
+def load_model(model: MegatronModule, folder: Path) -> None:
     """Fill `model` from a checkpoint that any layout, or a converter, wrote.
 
     Raises BarError if a tensor is missing or damaged.
@@ -106,7 +107,7 @@ def _damage(folder: Path, error: BaseException) -> BarError:
     return BarError(f"{folder} can't be loaded: {reason}")
 
 
-def save_model(model: torch.nn.Module, folder: Path, start: Path | None = None) -> None:
+def save_model(model: MegatronModule, folder: Path, start: Path | None = None) -> None:
     """Write the model's tensors into `folder`, which exists; every rank takes part.
 
     With `start`, the checkpoint that the model was loaded from, each is written in the type that it
@@ -204,7 +205,7 @@ class _Original:
         return rows.reshape(shard.local_shape)
 
 
-def stacked_gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def stacked_gradients(model: MegatronModule) -> dict[str, torch.Tensor]:
     """The gradients of a model that is whole in this process, by checkpoint key.
 
     They take the place of the parameters, which are lost.

@@ -157,7 +157,7 @@ EXPERT_FFN_NAMES: tuple[Name, ...] = (
 )
 DENSE_OF_EXPERT = dict(zip(EXPERT_FFN_NAMES, DENSE_FFN_NAMES))
 ROUTER_NAME = Name(
-    "router.{expert}", _LAYERS + "mlp.router.weight", lambda m: ((m.num_experts, m.hidden_size),)
+    "router.{expert}", _LAYERS + "mlp.router.weight", lambda m: ((m.ffns_per_layer, m.hidden_size),)
 )
 
 
@@ -215,7 +215,7 @@ class Slot:
     @property
     def global_shape(self) -> Shape:
         """Shape of the whole key."""
-        axes = (self.model.num_layers, self.model.num_experts)[: len(self.index)]
+        axes = (self.model.num_layers, self.model.ffns_per_layer)[: len(self.index)]
         return (*axes, *self.shape)
 
     @property
@@ -243,5 +243,5 @@ def slots(model: ModelConfig) -> Iterator[Slot]:
     """Every slice of a checkpoint of `model`, layer by layer."""
     for name in table(model):
         for layer in range(model.num_layers) if name.has_layers else [None]:
-            for expert in range(model.num_experts) if name.has_experts else [None]:
+            for expert in range(model.ffns_per_layer) if name.has_experts else [None]:
                 yield Slot(model, name, tuple(i for i in (layer, expert) if i is not None))

@@ -79,7 +79,7 @@ def compare_with_transformers(
             AutoModelForCausalLM.from_pretrained(
                 hf_folder, dtype=torch.float32, attn_implementation="eager"
             )
-            .to(_device())
+            .to(_device())  # type: ignore[arg-type]  # its wrapper's type takes no self
             .eval()
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -128,6 +128,7 @@ def _inputs(config: ModelConfig, folder: Path, seed: int) -> Iterator[tuple[str,
 
 
 def _past_window(config: ModelConfig, seed: int) -> tuple[str, torch.Tensor]:
+    assert config.window is not None
     generator = torch.Generator().manual_seed(seed)
     tokens_BS = torch.randint(config.vocab_size, (1, past_window(config)), generator=generator)
     return f"random tokens past the window of {config.window.size}", tokens_BS
@@ -161,7 +162,11 @@ def _compare_gradients(
     logits_BSV = theirs(inputs_BS).logits
     torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), labels_BS.flatten()).backward()
     # On the CPU, as ours are.
-    expected = {name: parameter.grad.cpu() for name, parameter in theirs.named_parameters()}
+    expected = {
+        name: parameter.grad.cpu()
+        for name, parameter in theirs.named_parameters()
+        if parameter.grad is not None
+    }
     smallest = SMALLEST_GRADIENT * max(gradient.norm() for gradient in expected.values())
     padding = theirs.config.pad_token_id
     our_gradients = stacked_gradients(ours)
@@ -200,7 +205,7 @@ def _their_modules(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
 @contextmanager
 def _outputs(modules: dict[str, torch.nn.Module]) -> Iterator[dict[str, torch.Tensor]]:
     """What each module puts out (the first part of it) while the block runs, in the given order."""
-    outputs: dict[str, torch.Tensor] = dict.fromkeys(modules)
+    outputs = {name: torch.empty(0) for name in modules}  # for their order
 
     def keep(name: str):
         def hook(module, args, output):

@@ -8,7 +8,7 @@ missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,8 @@ class ItemContent:
     the part once everything is written.
     """
 
-    outputs: list[Iterable[torch.Tensor]]
-    sources: list[tuple[str, Callable[[], torch.Tensor]]] = field(default_factory=list)
+    outputs: Sequence[Iterable[torch.Tensor]]
+    sources: Sequence[tuple[str, Callable[[], torch.Tensor]]] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_bar.checkpoints.dcp import CheckpointReader
-from megatron_bar.checkpoints.names import ROUTER_NAME, Slot
+from megatron_bar.checkpoints.dcp import CheckpointReader, Readable
+from megatron_bar.checkpoints.names import ROUTER_NAME
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, write_json
 
@@ -66,15 +66,15 @@ class ResumePointReader(CheckpointReader):
             key.rstrip(".0123456789"): tensor.dtype for key, tensor in self._index.tensors.items()
         }
 
-    def dtype(self, slot: Slot) -> torch.dtype:
+    def dtype(self, slot: Readable) -> torch.dtype:
         if self._start is None and slot.key in self._dtypes:
             return self._dtypes[slot.key]
         return self._before(slot).dtype(slot)
 
-    def recorded_digest(self, slot: Slot) -> str | None:
+    def recorded_digest(self, slot: Readable) -> str | None:
         return None if self._trained(slot) else self._before(slot).recorded_digest(slot)
 
-    def where(self, slot: Slot) -> str:
+    def where(self, slot: Readable) -> str:
         trained = self._trained(slot)
         return (
             super().where(next(iter(trained.values())))
@@ -82,42 +82,47 @@ class ResumePointReader(CheckpointReader):
             else (self._before(slot).where(slot))
         )
 
-    def read(self, slot: Slot) -> torch.Tensor:
+    def read(self, slot: Readable) -> torch.Tensor:
         dtype = self.dtype(slot)
         trained = {
             row: super(ResumePointReader, self).read(slice_).to(dtype)
             for row, slice_ in self._trained(slot).items()
         }
-        if None in trained:
-            return trained[None]
         if not trained:
             return self._before(slot).read(slot)
+        if not _by_row(slot):
+            return trained[0]
         if len(trained) < slot.shape[0]:
             trained = dict(enumerate(self._before(slot).read(slot))) | trained
         return torch.stack([trained[row] for row in range(slot.shape[0])])
 
-    def bands(self, slot: Slot, numbers: int) -> Iterator[torch.Tensor]:
+    def bands(self, slot: Readable, numbers: int) -> Iterator[torch.Tensor]:
         trained = self._trained(slot)
         if not trained:
             return self._before(slot).bands(slot, numbers)
-        if None not in trained:
+        if _by_row(slot):
             return iter([self.read(slot)])  # a router is small
         dtype = self.dtype(slot)
-        return (band.to(dtype) for band in super().bands(trained[None], numbers))
+        return (band.to(dtype) for band in super().bands(trained[0], numbers))
 
-    def _trained(self, slot: Slot) -> dict[int | None, Slice]:
-        """What the resume point has of `slot`: of a router by row, of others under None."""
+    def _trained(self, slot: Readable) -> dict[int, Slice]:
+        """What the resume point has of `slot`: of a router by row, of others whole, under 0."""
         key = ".".join((slot.key, *map(str, slot.index)))
-        if slot.name is ROUTER_NAME:
+        if _by_row(slot):
             slices = {row: Slice(f"{key}.{row}", slot.shape[1:]) for row in range(slot.shape[0])}
         else:
-            slices = {None: Slice(key, slot.shape)}
+            slices = {0: Slice(key, slot.shape)}
         return {row: s for row, s in slices.items() if s.key in self._index.tensors}
 
-    def _before(self, slot: Slot) -> CheckpointReader:
+    def _before(self, slot: Readable) -> CheckpointReader:
         if self._start is None:
             raise BarError(
                 f"{self.folder}: tensor {slot.label} is missing, and the stage started "
                 "from no checkpoint"
             )
         return self._start
+
+
+def _by_row(slot: Readable) -> bool:
+    """Whether each row trains by itself, as those of a router do, one for each expert."""
+    return slot.key == ROUTER_NAME.key

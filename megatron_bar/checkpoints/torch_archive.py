@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import collections
 import functools
+import io
 import os
 import pickle
 import struct
 import zipfile
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 ALIGNMENT = 64  # of a tensor's bytes within its archive, and so of archives within a file
 _LOCAL_HEADER_BYTES = 30
@@ -23,23 +27,23 @@ _NAME_LENGTHS_PLACE = 26  # in a local header
 _NAME_LENGTHS = struct.Struct("<HH")  # of the name and the extra field
 
 
-class _HoleyBuffer:
+class _HoleyBuffer(io.BytesIO):
     """What torch.save writes around a tensor's bytes, for which it only moves on."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.before, self.after = bytearray(), bytearray()
         self.hole = 0
 
-    def write(self, data: bytes | memoryview) -> int:
-        (self.after if self.hole else self.before).extend(data)
-        return len(data)
+    def write(self, data: ReadableBuffer, /) -> int:
+        written = bytes(data)
+        (self.after if self.hole else self.before).extend(written)
+        return len(written)
 
-    def seek(self, count: int, whence: int = os.SEEK_SET) -> None:
+    def seek(self, count: int, whence: int = os.SEEK_SET, /) -> int:
         assert whence == os.SEEK_CUR and not self.hole
         self.hole = count
-
-    def flush(self) -> None:
-        pass
+        return len(self.before) + count
 
 
 @functools.lru_cache(maxsize=1024)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -89,14 +90,14 @@ def _tensors(folder: Path) -> Iterator[_Tensor]:
     if (folder / MODEL_FILE).is_file():
         reader = open_checkpoint(folder)
         for slot in slots(ModelConfig.load(folder)):
-            yield _Tensor(slot.label, reader.where(slot), lambda slot=slot: reader.read(slot))
+            yield _Tensor(slot.label, reader.where(slot), partial(reader.read, slot))
     else:
         model = hf.model_config_from_hf(folder)
         hf_reader = HfReader(folder)
         for slot in slots(model):
             for name, shape in zip(slot.hf_names, slot.hf_shapes):
                 hf_reader.check(name, shape)
-                yield _Tensor(name, hf_reader.where(name), lambda name=name: hf_reader.read(name))
+                yield _Tensor(name, hf_reader.where(name), partial(hf_reader.read, name))
 
 
 def fits_in_memory(model: ModelConfig, gradients: bool) -> bool:
@@ -117,6 +118,7 @@ def fits_past_window(model: ModelConfig) -> bool:
 
 def past_window(model: ModelConfig) -> int:
     """Tokens of a text whose end doesn't see its beginning in a sliding layer."""
+    assert model.window is not None
     return min(model.window.size + TEXT_TOKENS, model.max_position_embeddings)
 
 

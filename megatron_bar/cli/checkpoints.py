@@ -31,8 +31,9 @@ def export(args: argparse.Namespace) -> None:
 
 
 def branch(args: argparse.Namespace) -> None:
+    from megatron_bar.api import checkpoints
 
-    branch(
+    checkpoints.branch(
         args.anchor,
         args.out,
         name=args.name,

@@ -9,19 +9,19 @@ from megatron_bar.data.paths import files_of
 from megatron_bar.data.sources import open_source
 from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.known import known_sum
 
 
 def items_of(sources: Iterable[Source]) -> int | None:
     """The number of items; None where a file isn't here and its source has no count."""
-    counts = list(map(_records, sources))
-    return None if None in counts else sum(counts)
+    return known_sum(map(_records, sources))
 
 
 def tokens_in_files(sources: Sequence[Source], bytes_per_token: float) -> float | None:
     """Tokens of an epoch, from the bytes of the sources' files; None where one isn't here."""
     total = 0.0
     for source in sources:
-        size = None if source.path is None else _bytes(source.path)
+        size: float | None = None if source.path is None else _bytes(source.path)
         if size is None:
             return None
         if source.count is not None:

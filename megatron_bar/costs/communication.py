@@ -136,7 +136,7 @@ def _layers(model: ModelConfig, layout: Layout, training: Training) -> int:
 def _hidden(model: ModelConfig, layout: Layout, training: Training) -> float:
     """Bytes of a micro-batch's hidden states, those that tensor-parallel ranks share."""
     tokens = training.micro_batch_size * training.row_length // layout.context
-    return tokens * model.hidden_size * WIDTH[training.dtype]
+    return tokens * model.hidden_size * WIDTH[training.compute_dtype]
 
 
 def _of_attention(
@@ -159,7 +159,7 @@ def _of_attention(
     yield Message("tensor", "reduce-scatter", hidden, tensor, 2 * counts)
     whole_rows = training.micro_batch_size * training.row_length
     width = model.num_kv_heads * model.head_dim // layout.tensor
-    keys = whole_rows * width * WIDTH[training.dtype]
+    keys = whole_rows * width * WIDTH[training.compute_dtype]
     context = Group(layout.context, layout.tensor)
     yield Message("context", "all-gather", keys, context, 2 * forward * layers)
     yield Message("context", "reduce-scatter", keys, context, 2 * layers)
@@ -189,7 +189,7 @@ def _of_ffns(
         for kind in ("all-gather", "reduce-scatter"):
             yield Message("experts", kind, mine * sharing.ranks, sharing, times)
         return
-    routed = model.experts_per_token * mine
+    routed = model.active_ffns * mine
     yield Message("experts", "all-to-all", routed, Group(layout.expert, parts), 2 * times)
     for kind in ("all-gather", "reduce-scatter"):
         yield Message("experts", kind, routed * parts, Group(parts), times)
@@ -228,7 +228,7 @@ def _of_data(
             yield Message(GRADIENTS, "all-reduce", 4 * each, group, parts)
             continue
         yield Message(GRADIENTS, "reduce-scatter", 4 * each, group, parts)
-        yield Message(WEIGHTS, "all-gather", WIDTH[training.dtype] * each, group, parts)
+        yield Message(WEIGHTS, "all-gather", WIDTH[training.compute_dtype] * each, group, parts)
 
 
 def _bucket(training: Training, group: Group) -> float:

@@ -85,7 +85,7 @@ def step_time(
     count = micro_batches(layout, training)
     flops = _busiest(model, layout, training, trainable)
     efficiency = stage_efficiency(model, layout, training, trainable, machine)
-    compute = flops.total / (machine.peak(training.dtype) * efficiency.mfu)
+    compute = flops.total / (machine.peak(training.compute_dtype) * efficiency.mfu)
     again = recomputed(model, training.recompute, training.row_length)
     forward = flops.forward / (flops.total + again * flops.forward)
     timed = [
@@ -159,7 +159,7 @@ def _busiest(
     mean = StepFlops(
         whole.forward / ranks, whole.activation_gradients / ranks, whole.weight_gradients / ranks
     )
-    if not open_experts or layout.expert == 1:
+    if model.num_experts is None or not open_experts or layout.expert == 1:
         return mean
     others = tuple(name for name in trainable if name not in open_experts)
     without = _flops_of(model, tokens, training.row_length, others)
@@ -208,7 +208,7 @@ def stage_seconds(
     )
     mfu = training.expected_mfu or machine.mfu
     if mfu is not None:
-        rate = layout.processes * machine.peak(training.dtype) * mfu
+        rate = layout.processes * machine.peak(training.compute_dtype) * mfu
         return stage_flops(model, training, trainable, steps) / rate + generating
     updates = steps * training.rows_per_step / training.global_batch_size
     step = step_time(model, layout, training, trainable, machine).total
@@ -224,7 +224,7 @@ def _rollout_seconds(model: ModelConfig, layout: Layout, settings: Rlvr, machine
         settings.rollout_batch_size,
         settings.prompt_length,
         settings.response_length,
-        settings.dtype,
+        settings.compute_dtype,
         machine,
         settings.served,
     )
@@ -273,5 +273,12 @@ def evaluation_seconds(
     """Seconds of generating; questions are read in a few steps, which are neglected."""
     length = min(settings.max_new_tokens, answer_length(model, settings))
     return _generation_seconds(
-        model, layout, answers, settings.batch_size, PROMPT_TOKENS, length, settings.dtype, machine
+        model,
+        layout,
+        answers,
+        settings.batch_size,
+        PROMPT_TOKENS,
+        length,
+        settings.compute_dtype,
+        machine,
     )

@@ -119,7 +119,7 @@ def recomputed(model: ModelConfig, recompute: str, length: int) -> float:
         return float(recompute == "full")
     width = model.num_heads * model.head_dim
     kv_width = model.num_kv_heads * model.head_dim
-    experts = 3 * model.experts_per_token * model.hidden_size * model.ffn_hidden_size
+    experts = 3 * model.active_ffns * model.hidden_size * model.ffn_hidden_size
     attention = 2 * model.hidden_size * (width + kv_width) + width * length
     return experts / (experts + attention)
 

@@ -91,7 +91,7 @@ def rank_memory(
     distributed optimizer spreads these over the ranks that hold the same parameters.
     """
     sizes = rank_parameters(model, layout, pipeline_rank, expert_rank)
-    width = WIDTH[training.dtype]
+    width = WIDTH[training.compute_dtype]
     gradients = optimizer = 0.0
     for group in trainable:
         size = sizes.get(group, 0)
@@ -102,7 +102,7 @@ def rank_memory(
     cache = host = 0
     if isinstance(training, Rlvr):
         tokens = training.rollout_batch_size * training.row_length
-        cache = cache_bytes(model, layout, tokens, training.dtype)
+        cache = cache_bytes(model, layout, tokens, training.compute_dtype)
         if reference_share(training):
             # The start's values; while these stand in the parameters, their own are set aside.
             host = 2 * width * sum(sizes.get(group, 0) for group in trainable)
@@ -146,7 +146,7 @@ def training_memory(
 
 def saved_bytes(training: Training, parameters: int) -> int:
     """Bytes on disk of a state to go on from: what trains, and what the optimizer knows of it."""
-    return parameters * point_bytes(WIDTH[training.dtype])
+    return parameters * point_bytes(WIDTH[training.compute_dtype])
 
 
 def evaluation_memory(model: ModelConfig, layout: Layout, settings: Evaluate) -> Memory:
@@ -157,7 +157,8 @@ def evaluation_memory(model: ModelConfig, layout: Layout, settings: Evaluate) ->
     )
     tokens = settings.batch_size * answer_length(model, settings)
     return Memory(
-        WIDTH[settings.dtype] * weights, cache=cache_bytes(model, layout, tokens, settings.dtype)
+        WIDTH[settings.compute_dtype] * weights,
+        cache=cache_bytes(model, layout, tokens, settings.compute_dtype),
     )
 
 
@@ -183,7 +184,7 @@ def _activations(
     ranks. Under context parallelism a rank has its share of the tokens, but the keys and values
     of all. Not counted are masks, which fused attention on a GPU doesn't keep.
     """
-    width = WIDTH[training.dtype]
+    width = WIDTH[training.compute_dtype]
     hidden = model.hidden_size
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     ffn = _ffn_elements(model, layout, trainable)
@@ -217,8 +218,8 @@ def _ffn_elements(model: ModelConfig, layout: Layout, trainable: Sequence[str]) 
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     if model.num_experts is None:
         return 5 * ffn
-    if model.experts_per_token < model.num_experts:
-        return model.experts_per_token * (6 * ffn + hidden)
+    if model.active_ffns < model.num_experts:
+        return model.active_ffns * (6 * ffn + hidden)
     sharing = layout.expert * layout.resolved_expert_tensor
     trains = any(group.startswith("expert.") for group in trainable)
     experts = model.num_experts * (2 * ffn + hidden * layout.resolved_expert_tensor)
@@ -242,7 +243,7 @@ def _logits(
     tokens = training.micro_batch_size * training.row_length // layout.context
     columns = model.padded_vocab_size(layout.tensor) // layout.tensor
     in_fp32 = isinstance(training, Rlvr) and training.fp32_lm_head
-    width = 4 if in_fp32 else WIDTH[training.dtype]
+    width = 4 if in_fp32 else WIDTH[training.compute_dtype]
     chunk = min(tokens, chunk_tokens(columns, on_gpu=True))
     held = chunk * columns * (width + 8) + 4 * columns * model.hidden_size * in_fp32
     if ("embeddings" if model.tied_embeddings else "head") not in trainable:

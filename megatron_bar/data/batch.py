@@ -7,7 +7,7 @@ left of the rows', beside the labels. Shapes: B batch, S sequence, T tokens of a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,13 +75,10 @@ class Batch:
         rank = parallel_state.get_context_parallel_rank()
         slices = torch.arange(length, device=self.tokens_BS.device).chunk(2 * ranks)
         places_S = torch.cat([slices[rank], slices[-1 - rank]])
-        parts = {
-            name: x_BS[:, places_S]
-            for name, x_BS in self._tensors().items()
-            if name.endswith("_BS")
-        }
         return dataclasses.replace(
-            self, **parts, whole_documents_BT=self.documents_BS, places_S=places_S
+            self._each_BS(lambda x_BS: x_BS[:, places_S]),
+            whole_documents_BT=self.documents_BS,
+            places_S=places_S,
         )
 
     def in_one_sequence(self) -> Batch:
@@ -95,14 +92,8 @@ class Batch:
                 parallel_state.get_context_parallel_world_size(),
                 parallel_state.get_context_parallel_rank(),
             )
-        flat = {
-            name: x_BS.reshape(1, -1)
-            for name, x_BS in self._tensors().items()
-            if name.endswith("_BS")
-        }
         return dataclasses.replace(
-            self,
-            **flat,
+            self._each_BS(lambda x_BS: x_BS.reshape(1, -1)),
             packed=packed,
             row_length=self.tokens_BS.shape[1],
             whole_documents_BT=None,
@@ -116,9 +107,30 @@ class Batch:
 
     def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Batch:
         """The same batch with others in the place of its `tensors()`."""
-        own = {name: tensors[name] for name in self._tensors()}
-        packed = None if self.packed is None else self.packed.with_bounds(tensors)
-        return dataclasses.replace(self, **own, packed=packed)
+        return Batch(
+            tokens_BS=tensors["tokens_BS"],
+            labels_BS=tensors["labels_BS"],
+            loss_mask_BS=tensors["loss_mask_BS"],
+            positions_BS=tensors["positions_BS"],
+            sources_BS=tensors["sources_BS"],
+            documents_BS=tensors["documents_BS"],
+            whole_documents_BT=tensors.get("whole_documents_BT"),
+            places_S=tensors.get("places_S"),
+            packed=None if self.packed is None else self.packed.with_bounds(tensors),
+            row_length=self.row_length,
+            reference_R=tensors.get("reference_R"),
+        )
+
+    def _each_BS(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        return dataclasses.replace(
+            self,
+            tokens_BS=change(self.tokens_BS),
+            labels_BS=change(self.labels_BS),
+            loss_mask_BS=change(self.loss_mask_BS),
+            positions_BS=change(self.positions_BS),
+            sources_BS=change(self.sources_BS),
+            documents_BS=change(self.documents_BS),
+        )
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {k: v for k, v in vars(self).items() if isinstance(v, torch.Tensor)}

@@ -22,6 +22,7 @@ def planned_steps(training: Training, rows_per_epoch: int) -> int:
     if training.tokens is not None:
         batch_tokens = training.global_batch_size * training.row_length
         return math.ceil(token_count(training.tokens) / batch_tokens)
+    assert training.epochs is not None  # one of the three is given
     # The tolerance keeps 0.1 * 30 rows from becoming a step more than 3.
     return max(1, math.ceil(training.epochs * rows_per_epoch / training.global_batch_size - 1e-6))
 
@@ -102,6 +103,7 @@ class Batches:
         if epoch not in self._permutations:
             if len(self._permutations) > 4:
                 self._permutations.clear()
+            assert self.seed is not None  # without one nothing is shuffled
             # numpy promises that RandomState's streams never change between its versions.
             state = np.random.RandomState([self.seed % 2**32, epoch % 2**32])
             self._permutations[epoch] = state.permutation(self.rows)

@@ -48,8 +48,10 @@ _NEEDED = (FUNCTIONS, FUNCTION_CALLS, "tool_calls")
 Message = dict[str, Any]
 
 
-def chat_template(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+def chat_template(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase | None) -> str:
     """The Jinja source of a template: registered, from a .jinja file, or the tokenizer's own.
+
+    A name or path needs no tokenizer.
 
     Raises BarError, naming where the template is from, if the tokenizer has none, there is no such
     name or file, or what is there is empty, no template or one whose text changes by itself.
@@ -67,15 +69,17 @@ def chat_template(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) 
     return source
 
 
-def _from(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+def _from(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase | None) -> str:
     """Where a template is from, for messages."""
     if name_or_path is None:
+        assert tokenizer is not None
         return f"the chat template of the tokenizer {tokenizer.name_or_path}"
     return f"chat_template {name_or_path}"
 
 
-def _source(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+def _source(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase | None) -> str:
     if name_or_path is None:
+        assert tokenizer is not None
         try:
             return tokenizer.get_chat_template()
         except ValueError:

@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -98,8 +98,11 @@ class PackedDocuments:
     @classmethod
     def load(cls, folder: Path, sources: Mapping[str, Documents]) -> PackedDocuments:
         """The rows that `save` wrote, memory-mapped. `sources` are those that were packed."""
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
-        return cls(sources, *arrays, PackReport(**read_json(folder / _REPORT)))
+        source_D, document_D, starts_R = (
+            np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS
+        )
+        report = PackReport(**read_json(folder / _REPORT))
+        return cls(sources, source_D, document_D, starts_R, report)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> PackedRows:
         """The rows at `indices`, in that order, read into memory."""
@@ -123,14 +126,14 @@ class PackedDocuments:
 def pack(
     sources: Mapping[str, Documents],
     sequence_length: int,
-    overlong: Literal["truncate", "drop"] = "truncate",
+    overlong: str = "truncate",
     picks: Sequence[np.ndarray] | None = None,
 ) -> PackedDocuments:
     """Put whole documents into as few rows as best-fit-decreasing finds.
 
     `picks` says which documents of each source take part, all of them by default. Depends on the
-    documents and their order alone. One longer than a row loses its end (as in the published
-    recipe) or is dropped. One that is left with nothing to learn is dropped.
+    documents and their order alone. One longer than a row loses its end, as in the published
+    recipe, or with `overlong` "drop" is dropped. One that is left with nothing to learn is dropped.
 
     Raises BarError if no document remains.
     """

@@ -67,11 +67,11 @@ class Chained:
         return int(self._ends[-1])
 
     def read(self, chosen: Sequence[int]) -> Iterator[tuple[str, Record | BarError]]:
-        chosen = np.asarray(chosen, np.int64)
-        part_of = np.searchsorted(self._ends, chosen, side="right")
+        indices = np.asarray(chosen, np.int64)
+        part_of = np.searchsorted(self._ends, indices, side="right")
         for number in np.unique(part_of):
             first = self._ends[number - 1] if number else 0
-            yield from self.parts[number].read((chosen[part_of == number] - first).tolist())
+            yield from self.parts[number].read((indices[part_of == number] - first).tolist())
 
     @property
     def identity(self) -> Any:

@@ -39,7 +39,7 @@ class TemplateFacts:
 class _Generation(Extension):
     """`{% generation %}` as a tag that is known, so that a source can be parsed."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}  # type: ignore[misc]  # one of jinja2's class, too
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -93,12 +93,13 @@ def run_template(
     facts = template_facts(template)
     try:
         # What apply_chat_template itself calls; it maps the spans to tokens less exactly than we.
-        texts, spans = render_jinja_template(
+        names: dict[str, Any] = {**tokenizer.special_tokens_map}
+        rendered: tuple[list[str], list[list[Span]]] = render_jinja_template(  # type: ignore[assignment]  # it says str
             [list(messages)],
             chat_template=template,
             add_generation_prompt=prompt,
             return_assistant_tokens_mask=facts.marks_replies,
-            **tokenizer.special_tokens_map,
+            **names,
         )
     except TemplateError as error:
         raise BarError(f"the chat template refuses a conversation: {error}") from None
@@ -113,4 +114,5 @@ def run_template(
             f"the chat template fails{place}: {type(error).__name__}: "
             f"{' '.join(str(error).split())}"
         ) from None
+    texts, spans = rendered
     return texts[0], spans[0] if spans else []

@@ -18,9 +18,18 @@ import numpy as np
 class Rows(Protocol):
     """Rows that a stage trains on, in memory or on disk."""
 
-    source_names: tuple[str, ...]
-    ordered: bool  # they lie in the order to train in, so no one must shuffle them
-    per_epoch: int  # as many rows as it takes to go through the data once
+    @property
+    def source_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def ordered(self) -> bool:
+        """Whether they lie in the order to train in, so that no one must shuffle them."""
+        ...
+
+    @property
+    def per_epoch(self) -> int:
+        """The number of rows that it takes to go through the data once."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -107,8 +116,12 @@ class PackedRows:
 
     def take(self, indices: Sequence[int] | np.ndarray) -> PackedRows:
         """The rows at `indices`, in that order. The report stays that of all rows."""
-        arrays = (self.tokens_RS, self.loss_RS, self.documents_RS, self.sources_RS)
-        reference_R = None if self.reference_R is None else self.reference_R[indices]
         return PackedRows(
-            *(a[indices] for a in arrays), self.report, self.source_names, reference_R
+            self.tokens_RS[indices],
+            self.loss_RS[indices],
+            self.documents_RS[indices],
+            self.sources_RS[indices],
+            self.report,
+            self.source_names,
+            None if self.reference_R is None else self.reference_R[indices],
         )

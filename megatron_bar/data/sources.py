@@ -243,6 +243,7 @@ def _column(record: Any, column: str) -> Any:
 def _read_toy(source: Source, seed: int, texts: bool) -> Records:
     if source.count is None:
         raise BarError(f"the toy source {source.toy} is endless; say how many with count")
+    assert source.toy is not None
     arguments = (source.toy, source.split, source.count, seed)
     try:
         if texts:

@@ -329,7 +329,7 @@ def _write_shard(
         for example in examples:
             builder.add_document(example.ids, [len(example.ids)])
             if loss is not None:
-                loss.write(example.loss_mask.astype(np.uint8).tobytes())
+                loss.write(np.asarray(example.loss_mask, np.uint8).tobytes())
     builder.finalize(f"{prefix}.partial")
     seen.save(Path(f"{prefix}.seen"))
     os.replace(f"{prefix}.partial", f"{prefix}.idx")

@@ -38,10 +38,10 @@ class Parquet:
 
     def read(self, chosen: Sequence[int]) -> Iterator[tuple[str, Record | BarError]]:
         file = self._open()
-        chosen = np.asarray(chosen, np.int64)
-        groups = np.searchsorted(self._ends, chosen, side="right")
+        indices = np.asarray(chosen, np.int64)
+        groups = np.searchsorted(self._ends, indices, side="right")
         for group in np.unique(groups):
-            mine = chosen[groups == group]
+            mine = indices[groups == group]
             first = self._ends[group - 1] if group else 0
             rows = file.read_row_group(group).take(mine - first).to_pylist()
             yield from zip((f"{self.path} row {index + 1}" for index in mine), map(_row, rows))

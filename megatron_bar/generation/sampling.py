@@ -38,6 +38,7 @@ def choose(
         logits_RV = logits_RV / temperature
     logprobs_RV = logits_RV.log_softmax(-1)
     if temperature:
+        assert uniform_R is not None
         # In whole numbers, whose sums are the same in whatever order a GPU takes them.
         shares_RV = logprobs_RV.double().exp_().mul_(_WHOLE).long()
         cumulative_RV = shares_RV.cumsum_(-1)

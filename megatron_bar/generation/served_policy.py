@@ -38,7 +38,8 @@ _POLL_SECONDS = 1.0
 class Server(Protocol):
     """A server, on the main rank. Its methods raise ServerFault."""
 
-    api: OpenAIApi
+    @property
+    def api(self) -> OpenAIApi: ...
 
     def take_weights(self) -> None:
         """Have it use the folder's weights, in the quickest way."""
@@ -233,8 +234,8 @@ class ServedPolicy:
                         gaps[server.api.address] = self._proven(server)
                     except ServerFault as fault:
                         faults.append(fault)
-                for fault in faults if gaps else ():
-                    say(f"{self.run.label}: {fault}; other servers answer for it in this step")
+                for failure in faults if gaps else ():
+                    say(f"{self.run.label}: {failure}; other servers answer for it in this step")
                 if gaps:
                     self.numbers["refresh_logprob_gap"] = max(gaps.values())
                     return list(gaps)
@@ -252,6 +253,7 @@ class ServedPolicy:
                 f"prompt_length and response_length ask for {self._row}; start it with "
                 f"--max-model-len {self._row}, or lower them"
             )
+        assert self._probe is not None  # made with the weights
         found = [server.api.logprobs(row) for row in self._probe.rows]
         limit = self.settings.max_rollout_logprob_gap
         if fault := self._probe.fault(found, self._before, limit):

@@ -111,6 +111,7 @@ class VllmProcess:
         self._wait_until_it_serves()
 
     def _wait_until_it_serves(self) -> None:
+        assert self.api is not None and self._process is not None
         deadline = time.monotonic() + START_SECONDS
         while not self.api.serves():
             beat()
@@ -131,8 +132,8 @@ class VllmProcess:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process.stdin.close()
+            with self._process as process:  # closes its pipe
+                process.wait()
             self._process = None
         if self.api is not None:
             self.api.close()

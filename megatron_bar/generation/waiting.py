@@ -6,6 +6,7 @@ from ending.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -19,7 +20,8 @@ from megatron_bar.runtime.ranks import is_main
 from megatron_bar.runtime.stopping import CutShort, asked_to_stop
 
 _MEET_SECONDS = 0.5
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def in_background(work: Callable[[], Result]) -> Future[Result]:
@@ -41,7 +43,7 @@ def map_in_background(
 
     def work() -> None:
         for item, future in left:
-            _fulfil(future, lambda item=item: function(item))
+            _fulfil(future, functools.partial(function, item))
 
     for _ in range(min(count, len(items))):
         threading.Thread(target=work, daemon=True).start()

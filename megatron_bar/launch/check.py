@@ -73,7 +73,8 @@ def check_recipe(
         _check_models(recipe, model, faults)
     for stage in stage_graph(recipe):
         stage.check_sources(faults)
-    check_data(recipe, stages, faults, model and model.max_position_embeddings)
+    positions = None if model is None else model.max_position_embeddings
+    check_data(recipe, stages, faults, positions)
     return list(faults)
 
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -191,7 +192,7 @@ def sampled(source: Source, seed: int, texts: bool) -> SourceSample:
     return dataclasses.replace(drawn, chosen=[*chosen, *rest[::step]])
 
 
-def _lines_of(path: Path) -> Iterator[tuple[str, object]]:
+def _lines_of(path: Path) -> Iterator[tuple[str, Any]]:
     """Lines at the beginning of a file and at places spread over it, with where they stand."""
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -232,7 +233,7 @@ def _check_chats(drawn: SourceSample, language: _Language | None, length: int | 
     examples = encode_conversations(
         language.tokenizer, conversations, language.template, BadItems.of(drawn.source)
     )
-    if not sum(example.loss_mask[1:length].sum() for example in examples):
+    if not any(any(example.loss_mask[1:length]) for example in examples):
         raise BarError(
             f"source {drawn.name}: of {len(drawn)} conversations none has a token that "
             f"carries loss among its first {length}; raise sequence_length, or look "
@@ -251,7 +252,7 @@ def _check_pairs(drawn: SourceSample, language: _Language | None, length: int | 
             language.tokenizer, pairs, language.template, BadItems.of(drawn.source), Counter()
         )
     )
-    learned = [example.loss_mask[1:length].any() for example in examples]
+    learned = [any(example.loss_mask[1:length]) for example in examples]
     if not any(chosen and rejected for chosen, rejected in zip(learned[::2], learned[1::2])):
         raise BarError(
             f"source {drawn.name}: of {len(drawn)} preference pairs none has something "

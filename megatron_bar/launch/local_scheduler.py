@@ -159,7 +159,7 @@ class LocalScheduler:
                 else ""
             )
         seconds = time.monotonic() - running.started
-        summary = read_done(self.run / name).get("summary", "")
+        summary = (read_done(self.run / name) or {}).get("summary", "")
         return f"done in {seconds:.0f} s{summary and ' - '}{summary}"
 
     def _drop_dependents(self, undone: str) -> None:

@@ -180,7 +180,7 @@ def _script_left_alone(function: Callable[..., None]) -> Iterator[None]:
     if function.__module__ == "__main__":
         yield
         return
-    names = [name for name in ("__file__", "__spec__") if name in script]
+    names: list[str] = [name for name in ("__file__", "__spec__") if name in script]
     known = {name: script[name] for name in names}
     script.update(dict.fromkeys(names))
     try:

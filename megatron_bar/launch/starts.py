@@ -55,6 +55,7 @@ def dense_type(recipe: Recipe) -> torch.dtype:
     """
     if recipe.pretrain is not None:
         return compute_type(recipe.pretrain.training.dtype, start=None)
+    assert recipe.anchor is not None  # a recipe has one of the two
     try:
         return hf.stored_type(local_folder(recipe.anchor, weights=False))
     except BarError:

@@ -129,6 +129,7 @@ def upgrade(
         return None
     run_recipe(recipe, jobs, yes)
     done = read_upgrade(run)
+    assert done is not None  # its run has just ended
     write_json(
         run / _FINISHED,
         dataclasses.asdict(done)
@@ -220,8 +221,8 @@ def _changed(run: Path, asked: UpgradeRequest) -> Recipe:
         if Path(branch).resolve().is_relative_to(run.resolve()):
             raise BarError(f"{branch} lies in the run that it is to change; give it another place")
         domains[name] = _domain(name, Path(branch), domains.get(name))
-        if domains[name].checkpoint is not None:
-            check_branch(Path(domains[name].checkpoint), anchor)
+        if (checkpoint := domains[name].checkpoint) is not None:
+            check_branch(Path(checkpoint), anchor)
     for name in asked.drop:
         del domains[name]
     changed = _overridden(
@@ -288,14 +289,15 @@ def _trained_branch(path: Path) -> tuple[Path, Domain | None]:
             return path, None
     else:
         stages = [path, *(path / kind for kind in _STAGES_OF_DOMAIN)]
-        stage = next((s for s in stages if (s / "checkpoint").is_dir()), None)
-        if stage is None:
+        found = next((s for s in stages if (s / "checkpoint").is_dir()), None)
+        if found is None:
             raise BarError(
                 f"{path} is neither a branch's checkpoint, nor the folder of a domain "
                 "or a stage with one, nor a recipe (.yaml)"
             )
-        if read_done(stage) is None:
-            raise BarError(f"{stage} isn't done; finish its run first")
+        if read_done(found) is None:
+            raise BarError(f"{found} isn't done; finish its run first")
+        stage = found
     recipe = stage.parent.parent / _RECIPE
     domains = load_recipe(recipe).domains if recipe.is_file() else {}
     return stage / "checkpoint", domains.get(stage.parent.name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_bar.recipe.names import ALL, EXPORTED, GENERAL, WITHOUT, model_after
 from megatron_bar.recipe.schema import Domain, Recipe
-from megatron_bar.recipe.training import Rlvr, Source, Training
+from megatron_bar.recipe.training import Rlvr, RouteTraining, Source, Training
 from megatron_bar.stages.branch import AdoptStage, BranchStage
 from megatron_bar.stages.dpo import DpoStage
 from megatron_bar.stages.evaluate import EvaluateStage
@@ -198,7 +198,7 @@ class Graph:
         )
 
 
-def route_training(recipe: Recipe) -> Training:
+def route_training(recipe: Recipe) -> RouteTraining:
     """The router's training. By default in the recipe's layout, as far as the experts divide so."""
     training = with_groups(recipe.route.training, ROUTE_GROUPS)
     if training.layout is None:

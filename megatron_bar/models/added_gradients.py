@@ -10,8 +10,10 @@ same: in fp32 on any device, and from 16 bits into fp32 on a GPU.
 from __future__ import annotations
 
 import torch
+from packaging.version import Version
 
 _MARK = "adds_gradient_in_product"
+_ADDED = "grad_added_to_main_grad"  # Megatron adds no gradient of such a weight itself
 
 
 def can_add(weight: torch.Tensor) -> bool:
@@ -19,7 +21,7 @@ def can_add(weight: torch.Tensor) -> bool:
     if weight.dtype is torch.float32:
         return True
     # Before, what is added to had to be of the type of what is multiplied (pytorch 167931).
-    return weight.is_cuda and torch.__version__ >= (2, 10)
+    return weight.is_cuda and Version(torch.__version__) >= Version("2.10")
 
 
 def add_in_product(weight: torch.nn.Parameter) -> None:
@@ -37,10 +39,10 @@ def weight_gradient(
     """
     if not getattr(weight, _MARK, False):
         return grad_TO.t() @ x_TI
-    buffer_OI = weight.main_grad
+    buffer_OI: torch.Tensor = weight.main_grad  # type: ignore[attr-defined]  # Megatron's
     if x_TI.dtype is buffer_OI.dtype:
         buffer_OI.addmm_(grad_TO.t(), x_TI)
     else:
         torch.addmm(buffer_OI, grad_TO.t(), x_TI, out_dtype=buffer_OI.dtype, out=buffer_OI)
-    weight.grad_added_to_main_grad = True  # Megatron adds no gradient of such a weight itself
+    setattr(weight, _ADDED, True)
     return torch.empty_like(weight)

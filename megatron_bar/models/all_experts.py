@@ -63,7 +63,7 @@ class _WeightedExperts(torch.autograd.Function):
         experts = probs_Te.shape[1]
         hidden, outputs, weights = rest[:experts], rest[experts : 2 * experts], rest[2 * experts :]
         grad_x_TH = None
-        grad_probs: list[torch.Tensor | None] = []
+        grad_probs: list[torch.Tensor] = []
         grad_weights: list[torch.Tensor | None] = [None] * len(weights)
         for e, (gate_up_TG, y_e_TH, w1_GH, w2_HF) in enumerate(
             zip(hidden, outputs, weights[::2], weights[1::2])
@@ -71,21 +71,24 @@ class _WeightedExperts(torch.autograd.Function):
             p_T1 = probs_Te[:, e : e + 1]
             needs_hidden = gate_up_TG is not None
             grad_y_e_TH, grad_p_T = _through_weighting(grad_y_TH, p_T1, y_e_TH, needs_hidden)
-            grad_probs.append(grad_p_T)
-            if not needs_hidden:
+            if grad_p_T is not None:
+                grad_probs.append(grad_p_T)
+            if grad_y_e_TH is None:
                 continue
             needs_w1, needs_w2 = needs_weights[2 * e : 2 * e + 2]
             if not (needs_x or needs_w1):
                 grad_weights[2 * e + 1] = weight_gradient(w2_HF, grad_y_e_TH, _swiglu(gate_up_TG))
                 continue
             grad_gate_up_TG, h_TF = _through_swiglu(grad_y_e_TH @ w2_HF, gate_up_TG, needs_w2)
-            if needs_w2:
+            if h_TF is not None:
                 grad_weights[2 * e + 1] = weight_gradient(w2_HF, grad_y_e_TH, h_TF)
             if needs_w1:
                 grad_weights[2 * e] = weight_gradient(w1_GH, grad_gate_up_TG, x_TH)
-            if needs_x and grad_x_TH is None:
+            if not needs_x:
+                continue
+            if grad_x_TH is None:
                 grad_x_TH = grad_gate_up_TG @ w1_GH
-            elif needs_x:
+            else:
                 grad_x_TH.addmm_(grad_gate_up_TG, w1_GH)
         grad_probs_Te = torch.stack(grad_probs, 1).to(probs_Te.dtype) if needs_probs else None
         return grad_x_TH, grad_probs_Te, *grad_weights
@@ -126,13 +129,10 @@ def _running_sum(
     """What _WeightedExperts computes, for where there are no gradients: one expert's output is
     there at a time, beside the sum of those before it.
     """
-    y_TH = None
-    for p_T1, w1_GH, w2_HF in zip(probs_Te.split(1, 1), weights[::2], weights[1::2]):
-        y_e_TH = _swiglu(x_TH @ w1_GH.t()) @ w2_HF.t()
-        if y_TH is None:
-            y_TH = _weighted_sum(p_T1, [y_e_TH])
-        else:
-            _add_weighted(y_TH, y_e_TH, p_T1)
+    p_T1, *others = probs_Te.split(1, 1)
+    y_TH = _weighted_sum(p_T1, [_expert(x_TH, *weights[:2])[1]])
+    for e, p_T1 in enumerate(others, 1):
+        _add_weighted(y_TH, _expert(x_TH, *weights[2 * e : 2 * e + 2])[1], p_T1)
     return y_TH
 
 

@@ -219,7 +219,9 @@ def varlen_attention(*args, **kwargs) -> torch.Tensor:
 
     if "enable_gqa" in varlen_parameters():
         kwargs["enable_gqa"] = True
-    return varlen_attn(*args, **kwargs)
+    out = varlen_attn(*args, **kwargs)
+    assert isinstance(out, torch.Tensor)  # no log-sum-exp was asked for
+    return out
 
 
 def _whole_rows(x: torch.Tensor, rows: int, group: dist.ProcessGroup) -> torch.Tensor:

@@ -63,11 +63,11 @@ def choose_attention(
         if fault := faults[wanted]:
             raise BarError(f"attention: {wanted} can't be used here, as {fault}; leave it at auto")
         return AttentionChoice(wanted, "it was asked for")
-    if faults[VARLEN] is None:
+    if (no_varlen := faults[VARLEN]) is None:
         return AttentionChoice(VARLEN, "it goes by document boundaries and needs no mask")
     if faults[TRANSFORMER_ENGINE] is None:
-        return AttentionChoice(TRANSFORMER_ENGINE, f"not varlen, as {faults[VARLEN]}")
-    return AttentionChoice(MASKS, faults[VARLEN])
+        return AttentionChoice(TRANSFORMER_ENGINE, f"not varlen, as {no_varlen}")
+    return AttentionChoice(MASKS, no_varlen)
 
 
 def _on_gpu(device: torch.device | str) -> bool:

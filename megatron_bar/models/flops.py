@@ -85,7 +85,7 @@ def step_flops(model: ModelConfig, work: Work, trainable: Collection[str]) -> St
         ffns, share = ["ffn"], 1.0
         if model.num_experts is not None:
             ffns = [f"expert.{e}" for e in range(model.num_experts)]
-            share = model.experts_per_token / model.num_experts
+            share = model.active_ffns / model.num_experts
         for group in ffns:
             trains = group in trainable
             product(2 * ffn, hidden, live, trains, share)

@@ -351,8 +351,8 @@ class LanguageModel(GPTModel):
 
 
 def _in_fp32(
-    head: torch.nn.Module, inputs: tuple[torch.Tensor], options: dict[str, Any]
-) -> tuple[tuple[torch.Tensor], dict[str, Any]]:
+    head: torch.nn.Module, inputs: tuple[torch.Tensor, ...], options: dict[str, Any]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     """What Megatron's head is called with, in fp32; tied embeddings come in as its `weight`."""
     weight = options.get("weight")
     weight = head.weight if weight is None else weight
@@ -411,7 +411,7 @@ def build_model(
 
 def _check_gathers(model: ModelConfig, layout: Layout) -> None:
     """Where only some experts are active, ranks that share one gather unequal numbers of tokens."""
-    some = model.num_experts is not None and model.experts_per_token < model.num_experts
+    some = model.num_experts is not None and model.active_ffns < model.num_experts
     if some and layout.resolved_expert_tensor > 1 and dist.get_backend() == "gloo":
         raise BarError(
             f"{model.experts_per_token} of {model.num_experts} experts active: on a CPU "

@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 from megatron_bar.models.rope import rotate
 from megatron_bar.runtime.fusing import fused
 
+_SEQUENCE_PARALLEL = "sequence_parallel"  # Megatron's mark of a parameter
+
 
 class _Normed(torch.autograd.Function):
     """`weight * x / sqrt(mean(x^2) + eps)` over the last dimension, in fp32, in the type of `x`;
@@ -58,6 +60,7 @@ class _Normed(torch.autograd.Function):
             grad_x_TW, grad_weight_W = _gradients(grad_TW, *along, ctx.width)
         else:
             grad_x_TW, dot_T1, grad_weight_W = _towards_x(grad_TW, *along)
+            assert grad_x_TW is not None and dot_T1 is not None
             dist.all_reduce(dot_T1, group=ctx.group)
             grad_x_TW = _across_x(grad_x_TW, x_TW, dot_T1, scale_T1, ctx.width)
         return (
@@ -202,13 +205,13 @@ def _gradients(
     grad_x_TW, dot_T1, grad_weight_W = _towards(
         grad_TW, x_TW, weight_W, scale_T1, rotation, needs_x, needs_weight
     )
-    if grad_x_TW is not None:
+    if grad_x_TW is not None and dot_T1 is not None:
         grad_x_TW = _across(grad_x_TW, x_TW, dot_T1, scale_T1, width)
     return grad_x_TW, grad_weight_W
 
 
-class RMSNorm(torch.nn.Module):
-    """RMSNorm over the last dimension; `[..., H] -> [..., H]`.
+class _OverHidden(torch.nn.Module):
+    """A norm over the last dimension.
 
     The weight is whole on every tensor-parallel rank. Under sequence parallelism each rank sees a
     part of the tokens, so the weight is marked for Megatron's gradient sum over those ranks.
@@ -222,7 +225,11 @@ class RMSNorm(torch.nn.Module):
         self.weight = torch.nn.Parameter(
             torch.ones(hidden_size, dtype=config.params_dtype, device=torch.cuda.current_device())
         )
-        self.weight.sequence_parallel = config.sequence_parallel
+        setattr(self.weight, _SEQUENCE_PARALLEL, config.sequence_parallel)
+
+
+class RMSNorm(_OverHidden):
+    """RMSNorm over the last dimension; `[..., H] -> [..., H]`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _normed(x, self.weight, self.eps, x.shape[-1])
@@ -269,7 +276,7 @@ class FullWidthRMSNorm(torch.nn.Module):
         )
 
 
-class NormThenAdd(RMSNorm):
+class NormThenAdd(_OverHidden):
     """`residual + norm(sub-layer output)`, in Megatron's bias-dropout-add slots.
 
     Of models that norm what attention and the (combined) FFN put out, not what they take in.

@@ -53,7 +53,11 @@ class PackedDocuments(PackedSeqParams):
     def with_bounds(self, bounds: Mapping[str, torch.Tensor]) -> PackedDocuments:
         """The same with others in the place of its `bounds()`, such as copies on a GPU."""
         spans = tuple(
-            dataclasses.replace(span, **{name: bounds[f"{name}.{i}"] for name in _BOUNDS})
+            dataclasses.replace(
+                span,
+                query_bounds_D=bounds[f"query_bounds_D.{i}"],
+                key_bounds_D=bounds[f"key_bounds_D.{i}"],
+            )
             for i, span in enumerate(self.spans)
         )
         return _with_spans(spans, self.rows)

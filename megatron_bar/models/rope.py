@@ -81,7 +81,8 @@ class _Rotated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_TND: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return _rotated(grad_TND, *ctx.saved_tensors, True), None, None
+        cos_T1h, sin_T1h = ctx.saved_tensors
+        return _rotated(grad_TND, cos_T1h, sin_T1h, True), None, None
 
 
 def rotated(x_SBND: torch.Tensor, cos_SB1h: torch.Tensor, sin_SB1h: torch.Tensor) -> torch.Tensor:

@@ -33,10 +33,10 @@ class RoutingRecord:
     ) -> None:
         """`layers` are those of the whole model; `device` is the current one by default."""
         self.labels: torch.Tensor | None = None
-        device = torch.cuda.current_device() if device is None else device
+        place = torch.cuda.current_device() if device is None else device
         # One class more, for tokens that don't count.
         self._sums_LCX = torch.zeros(
-            layers, classes + 1, experts + 2, dtype=torch.float64, device=device
+            layers, classes + 1, experts + 2, dtype=torch.float64, device=place
         )
 
     @property

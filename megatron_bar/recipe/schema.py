@@ -110,6 +110,12 @@ class Evaluate:
     # experts `expert` doesn't divide is spread over as many ranks as divide both.
     layout: Layout | None = key(None, runtime=True)
 
+    @property
+    def compute_dtype(self) -> str:
+        """`dtype`, once it is settled by the model."""
+        assert self.dtype is not None
+        return self.dtype
+
 
 @dataclass
 class Recipe:

@@ -168,6 +168,18 @@ class Training:
     mlflow: str | None = key(None, runtime=True)
 
     @property
+    def compute_dtype(self) -> str:
+        """`dtype`, once it is settled by what the stage starts from."""
+        assert self.dtype is not None
+        return self.dtype
+
+    @property
+    def total_steps(self) -> int:
+        """`steps`, once they are settled by the amount of data."""
+        assert self.steps is not None
+        return self.steps
+
+    @property
     def row_length(self) -> int:
         """Tokens of a row, at most."""
         return self.sequence_length

@@ -85,6 +85,7 @@ class _Conversation:
 
     def ask_environment(self) -> _Next:
         """What the environment makes of the reply; where it fails, that ends without a reward."""
+        assert self.prompt.environment is not None  # else nothing goes on
         try:
             move = self.prompt.environment([*self.messages, reply_message(self.reply)])
             if isinstance(move, dict):

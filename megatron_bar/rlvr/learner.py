@@ -85,6 +85,8 @@ class Learner:
         stop: StopAtStep,
     ) -> None:
         self.run, self.settings, self.prompts = run, settings, prompts
+        if chat_format.pad_id is None:
+            raise BarError(f"{run.label}: the tokenizer has neither a padding nor an end token")
         self.pad_id, self.stop_ids = chat_format.pad_id, chat_format.stop_ids
         self.decode = chat_format.tokenizer.decode
         self.stop = stop
@@ -95,7 +97,7 @@ class Learner:
             waiting=frozenset(("verification", "rollout" if settings.served else "environment"))
         )
         self.rewards = Rewards(prompts, self.decode, settings, self.seconds)
-        updates = settings.steps * (settings.rows_per_step // settings.global_batch_size)
+        updates = settings.total_steps * (settings.rows_per_step // settings.global_batch_size)
         setup = set_up(run, settings, updates)
         self.optimizer, self.schedule = setup.optimizer, setup.schedule
         self.budget = setup.budget
@@ -166,7 +168,7 @@ class Learner:
         Raises CutShort, on all ranks, where the stage was asked to stop meanwhile.
         """
         settings = self.settings
-        if settings.rollouts_ahead and self.step + 1 < settings.steps:
+        if settings.rollouts_ahead and self.step + 1 < settings.total_steps:
             self._following = self.order.peek(settings.prompts_per_step, after=self.due)
         following = self._share(self._following) if self._following else None
         answers: list[Answer] = []
@@ -365,7 +367,7 @@ class Learner:
                 self._samples = stack.enter_context(
                     StepLines(self.run.folder / SAMPLES_FILE, self.step)
                 )
-            self._advance = stack.enter_context(progress(self.run.label, self.settings.steps))
+            self._advance = stack.enter_context(progress(self.run.label, self.settings.total_steps))
             self._advance(self.step)
             self._profile = stack.enter_context(
                 StepProfile(self.settings.profile, self.run.folder, self.run.label)

@@ -21,7 +21,7 @@ has one for the thing, so that the functions here take the batches of every back
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,7 @@ from megatron.core import parallel_state
 from megatron_bar.rlvr.conversations import Answer
 from megatron_bar.rlvr.policy import Rows
 
-Rollout = Mapping[str, torch.Tensor]
+Rollout = dict[str, torch.Tensor]
 _NOT_GIVEN = -1.0
 
 
@@ -51,7 +51,7 @@ def as_rollout(
         "is_end": torch.tensor([answer.stopped for answer in answers], device=device),
         "prompt_ids": torch.tensor(numbers, device=device),
         "response_mask": pad_right(
-            [zeros + answer.own for zeros, answer in zip(of_prompt, answers)], 0, torch.float32
+            [[*zeros, *answer.own] for zeros, answer in zip(of_prompt, answers)], 0, torch.float32
         ),
         "rollout_logprobs": pad_right(
             [zeros + answer.logprobs for zeros, answer in zip(of_prompt, answers)],

@@ -47,11 +47,13 @@ class PendingRollout:
         fault = None
         answers: list[Found | None] = [None]
         try:
-            answers = [wait_for(self._asked and self._asked.result)]
+            answers = [wait_for(None if self._asked is None else self._asked.result)]
         except BarError as error:
             fault = str(error)
         if fault := first_of_ranks(fault):
             say(f"{fault}; the rollout is asked for again")
             return self._together()
         dist.broadcast_object_list(answers, group=self._group, group_src=0)
-        return answers[0]
+        (found,) = answers
+        assert found is not None
+        return found

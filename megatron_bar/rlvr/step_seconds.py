@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
@@ -23,7 +23,7 @@ class StepSeconds:
 
     def restart(self) -> None:
         """Begin a step; what lies before, such as saving, is part of none."""
-        self._taken: Counter[str] = Counter()
+        self._taken: defaultdict[str, float] = defaultdict(float)
         self._since = time.monotonic()
 
     @contextlib.contextmanager

@@ -45,7 +45,7 @@ def existing(path: Path) -> Path:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why no file can be made in `folder`, in the system's words, or None where it can."""
+    """The reason why `folder` takes no file, in the system's words; None where it does."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None

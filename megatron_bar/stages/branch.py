@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from megatron_bar.stages.context import Context
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _DomainStage(ConversionStage):
     """A model of the anchor's FFN and a domain's."""
+
+    domain: str
 
     def model(self, inputs: Sequence[ModelConfig], dense: ModelConfig) -> ModelConfig:
         return dense.with_experts(2)

@@ -34,7 +34,7 @@ BEGUN_FILE = "begun.json"
 REPLACED = "replaced"  # folder of a run
 _DIGESTS = "data/digests"
 
-AnyStage = TypeVar("AnyStage", bound=Stage)
+AnyStage = TypeVar("AnyStage", bound=Stage, covariant=True)
 
 
 class Method(Protocol):

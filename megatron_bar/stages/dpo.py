@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_bar.recipe.fields import PAIRS
 from megatron_bar.recipe.training import Dpo
+from megatron_bar.runtime.known import known_sum
 from megatron_bar.stages.train import AdaptStage
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ class DpoStage(AdaptStage):
         from megatron_bar.costs.amounts import items_of
 
         held = [(items_of([source]), source.repeat) for source in self.sources()]
-        if any(pairs is None for pairs, _ in held):
-            return None
-        return sum(pairs * repeat for pairs, repeat in held)
+        return known_sum(None if pairs is None else pairs * repeat for pairs, repeat in held)
 
     def run(self, context: Context) -> dict[str, Any]:
         from megatron_bar.stages.work.dpo import train_on_preferences

@@ -97,17 +97,16 @@ class EvaluateStage(Stage):
         """Earlier versions had the keys of `asking` beside the others."""
         if "asking" not in settings:
             own = {field.name for field in dataclasses.fields(cls)}
-            settings = settings | {
-                "asking": {key: value for key, value in settings.items() if key not in own}
-            }
+            asking = {key: value for key, value in settings.items() if key not in own}
+            settings = {**settings, "asking": asking}
         return super().deciding(settings)
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
         if first == "asking":
             return self.KIND, *rest
         if first == "tasks":
-            task, *rest = rest
+            task, *others = rest
             if task == GENERAL:
-                return self.KIND, task, *rest
-            return "domains", task, first, *rest
+                return self.KIND, task, *others
+            return "domains", task, first, *others
         return super()._recipe_key(first, *rest)

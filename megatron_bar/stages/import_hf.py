@@ -64,6 +64,7 @@ class ImportStage(ConversionStage):
         if self.hf is not None:
             source = local_folder(self.hf, download=False)
         else:  # a base that this run trained; from here on it is a folder like any other
+            assert self.folder is not None
             source = context.input_folder("base") / self.folder
         model = import_hf(source, context.folder / "checkpoint", overwrite=True)
         commit = commit_of(source)

@@ -29,6 +29,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.known import known_sum
 from megatron_bar.training.groups import group_sizes, matching
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class StagePlan:
         model = self.model
         if model.num_experts is None:
             return self.total
-        idle = model.num_experts - model.experts_per_token
+        idle = model.num_experts - model.active_ffns
         return self.total - idle * group_sizes(model)["expert.0"]
 
     @property
@@ -201,7 +202,8 @@ def plan_combining(
     )
     # One model's are in what a conversion reads anyway.
     more = (len(stage.inputs) * passes - 1) * shared * stored.itemsize
-    return dataclasses.replace(whole, seconds=whole.seconds + more / machine.checkpoint_rate)
+    seconds = known_sum([whole.seconds, more / machine.checkpoint_rate])
+    return dataclasses.replace(whole, seconds=seconds)
 
 
 def no_cost(stage: Stage, model: ModelConfig) -> StagePlan:

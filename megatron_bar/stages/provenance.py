@@ -176,8 +176,8 @@ def _contents(settings: Settings, key_path: KeyPath) -> str | None:
         if setting.metadata[CONTENTS] == DATA_FILES:
             files = files_of(named)
             return json_digest(list(map(content_digest, files))) if files else None
-        if setting.metadata[CONTENTS] == FUNCTION:
-            file, function = function_in(named)
+        if setting.metadata[CONTENTS] == FUNCTION and (found := function_in(named)):
+            file, function = found
             return json_digest([content_digest(Path(file)), function])
         if path.is_dir():
             return json_digest(_folder_digests(setting))

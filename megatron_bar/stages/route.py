@@ -79,8 +79,8 @@ class RouteStage(RowsStage):
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
         if first == "sampled":
-            domain, *rest = rest
-            return "domains", domain, "sft", "data", *rest
+            domain, *others = rest
+            return "domains", domain, "sft", "data", *others
         if first in ("seed", "chat_template", "training"):
             return super()._recipe_key(first, *rest)
         return self.KIND, first, *rest

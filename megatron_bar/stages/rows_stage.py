@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron_bar.recipe.fields import CHATS, TEXTS
+from megatron_bar.runtime.known import known_sum
 from megatron_bar.stages.stage import Reading
 from megatron_bar.stages.training_stage import TrainingStage
 
@@ -45,8 +46,7 @@ class RowsStage(TrainingStage):
         from megatron_bar.data.batches import planned_steps
 
         if (parts := self.each()) != [self]:
-            steps = [part.steps() for part in parts]
-            return None if None in steps else sum(steps)
+            return known_sum(part.steps() for part in parts)
         training = self.training
         if training.epochs is None:
             return planned_steps(training, rows_per_epoch=0)

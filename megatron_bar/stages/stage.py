@@ -138,7 +138,8 @@ class Stage:
 
     def recipe_key(self, key_path: KeyPath) -> str:
         """The recipe's name of the setting at `key_path`."""
-        return ".".join(map(str, self._recipe_key(*key_path)))
+        first, *rest = key_path
+        return ".".join(map(str, self._recipe_key(str(first), *rest)))
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
         return first, *rest

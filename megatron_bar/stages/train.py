@@ -39,8 +39,8 @@ class AdaptStage(RowsStage):
 
     def _recipe_key(self, first: str, *rest: str | int) -> Sequence[str | int]:
         if first == "parts":
-            domain, *rest = rest
-            return "domains", domain, self.KIND, *rest
+            domain, *others = rest
+            return "domains", domain, self.KIND, *others
         return super()._recipe_key(first, *rest)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from megatron_bar.recipe.fields import TEMPLATE, key
 from megatron_bar.recipe.training import Source, Training
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 EVERYTHING = ("*",)
 
+AnyTraining = TypeVar("AnyTraining", bound=Training)
 
-def with_groups(training: Training, groups: Sequence[str]) -> Training:
+
+def with_groups(training: AnyTraining, groups: Sequence[str]) -> AnyTraining:
     """`training` with the parameter groups that train by default where the recipe names none."""
     return dataclasses.replace(training, trainable=training.trainable or list(groups))
 

@@ -10,6 +10,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from rich.table import Table
 
 from megatron_bar.runtime.disk import readable
+from megatron_bar.training.groups import group_of
 from megatron_bar.training.optimizer_state import stepped_tensors
 
 PADDING = "padding"
@@ -39,12 +40,13 @@ def rank_budget(model: DistributedDataParallel, optimizer: MegatronOptimizer) ->
         used = 0
         for parameter in buffer.params:
             size = parameter.main_grad.nbytes
-            _add(budget.gradients, parameter.bar_group, size)
+            _add(budget.gradients, group_of(parameter), size)
             used += size
         _add(budget.gradients, PADDING, buffer.grad_data.nbytes - used)
     for part in optimizer.chained_optimizers:
         for parameter, stepped, is_copy in stepped_tensors(part):
-            _add(budget.optimizer, parameter.bar_group, stepped.nbytes * (_MOMENTS + is_copy))
+            size = stepped.nbytes * (_MOMENTS + is_copy)
+            _add(budget.optimizer, group_of(parameter), size)
     return budget
 
 
@@ -113,4 +115,4 @@ def stage_budget(
     """The budgets of all ranks. Every rank calls this."""
     ranks: list[RankBudget | None] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, rank_budget(model, optimizer))
-    return Budget(sizes, tuple(trainable), tuple(ranks))
+    return Budget(sizes, tuple(trainable), tuple(rank for rank in ranks if rank is not None))

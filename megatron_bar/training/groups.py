@@ -26,6 +26,7 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import tensor_digest
 
+_GROUP = "bar_group"  # attribute of a parameter
 _LAYER = re.compile(r"^decoder\.layers\.\d+\.")
 _LOCAL_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.")
 _ROUTER_ROW = re.compile(r"mlp\.router\.rows\.(\d+)$")
@@ -105,7 +106,12 @@ def freeze(model: torch.nn.Module, config: ModelConfig, trainable: Sequence[str]
     """Leave only the groups in `trainable` open. Called before gradient buffers are made."""
     for group, _, parameter in named_groups(model, config):
         parameter.requires_grad_(group in trainable)
-        parameter.bar_group = group  # the optimizer chooses its settings by this
+        setattr(parameter, _GROUP, group)  # the optimizer chooses its settings by this
+
+
+def group_of(parameter: torch.nn.Parameter) -> str:
+    """The group that `freeze` found the parameter in."""
+    return getattr(parameter, _GROUP)
 
 
 def anchor_digest(folder: Path) -> str:
@@ -189,5 +195,6 @@ def _of_groups(
 
 def _groups(slot: Slot, model: ModelConfig) -> list[str]:
     """The group a slot's tensor belongs to, or those of its rows if it is a router."""
-    experts = range(model.num_experts) if slot.name is ROUTER_NAME else slot.index[1:] or [None]
+    of_router = slot.name is ROUTER_NAME
+    experts = range(model.ffns_per_layer) if of_router else slot.index[1:] or (None,)
     return [slot.name.group.format(expert=expert) for expert in experts]

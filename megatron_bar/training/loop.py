@@ -26,7 +26,7 @@ from megatron_bar.training.optimizer import gradient_norm
 from megatron_bar.training.param_gather import gather_parameters
 from megatron_bar.training.profiling import StepProfile
 from megatron_bar.training.result_file import load_or_run
-from megatron_bar.training.resume import ResumePoints
+from megatron_bar.training.resume import Progress, ResumePoints
 from megatron_bar.training.second_moments import save_second_moments
 from megatron_bar.training.setup import Initializer, set_up
 from megatron_bar.training.step import forward_backward
@@ -96,7 +96,7 @@ class _Stage:
         self.model, self.wrapped = setup.model, setup.wrapped
         self.optimizer, self.schedule = setup.optimizer, setup.schedule
         self.budget = setup.budget
-        self.points = ResumePoints(run, setup, training)
+        self.points = ResumePoints(run, setup, training, Progress)
         self.points.check_disk_space()
         self.progress = self.points.load()
         self.bad_step_check = BadStepCheck(training, self.progress, run.label)
@@ -203,7 +203,7 @@ class _Stage:
             **self.waiting.metrics(task.model_run.label),
             **self.router_metrics.metrics(),
         }
-        if validates:
+        if validates and task.validation is not None:
             with self.step_metrics.paused():
                 numbers |= validation_losses(
                     self.wrapped, task.validation, task.pad_id, training.micro_batch_size

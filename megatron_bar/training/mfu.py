@@ -11,7 +11,7 @@ import time
 import torch
 
 # Dense peak of one device, in 1e12 operations a second, from NVIDIA's data sheets.
-PEAK_TFLOPS = {
+PEAK_TFLOPS: dict[str, dict[torch.dtype, float]] = {
     "H100 PCIe": {torch.bfloat16: 756, torch.float32: 51},
     "H100": {torch.bfloat16: 989, torch.float32: 67},
     "H200": {torch.bfloat16: 989, torch.float32: 67},

@@ -17,7 +17,7 @@ from megatron.core.optimizer import (
     get_standard_config_overrides,
 )
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.module import Float16Module, MegatronModule
 from megatron.core.utils import unwrap_model
 
 from megatron_bar.models.added_gradients import add_in_product, can_add
@@ -25,12 +25,12 @@ from megatron_bar.models.all_experts import AllExperts
 from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import all_reduce_any, gloo_groups
-from megatron_bar.training.groups import selects
+from megatron_bar.training.groups import group_of, selects
 from megatron_bar.training.overrides import adds_in_products, data_parallel_overrides
 from megatron_bar.training.param_gather import wait_where_weights_are_read
 
 
-def wrap(model: torch.nn.Module, training: Training) -> DistributedDataParallel:
+def wrap(model: MegatronModule, training: Training) -> DistributedDataParallel:
     """Give the open parameters gradient buffers; frozen ones get none."""
     config = model.config
     if _first_layer_needs_input_gradient(model) and model.pre_process:
@@ -66,7 +66,7 @@ def _add_in_products(wrapped: DistributedDataParallel) -> None:
         )
 
 
-def _first_layer_needs_input_gradient(model: torch.nn.Module) -> bool:
+def _first_layer_needs_input_gradient(model: MegatronModule) -> bool:
     """Whether the first layer must have one though nothing below it trains. All ranks call this.
 
     A recomputed layer whose input wants no gradient gives none to its own weights either: it would
@@ -110,7 +110,7 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
         key = ParamKey(
             predicate=ParamPredicate(
                 name=f"group {pattern}",
-                fn=lambda parameter, pattern=pattern: selects(pattern, parameter.bar_group, tied),
+                fn=lambda parameter, pattern=pattern: selects(pattern, group_of(parameter), tied),
             )
         )
         overrides[key] = {"max_lr": config.lr * scale, "min_lr": config.min_lr * scale}

@@ -103,13 +103,13 @@ def _selective(training: Training, model: ModelConfig) -> str | None:
 
 
 def _megatrons_ffn(training: Training, model: ModelConfig) -> str | None:
-    if model.num_experts is None or model.experts_per_token < model.num_experts:
+    if model.num_experts is None or model.active_ffns < model.num_experts:
         return None
     return "has no effect where every token goes to all experts, whose FFN is fused already"
 
 
 def _all_experts(training: Training, model: ModelConfig) -> str | None:
-    if model.num_experts is None or model.experts_per_token < model.num_experts:
+    if model.num_experts is None or model.active_ffns < model.num_experts:
         return "has an effect only on experts that get every token"
     return None
 

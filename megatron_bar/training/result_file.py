@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from megatron_bar.runtime.distributed import is_main, on_main
 from megatron_bar.runtime.files import read_json, write_json
 from megatron_bar.training.saved import remove_saved
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 RESULT_FILE = "trained.json"
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", bound="DataclassInstance")
 
 
 def load_or_run(folder: Path, kind: type[Result], work: Callable[[], Result]) -> Result:

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from megatron_bar.checkpoints.model_io import load_shards, save_shards, sharded_model_state
 from megatron_bar.recipe.training import Training
@@ -52,7 +52,10 @@ class Progress:
         return self.step - self.skipped
 
 
-class ResumePoints:
+AnyProgress = TypeVar("AnyProgress", bound=Progress)
+
+
+class ResumePoints(Generic[AnyProgress]):
     """The states a stage would go on from, in its folder's resume/: a folder a step, the last few.
 
     Any layout reads what another has written. Each is a model that converters read, too
@@ -64,7 +67,7 @@ class ResumePoints:
         run: ModelRun,
         setup: TrainingSetup,
         training: Training,
-        progress: type[Progress] = Progress,
+        progress: type[AnyProgress],
     ) -> None:
         self.run = run
         self.kind = progress
@@ -190,7 +193,7 @@ class ResumePoints:
                 )
         return None
 
-    def load(self) -> Progress:
+    def load(self) -> AnyProgress:
         """Restore the last sound state; returns its progress, that of step 0 where none is saved.
 
         Says where the stage goes on, and what is wrong with later states, which are set aside.

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.utils import unwrap_model
 
 from megatron_bar.data.batch import Batch
@@ -32,7 +33,7 @@ class StepResult:
 
 
 def forward_backward(
-    model: torch.nn.Module,
+    model: MegatronModule,
     batches: Sequence[Batch],
     sources: int = 1,
     train: bool = True,

@@ -135,12 +135,18 @@ def _read(text: str) -> list[Call]:
 def _read_json(text: str) -> Iterator[Call]:
     """Calls as JSON values, one after the other."""
     place = 0
-    while (place := _BETWEEN_JSON.match(text, place).end()) < len(text):
+    while (place := _behind(_BETWEEN_JSON, text, place)) < len(text):
         named = _NAMED.match(text, place)
         value, place = _decoded(text, named.end() if named else place)
         yield from _json_calls(
             {"name": named[1] or named[2], "arguments": value} if named else value
         )
+
+
+def _behind(between: re.Pattern[str], text: str, place: int) -> int:
+    """The place after what stands between two calls."""
+    found = between.match(text, place)
+    return found.end() if found else place
 
 
 def _decoded(text: str, place: int) -> tuple[Any, int]:
@@ -182,9 +188,11 @@ def _json_arguments(arguments: Any) -> dict[str, Any]:
 def _read_python(text: str) -> Iterator[Call]:
     """Calls in Python's manner, with commas, brackets or new lines between them."""
     place = 0
-    while (place := _BETWEEN.match(text, place).end()) < len(text):
+    while (place := _behind(_BETWEEN, text, place)) < len(text):
         head = _HEAD.match(text, place)
-        arguments, place = _arguments(text, head.end()) if head else (None, place)
+        if head is None:
+            raise NotCalls
+        arguments, place = _arguments(text, head.end())
         if arguments is None:
             raise NotCalls
         yield _python_call(head[1], arguments)
@@ -240,9 +248,10 @@ def _literal(node: ast.expr) -> Any:
             return -value
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_literal(item) for item in items]
-        case ast.Dict(keys=keys, values=values) if None not in keys:
-            plain = [_literal(key) for key in keys]
-            if all(isinstance(key, str) for key in plain):
+        case ast.Dict(keys=keys, values=values):
+            # `**others` has no key.
+            plain = [_literal(key) for key in keys if key is not None]
+            if len(plain) == len(keys) and all(isinstance(key, str) for key in plain):
                 return dict(zip(plain, map(_literal, values)))
     raise NotCalls
 

@@ -175,9 +175,10 @@ def _kind(schema: Any, where: str) -> Kind:
     items = schema.get("items")
     items = [_kind(items, where)] if isinstance(items, dict) else []
     items += [kind.items for kind in kinds if kind.items is not None]
-    known = bool(kinds) and all(kind.types is not None for kind in kinds)
+    types = [kind.types for kind in kinds if kind.types is not None]
+    known = bool(kinds) and len(types) == len(kinds)
     return Kind(
-        frozenset().union(*(kind.types for kind in kinds)) if known else None,
+        frozenset().union(*types) if known else None,
         items[0] if len(items) == 1 else None,
     )
 

@@ -110,9 +110,10 @@ def _answer(response: str) -> str:
 def _blocks(text: str) -> list[_Block]:
     """The blocks of Python, and those that say of no language that they are."""
     lines = text.split("\n")
-    closings = {number: fence for number, line in enumerate(lines) if (fence := _closing(line))}
+    closings = {number: found for number, line in enumerate(lines) if (found := _closing(line))}
     numbers = list(closings)
-    blocks, place, passed = [], 0, 0
+    blocks: list[_Block] = []
+    place = passed = 0
     while place < len(lines):
         opening = _opening(lines[place])
         place += 1
@@ -143,7 +144,8 @@ def _opening(line: str) -> tuple[int, str, str] | None:
     if start < 0:
         return None
     before = line[:start].rstrip(line[start])
-    fence, language = line[len(before) : start + 3], _LANGUAGE.match(line, start + 3)[1].lower()
+    fence, named = line[len(before) : start + 3], _LANGUAGE.match(line, start + 3)
+    language = named[1].lower() if named else ""
     if _LIST_MARK.match(before):
         return len(before), fence, language
     glued = language in _PYTHON or not line[start + 3 :].strip()

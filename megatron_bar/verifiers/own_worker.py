@@ -54,6 +54,7 @@ def _load(kind: Kind, path: Path, name: str, usual_seconds: float) -> tuple[Func
     """The function, and the seconds it has. Raises BarError for a file that has none."""
     # Not by its own name: a file may be called as a library is.
     spec = importlib.util.spec_from_file_location(f"{kind.name}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # as of every .py file
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     sys.path.insert(0, str(path.parent))  # for what it imports from beside it

@@ -146,7 +146,8 @@ def naming_failure(what: str, conversation: Conversation) -> Iterator[None]:
     try:
         yield
     except VerifierFailed as error:
-        kind, reason = VerifierFailed, str(error)
+        kind: type[BarError] = VerifierFailed
+        reason = str(error)
     except BarError:
         raise
     except Exception as error:

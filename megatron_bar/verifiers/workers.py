@@ -61,7 +61,7 @@ class Worker:
         hello = self._receive(_START_SECONDS)
         if hello is None:
             self._process.kill()
-            said = self._process.stderr.read().decode(errors="replace").strip()
+            said = self._process.communicate()[1].decode(errors="replace").strip()
             self.stop()
             raise MachineError(
                 f"{self._what} can't start: {said.splitlines()[-1] if said else 'no answer'}"
@@ -85,6 +85,7 @@ class Worker:
         if self._process is not None and self._process.poll() is not None:
             self.stop()
         self.start()
+        assert self._socket is not None
         try:
             socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
         except OSError:
@@ -95,13 +96,14 @@ class Worker:
     def stop(self) -> None:
         """Kill the process; the next request starts another."""
         if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process.stderr.close()
+            with self._process as process:  # waits for it and closes its pipe
+                process.kill()
+        if self._socket is not None:
             self._socket.close()
         self._process = self._socket = None
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
+        assert self._socket is not None  # asked for after a start alone
         self._socket.settimeout(seconds)
         try:
             message = self._socket.recv(MAX_MESSAGE)

@@ -10,7 +10,7 @@ All arithmetic is in fp32; the result is stored in the models' own type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Protocol
 
 import torch
@@ -44,7 +44,7 @@ def rule_named(
 
     Raises BarError for another word.
     """
-    makers = {
+    makers: dict[str, Callable[[], Rule]] = {
         "task_arithmetic": lambda: TaskArithmetic(scale),
         "ties": lambda: Ties(density, scale),
         "dare_linear": lambda: Dare(density, scale, seed, elects=False),

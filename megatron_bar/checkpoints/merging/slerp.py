@@ -52,4 +52,5 @@ class Slerp:
         if abs(cosine) > _PARALLEL:
             return 1 - self.t, self.t
         angle = math.acos(cosine)
-        return tuple(math.sin(share * angle) / math.sin(angle) for share in (1 - self.t, self.t))
+        first, second = (math.sin(share * angle) for share in (1 - self.t, self.t))
+        return first / math.sin(angle), second / math.sin(angle)

@@ -9,7 +9,7 @@ from megatron_bar.cli.options.shared import Commands, add_answering_model, add_d
 
 
 def add_answer_commands(commands: Commands) -> None:
-    """From evaluate to report."""
+    """Add evaluate, chat, serve and report."""
     evaluate = commands.add("evaluate", "ask a model held-out items, or lm-eval's benchmarks")
     evaluate.add_argument(
         "checkpoint",

@@ -10,7 +10,7 @@ from megatron_bar.recipe.schema import Merge
 
 
 def add_checkpoint_commands(commands: Commands) -> None:
-    """From import to verify."""
+    """Add import, export, branch, merge and verify."""
     import_ = commands.add("import", "turn a Hugging Face folder into a checkpoint")
     import_.add_argument(
         "hf_dir",

@@ -8,7 +8,7 @@ from megatron_bar.cli.options.shared import Commands, add_recipe, add_yes
 
 
 def add_job_commands(commands: Commands) -> None:
-    """From submit to stage."""
+    """Add submit, status, watch, cancel and stage."""
     submit = commands.add("submit", "run a recipe as SLURM jobs")
     add_recipe(submit)
     submit.add_argument(

@@ -9,7 +9,7 @@ from megatron_bar.cli.options.shared import Commands, add_machine, add_recipe, a
 
 
 def add_recipe_commands(commands: Commands) -> None:
-    """From init to upgrade."""
+    """Add init, doctor, run and the others, up to upgrade."""
     init = commands.add("init", "write a commented recipe to start from, and a site file")
     init.add_argument("example", nargs="?", metavar="NAME", help="toy, law, bar-7b ...")
     init.add_argument(

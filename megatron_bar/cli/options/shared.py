@@ -1,4 +1,4 @@
-"""How commands are added, and what several of them take."""
+"""The commands of a parser, and arguments that several of them take."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def add_yes(parser: argparse.ArgumentParser) -> None:
 
 
 def add_answering_model(parser: argparse.ArgumentParser) -> None:
-    """What is loaded into this process to answer."""
+    """Add the arguments that say what is loaded into this process to answer."""
     parser.add_argument(
         "model",
         help="a checkpoint, a stage's folder, a Hugging Face folder or OWNER/NAME of the hub",
@@ -77,7 +77,7 @@ def add_dtype_to_compute(parser: argparse.ArgumentParser) -> None:
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """What a plan is made for."""
+    """Add the options that say what a plan is made for."""
     parser.add_argument("--model", help="sizes to plan with, where the anchor isn't at hand")
     parser.add_argument(
         "--site",

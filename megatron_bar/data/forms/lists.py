@@ -36,6 +36,12 @@ def _list(record: Record, name: str) -> Any:
     return value
 
 
+def _held(record: Record, column: str | None) -> Any:
+    name = column_of(record, column)
+    assert name is not None  # a record without one isn't of this form
+    return _list(record, name)
+
+
 def _begins_with(record: Record, column: str | None, key: str) -> bool:
     name = column_of(record, column)
     messages = None if name is None else _list(record, name)
@@ -52,11 +58,11 @@ def _is_messages(record: Record, column: str | None) -> bool:
 
 
 def _messages(record: Record, column: str | None) -> list[Message]:
-    return turns(_list(record, column_of(record, column)))
+    return turns(_held(record, column))
 
 
 def _sharegpt(record: Record, column: str | None) -> list[Message]:
-    raw = _list(record, column_of(record, column))
+    raw = _held(record, column)
     return turns([_renamed(turn) for turn in raw] if isinstance(raw, list) else raw)
 
 

@@ -72,7 +72,7 @@ def growth(plans: Sequence[StagePlan], dense: ModelConfig, machine: Machine) -> 
     }
     if any(plan.seconds is None for plan in plans if plan.stage.domain or plan is routed):
         return None
-    trained = tuple(sum(p.gpu_hours for p in training[name]) for name in domains)
+    trained = tuple(sum(p.gpu_hours or 0.0 for p in training[name]) for name in domains)
     routers = tuple(
         _gpu_hours(
             routed, dense.with_experts(n + 2), [f"router.{e}" for e in range(n + 2)], machine
@@ -98,5 +98,6 @@ def _gpu_hours(
 ) -> float:
     """Of as many steps on the stage's data with another model."""
     layout = plan.stage.layout.spread(model.num_experts)
+    assert plan.training is not None and plan.steps is not None
     seconds = stage_seconds(model, layout, plan.training, trainable, plan.steps, machine)
     return seconds * layout.processes / 3600

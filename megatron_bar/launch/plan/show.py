@@ -16,6 +16,7 @@ from megatron_bar.launch.plan.growth import Growth
 from megatron_bar.launch.plan.show_speed import new_table, readable_bytes, speed_assumptions
 from megatron_bar.runtime.disk import check_output_file
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.known import known_sum
 from megatron_bar.stages.evaluate import EvaluateStage
 from megatron_bar.stages.plan import StagePlan
 
@@ -40,9 +41,8 @@ def cost_table(plans: Sequence[StagePlan]) -> Table:
             _known(plan.seconds and plan.seconds / 3600, "{:,.2f}"),
             _known(plan.gpu_hours, "{:,.1f}"),
         )
-    hours = [plan.gpu_hours for plan in plans]
-    whole = _UNKNOWN if None in hours else f"{sum(hours):,.1f}"
-    table.add_row("all", *[""] * 7, whole)
+    whole = known_sum(plan.gpu_hours for plan in plans)
+    table.add_row("all", *[""] * 7, _known(whole, "{:,.1f}"))
     return table
 
 

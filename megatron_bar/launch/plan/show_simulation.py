@@ -33,7 +33,7 @@ def saving_table(plans: Sequence[StagePlan], jobs: Sequence[Job], cluster: Clust
         "adds at best",
     )
     for plan, job in zip(plans, jobs, strict=True):
-        if plan.training is None or not plan.steps:
+        if plan.training is None or not plan.steps or plan.seconds is None:
             continue
         work, mtbf = job.work, job.mtbf(cluster)
         step = plan.seconds / plan.steps

@@ -36,9 +36,9 @@ def speed_table(plans: Sequence[StagePlan]) -> Table:
         if plan.traffic is None:
             continue
         cells = ["", "", "", "", "", "", "an mfu that was given"]
-        if plan.step is not None and plan.efficiency is not None:
-            step = plan.step
-            rows = plan.training.global_batch_size * plan.training.row_length
+        training, step = plan.training, plan.step
+        if training is not None and step is not None and plan.efficiency is not None:
+            rows = training.global_batch_size * training.row_length
             cells = [
                 f"{step.total:,.2f}",
                 f"{rows / step.total / plan.stage.layout.processes:,.0f}",
@@ -72,6 +72,7 @@ def layouts_table(plan: StagePlan, choices: Sequence[Choice], machine: Machine) 
         "waiting",
         "all overlap",
     )
+    assert plan.training is not None  # layouts are ranked of what trains
     for number, choice in enumerate(choices):
         is_own = (
             str(choice.layout) == str(plan.stage.layout)

@@ -107,6 +107,7 @@ def _check_progress(job: Job, cluster: Cluster) -> None:
 
 def _work(plan: StagePlan, cluster: Cluster) -> Work:
     training, seconds = plan.training, plan.seconds
+    assert seconds is not None  # `jobs_of` asks for all
     if training is None or not plan.steps:
         return Work(seconds)
     interval = training.save_every * seconds / plan.steps

@@ -7,7 +7,7 @@ model room; and how long examples are. No model is asked.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
@@ -83,12 +83,19 @@ def _examine(
                 pass
         return
     bad = BadItems.of(source)
-    items = SourceSample.preferences if form == PAIRS else SourceSample.conversations
-    own = list(items(sample, bad=bad))
-    read = [item for part in at_ends for item in items(drawn, *part, bad=bad)] + own
+
+    def items(
+        of: SourceSample, start: int = 0, stop: int | None = None
+    ) -> Iterator[Conversation | Preference]:
+        read = of.preferences if form == PAIRS else of.conversations
+        return read(start, stop, bad)
+
+    own = list(items(sample))
+    read = [item for part in at_ends for item in items(drawn, *part)] + own
     examples = list({example.where: example for example in read}.values())
     if form in (PROMPTS, ITEMS):
-        scored = _scored(source, drawn.name, examples, bad)
+        asked = [example for example in examples if isinstance(example, Conversation)]
+        scored = _scored(source, drawn.name, asked, bad)
         examined.found.setdefault(reading.stage, []).append(scored)
     if chat_format is None:
         return

@@ -62,7 +62,9 @@ def write_small_folder(
         )
     has_weights = source is not None and any((source / name).is_file() for name in (INDEX, SINGLE))
     dtype = torch.bfloat16 if source is None else hf.stored_type(source)
-    weights = _corners(HfReader(source), small.layers) if has_weights else _random(dtype, seed)
+    weights = (
+        _corners(HfReader(source), small.layers) if source and has_weights else _random(dtype, seed)
+    )
     tensors = {
         name: weights(name, shape)
         for slot in slots(small.model)
@@ -119,7 +121,7 @@ def _copy_tokenizer(tokenizer: Path, target: Path) -> None:
             f"--tokenizer {tokenizer} has no token {missing[0]}, so it isn't OLMo's; "
             "give a folder with a tokenizer_config.json"
         )
-    loaded.add_special_tokens(_OLMO_TOKENS)
+    loaded.add_special_tokens({**_OLMO_TOKENS})
     loaded.save_pretrained(target)
 
 

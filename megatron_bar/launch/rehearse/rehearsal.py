@@ -163,13 +163,18 @@ def _cast(recipe: Recipe, options: RehearsalOptions, model: ModelConfig, folder:
         f"small models: {sizes.model.num_layers} layers, hidden {sizes.model.hidden_size}, "
         f"{sizes.model.num_heads} heads; weights: {described}"
     )
-    small = dataclasses.replace(small, branches=branches, **folders)
+    small = dataclasses.replace(
+        small,
+        branches=branches,
+        anchor=folders["anchor"],
+        pretrained=folders.get("pretrained"),
+    )
     return _Cast(small, weights, load_chat_format(folders["anchor"], recipe.chat_template))
 
 
 def _branches(recipe: Recipe, anchor: Path, folder: Path) -> dict[str, Path]:
     """Small branches in place of those that domains bring along, whose sizes are the real ones."""
-    found = {}
+    found: dict[str, Path] = {}
     for name, domain in recipe.domains.items():
         if domain.checkpoint is not None:
             checkpoint = folder / "models" / "checkpoint"

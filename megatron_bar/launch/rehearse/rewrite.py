@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from megatron_bar.methods.graph import ADAPTING, route_training, routing_data, t
 from megatron_bar.recipe.fields import CHATS, ITEMS, PAIRS, PROMPTS, TEXTS
 from megatron_bar.recipe.schema import Domain, Evaluate, Pretrain, Recipe
 from megatron_bar.recipe.training import Rlvr, Source, Training
-from megatron_bar.stages.training_stage import TrainingStage
+from megatron_bar.stages.training_stage import AnyTraining, TrainingStage
 
 _STEPS = 2
 _MICRO_BATCHES = 2  # of a rank in a step
@@ -65,8 +66,8 @@ def rewritten(recipe: Recipe, small: SmallRun) -> Recipe:
         name=small.name,
         runs=str(small.folder),
         reuse=[],
-        anchor=small.anchor and str(small.anchor),
-        pretrained=small.pretrained and str(small.pretrained),
+        anchor=None if small.anchor is None else str(small.anchor),
+        pretrained=None if small.pretrained is None else str(small.pretrained),
         pretrain=recipe.pretrain and _pretrain(recipe.pretrain, recipe, small),
         layout=folded(recipe.layout, small.ranks),
         domains={
@@ -97,22 +98,26 @@ def few(source: Source, seed: int, kind: str) -> Source:
 
 def _domain(name: str, domain: Domain, recipe: Recipe, small: SmallRun) -> Domain:
     def trained(kind: type[TrainingStage]) -> Training | None:
+        training = training_of(domain, kind)
+        if training is None:
+            return None
         # Some methods train all domains in one stage, so that their rows have to be of one length.
         all_data = [
             source
             for each in recipe.domains.values()
-            if training_of(each, kind)
-            for source in training_of(each, kind).data
+            if (one := training_of(each, kind)) is not None
+            for source in one.data
         ]
-        training = training_of(domain, kind)
-        return training and _training(training, recipe, small, kind.FORM, all_data)
+        assert kind.FORM is not None
+        return _training(training, recipe, small, kind.FORM, all_data)
 
+    trainings: dict[str, Any] = {kind.KIND: trained(kind) for kind in ADAPTING}
     return dataclasses.replace(
         domain,
         checkpoint=domain.checkpoint and str(small.branches[name]),
         routing=_few(domain.routing, recipe, CHATS),
         tasks=_few(domain.tasks, recipe, ITEMS),
-        **{kind.KIND: trained(kind) for kind in ADAPTING},
+        **trainings,
     )
 
 
@@ -121,8 +126,8 @@ def _few(sources: Sequence[Source], recipe: Recipe, kind: str) -> list[Source]:
 
 
 def _training(
-    training: Training, recipe: Recipe, small: SmallRun, kind: str, sources: Sequence[Source]
-) -> Training:
+    training: AnyTraining, recipe: Recipe, small: SmallRun, kind: str, sources: Sequence[Source]
+) -> AnyTraining:
     """`sources` are what the stage reads, which isn't always what its settings name."""
     fold = folded(training.layout or recipe.layout, small.ranks)
     least = max((small.fitting(source, kind) for source in sources), default=0)

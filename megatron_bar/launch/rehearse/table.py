@@ -71,9 +71,9 @@ def _needs(plan: StagePlan) -> str:
 def _left_out(plan: StagePlan, stage: Stage) -> Iterator[str]:
     real = plan.stage
     yield from _layouts(real.layout, stage.layout)
-    if isinstance(stage, TrainingStage):
+    if isinstance(stage, TrainingStage) and isinstance(real, TrainingStage):
         yield from _trainings(real.training, stage.training, plan.model)
-    if isinstance(stage, EvaluateStage):
+    if isinstance(stage, EvaluateStage) and isinstance(real, EvaluateStage):
         tokens = real.asking.max_new_tokens
         if tokens > stage.asking.max_new_tokens:
             yield f"answers of {tokens} tokens"

@@ -151,6 +151,7 @@ def _container(site: Site, nodes: Nodes, run: Path, workdir: Path) -> tuple[list
     container = site.container
     if container.runtime == "none":
         return [], []
+    assert container.image is not None  # the others need one, which load_site asks for
     inside = run.parent.is_relative_to(workdir)
     mounts = [str(workdir), *([] if inside else [str(run.parent)]), *container.mounts]
     for path in (workdir, run.parent):

@@ -109,7 +109,7 @@ def _status(
     if done and not stale:
         phase, progress = Phase.DONE, done.get("summary", "")
         said = f"done in {done['seconds']:.0f} s"
-    elif state is not None and state.active:
+    elif job is not None and state is not None and state.active:
         phase = Phase.RUNNING if state.state == "RUNNING" else Phase.QUEUED
         said = state.state.lower() + (f" ({state.reason})" if state.reason else "")
         if len(attempts) > 1:

@@ -74,6 +74,7 @@ def _rope(config: dict[str, Any]) -> tuple[float, Yarn | None]:
 
 
 def _write(model: ModelConfig) -> dict[str, Any]:
+    assert model.window is not None  # every OLMo-3 has one
     # As the published checkpoints have it, which most software reads.
     config: dict[str, Any] = {
         "sliding_window": model.window.size,

@@ -6,6 +6,7 @@ surveys of them; the files themselves were not seen.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from megatron_bar.models.config import ModelConfig
@@ -54,24 +55,22 @@ def _write_experts(model: ModelConfig) -> dict[str, Any]:
 def _size(
     hidden: int, ffn: int, layers: int, heads: int, tied: bool = False, **fields: Any
 ) -> ModelConfig:
-    return ModelConfig(
-        **{
-            "vocab_size": 151_936,
-            "hidden_size": hidden,
-            "ffn_hidden_size": ffn,
-            "num_layers": layers,
-            "num_heads": heads,
-            "num_kv_heads": 8,
-            "kv_channels": 128,
-            "tied_embeddings": tied,
-            "max_position_embeddings": 40_960,
-            "rope_theta": 1e6,
-            "norm_placement": "before",
-            "qk_norm": "per_head",
-            "family": "qwen3",
-        }
-        | fields
+    size = ModelConfig(
+        vocab_size=151_936,
+        hidden_size=hidden,
+        ffn_hidden_size=ffn,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        kv_channels=128,
+        tied_embeddings=tied,
+        max_position_embeddings=40_960,
+        rope_theta=1e6,
+        norm_placement="before",
+        qk_norm="per_head",
+        family="qwen3",
     )
+    return dataclasses.replace(size, **fields)
 
 
 FAMILY = Family(

@@ -26,7 +26,7 @@ def prepare() -> None:
 
 def fit(learner: Learner) -> None:
     """See `rlvr.backends.Backend`."""
-    while learner.step < learner.settings.steps:
+    while learner.step < learner.settings.total_steps:
         if learner.end_step(_step(learner)):
             return
 

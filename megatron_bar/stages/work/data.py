@@ -60,7 +60,9 @@ def stage_rows(
     if parts == [context]:
         return _own_rows(context, tokenizer, also)
     rows, facts = zip(*(_own_rows(part, tokenizer, also) for part in parts))
-    return _joined(parts, rows), {"parts": dict(zip(context.stage.parts, facts))}
+    return _joined(parts, rows), {
+        "parts": {part.folder.name: fact for part, fact in zip(parts, facts)}
+    }
 
 
 def part_contexts(context: Context) -> list[Context]:
@@ -95,7 +97,7 @@ def _own_rows(
     folders = {name: Path(folder) for name, folder in made.items()}
     if context.stage.FORM == TEXTS:
         return _blended(context, folders)
-    rows = (
+    rows: PairRows | PackedDocuments = (
         _pairs(context, folders)
         if context.stage.FORM == PAIRS
         else PackedDocuments.load(context.folder / _PACKED, _stored(folders))
@@ -142,7 +144,8 @@ def preview_rows(context: Context, tokenizer: PreTrainedTokenizerBase) -> Rows:
     folders = prepare(context, tokenizer)
     if context.stage.FORM == TEXTS:
         return _blended(context, folders)[0]
-    rows = (_pairs if context.stage.FORM == PAIRS else _packed)(context, folders)
+    pairs = context.stage.FORM == PAIRS
+    rows = _pairs(context, folders) if pairs else _packed(context, folders)
     say(f"data: {rows.report}")
     return rows
 

@@ -59,7 +59,7 @@ def train_base(context: Context[PretrainStage]) -> dict[str, Any]:
         rows = _together(rows, chat_rows)
 
     config = dataclasses.replace(PRESETS[pretrain.model], vocab_size=len(tokenizer))
-    snapshot_step = max(1, round(training.steps * pretrain.snapshot))
+    snapshot_step = max(1, round(training.total_steps * pretrain.snapshot))
     snapshot = context.folder / "snapshot"
     model = ModelRun(config, None, context.folder, stage.layout, seed, stage.name, tokenizer_folder)
     trained = TrainingRun(

@@ -29,7 +29,8 @@ from megatron_bar.stages.work.train import model_run, proof_of_freezing
 from megatron_bar.verifiers.environments import environment_of
 from megatron_bar.verifiers.registry import Scorers, prompt_text, verifier_name
 
-Given, Found = TypeVar("Given"), TypeVar("Found")
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 
 def train_on_rewards(context: Context[RlvrStage]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def train_router(context: Context[RouteStage]) -> dict[str, Any]:
     config = stage.routed(ModelConfig.load(start))
     tokenizer = load_tokenizer(start)
     rows, facts = stage_rows(context, tokenizer, also=_record_sample)
+    assert isinstance(rows, PackedDocuments)  # as conversations are
     facts = train_on(
         context,
         tokenizer,

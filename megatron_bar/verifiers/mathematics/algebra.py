@@ -63,8 +63,8 @@ class SympyAlgebra:
 
     def equations(self, one: tuple[str, str], other: tuple[str, str]) -> bool:
         """Whether two equations are multiples of each other."""
-        sides = _parsed(*one, *other)
-        if None in sides:
+        sides = [side for side in _parsed(*one, *other) if side is not None]
+        if len(sides) < 4:
             return False
         a, b = sides[0] - sides[1], sides[2] - sides[3]
         symbols = a.free_symbols | b.free_symbols
@@ -123,7 +123,8 @@ def _same(a: sympy.Basic, b: sympy.Basic) -> bool:
     if not symbols:
         x, y = _value(a, {}), _value(b, {})
         return _near(x, y, near) if x is not None and y is not None else _by_math_verify(a, b)
-    real, complexes = [], []
+    real: list[bool] = []
+    complexes: list[bool] = []
     for point in _points(symbols):
         x, y = _value(a, point), _value(b, point)
         if x is None or y is None:

@@ -86,8 +86,7 @@ def _boxed(text: str) -> str | None:
     for place in _backwards(text, "box"):
         start = text.rfind("\\", max(0, place - 7), place)
         match = _BOX.match(text, max(0, start))
-        inner = match and _braced(text, match.end())
-        if not inner:
+        if match is None or not (inner := _braced(text, match.end())):
             continue
         end = match.end() + len(inner) + 2
         if boxes:

@@ -46,9 +46,9 @@ def same(given: Form, expected: Form, algebra: Algebra) -> bool:
     """
     if given == expected:
         return True
-    if isinstance(given, Equation) != isinstance(expected, Equation):
-        if isinstance(given, Equation):
-            return _is_true(given, algebra) and same(given.value, expected, algebra)
+    if isinstance(given, Equation) and not isinstance(expected, Equation):
+        return _is_true(given, algebra) and same(given.value, expected, algebra)
+    if isinstance(expected, Equation) and not isinstance(given, Equation):
         return (expected.assigns or not _has_names(expected)) and same(
             given, expected.value, algebra
         )
@@ -78,9 +78,9 @@ def _one_way(a: Form, b: Form, algebra: Algebra) -> bool | None:
             return _intervals(a, Interval(None, low, high, (closed, closed)), algebra)
         case Group(), Group():
             return _groups(a, b, algebra)
-        case Group(kind=",", decimal=Number() as decimal), Value(number=Number()):
+        case Group(kind=",", decimal=Number() as decimal), Value(number=Number() as number):
             # 3,14 is a decimal where the other answer is one.
-            return b.number.value.denominator != 1 and agree(decimal, b.number)
+            return number.value.denominator != 1 and agree(decimal, number)
         case Group(kind="{", items=[single]), _:
             return same(single, b, algebra)
         case Matrix(), Matrix():
@@ -216,16 +216,17 @@ def _in_any_order(
 
 def _ratios(a: Sequence[Form], b: Sequence[Form], algebra: Algebra) -> bool:
     """2:3 and 4:6 are the same."""
-    if len(a) != len(b) or not all(isinstance(part, Value) for part in (*a, *b)):
+    left = [part for part in a if isinstance(part, Value)]
+    right = [part for part in b if isinstance(part, Value)]
+    if not len(a) == len(b) == len(left) == len(right):
         return False
-    if all(part.number for part in (*a, *b)):
-        return all(
-            x.number.value * b[0].number.value == y.number.value * a[0].number.value
-            for x, y in zip(a, b)
-        )
+    x_numbers = [part.number.value for part in left if part.number]
+    y_numbers = [part.number.value for part in right if part.number]
+    if len(x_numbers) == len(y_numbers) == len(a):
+        return all(x * y_numbers[0] == y * x_numbers[0] for x, y in zip(x_numbers, y_numbers))
     return all(
         algebra.values(
-            rf"\frac{{{x.text}}}{{{a[0].text}}}", rf"\frac{{{y.text}}}{{{b[0].text}}}", None
+            rf"\frac{{{x.text}}}{{{left[0].text}}}", rf"\frac{{{y.text}}}{{{right[0].text}}}", None
         )
-        for x, y in zip(a, b)
+        for x, y in zip(left, right)
     )

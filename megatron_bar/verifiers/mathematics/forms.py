@@ -222,13 +222,11 @@ def _relation(text: str, depth: int) -> Form | None:
 def _interval(
     name: str | None, low: str | None, high: str | None, closed: tuple[bool, bool], depth: int
 ) -> Interval | None:
-    ends = (
-        _MINUS_INFINITE if low is None else _read(low, depth),
-        _INFINITE if high is None else _read(high, depth),
-    )
-    if not all(isinstance(end, Value) for end in ends):
+    first = _MINUS_INFINITE if low is None else _read(low, depth)
+    last = _INFINITE if high is None else _read(high, depth)
+    if not (isinstance(first, Value) and isinstance(last, Value)):
         return None
-    return Interval(name, *ends, closed)
+    return Interval(name, first, last, closed)
 
 
 def _equation(sides: list[str], depth: int) -> Form:
@@ -270,9 +268,10 @@ def _bracketed(text: str, depth: int) -> Form | None:
         return _read(inner, depth) if not re.fullmatch("[A-Za-z]", inner) else Words(inner, True)
     items = tuple(_read(part, depth) for part in parts)
     if left + right in ("(]", "[)"):
-        if len(items) != 2 or not all(isinstance(item, Value) for item in items):
-            return None
-        return Interval(None, *items, (left == "[", right == "]"))
+        match items:
+            case [Value() as low, Value() as high]:
+                return Interval(None, low, high, (left == "[", right == "]"))
+        return None
     kind = {r"\{": "{", "{": "{", r"\langle": "("}.get(left, left)
     return Group(kind, _flat(list(items)) if kind == "{" else items)
 

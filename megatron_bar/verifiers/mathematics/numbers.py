@@ -68,6 +68,7 @@ class Number:
 def number(text: str) -> Number | None:
     """The number that a spelled text is; None if it's none, or more than that."""
     sign = _SIGN.match(text)
+    assert sign is not None  # no sign matches, too
     rest = text[sign.end() :].strip()
     if sign[1] and sign[2]:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 # Characters that mean the same as others, whatever surrounds them.
 _SAME = {
@@ -133,9 +134,7 @@ def spelled(text: str) -> str:
     text = unframed(text.translate(_SYMBOLS))
     text = _COMMAND.sub(lambda name: _RENAMED.get(name[1], name[0]), text)
     for pattern, instead in _REWRITTEN:
-        text = pattern.sub(
-            lambda sign, to=instead: sign[0] if sign[0] == r"\\" else sign.expand(to), text
-        )
+        text = pattern.sub(partial(_rewritten, instead), text)
     text = _TEXT.sub(_opened, text)
     text = _PLAIN_NAMES.sub(lambda name: _NAMES[name[1]], text)
     text = _BARE_ROOT.sub(lambda root: rf"\sqrt{{{root[1]}}}" if root[1] else r"\sqrt", text)
@@ -143,6 +142,10 @@ def spelled(text: str) -> str:
     text = _BARE_FRACTION.sub(_braced_fraction, text)
     text = re.sub(r"\\emptyset|^\\\{\s*\\\}$", lambda _: r"\emptyset", text)
     return unframed(" ".join(text.split()))
+
+
+def _rewritten(instead: str, sign: re.Match[str]) -> str:
+    return sign[0] if sign[0] == r"\\" else sign.expand(instead)
 
 
 def unframed(text: str) -> str:

@@ -108,8 +108,7 @@ def unit(text: str) -> Unit | None:
             if lower in ("squared", "cubed") and powers:
                 return _raised(text, lower)
             match = _FACTOR.fullmatch(word)
-            name = _singular(match[1].lower()) if match else ""
-            if name not in _KNOWN:
+            if match is None or (name := _singular(match[1].lower())) not in _KNOWN:
                 return None
             dimension, count = _KNOWN[name]
             power = side * wanted * int(match[2] or 1)

@@ -36,7 +36,7 @@ def decode(
     kind, attributes = shared[content[0]], wire.decode(content[1], rest)
     if any(callable(getattr(kind, name, None)) for name in attributes):
         raise ValueError("an attribute stands before a method")
-    value = object.__new__(kind)
+    value: Any = object.__new__(kind)
     value.__dict__.update(attributes)
     return value
 

@@ -200,7 +200,9 @@ def shared_sandbox() -> Sandbox:
 
 def _packages() -> str:
     """The folder of numpy, of which tested code is offered numpy alone."""
-    return str(Path(importlib.util.find_spec("numpy").origin).parents[1])
+    numpy = importlib.util.find_spec("numpy")
+    assert numpy is not None and numpy.origin is not None  # pyproject.toml asks for it
+    return str(Path(numpy.origin).parents[1])
 
 
 def _texts(source: str | Sequence[str]) -> list[str]:

@@ -127,8 +127,8 @@ def encode(value: Any, rest: Callable[[Any], Any]) -> Any:
     for kind, tag, to_json, _ in _TYPES:
         if isinstance(value, kind):
             return {tag: to_json(value)}
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
-        return {"type": value.__name__}
+    if isinstance(value, type) and getattr(builtins, name := value.__name__, None) is value:
+        return {"type": name}
     return rest(value)
 
 
@@ -154,7 +154,8 @@ def decode(data: Any, rest: Callable[[str, Any], Any]) -> Any:
         if tag == "type" and isinstance(getattr(builtins, content), type):
             return getattr(builtins, content)
         if tag == "array":
-            return _decode_array(*content, rest)
+            elements, shape, items, single = content
+            return _decode_array(elements, shape, decode(items, rest), single)
         if tag in _DECODE:
             return _DECODE[tag](content)
         return rest(tag, content)
@@ -181,10 +182,8 @@ def _encode_array(value: Any, rest: Callable[[Any], Any]) -> Any:
     return rest(value) if isinstance(items, numpy.generic | numpy.ndarray) else encode(items, rest)
 
 
-def _decode_array(
-    elements: Any, shape: Any, items: Any, single: Any, rest: Callable[[str, Any], Any]
-) -> Any:
+def _decode_array(elements: Any, shape: Any, items: Any, single: Any) -> Any:
     if not _ELEMENTS.fullmatch(elements):
         raise ValueError("no type of elements")
-    array = sys.modules["numpy"].array(decode(items, rest), dtype=elements).reshape(shape)
+    array = sys.modules["numpy"].array(items, dtype=elements).reshape(shape)
     return array[()] if single else array

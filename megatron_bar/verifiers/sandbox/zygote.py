@@ -43,6 +43,7 @@ _STANDARD = """
     encodings.idna urllib.parse html.parser xml.etree.ElementTree bz2 lzma glob tempfile shutil
     ipaddress colorsys zoneinfo sqlite3 graphlib unittest doctest logging argparse
 """.split()
+_Program = tuple[Callable[..., None], list[int]]  # what a process runs, and its descriptors
 _TICK_SECONDS = 0.05
 # A run is asleep if it didn't compute for so long, but for what is too short to be work: in a
 # shorter time it may have waited for a core that others have.
@@ -124,7 +125,7 @@ def _run(
     cell.own_scratch()
     if job["kind"] == "program":
         ends: tuple[socket.socket, ...] = ()
-        programs = [(program.main, files)]
+        programs: list[_Program] = [(program.main, files)]
     else:
         source, checks, verdict = files
         # No one else holds an end of it, so that each side notices when the other one has died.

@@ -37,7 +37,7 @@ def _no_trt_llm() -> None:
     name = "nemo_aligner.utils.trt_llm"
     if importlib.util.find_spec("tensorrt_llm") is None and name not in sys.modules:
         stub = types.ModuleType(name)
-        stub.GPTGenerateTRTLLM = type("GPTGenerateTRTLLM", (), {})
+        vars(stub)["GPTGenerateTRTLLM"] = type("GPTGenerateTRTLLM", (), {})
         sys.modules[name] = stub
 
 

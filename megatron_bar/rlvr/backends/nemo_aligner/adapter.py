@@ -83,7 +83,7 @@ class PromptLoader:
         self.global_batch_size = settings.rows_per_step
         data_ranks = parallel_state.get_data_parallel_world_size()
         self.micro_batch_size = self.global_batch_size // data_ranks
-        self.total_samples = settings.steps * self.global_batch_size
+        self.total_samples = settings.total_steps * self.global_batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         yield self.learner.asked()
