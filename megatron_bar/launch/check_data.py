@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from megatron_bar.data.bad_items import BadItems
@@ -233,7 +234,8 @@ def _check_chats(drawn: SourceSample, language: _Language | None, length: int | 
     examples = encode_conversations(
         language.tokenizer, conversations, language.template, BadItems.of(drawn.source)
     )
-    if not any(any(example.loss_mask[1:length]) for example in examples):
+    # All are read, also after the first that has some: any may be wrong.
+    if not sum(np.count_nonzero(example.loss_mask[1:length]) for example in examples):
         raise BarError(
             f"source {drawn.name}: of {len(drawn)} conversations none has a token that "
             f"carries loss among its first {length}; raise sequence_length, or look "
