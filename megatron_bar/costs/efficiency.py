@@ -21,10 +21,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_bar.costs.machine import DEVICES, Machine, Measured
+from megatron_bar.costs.machine import Machine, Measured
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import StepFlops, Work, step_flops
 from megatron_bar.recipe.training import Training
+from megatron_bar.runtime.data_sheets import DATA_SHEETS
 from megatron_bar.runtime.layout import Layout
 
 # Of the peak that matrix products of these shapes reached: 803 of 989 TFLOP/s, on the H200 of the
@@ -150,7 +151,7 @@ def _time(trains: str, recompute: str, gpu: str, transformer_engine: bool) -> fl
     seconds = 1 / measured.mfu
     if recompute == "full":  # measured with Transformer Engine alone
         seconds *= row("none", True).mfu / row("full", True).mfu
-    slower = DEVICES[measured.gpu].memory_rate / DEVICES[gpu].memory_rate
+    slower = DATA_SHEETS[measured.gpu].memory / DATA_SHEETS[gpu].memory
     return 1 / PRODUCTS + (seconds - 1 / PRODUCTS) * slower
 
 

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
+from megatron_bar.runtime.data_sheets import DATA_SHEETS
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.training.mfu import PEAK_TFLOPS
 
 GB = 1e9
 
 
-@dataclass(frozen=True)
-class Device:
-    """Rates of a GPU's memory and wires in GB/s, from data sheets."""
-
-    memory_rate: float
-    nvlink: float  # one way
-    network: float  # of the adapter that each GPU has in the usual node of eight
-
-
-DEVICES = {
-    "H100 PCIe": Device(2000, 64, 25),  # PCIe 5.0 in place of NVLink
-    "H100": Device(3350, 450, 50),
-    "H200": Device(4800, 450, 50),
-    "A100": Device(2000, 300, 25),
-}
 # Of a wire's data sheet that large messages reach. A guess: rings of 8 H100s and of NDR adapters
 # are usually reported at 0.75 to 0.9.
 WIRE_SHARE = 0.8
@@ -91,22 +74,22 @@ class Machine(Hardware):
 
     def peak(self, dtype: str) -> float:
         """Operations a second of one GPU, by its data sheet."""
-        return 1e12 * PEAK_TFLOPS[self.gpu][getattr(torch, dtype)]
+        return 1e12 * DATA_SHEETS[self.gpu].tflops[dtype]
 
     @property
     def memory_rate(self) -> float:
         """Bytes a second that one GPU reads from its memory."""
-        return GB * DEVICES[self.gpu].memory_rate
+        return GB * DATA_SHEETS[self.gpu].memory
 
     @property
     def nvlink_rate(self) -> float:
         """Bytes a second that one GPU sends to another of its node."""
-        return GB * (self.nvlink or WIRE_SHARE * DEVICES[self.gpu].nvlink)
+        return GB * (self.nvlink or WIRE_SHARE * DATA_SHEETS[self.gpu].nvlink)
 
     @property
     def network_rate(self) -> float:
         """Bytes a second that one GPU sends to another node."""
-        return GB * (self.network or WIRE_SHARE * DEVICES[self.gpu].network)
+        return GB * (self.network or WIRE_SHARE * DATA_SHEETS[self.gpu].network)
 
     def nodes(self, processes: int) -> int:
         """Nodes that so many processes fill."""
@@ -121,8 +104,8 @@ def check_machine(machine: Machine, where: str = "") -> None:
     for key, name in [("gpu", machine.gpu)] + [
         (f"measured.{number}.gpu", row.gpu) for number, row in enumerate(machine.measured)
     ]:
-        if name not in DEVICES:
-            known = ", ".join(DEVICES)
+        if name not in DATA_SHEETS:
+            known = ", ".join(DATA_SHEETS)
             raise BarError(f"{where}{key} {name}: its peak isn't known; there are {known}")
     if machine.mfu is not None and not 0 < machine.mfu <= 1:
         raise BarError(f"{where}mfu {machine.mfu} is not in (0, 1]")

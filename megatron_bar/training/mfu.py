@@ -10,13 +10,8 @@ import time
 
 import torch
 
-# Dense peak of one device, in 1e12 operations a second, from NVIDIA's data sheets.
-PEAK_TFLOPS: dict[str, dict[torch.dtype, float]] = {
-    "H100 PCIe": {torch.bfloat16: 756, torch.float32: 51},
-    "H100": {torch.bfloat16: 989, torch.float32: 67},
-    "H200": {torch.bfloat16: 989, torch.float32: 67},
-    "A100": {torch.bfloat16: 312, torch.float32: 19.5},
-}
+from megatron_bar.runtime.data_sheets import DATA_SHEETS
+
 _GEMM_SIZE, _GEMM_TIMES = 640, 8
 
 
@@ -47,9 +42,9 @@ class PeakFlops:
 
 
 def _known(name: str, dtype: torch.dtype) -> float:
-    for model, peaks in PEAK_TFLOPS.items():
+    for model, sheet in DATA_SHEETS.items():
         if model in name:
-            return peaks[dtype]
+            return sheet.tflops[str(dtype).removeprefix("torch.")]
     return 0.0
 
 
