@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 # Two files of tests at a time, in the order of tests/conftest.py; those of one file share what they
 # set up.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder --durations=25
-FAST := -m 'not distributed and not demo and not sandbox'
+FAST := -m 'not distributed and not demo and not sandbox and not slow'
 # uv installs in a quarter of pip's time; where it isn't there, pip does the same.
 ifneq ($(shell command -v uv),)
 CREATE = uv venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)

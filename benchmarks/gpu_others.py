@@ -49,7 +49,8 @@ def transformers_step(model: ModelConfig, batch: Batch, dtype: str, kind: str) -
     theirs = FlexOlmoForCausalLM(config).to(device=device, dtype=getattr(torch, dtype)).train()
     last = f".mlp.experts.{model.num_experts - 1}."
     for name, parameter in theirs.named_parameters():
-        parameter.requires_grad_(kind == "all" or last in name or name.endswith("mlp.gate.weight"))
+        trains = kind == "all" or name.endswith("mlp.gate.weight")
+        parameter.requires_grad_(trains or (kind == "mid" and last in name))
     open_ = [parameter for parameter in theirs.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(open_, lr=1e-4, fused=True)
     tokens_BS, labels_BS = (x.to(device) for x in (batch.tokens_BS, batch.labels_BS))
@@ -119,7 +120,8 @@ def stock_step(model: ModelConfig, batch: Batch, dtype: str, kind: str) -> Step:
         rotary_base=model.rope_theta,
     )
     for name, parameter in stock.named_parameters():
-        parameter.requires_grad_(kind == "all" or ".experts." in name or "router" in name)
+        trains = kind == "all" or "router" in name
+        parameter.requires_grad_(trains or (kind == "mid" and ".experts." in name))
     wrapped = DistributedDataParallel(
         config,
         DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),

@@ -1,12 +1,16 @@
 """How near a training step comes to what a GPU can do, and who else comes how near.
 
+    python -m benchmarks.gpu_step --goals      every row of GOALS below, in about ten minutes
     python -m benchmarks.gpu_step [--kinds mid all] [--who ours stock transformers] [--layers 4] ...
+    python -m benchmarks.gpu_step --goals --device cpu             the same rows at a small size
     python -m benchmarks.gpu_step --device cpu --layers 2 --hidden 64 --vocabulary 512 --rows 2 \
-        --length 64 --dtype float32 --steps 2
+        --ffn 172 --length 64 --dtype float32 --steps 2
 
 One device, layers of OLMo-2 7B's width by default, all tokens supervised, two documents a row:
-  ours          the training loop's step; `mid` opens the last expert and its router row, `all` all
+  ours          the training loop's step; `mid` opens the last expert and its router row, `router`
+                all routers, `all` all
   recompute     ours, with `recompute: full`
+  deterministic ours, with `deterministic: true`
   stock         Megatron-Core's GPTModel with its own MoE and what it has fused, at the same sizes;
                 it can't freeze one expert or row, so in `mid` all of them train
   transformers  FlexOlmoForCausalLM in the compute type, sdpa, torch's fused AdamW without fp32
@@ -14,7 +18,7 @@ One device, layers of OLMo-2 7B's width by default, all tokens supervised, two d
 Each contestant has a process of its own: Megatron's gradient hooks keep a model alive that was
 thrown away, whose memory would count for the next. `of floor` is necessary operations
 (models/flops.py, frozen parts left out) over the best speed of a matrix product of the shapes in
-use, measured in that process before the first step.
+use, measured in that process before the first step. `planned` is what `plan` says of the memory.
 """
 
 from __future__ import annotations
@@ -26,28 +30,74 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.table import Table
 
 from benchmarks import gpu_others
+from megatron_bar.costs.memory import training_memory
 from megatron_bar.data.batch import Batch
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.language_model import build_model
 from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import print_wide
+from megatron_bar.runtime.determinism import compute_deterministically
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.fusing import kernels_in_use
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.route import ROUTE_GROUPS
 from megatron_bar.training.groups import freeze, group_sizes, matching
 from megatron_bar.training.optimizer import build_optimizer, gradient_norm, wrap
 from megatron_bar.training.overrides import transformer_overrides
 from megatron_bar.training.step import forward_backward
 
-WHO = ("ours", "recompute", "stock", "transformers")
+OURS = ("ours", "recompute", "deterministic")
+WHO = (*OURS, "stock", "transformers")
+KINDS = ("mid", "router", "all")
 WARM_UP = 2
+_SIZES = {
+    "layers": 4,
+    "hidden": 4096,
+    "ffn": 11008,
+    "vocabulary": 100_352,
+    "experts": 2,
+    "rows": 2,
+    "length": 4096,
+    "steps": 5,
+}
+# What a CPU computes in seconds.
+_SMALL = {"layers": 2, "hidden": 64, "ffn": 172, "vocabulary": 512, "length": 64, "steps": 1}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A model at which the project wants to be ahead, and the share of the floor in each kind."""
+
+    name: str
+    sizes: dict[str, int]
+    floors: dict[str, float]
+    who: tuple[str, ...] = WHO
+
+
+GOALS = (
+    Goal("7B's width", {}, {"mid": 0.70, "all": 0.65}),
+    Goal(
+        "7B's width, 5 experts",
+        {"experts": 5},
+        {"router": 0.65, "mid": 0.65},
+        ("ours", "stock", "transformers"),
+    ),
+    Goal(
+        "OLMo-2 1B, whole",
+        {"layers": 16, "hidden": 2048, "ffn": 8192},
+        {"mid": 0.45, "all": 0.45},
+        ("ours", "recompute", "stock", "transformers"),
+    ),
+)
 
 
 def model_of(options: argparse.Namespace) -> ModelConfig:
@@ -55,7 +105,7 @@ def model_of(options: argparse.Namespace) -> ModelConfig:
     return ModelConfig(
         vocab_size=options.vocabulary,
         hidden_size=options.hidden,
-        ffn_hidden_size=options.hidden * 43 // 16,
+        ffn_hidden_size=options.ffn,
         num_layers=options.layers,
         num_heads=heads,
         num_kv_heads=heads,
@@ -64,7 +114,8 @@ def model_of(options: argparse.Namespace) -> ModelConfig:
 
 
 def open_groups(kind: str, experts: int) -> list[str]:
-    return ["*"] if kind == "all" else [f"expert.{experts - 1}", f"router.{experts - 1}"]
+    last = [f"expert.{experts - 1}", f"router.{experts - 1}"]
+    return {"all": ["*"], "router": list(ROUTE_GROUPS), "mid": last}[kind]
 
 
 def random_batch(options: argparse.Namespace) -> Batch:
@@ -83,13 +134,21 @@ def random_batch(options: argparse.Namespace) -> Batch:
     )
 
 
-def our_step(
-    options: argparse.Namespace, kind: str, recompute: str
-) -> tuple[Callable[[], float], str]:
+def our_training(options: argparse.Namespace, who: str, kind: str) -> Training:
+    return Training(
+        trainable=open_groups(kind, options.experts),
+        lr=1e-4,
+        recompute="full" if who == "recompute" else "none",
+        deterministic=who == "deterministic",
+        dtype=options.dtype,
+        sequence_length=options.length,
+        micro_batch_size=options.rows,
+    )
+
+
+def our_step(options: argparse.Namespace, training: Training) -> tuple[Callable[[], float], str]:
     """The loop's step, and a word on what computes it."""
     model = model_of(options)
-    patterns = open_groups(kind, options.experts)
-    training = Training(trainable=patterns, lr=1e-4, recompute=recompute)
     built = build_model(
         model,
         Layout(),
@@ -97,7 +156,7 @@ def our_step(
         1e-3,
         overrides=transformer_overrides(training),
     )
-    freeze(built, model, matching(list(group_sizes(model)), patterns, "benchmark"))
+    freeze(built, model, matching(list(group_sizes(model)), training.trainable, "benchmark"))
     wrapped = wrap(built, training)
     optimizer = build_optimizer(wrapped, training)
     wrapped.train()
@@ -116,12 +175,16 @@ def our_step(
 
 def contestant(options: argparse.Namespace, who: str, kind: str) -> dict[str, object]:
     """The measurements of one contestant, in this process."""
-    peak = peak_flops(options)
-    if who in ("ours", "recompute"):
-        step, note = our_step(options, kind, "full" if who == "recompute" else "none")
+    peak, model = peak_flops(options), model_of(options)
+    groups = matching(list(group_sizes(model)), open_groups(kind, options.experts), "benchmark")
+    planned = None
+    if who in OURS:
+        training = our_training(options, who, kind)
+        step, note = our_step(options, training)
+        planned = training_memory(model, Layout(), training, groups).total
     else:
         make = {"stock": gpu_others.stock_step, "transformers": gpu_others.transformers_step}[who]
-        step, note = make(model_of(options), random_batch(options), options.dtype, kind)
+        step, note = make(model, random_batch(options), options.dtype, kind)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(WARM_UP):
@@ -130,8 +193,6 @@ def contestant(options: argparse.Namespace, who: str, kind: str) -> dict[str, ob
     batch = random_batch(options)
     tokens = batch.tokens_BS.numel()
     work = Work(tokens, int((batch.positions_BS + 1).sum()), 0)
-    model = model_of(options)
-    groups = matching(list(group_sizes(model)), open_groups(kind, options.experts), "benchmark")
     needed = step_flops(model, work, groups).total
     memory = (
         torch.cuda.max_memory_allocated()
@@ -147,6 +208,7 @@ def contestant(options: argparse.Namespace, who: str, kind: str) -> dict[str, ob
         "of_floor": needed / seconds / peak,
         "peak": peak,
         "memory": memory,
+        "planned": planned,
         "note": note,
     }
 
@@ -154,7 +216,7 @@ def contestant(options: argparse.Namespace, who: str, kind: str) -> dict[str, ob
 def peak_flops(options: argparse.Namespace) -> float:
     """Operations a second of the best of the products in use."""
     device = torch.cuda.current_device()
-    tokens, hidden, ffn = options.rows * options.length, options.hidden, options.hidden * 43 // 16
+    tokens, hidden, ffn = options.rows * options.length, options.hidden, options.ffn
     best = 0.0
     for rows, inner, columns in (
         (tokens, hidden, 2 * ffn),
@@ -178,10 +240,11 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def measured_apart(who: str, kind: str) -> dict[str, object]:
+def measured_apart(options: argparse.Namespace, who: str, kind: str) -> dict[str, Any]:
     """What `contestant` finds in a process of its own; its last words if it fails."""
+    same = [f"--{name}={getattr(options, name)}" for name in (*_SIZES, "device", "dtype")]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_step", *sys.argv[1:], "--only", who, kind],
+        [sys.executable, "-m", "benchmarks.gpu_step", *same, "--only", who, kind],
         capture_output=True,
         text=True,
     )
@@ -191,19 +254,22 @@ def measured_apart(who: str, kind: str) -> dict[str, object]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def report(results: list[dict[str, object]], options: argparse.Namespace) -> None:
+def report(results: list[dict[str, Any]], options: argparse.Namespace, goal: Goal | None) -> None:
     table = Table(
         "step",
         "who",
         "ms",
         "tokens/s",
         "of floor",
+        "goal",
         "ours is faster by",
         "GiB",
+        "planned",
         "loss",
         "note",
         box=None,
         title=(
+            f"{'' if goal is None else goal.name + ': '}"
             f"{options.layers} layers, hidden {options.hidden}, {options.experts} "
             f"experts, {options.rows} x {options.length} tokens, {options.dtype}"
         ),
@@ -211,50 +277,62 @@ def report(results: list[dict[str, object]], options: argparse.Namespace) -> Non
     ours = {r["kind"]: r["seconds"] for r in results if r["who"] == "ours" and "failed" not in r}
     for r in results:
         if "failed" in r:
-            table.add_row(r["kind"], r["who"], *["-"] * 6, r["failed"])
+            table.add_row(r["kind"], r["who"], *["-"] * 8, r["failed"])
             continue
         ratio = f"{r['seconds'] / ours[r['kind']]:.2f}" if r["kind"] in ours else "-"
+        wanted = goal.floors[r["kind"]] if goal and r["who"] == "ours" else None
         table.add_row(
             r["kind"],
             r["who"],
             f"{1e3 * r['seconds']:.1f}",
             f"{r['tokens'] / r['seconds']:,.0f}",
             f"{r['of_floor']:.3f}",
+            "-" if wanted is None else f"{wanted:.2f}",
             ratio,
             f"{r['memory'] / 2**30:.1f}",
+            "-" if r["planned"] is None else f"{r['planned'] / 2**30:.1f}",
             f"{r['loss']:.3f}",
             f"{r['note']}; products {r['peak'] / 1e12:.3g} TFLOP/s",
         )
     print_wide(table)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--who", nargs="+", choices=WHO, default=list(WHO))
-    parser.add_argument("--kinds", nargs="+", choices=("mid", "all"), default=["mid", "all"])
-    for name, size in (
-        ("layers", 4),
-        ("hidden", 4096),
-        ("vocabulary", 100_352),
-        ("experts", 2),
-        ("rows", 2),
-        ("length", 4096),
-        ("steps", 5),
-    ):
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["mid", "all"])
+    parser.add_argument("--goals", action="store_true", help="all rows that there are goals for")
+    for name, size in _SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=size)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # a contestant's own process
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU; --device cpu shows at a small size that it works")
-    if options.only is None:
-        report(
-            [measured_apart(who, kind) for kind in options.kinds for who in options.who], options
-        )
+    if options.only is not None:
+        if options.only[0] == "deterministic":
+            compute_deterministically()
+        with process_groups(Layout()):
+            print(json.dumps(contestant(options, *options.only)))
         return
-    with process_groups(Layout()):
-        print(json.dumps(contestant(options, *options.only)))
+    if not options.goals:
+        compare(options, options.kinds, options.who)
+        return
+    small = _SMALL | {"dtype": "float32"} if options.device == "cpu" else {}
+    for goal in GOALS:
+        sized = argparse.Namespace(**vars(options) | goal.sizes | small)
+        compare(sized, list(goal.floors), goal.who, goal)
+
+
+def compare(
+    options: argparse.Namespace,
+    kinds: Sequence[str],
+    who: Sequence[str],
+    goal: Goal | None = None,
+) -> None:
+    results = [measured_apart(options, each, kind) for kind in kinds for each in who]
+    report(results, options, goal)
 
 
 if __name__ == "__main__":

@@ -186,6 +186,7 @@ def test_verify_proves_experts_with_fewer_active_than_there_are(tmp_path, capsys
     assert main(["verify", str(tmp_path / "checkpoint"), str(tmp_path / "hf")]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -328,6 +329,7 @@ def test_evaluate_finds_what_is_wrong_before_ranks_start(
     assert {path.name for path in tmp_path.iterdir()} == {"items.jsonl", "bad.jsonl"}
 
 
+@pytest.mark.slow
 def test_the_installed_command_exits_with_its_status():
     done = subprocess.run(
         [sys.executable, "-m", "megatron_bar", "import", "nowhere", "out"],
@@ -352,6 +354,7 @@ def test_versions_are_reported_whichever_way_it_is_called(capsys):
         assert called.returncode == 0 and called.stdout == shown
 
 
+@pytest.mark.slow
 def test_looking_at_a_run_loads_nothing_that_computes(tmp_path):
     run = tmp_path / "toy"
     run.mkdir()

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from megatron_bar.checkpoints.names import slots
-from megatron_bar.costs.compute import Machine
+from megatron_bar.costs.machine import Machine
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.provenance import changes, record

@@ -76,6 +76,7 @@ def test_the_page_does_what_it_says(workplace, capsys):
         )
 
 
+@pytest.mark.slow
 def test_the_readme_does_what_it_says(workplace):
     blocks = _PYTHON.findall((ROOT / "README.md").read_text())
     assert blocks

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from megatron_bar.recipe.names import ALL, ANCHOR, EXPORTED, MERGED, ROUTED, WITHOUT
+from megatron_bar.recipe.names import ALL, ANCHOR, EXPORTED, MERGED, ROUTED, WITHOUT, parts_of_model
 from megatron_bar.recipe.schema import Domain
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
@@ -64,18 +64,25 @@ def _place(name: str, domains: list[str]) -> tuple | None:
     if head in _STARTS:
         return 0, _STARTS.index(head)
     if head == "evaluate":
-        models = {ANCHOR: (0,), ALL: (2,), MERGED: (3,), ROUTED: (4,)}
-        if tail.startswith(WITHOUT):
-            expert = tail.removeprefix(WITHOUT)
-            model = (5, tail) if expert == ANCHOR or _domain(expert, domains) else None
-        else:
-            model = models.get(tail) or _domain(tail, domains)
+        model = _model(tail, domains)
         return model and (3, _ENDS.index(head), model)
     if head in _ENDS:
         return 3, _ENDS.index(head)
     step = _OF_DOMAIN.index(tail) if tail in _OF_DOMAIN else -1  # its branch, which has no key
     domain = (2,) if head == ALL else _domain(head, domains)
     return domain and (*domain, step, tail)
+
+
+def _model(name: str, domains: list[str]) -> tuple | None:
+    """What to sort an evaluated model by."""
+    if name.startswith(WITHOUT):
+        expert = name.removeprefix(WITHOUT)
+        return (5, name) if expert == ANCHOR or _domain(expert, domains) else None
+    trained, after = parts_of_model(name)
+    models = {ANCHOR: (0,), ALL: (2,), MERGED: (3,), ROUTED: (4,)}
+    place = models.get(trained) or _domain(trained, domains)
+    last = len(_OF_DOMAIN)
+    return place and (*place, _OF_DOMAIN.index(after) if after in _OF_DOMAIN else last)
 
 
 def _domain(name: str, domains: list[str]) -> tuple | None:

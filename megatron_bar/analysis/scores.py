@@ -15,7 +15,7 @@ from rich.text import Text
 from megatron_bar.analysis.intervals import Interval, score_interval
 from megatron_bar.analysis.paired import Paired, paired_test
 from megatron_bar.analysis.runs import stage_names
-from megatron_bar.recipe.names import ALL, ANCHOR, MERGED, ROUTED, WITHOUT
+from megatron_bar.recipe.names import ALL, ANCHOR, MERGED, ROUTED, WITHOUT, parts_of_model
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json
 
@@ -88,7 +88,9 @@ def branches(results: dict[str, dict[str, Any]]) -> list[str]:
     return [
         model
         for model in results
-        if model not in (ANCHOR, ALL, MERGED, ROUTED) and not model.startswith(WITHOUT)
+        if model not in (ANCHOR, ALL, MERGED, ROUTED)
+        and not model.startswith(WITHOUT)
+        and not parts_of_model(model)[1]
     ]
 
 
@@ -138,15 +140,46 @@ def model_label(model: str) -> str:
     """The name of an evaluated model in tables."""
     if model.startswith(WITHOUT):
         return f"{ROUTED} without {model.removeprefix(WITHOUT)}"
+    trained, after = parts_of_model(model)
     labels = {ANCHOR: "base (anchor)", ALL: "all domains", MERGED: MERGED, ROUTED: ROUTED}
-    return labels.get(model, f"branch {model}")
+    label = labels.get(trained, f"branch {trained}")
+    return f"{label} after {after}" if after else label
 
 
 def _cell(model: str, task: str, result: dict[str, Any]) -> Cell | None:
     found = result["tasks"].get(task)
     if found is None:
         return None
-    return Cell(found["count"], score_interval(found), own=model == task, cut=found.get("cut"))
+    return Cell(
+        found["count"],
+        score_interval(found),
+        own=parts_of_model(model)[0] == task,
+        cut=found.get("cut"),
+    )
+
+
+def score_lines(results: dict[str, dict[str, Any]], last: str = ROUTED) -> list[str]:
+    """The last model's scores beside the base's and the branches', in Markdown."""
+    scores = compare(results, last)
+    rows = {row.model: row.cells for row in scores.rows}
+    lines = [
+        "Mean scores on held-out items, from 0 to 1, with their 95 % intervals.",
+        "",
+        "| task | items | this model | the base | the domain's own model |",
+        "|---|---|---|---|---|",
+    ]
+    for index, task in enumerate(scores.tasks):
+        cells = [rows[model][index] if model in rows else None for model in (last, ANCHOR, task)]
+        lines.append(
+            f"| {task} | {scores.items(index)} | {' | '.join(map(_with_interval, cells))} |"
+        )
+    return lines
+
+
+def _with_interval(cell: Cell | None) -> str:
+    if cell is None:
+        return MISSING
+    return f"{cell.score:.2f} ({cell.interval.low:.2f} to {cell.interval.high:.2f})"
 
 
 def score_table(results: dict[str, dict[str, Any]], last: str = ROUTED) -> Table:

@@ -26,6 +26,7 @@ class Trained:
     steps: int
     tokens: int | None  # that carried loss; in RLVR those that were generated
     tokens_per_second: float | None  # in the median step
+    ranks_waiting_share: float | None  # of ranks for the slowest, in the median step
     trainable: int
     frozen: int
     opened: tuple[int | None, ...]
@@ -56,19 +57,24 @@ def trained_stages(run: Path, stages: Sequence[dict[str, Any]]) -> tuple[list[st
             column = _column(group)
             by_column[column] = by_column.get(column, 0) + size * (group in opened)
         metrics = read_metrics(Path(run) / stage["stage"])
-        speeds = [line["tokens_per_second"] for line in metrics if "tokens_per_second" in line]
         rows.append(
             Trained(
                 stage["stage"],
                 stage.get("steps", 0),
                 stage.get("tokens", _generated(metrics, stage)),
-                median(speeds) if speeds else None,
+                _median(metrics, "tokens_per_second"),
+                _median(metrics, "ranks_waiting_share"),
                 stage["trainable"],
                 stage["frozen"],
                 tuple(by_column.get(column) for column in columns),
             )
         )
     return columns, rows
+
+
+def _median(metrics: Sequence[dict[str, Any]], name: str) -> float | None:
+    found = [line[name] for line in metrics if name in line]
+    return median(found) if found else None
 
 
 def _generated(metrics: Sequence[dict[str, Any]], stage: dict[str, Any]) -> int | None:

@@ -71,3 +71,12 @@ def write_manifest(
     )
     files = {str(path.relative_to(folder)): file_digest(path) for path in small}
     write_json(folder / FILE_NAME, {"tensors": tensors, "files": files})
+
+
+def update_manifest(folder: Path, file: str) -> None:
+    """Say anew what one of the small files of `folder` is, if there is a manifest that says it."""
+    path = Path(folder) / FILE_NAME
+    if path.is_file():
+        content = read_json(path)
+        content["files"][file] = file_digest(Path(folder) / file)
+        write_json(path, content)

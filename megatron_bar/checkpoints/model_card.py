@@ -8,10 +8,13 @@ from pathlib import Path
 
 import torch
 
+from megatron_bar.checkpoints.manifest import update_manifest
 from megatron_bar.checkpoints.names import slots
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.families import family_of
+from megatron_bar.runtime.files import write_text
 
+_FILE = "README.md"
 _CARD = """\
 ---
 library_name: transformers
@@ -93,14 +96,17 @@ Base: {bases}.
 |---|---|---|
 {steps}
 
-Scores on held-out items, with their intervals, are in the run's `report.html`; add here those that
-you publish.
+{scores}
+
+Not evaluated yet.
 
 ## Licence
 
 Not chosen yet. Whoever publishes this model adds it, within what the licences of the base and of
 the data allow.
 """
+
+_SCORES = "## Scores"
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ def write_model_card(
         more = _routing(
             model, trained_active or model.experts_per_token, ", bit for bit" if origin else ""
         )
-    (Path(folder) / "README.md").write_text(
+    (Path(folder) / _FILE).write_text(
         _CARD.format(
             tags=", ".join(tags),
             metadata=_metadata(origin),
@@ -164,6 +170,21 @@ def write_model_card(
         ),
         encoding="utf-8",
     )
+
+
+def add_scores(folder: Path, lines: Sequence[str]) -> None:
+    """Put `lines` in place of what the card's section on scores says, and in the manifest's digest.
+
+    A card without that section, of an earlier version or changed by hand, stays as it is.
+    """
+    path = Path(folder) / _FILE
+    before, heading, after = path.read_text(encoding="utf-8").partition(f"\n{_SCORES}\n")
+    if not heading:
+        return
+    _, next_heading, rest = after.partition("\n## ")
+    said = "\n".join(lines)
+    write_text(path, f"{before}{heading}\n{said}\n{next_heading}{rest}")
+    update_manifest(folder, _FILE)
 
 
 def _routing(model: ModelConfig, trained: int | None, bits: str) -> str:
@@ -222,6 +243,7 @@ def _metadata(origin: Origin | None) -> str:
 
 def _made(origin: Origin) -> str:
     return _MADE.format(
+        scores=_SCORES,
         bases=", ".join(f"{name} ({role})" for role, name in origin.bases.items()),
         steps="\n".join(
             f"| {step.stage} | {', '.join(step.data)} | {step.amount} |" for step in origin.steps

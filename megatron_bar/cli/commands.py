@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from megatron_bar.cli import checkpoints, evaluation
+from megatron_bar.cli.planning import plan, planned_machine
 from megatron_bar.runtime.errors import BarError
-
-DOES_NOT_FIT = 3  # exit status of a plan with stages that are too big for their GPUs
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -80,48 +79,7 @@ def _data(args: argparse.Namespace) -> None:
         show_data(load_recipe(args.recipe, args.overrides), args.stage, args.step, args.items)
 
 
-def _plan(args: argparse.Namespace) -> int:
-    from megatron_bar.cli.simulation import show_simulation
-    from megatron_bar.costs.compute import machine_named
-    from megatron_bar.launch.check import check_recipe
-    from megatron_bar.launch.plan import show
-    from megatron_bar.launch.plan.growth import growth
-    from megatron_bar.launch.plan.stages import length_warnings, plan_stages, planned_model
-    from megatron_bar.methods.load import load_recipe
-    from megatron_bar.runtime.console import print_wide
-    from megatron_bar.runtime.faults import require, tell_absent, wherever
-
-    if args.plot is not None:
-        show.check_picture(args.plot)
-    recipe = load_recipe(args.recipe, args.overrides, values=False)
-    faults = check_recipe(recipe)
-    require(wherever(faults))
-    machine = machine_named(args.gpu, args.memory, args.mfu)
-    model = planned_model(recipe, args.model)
-    plans = plan_stages(recipe, model, machine)
-    costs = growth(plans, model, machine)
-    print_wide(show.cost_table(plans), show.memory_table(plans, machine), show.disk_table(plans))
-    if costs is not None:
-        print_wide(show.growth_table(costs))
-    if args.simulate:
-        show_simulation(args, plans, machine)
-    print(show.assumptions(machine))
-    for line in [*show.advice(plans), *length_warnings(plans)]:
-        print(line)
-    tell_absent(faults)
-    if args.plot is not None:
-        if costs is None:
-            raise BarError(
-                "--plot needs a recipe with branches and the steps of every stage, and "
-                "some aren't known"
-            )
-        show.plot_growth(costs, args.plot)
-        print(f"{args.plot} is written")
-    return DOES_NOT_FIT if any(plan.too_big for plan in plans) else 0
-
-
 def _rehearse(args: argparse.Namespace) -> None:
-    from megatron_bar.costs.compute import machine_named
     from megatron_bar.launch.rehearse.rehearsal import RehearsalOptions, rehearse
     from megatron_bar.launch.rehearse.table import closing, rehearsal_table
     from megatron_bar.methods.load import load_recipe
@@ -130,7 +88,7 @@ def _rehearse(args: argparse.Namespace) -> None:
 
     if args.keep is not None:
         check_output_folder(args.keep)
-    machine = machine_named(args.gpu, args.memory, args.mfu)
+    machine = planned_machine(args)
     options = RehearsalOptions(machine, args.processes, args.model, args.tokenizer, args.keep)
     recipe = load_recipe(args.recipe, args.overrides, values=False)
     rehearsed = rehearse(recipe, options)
@@ -251,9 +209,10 @@ def _cancel(args: argparse.Namespace) -> None:
 
 
 def _stage(args: argparse.Namespace) -> None:
+    from megatron_bar.runtime.machine_faults import machine_faults_told
     from megatron_bar.runtime.stopping import RaiseOnStopSignal
 
-    with RaiseOnStopSignal():
+    with RaiseOnStopSignal(), machine_faults_told():
         from megatron_bar.methods.run import run_stage
 
         run_stage(args.run, args.name)
@@ -277,7 +236,7 @@ COMMANDS = {
     "run": _run,
     "compare": _compare,
     "data": _data,
-    "plan": _plan,
+    "plan": plan,
     "rehearse": _rehearse,
     "verify-data": _verify_data,
     "upgrade": _upgrade,

@@ -178,7 +178,8 @@ def _exported(args: argparse.Namespace, suite: str) -> tuple[Path, Path]:
 def _settings(args: argparse.Namespace) -> Evaluate:
     """The recipe's `evaluate`, with the command line's keys.
 
-    A recipe's opt_out asks for evaluations of several models; the command line's for this one.
+    A recipe's opt_out and each_stage ask for evaluations of several models, and the command line's
+    opt_out for one of this model.
     """
     from megatron_bar.methods.load import load_recipe
     from megatron_bar.methods.values import evaluate_faults
@@ -186,9 +187,11 @@ def _settings(args: argparse.Namespace) -> Evaluate:
 
     start = Evaluate()
     if args.recipe is not None:
-        start = dataclasses.replace(load_recipe(args.recipe).evaluate, opt_out=[])
+        start = dataclasses.replace(load_recipe(args.recipe).evaluate, opt_out=[], each_stage=False)
     settings = overridden(start, args.overrides, "evaluate")
     raise_all(list(evaluate_faults(settings)))
+    if settings.each_stage:
+        raise BarError("each_stage is for recipes; name the checkpoint of the stage to evaluate")
     return settings
 
 

@@ -78,7 +78,8 @@ For job scripts: every rank runs this, with the environment torchrun gives it.
 Nothing is run. What is assumed stands below the tables.
 
   megatron-bar plan examples/bar-7b.yaml --plot growth.png
-  megatron-bar plan recipe.yaml layout.processes=256 --mfu 0.4
+  megatron-bar plan recipe.yaml layout.processes=256 --site mycluster/site.yaml
+  megatron-bar plan recipe.yaml --layouts math/midtrain --memory 72
   megatron-bar plan recipe.yaml --simulate --nodes 16 --queue-wait 60 --time-limit 24
 """,
     "rehearse": """\

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from megatron_bar.runtime.errors import BarError
 
 if TYPE_CHECKING:
-    from megatron_bar.costs.compute import Machine
+    from megatron_bar.costs.machine import Machine
     from megatron_bar.launch.plan.simulate import Cluster
     from megatron_bar.stages.plan import StagePlan
 
@@ -55,9 +55,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--write-rate",
         type=float,
-        default=2.0,
         metavar="GB/s",
-        help="at which the file system takes a saved state (default: 2)",
+        help="at which the file system takes what all nodes save (default: the site's, else 100)",
+    )
+    add(
+        "--node-write-rate",
+        type=float,
+        metavar="GB/s",
+        help="... and what one node does (default: the site's, else 5)",
     )
     add("--trials", type=int, default=200, help="runs that are played (default: 200)")
     add("--trial-seed", type=int, default=0, metavar="SEED", help="of failures and waits")
@@ -82,13 +87,18 @@ def show_simulation(args: argparse.Namespace, plans: Sequence[StagePlan], machin
 
 
 def _cluster(args: argparse.Namespace, plans: Sequence[StagePlan], machine: Machine) -> Cluster:
+    from megatron_bar.costs.machine import FileSystem
     from megatron_bar.launch.plan.simulate import NODE_MTBF_HOURS, Cluster
 
+    known = machine.file_system
+    total = known.total if args.write_rate is None else args.write_rate
+    node = known.node if args.node_write_rate is None else args.node_write_rate
     mtbf = NODE_MTBF_HOURS if args.node_mtbf is None else args.node_mtbf
     for option, value in (
         ("--node-mtbf", mtbf),
         ("--time-limit", args.time_limit),
-        ("--write-rate", args.write_rate),
+        ("--write-rate", total),
+        ("--node-write-rate", node),
         ("--trials", args.trials),
     ):
         if not value > 0:
@@ -107,5 +117,5 @@ def _cluster(args: argparse.Namespace, plans: Sequence[StagePlan], machine: Mach
         60 * args.queue_wait,
         60 * args.start_minutes,
         3600 * args.time_limit,
-        1e9 * args.write_rate,
+        FileSystem(total, node),
     )

@@ -1,16 +1,31 @@
-"""Operations and time of a training stage.
+"""Operations and time of a stage.
 
 Rows are taken as full, prompts and responses as long as they may be: it can't be more.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
+from megatron_bar.costs.communication import (
+    GRADIENTS,
+    WEIGHTS,
+    micro_batches,
+    overlaps,
+    step_messages,
+)
+from megatron_bar.costs.efficiency import (
+    SERVED_SHARE,
+    TOKEN_SECONDS_PER_LAYER,
+    Efficiency,
+    recomputed,
+    training_efficiency,
+)
+from megatron_bar.costs.machine import Machine
 from megatron_bar.costs.memory import (
     PROMPT_TOKENS,
     WIDTH,
@@ -19,47 +34,142 @@ from megatron_bar.costs.memory import (
     rank_parameters,
 )
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.models.flops import Work, step_flops
+from megatron_bar.models.flops import StepFlops, Work, step_flops
 from megatron_bar.recipe.schema import Evaluate
 from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.rlvr.settings import reference_share
-from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
-from megatron_bar.training.mfu import PEAK_TFLOPS
-
-# Bytes a second that a GPU reads from its memory, from NVIDIA's data sheets.
-_MEMORY_RATE = {"H100 PCIe": 2.0e12, "H100": 3.35e12, "H200": 4.8e12, "A100": 2.0e12}
 
 
 @dataclass(frozen=True)
-class Machine:
-    """The GPUs that a plan assumes."""
+class StepTime:
+    """Seconds of one optimizer step by what they go into, on the GPU that has most to do.
 
-    name: str = "H100"
-    memory: int = 80 << 30
-    per_node: int = 8
-    # Of the peak that a training step reaches, its communication included, and of the memory's that
-    # generation does: a guess to be replaced by `mfu` of a first run's metrics.
-    mfu: float = 0.35
-    checkpoint_rate: float = 2e9  # bytes a second, for stages that only convert
+    `reduce` and `gather` are those of gradients and weights over data-parallel ranks; of them
+    `reduce_hidden` and `gather_hidden` may pass while others are computed. All other communication
+    is waited for.
+    """
 
-    def rate(self, dtype: str) -> float:
-        """Operations a second that one GPU gets done."""
-        return 1e12 * PEAK_TFLOPS[self.name][getattr(torch, dtype)] * self.mfu
+    compute: float
+    within: float  # communication within micro-batches: tensor, context, experts, pipeline
+    bubble: float  # waiting for other pipeline ranks
+    reduce: float
+    gather: float
+    reduce_hidden: float
+    gather_hidden: float
+    overlap: tuple[bool, bool] = (False, False)  # of reduce and gather, as the recipe has it
+
+    def waiting(self, reduce: bool, gather: bool) -> float:
+        """Seconds in which nothing is computed, with this overlapped or not."""
+        hidden = reduce * self.reduce_hidden + gather * self.gather_hidden
+        return self.within + self.bubble + self.reduce + self.gather - hidden
+
+    def exposed(self, reduce: bool, gather: bool) -> float:
+        """The same as a share of the step."""
+        waiting = self.waiting(reduce, gather)
+        return waiting / (self.compute + waiting)
 
     @property
-    def read_rate(self) -> float:
-        """Bytes a second that one GPU reads while it generates."""
-        return _MEMORY_RATE[self.name] * self.mfu
+    def total(self) -> float:
+        return self.compute + self.waiting(*self.overlap)
 
 
-def machine_named(name: str, memory_gib: int, mfu: float) -> Machine:
-    """Raises BarError for a GPU whose peak isn't known and for an mfu that can't be."""
-    if name not in PEAK_TFLOPS:
-        raise BarError(f"--gpu {name}: its peak isn't known; there are {', '.join(PEAK_TFLOPS)}")
-    if not 0 < mfu <= 1:
-        raise BarError(f"--mfu {mfu} is not in (0, 1]")
-    return Machine(name, memory_gib << 30, mfu=mfu)
+def step_time(
+    model: ModelConfig,
+    layout: Layout,
+    training: Training,
+    trainable: Sequence[str],
+    machine: Machine,
+) -> StepTime:
+    """The time of one optimizer step, by what one GPU reaches and by the messages."""
+    count = micro_batches(layout, training)
+    flops = _busiest(model, layout, training, trainable)
+    efficiency = stage_efficiency(model, layout, training, trainable, machine)
+    compute = flops.total / (machine.peak(training.compute_dtype) * efficiency.mfu)
+    again = recomputed(model, training.recompute, training.row_length)
+    forward = flops.forward / (flops.total + again * flops.forward)
+    timed = [
+        (message, message.seconds(machine))
+        for message in step_messages(model, layout, training, trainable)
+    ]
+    reduce, gather = (
+        sum(seconds for message, seconds in timed if message.purpose == purpose)
+        for purpose in (GRADIENTS, WEIGHTS)
+    )
+    within = sum(seconds for _, seconds in timed) - reduce - gather
+    # The last bucket of gradients has no backward pass beside it, the first of weights no forward.
+    last, first = (
+        sum(seconds / message.times for message, seconds in timed if message.purpose == purpose)
+        for purpose in (GRADIENTS, WEIGHTS)
+    )
+    # Gradients can be reduced during the last micro-batch's backward pass, weights gathered during
+    # the first one's forward pass.
+    each = compute / count
+    return StepTime(
+        compute,
+        within,
+        (compute + within) / count * (layout.pipeline - 1),
+        reduce,
+        gather,
+        min(reduce - last, (1 - forward) * each),
+        min(gather - first, forward * each),
+        overlaps(training),
+    )
+
+
+def stage_efficiency(
+    model: ModelConfig,
+    layout: Layout,
+    training: Training,
+    trainable: Sequence[str],
+    machine: Machine,
+) -> Efficiency:
+    """The share of its peak that a GPU reaches in a stage's products, and what of it is guessed."""
+    return training_efficiency(
+        model, layout, training, _row_flops(model, training, trainable), machine
+    )
+
+
+def _row_flops(model: ModelConfig, training: Training, trainable: Sequence[str]) -> StepFlops:
+    return _flops_of(model, training.row_length, training.row_length, tuple(trainable))
+
+
+@functools.cache
+def _flops_of(
+    model: ModelConfig, tokens: int, length: int, trainable: tuple[str, ...]
+) -> StepFlops:
+    """Of so many tokens in rows of `length`; kept, since a search asks for few of them often."""
+    return step_flops(model, _work(model, tokens, length), trainable)
+
+
+def _busiest(
+    model: ModelConfig, layout: Layout, training: Training, trainable: Sequence[str]
+) -> StepFlops:
+    """Operations of a step on the rank that has most of them.
+
+    That is one of the last pipeline rank, which has the head, and one whose experts train.
+    """
+    if layout.pipeline > 1:  # what comes from the ranks before has a gradient
+        model = dataclasses.replace(model, num_layers=model.num_layers // layout.pipeline)
+        trainable = [*trainable, "embeddings"]
+    tokens = training.global_batch_size * training.row_length
+    whole = _flops_of(model, tokens, training.row_length, tuple(trainable))
+    open_experts = [name for name in trainable if name.startswith("expert.")]
+    ranks = layout.processes // layout.pipeline
+    mean = StepFlops(
+        whole.forward / ranks, whole.activation_gradients / ranks, whole.weight_gradients / ranks
+    )
+    if not open_experts or layout.expert == 1:
+        return mean
+    others = tuple(name for name in trainable if name not in open_experts)
+    without = _flops_of(model, tokens, training.row_length, others)
+    of_experts = (whole.weight_gradients - without.weight_gradients) / ranks
+    here = model.ffns_per_layer // layout.expert
+    numbers = [int(name.removeprefix("expert.")) // here for name in open_experts]
+    most = max(map(numbers.count, numbers)) * layout.expert / len(numbers)
+    return dataclasses.replace(
+        mean, weight_gradients=mean.weight_gradients + (most - 1) * of_experts
+    )
 
 
 def stage_flops(
@@ -69,13 +179,14 @@ def stage_flops(
 
     In some steps or all it is scored again by the reference.
     """
-    length = training.row_length
     rows = steps * training.rows_per_step
-    work = _work(model, rows * length, length)
-    flops = step_flops(model, work, trainable).total
-    if isinstance(training, Rlvr):
-        flops += (2 + reference_share(training)) * step_flops(model, work, ()).total
-    return flops
+    flops = rows * _row_flops(model, training, trainable).total
+    return flops + rows * _passes(training) * _row_flops(model, training, ()).forward
+
+
+def _passes(training: Training) -> float:
+    """How often a row goes forward beside what it is trained on."""
+    return 2 + reference_share(training) if isinstance(training, Rlvr) else 0.0
 
 
 def stage_seconds(
@@ -86,12 +197,23 @@ def stage_seconds(
     steps: int,
     machine: Machine,
 ) -> float:
-    """Seconds of arithmetic at the machine's rate and, for RLVR, of reading memory to generate."""
-    flops = stage_flops(model, training, trainable, steps)
-    seconds = flops / (layout.processes * machine.rate(training.compute_dtype))
-    if isinstance(training, Rlvr):
-        seconds += steps * _rollout_seconds(model, layout, training, machine)
-    return seconds
+    """Seconds of all steps and, for RLVR, of generating.
+
+    Where an mfu is given, that of the recipe before the machine's, communication is part of it.
+    """
+    generating = (
+        steps * _rollout_seconds(model, layout, training, machine)
+        if isinstance(training, Rlvr)
+        else 0.0
+    )
+    mfu = training.expected_mfu or machine.mfu
+    if mfu is not None:
+        rate = layout.processes * machine.peak(training.compute_dtype) * mfu
+        return stage_flops(model, training, trainable, steps) / rate + generating
+    updates = steps * training.rows_per_step / training.global_batch_size
+    step = step_time(model, layout, training, trainable, machine).total
+    flops = _row_flops(model, training, trainable)
+    return updates * step * (1 + _passes(training) * flops.forward / flops.total) + generating
 
 
 def _rollout_seconds(model: ModelConfig, layout: Layout, settings: Rlvr, machine: Machine) -> float:
@@ -104,6 +226,7 @@ def _rollout_seconds(model: ModelConfig, layout: Layout, settings: Rlvr, machine
         settings.response_length,
         settings.compute_dtype,
         machine,
+        settings.served,
     )
 
 
@@ -116,13 +239,19 @@ def _generation_seconds(
     length: int,
     dtype: str,
     machine: Machine,
+    served: bool = False,
 ) -> float:
-    """For each token of a batch, weights are read once and so is what the cache holds by then."""
+    """For each token of a batch, weights are read once and so is what the cache holds by then.
+
+    In process that takes no less than a layer's launches do; pipeline ranks take turns.
+    """
     batches = math.ceil(answers / (layout.data * batch_size))
     weights = WIDTH[dtype] * sum(rank_parameters(model, layout).values())
     cache = cache_bytes(model, layout, batch_size, dtype) * (prompt + length / 2)
-    reads = layout.pipeline * (weights + cache)  # stages take turns
-    return batches * length * reads / machine.read_rate
+    reading = layout.pipeline * (weights + cache) / machine.memory_rate
+    if served:
+        return batches * length * reading / SERVED_SHARE
+    return batches * length * max(reading, model.num_layers * TOKEN_SECONDS_PER_LAYER)
 
 
 def evaluation_flops(model: ModelConfig, settings: Evaluate, answers: int) -> float:
@@ -141,10 +270,9 @@ def _work(model: ModelConfig, tokens: int, length: int) -> Work:
 def evaluation_seconds(
     model: ModelConfig, layout: Layout, settings: Evaluate, answers: int, machine: Machine
 ) -> float:
-    """Seconds of arithmetic at the machine's rate, and of reading memory to generate."""
-    flops = evaluation_flops(model, settings, answers)
+    """Seconds of generating; questions are read in a few steps, which are neglected."""
     length = min(settings.max_new_tokens, answer_length(model, settings))
-    reading = _generation_seconds(
+    return _generation_seconds(
         model,
         layout,
         answers,
@@ -154,4 +282,3 @@ def evaluation_seconds(
         settings.compute_dtype,
         machine,
     )
-    return flops / (layout.processes * machine.rate(settings.compute_dtype)) + reading

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from megatron_bar.costs.layouts import layout_sizes, possible_layouts, shares_evenly
 from megatron_bar.costs.memory import evaluation_memory, training_memory
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.schema import Evaluate
 from megatron_bar.recipe.training import Rlvr, Training
-from megatron_bar.rlvr.settings import check_settings
-from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
-
-_TENSOR_SIZES = (1, 2, 4, 8)
 
 
 def suggest_training(
@@ -106,16 +103,6 @@ def keys_of(suggestion: Mapping[str, Any]) -> str:
     )
 
 
-def layout_sizes(layout: Layout) -> dict[str, int]:
-    """The keys of a layout that say how a model is cut."""
-    sizes = {"tensor": layout.tensor, "expert": layout.expert, "pipeline": layout.pipeline}
-    if layout.resolved_expert_tensor != layout.tensor:
-        sizes["expert_tensor"] = layout.resolved_expert_tensor
-    if layout.context > 1:
-        sizes["context"] = layout.context
-    return sizes
-
-
 def nearest_fit(
     model: ModelConfig,
     layout: Layout,
@@ -127,8 +114,8 @@ def nearest_fit(
     return min(
         (
             other
-            for other in _layouts(model, layout)
-            if _shares(training, other)
+            for other in possible_layouts(model, layout, [layout.context])
+            if shares_evenly(training, other)
             and training_memory(model, other, training, trainable).total <= limit
         ),
         key=lambda other: _distance(layout, other),
@@ -143,7 +130,7 @@ def nearest_evaluation_fit(
     return min(
         (
             other
-            for other in _layouts(model, layout)
+            for other in possible_layouts(model, layout, [layout.context])
             if evaluation_memory(model, other, settings).total <= limit
         ),
         key=lambda other: _distance(layout, other),
@@ -157,33 +144,3 @@ def _distance(layout: Layout, other: Layout) -> tuple[float, float]:
         for name in ("tensor", "expert", "pipeline")
     ]
     return sum(changes), changes[2]
-
-
-def _shares(training: Training, layout: Layout) -> bool:
-    """Whether the ranks of `layout` can share a step's work evenly."""
-    if isinstance(training, Rlvr):
-        try:
-            check_settings(training, layout)
-        except BarError:
-            return False
-    return training.global_batch_size % (layout.data * training.micro_batch_size) == 0
-
-
-def _layouts(model: ModelConfig, given: Layout) -> Iterator[Layout]:
-    """Layouts that can hold `model`."""
-    experts = model.num_experts or 1
-    for tensor, pipeline, expert in itertools.product(
-        _TENSOR_SIZES, _divisors(model.num_layers), _divisors(experts)
-    ):
-        for expert_tensor in {tensor, 1 if expert > 1 else tensor}:
-            layout = Layout(given.processes, tensor, pipeline, expert, expert_tensor, given.context)
-            try:
-                layout.check()
-                model.check(layout)
-            except BarError:
-                continue
-            yield layout
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]

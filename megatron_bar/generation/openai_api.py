@@ -17,14 +17,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from typing import Any
 
 import httpx
 
 from megatron_bar.generation.engine import Request, Response, Sampling
+from megatron_bar.generation.waiting import in_background
 from megatron_bar.runtime.errors import BarError
 
 _CONNECT_SECONDS = 30.0  # a server that is there takes a connection at once
@@ -136,9 +136,7 @@ class OpenAIApi:
         ask = functools.partial(
             self._reply, "POST", f"{self.address}/{path}", content, _REFRESH_SECONDS
         )
-        asked: Future[Any] = Future()
-        # Nobody can wake it from waiting, so nobody waits for it.
-        threading.Thread(target=_answer, args=(asked, ask), daemon=True).start()
+        asked = in_background(ask)
         while not wait([asked], _WATCH_SECONDS).done:
             if not self.serves():
                 raise ServerFault(f"{self.address} died over /{path}")
@@ -178,13 +176,6 @@ class OpenAIApi:
             raise ServerFault(f"{url} answers {reply.status_code}: {said}") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise ServerFault(f"{url} doesn't answer: {error or type(error).__name__}") from None
-
-
-def _answer(asked: Future[Any], ask: Callable[[], Any]) -> None:
-    try:
-        asked.set_result(ask())
-    except BaseException as error:
-        asked.set_exception(error)
 
 
 @contextlib.contextmanager

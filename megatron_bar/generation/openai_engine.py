@@ -7,7 +7,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from megatron.core import parallel_state
 
 from megatron_bar.generation.engine import Request, Response, Sampling
 from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
-from megatron_bar.generation.waiting import wait_for
+from megatron_bar.generation.waiting import map_in_background, wait_for
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import first_of_ranks
 from megatron_bar.runtime.errors import BarError
@@ -113,10 +112,10 @@ class _Round:
             apis = [OpenAIApi(address, self.asking.answer_seconds) for address in addresses]
             for api in apis:
                 stack.callback(api.close)
-            threads = stack.enter_context(ThreadPoolExecutor(self.asking.at_once * len(apis)))
+            answer = functools.partial(self._answer, apis, faults)
             # Once more for each server, since others take over the share of one that fails.
             for _ in apis:
-                list(threads.map(functools.partial(self._answer, apis, faults), self._missing()))
+                map_in_background(answer, self._missing(), self.asking.at_once * len(apis))
         if self._missing():
             return next(iter(faults.values()))
         for fault in faults.values():

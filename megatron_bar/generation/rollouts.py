@@ -5,6 +5,7 @@ Shapes: R rows that are computed together, Q requests, N new tokens, S prompt to
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,7 @@ from megatron_bar.generation.sampling import choose, uniform_numbers
 from megatron_bar.models.cache import RowCache
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.stopping import CutShort, asked_to_stop
 
 # Rows that have ended wait until there are so many of them (a share of all), since reading the
 # next prompts costs a pass of its own.
@@ -40,7 +42,6 @@ class MegatronEngine:
         self.model = model
         self.batch_size = batch_size
 
-    @torch.no_grad()
     def generate(
         self,
         requests: Sequence[Request],
@@ -55,7 +56,15 @@ class MegatronEngine:
                 f"{self.model.max_sequence_length} positions leave no room to answer; "
                 "leave out prompts that long"
             )
-        return _Run(self.model, requests, sampling, self.batch_size).finish(advance)
+        with _without_gradients():
+            return _Run(self.model, requests, sampling, self.batch_size).finish(advance)
+
+
+def _without_gradients() -> contextlib.AbstractContextManager:
+    """On a CPU inference mode, whose calls are quicker. Compiled kernels of a GPU would be compiled
+    for it once more.
+    """
+    return torch.no_grad() if torch.cuda.is_available() else torch.inference_mode()
 
 
 class _Run:
@@ -94,15 +103,20 @@ class _Run:
             self.uniform_QN = uniform_numbers(requests, sampling).numpy()
 
     def finish(self, advance: Callable[[int], None]) -> list[Response]:
-        """Generate until all requests are answered, on all ranks that share experts."""
+        """Generate until all requests are answered, on all ranks that share experts.
+
+        Raises CutShort, on all ranks of the model and all that share its experts, where the stage
+        is asked to stop before.
+        """
         while True:
             admitted = self._admit()
             prompts = list(dict.fromkeys(tuple(self.requests[i].prompt[:-1]) for _, i in admitted))
-            count, length, busy, waiting = self._all_reduce_max(
+            count, length, busy, waiting, asked = self._all_reduce_max(
                 len(prompts),
                 max(map(len, prompts), default=0),
                 self.cache.rows - len(self.free),
                 len(self.waiting),
+                int(asked_to_stop()),
             )
             if length:
                 self._read(prompts, admitted, count, length)
@@ -110,7 +124,7 @@ class _Run:
                 return self._responses()
             if not waiting and busy <= self.cache.rows // 2:
                 self._shrink(busy)
-            advance(self._step())
+            advance(self._step(bool(asked)))
 
     def _all_reduce_max(self, *numbers: int) -> list[int]:
         """The largest of each over the ranks that share experts: these compute in step."""
@@ -169,10 +183,15 @@ class _Run:
         self.in_row = [self.in_row[row] for row in kept]
         self.positions = [self.positions[row] for row in kept]
 
-    def _step(self) -> int:
-        """One token of each row; returns how many requests are answered now."""
+    def _step(self, asked: bool) -> int:
+        """One token of each row; returns how many requests are answered now.
+
+        `asked` says whether ranks that share experts with this one heard that all are to stop.
+        """
         self.cache.decode(self.positions, self.device)
-        tokens, logprobs = self._choose(self._forward(self.token_R[:, None]))
+        tokens, logprobs, asked = self._choose(self._forward(self.token_R[:, None]), asked)
+        if asked:
+            raise CutShort
         ended = []
         for row, number in enumerate(self.in_row):
             if number is not None and self._add(row, number, int(tokens[row]), logprobs[row]):
@@ -205,15 +224,18 @@ class _Run:
             return None
         return output[:, -1, : model.unpadded_vocab_size]
 
-    def _choose(self, logits_RV: torch.Tensor | None) -> tuple[list[float], list[float]]:
-        """The next token of each row, which is fed next, and its log-probability.
+    def _choose(
+        self, logits_RV: torch.Tensor | None, asked: bool
+    ) -> tuple[list[float], list[float], bool]:
+        """The next token of each row, which is fed next, its log-probability, and `asked`.
 
         All ranks get what one of the last stage's has.
 
         Tensor-parallel ranks have the same logits, but a GPU may sum them up in another order each
         time: one that drew another token than the others would go on with another text.
         """
-        both = torch.empty(2, len(self.in_row), dtype=torch.double, device=self.device)
+        rows = len(self.in_row)
+        told = torch.full((2, rows + 1), float(asked), dtype=torch.double, device=self.device)
         if logits_RV is not None:
             uniform_R = None
             if self.sampling.temperature:
@@ -225,15 +247,15 @@ class _Run:
                     dtype=torch.double,
                     device=self.device,
                 )
-            both[0], both[1] = choose(logits_RV, self.sampling.temperature, uniform_R)
+            told[0, :rows], told[1, :rows] = choose(logits_RV, self.sampling.temperature, uniform_R)
         group = parallel_state.get_model_parallel_group()
         if group.size() > 1:
             # Ordered by stage, and within a stage by tensor-parallel rank.
             first_of_last = -parallel_state.get_tensor_model_parallel_world_size()
-            dist.broadcast(both, dist.get_process_group_ranks(group)[first_of_last], group=group)
-        self.token_R = both[0].long()
-        tokens, logprobs = both.tolist()  # the one time that a step waits for the device
-        return tokens, logprobs
+            dist.broadcast(told, dist.get_process_group_ranks(group)[first_of_last], group=group)
+        self.token_R = told[0, :rows].long()
+        tokens, logprobs = told.tolist()  # the one time that a step waits for the device
+        return tokens, logprobs, bool(tokens[rows])
 
     def _responses(self) -> list[Response]:
         return [

@@ -44,6 +44,6 @@ def choose(
         cumulative_RV = shares_RV.cumsum_(-1)
         drawn_R1 = (uniform_R[:, None] * cumulative_RV[:, -1:]).long()
         chosen_R1 = torch.searchsorted(cumulative_RV, drawn_R1, right=True)
-    else:
-        chosen_R1 = logprobs_RV.argmax(-1, keepdim=True)
-    return chosen_R1[:, 0], logprobs_RV.gather(-1, chosen_R1)[:, 0]
+        return chosen_R1[:, 0], logprobs_RV.gather(-1, chosen_R1)[:, 0]
+    logprob_R, chosen_R = logprobs_RV.max(-1)
+    return chosen_R, logprob_R

@@ -10,9 +10,9 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -21,12 +21,11 @@ from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
 from megatron_bar.generation.openai_engine import Asking, OpenAIEngine
 from megatron_bar.generation.probe import Probe, distance
 from megatron_bar.generation.vllm_process import START_SECONDS, VllmProcess, find_vllm
-from megatron_bar.generation.waiting import wait_for
+from megatron_bar.generation.waiting import from_main_at_length
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime.beats import beat
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.distributed import on_main
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.ranks import is_main
 from megatron_bar.training.checkpoints import write_checkpoint
@@ -115,7 +114,7 @@ class ServedPolicy:
         self.positions = run.config.max_position_embeddings
         self.folder = Path(settings.rollout_folder or run.folder / "served")
         self.servers: list[Server] = list(self._servers(dtype)) if is_main() else []
-        seeds = self._on_main(self._seeds)
+        seeds = from_main_at_length(self._seeds)
         if not seeds:
             say(f"{run.label}: requests bring no seeds, so what is sampled can't be repeated")
         self.asking = Asking(
@@ -189,7 +188,7 @@ class ServedPolicy:
             export_hf(checkpoint, self.folder, overwrite=True, processes=1)
             shutil.rmtree(checkpoint)
 
-        self._on_main(export)
+        from_main_at_length(export)
         exported = time.monotonic()
         if self.settings.rollout_sleep:
             torch.cuda.empty_cache()  # servers on these GPUs need what updates have left
@@ -209,7 +208,7 @@ class ServedPolicy:
                     say(f"{self.run.label}: {fault}; it keeps its memory in this step")
 
         if self.settings.rollout_sleep:
-            self._on_main(sleep)
+            from_main_at_length(sleep)
 
     def close(self) -> None:
         """Stop what this process has started, and remove the folder that it made for that."""
@@ -244,7 +243,7 @@ class ServedPolicy:
                     say(f"{self.run.label}: {faults[0]}; the weights are brought once more")
             raise faults[0]
 
-        return self._on_main(bring)
+        return from_main_at_length(bring)
 
     def _proven(self, server: Server) -> float:
         """The distance of what it says from what the trainer says, which is small enough."""
@@ -260,18 +259,3 @@ class ServedPolicy:
         if fault := self._probe.fault(found, self._before, limit):
             raise ServerFault(f"{server.api.address} hasn't the weights in training: {fault}")
         return distance(found, self._probe.logprobs)
-
-    def _on_main(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns on the main rank. Raises on all ranks what BarError it raises."""
-
-        def caught() -> tuple[str | None, Any]:
-            try:
-                return None, work()
-            except BarError as error:
-                return str(error), None
-
-        done = wait_for(caught if is_main() else None)
-        fault, result = on_main(lambda: done)
-        if fault:
-            raise BarError(fault)
-        return result

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from megatron_bar.recipe.names import ALL, EXPORTED, WITHOUT
+from megatron_bar.recipe.names import ALL, EXPORTED, GENERAL, WITHOUT, model_after
 from megatron_bar.recipe.schema import Domain, Recipe
 from megatron_bar.recipe.training import Rlvr, RouteTraining, Source, Training
 from megatron_bar.stages.branch import AdoptStage, BranchStage
@@ -145,8 +145,9 @@ class Graph:
         final = list(wholes.values())[-1]
         evaluated = [
             _evaluation(recipe, "anchor", "anchor"),
+            *self._evaluations_between({*branches.values(), *wholes.values()}),
             *(
-                _evaluation(recipe, name, stage, {name, "general"})
+                _evaluation(recipe, name, stage, {name, GENERAL})
                 for name, stage in branches.items()
             ),
             *(_evaluation(recipe, name, stage) for name, stage in wholes.items()),
@@ -166,6 +167,13 @@ class Graph:
                 )
             )
         return [*self.stages, *evaluated, ReportStage("report", inputs)]
+
+    def _evaluations_between(self, ends: set[str]) -> Iterator[Stage]:
+        """Of models that a domain's stages leave for the next one, where the recipe asks for it."""
+        for stage in self.stages if self.recipe.evaluate.each_stage else ():
+            if isinstance(stage, ADAPTING) and stage.name not in ends:
+                wanted = None if stage.domain is None else {stage.domain, GENERAL}
+                yield _evaluation(self.recipe, model_after(stage.name), stage.name, wanted)
 
     def _training(
         self,
@@ -246,7 +254,7 @@ def _together(trainings: Sequence[Training]) -> Training:
 def recipe_tasks(recipe: Recipe) -> dict[str, list[Source]]:
     """The held-out items of each domain that has some, and of what belongs to no domain."""
     tasks = {name: domain.tasks for name, domain in recipe.domains.items() if domain.tasks}
-    return tasks | ({"general": recipe.evaluate.general} if recipe.evaluate.general else {})
+    return tasks | ({GENERAL: recipe.evaluate.general} if recipe.evaluate.general else {})
 
 
 def _evaluation(
@@ -269,7 +277,11 @@ def _evaluation(
             task: sources for task, sources in tasks.items() if wanted is None or task in wanted
         },
         asking=dataclasses.replace(
-            evaluate, general=[], layout=None, opt_out=[] if without is None else [without]
+            evaluate,
+            general=[],
+            layout=None,
+            opt_out=[] if without is None else [without],
+            each_stage=False,
         ),
         seed=recipe.seed,
         chat_template=recipe.chat_template,

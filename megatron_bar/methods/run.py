@@ -14,6 +14,7 @@ from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.disk import explain_disk_faults
 from megatron_bar.runtime.distributed import is_main, process_groups
 from megatron_bar.runtime.heartbeat import watched
+from megatron_bar.runtime.machine_check import check_health
 from megatron_bar.stages.at_work import at_work
 from megatron_bar.stages.context import Context, prepare_folder, write_done
 
@@ -42,6 +43,7 @@ def carry_out(context: Context) -> None:
         process_groups(stage.layout, context.recipe.seed),
         at_work(context.run, stage.name) if is_main() else contextlib.nullcontext(),
     ):
+        check_health(context.run)
         if is_main():
             prepare_folder(context)
         dist.barrier()

@@ -24,6 +24,7 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from torch.autograd.function import once_differentiable
 
+from megatron_bar.models.added_gradients import weight_gradient
 from megatron_bar.models.router import RowRouter
 from megatron_bar.runtime.fusing import fused
 
@@ -44,8 +45,8 @@ class _WeightedExperts(torch.autograd.Function):
         needs_x, needs_probs, *needs_weights = ctx.needs_input_grad
         hidden, outputs = [], []
         for e, (w1_GH, w2_HF) in enumerate(zip(weights[::2], weights[1::2])):
-            gate_up_TG = x_TH @ w1_GH.t()
-            outputs.append(_swiglu(gate_up_TG) @ w2_HF.t())
+            gate_up_TG, y_e_TH = _expert(x_TH, w1_GH, w2_HF)
+            outputs.append(y_e_TH)
             needs_hidden = needs_x or any(needs_weights[2 * e : 2 * e + 2])
             hidden.append(gate_up_TG if needs_hidden else None)
         y_TH = _weighted_sum(probs_Te, outputs)
@@ -76,13 +77,13 @@ class _WeightedExperts(torch.autograd.Function):
                 continue
             needs_w1, needs_w2 = needs_weights[2 * e : 2 * e + 2]
             if not (needs_x or needs_w1):
-                grad_weights[2 * e + 1] = grad_y_e_TH.t() @ _swiglu(gate_up_TG)
+                grad_weights[2 * e + 1] = weight_gradient(w2_HF, grad_y_e_TH, _swiglu(gate_up_TG))
                 continue
             grad_gate_up_TG, h_TF = _through_swiglu(grad_y_e_TH @ w2_HF, gate_up_TG, needs_w2)
             if h_TF is not None:
-                grad_weights[2 * e + 1] = grad_y_e_TH.t() @ h_TF
+                grad_weights[2 * e + 1] = weight_gradient(w2_HF, grad_y_e_TH, h_TF)
             if needs_w1:
-                grad_weights[2 * e] = grad_gate_up_TG.t() @ x_TH
+                grad_weights[2 * e] = weight_gradient(w1_GH, grad_gate_up_TG, x_TH)
             if not needs_x:
                 continue
             if grad_x_TH is None:
@@ -91,6 +92,14 @@ class _WeightedExperts(torch.autograd.Function):
                 grad_x_TH.addmm_(grad_gate_up_TG, w1_GH)
         grad_probs_Te = torch.stack(grad_probs, 1).to(probs_Te.dtype) if needs_probs else None
         return grad_x_TH, grad_probs_Te, *grad_weights
+
+
+def _expert(
+    x_TH: torch.Tensor, w1_GH: torch.Tensor, w2_HF: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The outputs of an expert's two products."""
+    gate_up_TG = x_TH @ w1_GH.t()
+    return gate_up_TG, _swiglu(gate_up_TG) @ w2_HF.t()
 
 
 @fused
@@ -106,6 +115,28 @@ def _weighted_sum(probs_Te: torch.Tensor, outputs: Sequence[torch.Tensor]) -> to
     y_TH = torch.mul(outputs[0], probs_Te[:, :1], out=torch.empty_like(outputs[0]))
     for e, y_e_TH in enumerate(outputs[1:], 1):
         y_TH.addcmul_(y_e_TH, probs_Te[:, e : e + 1])
+    return y_TH
+
+
+@fused
+def _add_weighted(y_TH: torch.Tensor, y_e_TH: torch.Tensor, p_T1: torch.Tensor) -> None:
+    y_TH.addcmul_(y_e_TH, p_T1)
+
+
+def _running_sum(
+    x_TH: torch.Tensor, probs_Te: torch.Tensor, weights: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """What _WeightedExperts computes, for where there are no gradients: one expert's output is
+    there at a time, beside the sum of those before it.
+    """
+    y_TH = None
+    for p_T1, w1_GH, w2_HF in zip(probs_Te.split(1, 1), weights[::2], weights[1::2]):
+        y_e_TH = _swiglu(x_TH @ w1_GH.t()) @ w2_HF.t()
+        if y_TH is None:
+            y_TH = _weighted_sum(p_T1, [y_e_TH])
+        else:
+            _add_weighted(y_TH, y_e_TH, p_T1)
+    assert y_TH is not None  # there are experts
     return y_TH
 
 
@@ -144,15 +175,22 @@ def _through_swiglu(
 class AllExperts(SequentialMLP):
     """Megatron's SequentialMLP, whose experts all compute all tokens and are summed."""
 
-    def forward(
-        self, x_TH: torch.Tensor, tokens_per_expert: None, probs_Te: torch.Tensor
-    ) -> tuple[torch.Tensor, None]:
-        """`x_TH, probs_Te -> y_TH`: this rank's part of the sum over experts, and no bias."""
-        weights = [
+    @property
+    def weights(self) -> list[torch.nn.Parameter]:
+        """[Wg; Wu] and W2 of each expert on this rank."""
+        return [
             weight
             for expert in self.local_experts
             for weight in (expert.linear_fc1.weight, expert.linear_fc2.weight)
         ]
+
+    def forward(
+        self, x_TH: torch.Tensor, tokens_per_expert: None, probs_Te: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        """`x_TH, probs_Te -> y_TH`: this rank's part of the sum over experts, and no bias."""
+        weights = self.weights
+        if not torch.is_grad_enabled():
+            return _running_sum(x_TH, probs_Te, weights), None
         return _WeightedExperts.apply(x_TH, probs_Te, *weights), None
 
 

@@ -143,6 +143,8 @@ class FusedAttention(MegatronModule):
         self.scale = softmax_scale
         self.window = _window(config, layer_number)
         self.context_group = parallel_state.get_context_parallel_group()
+        # With a mask torch may call cuDNN, whose gradients can be no numbers: see docs/gpu.md.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     def forward(
         self,

@@ -5,8 +5,8 @@ Transformer Engine and no mask. `transformer_engine` computes the same from the 
 `masks` is torch's attention with a mask of S x S for each row: the CPU's way, and the judge of the
 others.
 
-Transformer Engine isn't the default where it is installed: on one H200 (its 2.12.0, cuDNN 9.19) its
-attention over packed documents gave gradients that were no numbers in most steps of SFT.
+Transformer Engine isn't the default where it is installed, since its attention over packed
+documents gave gradients that were no numbers: see docs/gpu.md.
 """
 
 from __future__ import annotations

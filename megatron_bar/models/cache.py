@@ -38,6 +38,7 @@ class RowCache(BaseInferenceContext):
         self.max_sequence_length = length  # as Megatron asks for it
         self._keys_RLKD: dict[int, torch.Tensor] = {}  # by layer
         self._values_RLKD: dict[int, torch.Tensor] = {}
+        self._rotations_L1h: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}  # by window
         self._passes: dict[int | None, _Pass] = {}  # by window
 
     def is_static_batching(self) -> bool:
@@ -119,8 +120,10 @@ class RowCache(BaseInferenceContext):
         return x_RKXD.permute(2, 0, 1, 3).flatten(2)
 
     def _new_pass(self, angles_L11D: torch.Tensor, window: int | None) -> _Pass:
-        angles_SR1D = angles_L11D[self._positions_SR, 0]
-        angles_SR1h = angles_SR1D[..., : angles_SR1D.shape[-1] // 2].float()
+        if window not in self._rotations_L1h:  # of all positions, since a step's few cost as much
+            angles_L1h = angles_L11D[:, 0, :, : angles_L11D.shape[-1] // 2].float()
+            self._rotations_L1h[window] = (angles_L1h.cos(), angles_L1h.sin())
+        cos_SR1h, sin_SR1h = (x[self._positions_SR] for x in self._rotations_L1h[window])
         visible_R1SL = None
         apart = self._decoding and not self._together
         if apart or (window is not None and window < self._seen):
@@ -129,7 +132,7 @@ class RowCache(BaseInferenceContext):
             visible_R1SL = distance_R1SL >= 0
             if window is not None:
                 visible_R1SL &= distance_R1SL < window
-        return _Pass(angles_SR1h.cos(), angles_SR1h.sin(), visible_R1SL)
+        return _Pass(cos_SR1h, sin_SR1h, visible_R1SL)
 
     def _remember(
         self, tensors_RLKD: dict[int, torch.Tensor], layer: int, new_SRKD: torch.Tensor

@@ -27,8 +27,9 @@ class _Column(ColumnParallelLinear):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`x_SBI -> x_SBO` with this rank's part of O; see Megatron's."""
         gathers = self.gather_output if runtime_gather_output is None else runtime_gather_output
-        if weight is None and not gathers and _is_plain_product(self):
-            return torch.nn.functional.linear(input_, self.weight), None
+        if _is_plain_product(self) and not (gathers and self.tp_group.size() > 1):
+            weight = self.weight if weight is None else weight
+            return torch.nn.functional.linear(input_, weight), None
         return super().forward(input_, weight, runtime_gather_output)
 
 
@@ -37,7 +38,7 @@ class _Row(RowParallelLinear):
         """`x_SBI -> x_SBO` with this rank's part of I; see Megatron's."""
         if self.input_is_parallel and _is_plain_product(self):
             part = torch.nn.functional.linear(input_, self.weight)
-            if self.explicit_expert_comm:  # the expert layer sums
+            if self.explicit_expert_comm or self.tp_group.size() == 1:  # the expert layer sums
                 return part, None
             return reduce_from_tensor_model_parallel_region(part, group=self.tp_group), None
         return super().forward(input_)

@@ -139,11 +139,11 @@ def _norm(
     """The output, and what tokens were multiplied by. Without `squares_T1` all of W is here."""
     if squares_T1 is None:
         squares_T1 = _squares_of(x_TW)
-    scale_T1 = torch.rsqrt(squares_T1 / width + eps)
+    scale_T1 = (squares_T1 / width).add_(eps).rsqrt_()
     y_TW = (x_TW.float() * scale_T1).mul_(weight_W)
     if rotation is not None:
         y_TW = _turned(y_TW, rotation)
-    y_TW = y_TW.to(x_TW.dtype)
+    y_TW = y_TW.type_as(x_TW)
     return y_TW if residual_TW is None else y_TW.add_(residual_TW), scale_T1
 
 

@@ -57,7 +57,7 @@ def rotate(
     x_TND: torch.Tensor, cos_T1h: torch.Tensor, sin_T1h: torch.Tensor, inverse: bool = False
 ) -> torch.Tensor:
     """`[..., N, D] -> [..., N, D]`, in the type of the cosines; `inverse` turns back."""
-    first, second = x_TND.to(cos_T1h.dtype).chunk(2, dim=-1)
+    first, second = x_TND.type_as(cos_T1h).chunk(2, dim=-1)
     if inverse:
         sin_T1h = -sin_T1h
     return torch.cat((first * cos_T1h - second * sin_T1h, second * cos_T1h + first * sin_T1h), -1)
@@ -67,7 +67,7 @@ def rotate(
 def _rotated(
     x_TND: torch.Tensor, cos_T1h: torch.Tensor, sin_T1h: torch.Tensor, inverse: bool
 ) -> torch.Tensor:
-    return rotate(x_TND, cos_T1h, sin_T1h, inverse).to(x_TND.dtype)
+    return rotate(x_TND, cos_T1h, sin_T1h, inverse).type_as(x_TND)
 
 
 class _Rotated(torch.autograd.Function):

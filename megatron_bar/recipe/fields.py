@@ -66,7 +66,7 @@ AT_MOST_1 = Rule("0 or 1", lambda value: value in (0, 1))
 COUNT = Rule("at least 1", lambda value: value >= 1)
 SHARE = Rule("a share from 0 to 1", lambda value: 0 <= value <= 1)
 PART = Rule("in [0, 1)", lambda value: 0 <= value < 1)
-SNAPSHOT = Rule("a share above 0, up to 1", lambda value: 0 < value <= 1)
+SHARE_ABOVE_0 = Rule("a share above 0, up to 1", lambda value: 0 < value <= 1)
 WARMUP = Rule("a share in [0, 1); give a number of steps as warmup_steps", PART.holds)
 FIRST_AND_LAST = Rule(
     "a first and a last step, counted from 1, such as [10, 12]",

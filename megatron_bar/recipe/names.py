@@ -7,6 +7,19 @@ ANCHOR, MERGED, ROUTED = "anchor", "merged", "routed"
 ALL = "all"  # the folder of stages that train on all domains at once, and the model they make
 # A routed model that is evaluated without one of its experts.
 WITHOUT = "without-"
+
+
+def model_after(stage: str) -> str:
+    """The evaluated model that a domain's stage left, before the domain's later ones: math.sft."""
+    return stage.replace("/", ".")
+
+
+def parts_of_model(model: str) -> tuple[str, str]:
+    """The domain of an evaluated model, and the stage that it is after: "" for its last."""
+    domain, _, kind = model.partition(".")
+    return domain, kind
+
+
 EXPORTED = "hf"  # the stage that makes a Hugging Face folder
 GENERAL = "general"  # the task that belongs to no domain
 

@@ -18,7 +18,7 @@ from megatron_bar.recipe.fields import (
     PATH_OR_NAME,
     RUN,
     SHARE,
-    SNAPSHOT,
+    SHARE_ABOVE_0,
     TEMPLATE,
     key,
     one_of,
@@ -37,7 +37,7 @@ class Pretrain:
 
     model: str = "toy"  # a preset
     vocab_size: int = key(512, COUNT)  # of the tokenizer that is trained
-    snapshot: float = key(0.5, SNAPSHOT)  # a share of the steps
+    snapshot: float = key(0.5, SHARE_ABOVE_0)  # a share of the steps
     chat: list[Source] = field(default_factory=list)  # conversations, mixed with training.data
     training: Training = field(default_factory=Training)
 
@@ -70,7 +70,7 @@ class Merge:
     scale: float = key(1.0, ABOVE_0)
     # Of a domain's change, the share of numbers that ties keeps, the largest ones, and that dare_*
     # keeps, drawn at random.
-    density: float = key(0.2, SNAPSHOT)
+    density: float = key(0.2, SHARE_ABOVE_0)
     # Of slerp: the share of the way from the first domain's model to the second's.
     t: float = key(0.5, SHARE)
 
@@ -104,6 +104,8 @@ class Evaluate:
     dtype: str | None = key(None, DTYPE)  # by default what the model is stored in
     # Experts to leave out of the routed model, one at a time, to measure what each brings.
     opt_out: list[str] = field(default_factory=list)
+    # A domain's model after each of its stages, not only the last: what did RLVR bring?
+    each_stage: bool = False
     # The recipe's layout by default. Items are shared among data-parallel ranks. A model whose
     # experts `expert` doesn't divide is spread over as many ranks as divide both.
     layout: Layout | None = key(None, runtime=True)

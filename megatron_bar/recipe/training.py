@@ -23,6 +23,7 @@ from megatron_bar.recipe.fields import (
     PROMPTS,
     ROUNDING,
     SHARE,
+    SHARE_ABOVE_0,
     TEXTS,
     WARMUP,
     key,
@@ -156,6 +157,9 @@ class Training:
     log_every: int = key(10, COUNT, runtime=True)  # steps
     # Of one device in this dtype; known for H100, H200, A100.
     peak_tflops: float | None = key(None, ABOVE_0, runtime=True)
+    # The mfu that `plan` reckons hours with, such as that of a first run's metrics; by default it
+    # goes by what was measured on one GPU.
+    expected_mfu: float | None = key(None, SHARE_ABOVE_0, runtime=True)
     # A Weights & Biases project that gets the metrics too.
     wandb: str | None = key(None, runtime=True)
     # Trace some steps, such as {steps: [10, 12]}, into the stage's folder.

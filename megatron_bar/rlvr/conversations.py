@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -19,7 +18,7 @@ from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data.chat import Message
 from megatron_bar.data.next_turn import reply_message, turn_ids
 from megatron_bar.generation.engine import Request, Response
-from megatron_bar.generation.waiting import wait_for
+from megatron_bar.generation.waiting import map_in_background, wait_for
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.runtime.distributed import all_reduce_any
 from megatron_bar.runtime.errors import BarError, VerifierFailed
@@ -176,8 +175,7 @@ class Conversations:
         ]
 
     def _ask_environments(self, going: Sequence[_Conversation]) -> list[_Next]:
-        with ThreadPoolExecutor(self.rules.workers) as threads:
-            return list(threads.map(_Conversation.ask_environment, going))
+        return map_in_background(_Conversation.ask_environment, going, self.rules.workers)
 
     def _shared_out(self, going: Sequence[_Conversation]) -> list[_Next]:
         """Of a model-parallel group's ranks, which have the same, each asks a part of them."""

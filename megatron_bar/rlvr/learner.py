@@ -20,6 +20,7 @@ from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.generation.probe import Probe
 from megatron_bar.generation.served_policy import ServedPolicy
 from megatron_bar.recipe.training import Rlvr
+from megatron_bar.rlvr.conversations import Answer
 from megatron_bar.rlvr.generator import Generator
 from megatron_bar.rlvr.objective import (
     compute_advantages,
@@ -43,7 +44,7 @@ from megatron_bar.rlvr.step_seconds import StepSeconds
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.distributed import is_main
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.stopping import StopAtStep
+from megatron_bar.runtime.stopping import CutShort, StopAtStep
 from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.profiling import StepProfile
@@ -162,17 +163,37 @@ class Learner:
         return pairs[first : first + share]
 
     def generate(self, asked: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """This rank's part of a rollout: sampled by the seed, the step, prompt and sample alone."""
+        """This rank's part of a rollout: sampled by the seed, the step, prompt and sample alone.
+
+        Raises CutShort, on all ranks, where the stage was asked to stop meanwhile.
+        """
         settings = self.settings
         if settings.rollouts_ahead and self.step + 1 < settings.total_steps:
             self._following = self.order.peek(settings.prompts_per_step, after=self.due)
         following = self._share(self._following) if self._following else None
-        with self.seconds.of("rollout"):
+        answers: list[Answer] = []
+        # Ranks that generate by themselves may leave at other times.
+        with self.seconds.of("rollout"), contextlib.suppress(CutShort):
             answers = self.generator.answers(asked, self.step, following)
+        self._leave_if_asked()
         prompts = [prompt for prompt, _ in asked]
         return as_rollout(
             [self.prompts[prompt].ids for prompt in prompts], prompts, answers, self.pad_id
         )
+
+    def _leave_if_asked(self) -> None:
+        """Give the step up where a rank was asked to stop at once: what follows takes long."""
+        if self.stop.reason_on_any_rank(urgent=True):
+            raise CutShort
+
+    def give_up_step(self) -> None:
+        """Stop within a step of which nothing was learned; to the same bits it is taken later."""
+        self.stopped = self.stop.reason_on_any_rank()
+        self._save()
+
+    def _save(self) -> None:
+        self.progress.order = self.order.state()
+        self.points.save(self.progress)
 
     def _probe(self) -> Probe:
         """What the policy says now of the beginnings of the first prompts."""
@@ -245,8 +266,10 @@ class Learner:
     def prepare_updates(self, rollout: Rollout) -> tuple[list[Rows], Numbers]:
         """This rank's rows of each optimizer step, with their advantages; and what there is to log.
 
-        The order of prompts moves on: those that are solved rest.
+        The order of prompts moves on: those that are solved rest. From here on a step is taken to
+        its end; CutShort is raised before, on all ranks, where the stage was asked to stop.
         """
+        self._leave_if_asked()
         self._learned = False
         settings, logprobs_BT = self.settings, rollout["logprobs"]
         mask_BT = rollout["response_mask"]
@@ -370,7 +393,6 @@ class Learner:
             return False
         self.stopped = self.stop.reason_on_any_rank()
         if self.stopped or self.points.due(self.step):
-            self.progress.order = self.order.state()
-            self.points.save(self.progress)
+            self._save()
         self.seconds.restart()
         return self.stopped is not None

@@ -12,7 +12,7 @@ from megatron_bar.rlvr.learner import Learner
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.stopping import ContinueLater, StopAtStep
+from megatron_bar.runtime.stopping import ContinueLater, CutShort, StopAtStep
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.result_file import load_or_run
 from megatron_bar.training.second_moments import save_second_moments
@@ -59,18 +59,24 @@ def reinforce(
         )
     backend = backend_of(settings.backend)
     with StopAtStep(run.folder, settings.stop_after_minutes) as stop:
-        return load_or_run(
-            run.folder,
-            RlvrResult,
-            lambda: _trained(Learner(run, settings, prompts, chat_format, stop), backend),
-        )
+        try:
+            return load_or_run(
+                run.folder,
+                RlvrResult,
+                lambda: _trained(Learner(run, settings, prompts, chat_format, stop), backend),
+            )
+        except CutShort:
+            raise ContinueLater(f"{run.label}: {stop.reason_on_any_rank()}") from None
 
 
 def _trained(learner: Learner, backend: Backend) -> RlvrResult:
     run, policy = learner.run, learner.policy
     policy.wrapped.train()
     with learner.recorded():
-        backend.fit(learner)
+        try:
+            backend.fit(learner)
+        except CutShort:
+            learner.give_up_step()
     learner.points.finish()
     if learner.stopped is not None:
         raise ContinueLater(f"{run.label}: {learner.stopped}, saved after step {learner.step}")

@@ -13,10 +13,12 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_bar.generation.waiting import wait_for
 from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.rollout import Rollout
 from megatron_bar.rlvr.step_seconds import StepSeconds
+from megatron_bar.runtime.stopping import CutShort
 from megatron_bar.verifiers.failures import Failures
 
 
@@ -108,10 +110,19 @@ class PendingRewards:
     seconds: StepSeconds
 
     def result(self) -> torch.Tensor:
-        """Wait for all of them: `[B]`, the same on every rank of the model-parallel group."""
+        """Wait for all of them: `[B]`, the same on every rank of the model-parallel group.
+
+        All ranks call this. Raises CutShort, on all of them, where the stage is asked to stop
+        before.
+        """
         rewards_B = torch.zeros(self.count, device=torch.cuda.current_device())
         with self.seconds.of("verification"):
-            found = [task.result() for task in self.tasks]
+            try:
+                found = wait_for(lambda: [task.result() for task in self.tasks]) or []
+            except CutShort:
+                for task in self.tasks:
+                    task.cancel()  # those at work come to their limits
+                raise
         mine = torch.tensor(found, device=rewards_B.device)
         rewards_B[self.group.rank() :: self.group.size()] = mine
         dist.all_reduce(rewards_B, group=self.group)

@@ -8,12 +8,12 @@ weights correct what lies between that and what generated (decoupled PPO, arXiv 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_bar.generation.waiting import wait_for
+from megatron_bar.generation.waiting import in_background, wait_for
 from megatron_bar.rlvr.conversations import Answer
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import first_of_ranks
@@ -36,9 +36,7 @@ class PendingRollout:
         self._group = parallel_state.get_model_parallel_group()
         self._asked: Future[Found] | None = None
         if self._group.rank() == 0:
-            threads = ThreadPoolExecutor(1, "rollout")
-            self._asked = threads.submit(alone)
-            threads.shutdown(wait=False)
+            self._asked = in_background(alone)
 
     def result(self) -> Found:
         """The answers, and the seconds that servers took.

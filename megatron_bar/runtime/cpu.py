@@ -15,10 +15,13 @@ import contextlib
 import ctypes
 import functools
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 CPU = torch.device("cpu")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -166,6 +169,31 @@ def _memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never
 
 
+def _gloo_threads() -> None:
+    gloo = dist.ProcessGroupGloo
+    original_init = gloo.__init__
+    devices: dict[int, list] = {}  # of each process, as a device's thread doesn't outlive a fork
+
+    def init(self, store, rank: int, size: int, timeout: timedelta) -> None:
+        options = gloo._Options()  # type: ignore[attr-defined]  # torch's stubs leave it out
+        if (process := os.getpid()) not in devices:
+            devices[process] = _gloo_devices()
+        options._devices = devices[process]
+        options._threads = 2 * len(devices[process])
+        options._timeout = timeout
+        original_init(self, store, rank, size, options)
+
+    gloo.__init__ = init
+
+
+def _gloo_devices() -> list:
+    """Those that torch would make for a group, on the interfaces that the user names."""
+    names = os.environ.get("GLOO_SOCKET_IFNAME")
+    if not names:
+        return [dist.ProcessGroupGloo.create_default_device()]
+    return [dist.ProcessGroupGloo.create_device(interface=name) for name in names.split(",")]
+
+
 def _no_te_gemm() -> None:
     from megatron.core.transformer.moe import moe_utils
 
@@ -217,6 +245,12 @@ ACCOMMODATIONS: tuple[Accommodation, ...] = (
         "the C library gives freed activations back to the system, whose pages then cost "
         "a fault each in every step; CUDA's allocator keeps them",
         _memory,
+    ),
+    Accommodation(
+        "gloo_threads",
+        "each of Megatron's two dozen groups has a thread that wakes a hundred times a second, 2 % "
+        "of a core for a rank that does nothing; groups of a process share one",
+        _gloo_threads,
     ),
     Accommodation(
         "no_te_gemm",

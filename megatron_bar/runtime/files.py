@@ -155,14 +155,6 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def folder_digest(folder: Path) -> str:
-    """xxh3 over the names and bytes of all files below `folder`."""
-    digest = xxhash.xxh3_128()
-    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(folder)}\0{file_digest(path)}\0".encode())
-    return digest.hexdigest()
-
-
 def json_digest(content: Any) -> str:
     """xxh3 of a JSON value, whatever the order of its keys."""
     return xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -26,10 +25,12 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megatron_bar.runtime.beats import beat, done, seconds_still
+from megatron_bar.runtime.ranks import own_host
 
 HANG_MINUTES = "MEGATRON_BAR_HANG_MINUTES"
 HUNG = 70  # exit status
 _SIGNS_SECONDS = 10.0
+_SIGNS, _BLAMED = "heartbeat", "blamed"  # in the store
 
 
 def hang_minutes() -> float | None:
@@ -76,7 +77,7 @@ class _Watchdog(threading.Thread):
         super().__init__(daemon=True, name="heartbeat")
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        self.host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        self.host = own_host()
         self.what = f"{what}: rank {self.rank} on {self.host}"
         self.seconds = seconds
         self.interval = min(_SIGNS_SECONDS, seconds / 10)
@@ -96,6 +97,7 @@ class _Watchdog(threading.Thread):
             if any(sign and time.time() - sign.beat <= self.seconds for sign in signs.values()):
                 continue  # one rank works, and this one waits for it
             self._report(still, signs)
+            self._blame(signs)
             # Others are about to find out as well, and torchrun ends them with the first.
             self.stopped.wait(2 * self.interval)
             os._exit(HUNG)
@@ -111,7 +113,7 @@ class _Watchdog(threading.Thread):
             wait_for_workers=False,
             timeout=timedelta(seconds=self.seconds),
         )
-        return dist.PrefixStore("heartbeat", store)
+        return dist.PrefixStore(_SIGNS, store)
 
     def _sign(self) -> None:
         if self.store is None:
@@ -132,23 +134,33 @@ class _Watchdog(threading.Thread):
                     signs[rank] = sign
         return signs
 
+    def _blame(self, signs: dict[int, _Sign | None]) -> None:
+        """Leave in the store whose fault it seems to be, for who started the ranks."""
+        known = {rank: sign for rank, sign in signs.items() if sign is not None}
+        hosts = {known[rank].host for rank in [*behind(known), *self._silent(known)]}
+        if self.store is not None and hosts:
+            with contextlib.suppress(dist.DistError):
+                self.store.set(_BLAMED, json.dumps(sorted(hosts)))
+
+    def _silent(self, signs: Mapping[int, _Sign]) -> dict[int, float]:
+        """Ranks that give no sign of life any more, and for how many seconds."""
+        ages = {rank: time.time() - sign.at for rank, sign in signs.items()}
+        longest = max(self.seconds / 2, 3 * self.interval)
+        return {rank: age for rank, age in ages.items() if age > longest}
+
     def _report(self, still: float, signs: dict[int, _Sign | None]) -> None:
         place, in_collective = self._place()
         doing = f"waits for other ranks in {place}" if in_collective else f"is in {place}"
         print(f"{self.what} has made no progress for {still:.0f} s: it {doing}", file=sys.stderr)
-        for line in behind({rank: sign for rank, sign in signs.items() if sign is not None}):
+        known = {rank: sign for rank, sign in signs.items() if sign is not None}
+        seen = list(behind(known).values())
+        seen += [f"rank {rank} never gave a sign of life" for rank in signs if rank not in known]
+        seen += [
+            f"rank {rank} on {known[rank].host} has given no sign of life for {age:.0f} s"
+            for rank, age in self._silent(known).items()
+        ]
+        for line in seen:
             print(f"{self.what} sees that {line}", file=sys.stderr)
-        for rank, sign in signs.items():
-            if sign is None:
-                print(
-                    f"{self.what} sees that rank {rank} never gave a sign of life", file=sys.stderr
-                )
-            elif (age := time.time() - sign.at) > max(self.seconds / 2, 3 * self.interval):
-                print(
-                    f"{self.what} sees that rank {rank} on {sign.host} has given no sign of "
-                    f"life for {age:.0f} s",
-                    file=sys.stderr,
-                )
         sys.stderr.flush()
 
     def _place(self) -> tuple[str, bool]:
@@ -161,23 +173,31 @@ class _Watchdog(threading.Thread):
         )
 
 
-def behind(signs: Mapping[int, _Sign]) -> Iterator[str]:
-    """A line for each rank that most likely holds up the others, as the end of a sentence.
+def behind(signs: Mapping[int, _Sign]) -> dict[int, str]:
+    """The ranks that most likely hold up the others, and of each why, as the end of a sentence.
 
     Where all do the same work, those that have done least of it; if all are equally far, those that
     are where fewer are. None if all are in one place, or half are in each of two.
     """
     if len({sign.work for sign in signs.values()}) != 1:
-        return
+        return {}
     least, most = (of(sign.done for sign in signs.values()) for of in (min, max))
     ranks_at = Counter(sign.place for sign in signs.values())
     (crowded, crowd), *_ = ranks_at.most_common()
+    found = {}
     for rank, sign in signs.items():
         named = f"rank {rank} on {sign.host}"
         if least < most and sign.done == least:
-            yield (
+            found[rank] = (
                 f"{named} is behind, at {least} of {sign.work} where others are at {most}: it "
                 f"is in {sign.place}"
             )
         elif least == most and ranks_at[sign.place] < crowd:
-            yield f"{named} is in {sign.place}, and {crowd} ranks are in {crowded}"
+            found[rank] = f"{named} is in {sign.place}, and {crowd} ranks are in {crowded}"
+    return found
+
+
+def blamed_hosts(store: dist.Store) -> list[str]:
+    """The machines whose ranks held up the others, as these said in the store by which they met."""
+    signs = dist.PrefixStore(_SIGNS, store)
+    return json.loads(signs.get(_BLAMED)) if signs.check([_BLAMED]) else []

@@ -32,6 +32,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _BY_FILE = 1 << 16
 # When to save and stop, in seconds since 1970; what a batch system knows of a job's end.
 STOP_AT = "MEGATRON_BAR_STOP_AT"
+_LOOK_SECONDS = 1.0  # between two looks whether a rank was asked, within a step
+_ASKED = "megatron_bar/asked_to_stop"  # a key of the store that the ranks met in
 
 
 class ContinueLater(BaseException):
@@ -40,6 +42,19 @@ class ContinueLater(BaseException):
     No Exception, as KeyboardInterrupt is none: a signal may raise it anywhere, and who catches
     whatever a template, a library or damaged bytes may fail with must not catch it.
     """
+
+
+class CutShort(Exception):
+    """Work within a step is given up, since the stage was asked to stop. See `asked_to_stop`."""
+
+
+def asked_to_stop() -> bool:
+    """Whether a rank of the stage was asked to stop at once, as far as this one knows.
+
+    For work within a step that may take longer than notice is given. Ranks don't wait for each
+    other here: they learn of it within a second or so. False where no StopAtStep is at work.
+    """
+    return bool(_at_work) and _at_work[-1].is_urgent()
 
 
 @contextlib.contextmanager
@@ -137,7 +152,10 @@ class RaiseOnStopSignal(StopSignals):
 
 
 class StopAtStep(StopSignals):
-    """Notes stop signals, a stop file and the clock, for a loop that can only stop between steps.
+    """Notes stop signals, a stop file and the clock, for a loop that stops between steps.
+
+    A signal, the file and the job's end are urgent: whoever works within a step for long looks for
+    them (`asked_to_stop`). Minutes of the recipe aren't, since nobody takes the machine away.
 
     Within RaiseOnStopSignal it takes its place, so set-up and saves in the block aren't cut short.
     A signal after the last step finds nothing left to stop, and is forgotten.
@@ -149,19 +167,54 @@ class StopAtStep(StopSignals):
         super().__init__()
         run = run_of(folder)
         self.folders = [folder] if run is None else [folder, run]
-        times = [] if minutes is None else [time.time() + 60 * minutes]
-        if STOP_AT in os.environ:
-            times.append(float(os.environ[STOP_AT]))
-        self.time = min(times, default=float("inf"))
+        self.minutes_end = float("inf") if minutes is None else time.time() + 60 * minutes
+        self.job_end = float(os.environ.get(STOP_AT, "inf"))
+        self._by_file = self._urgent = False
+        self._next_look = 0.0
 
-    def reason_on_any_rank(self) -> str | None:
-        """The reason to stop now, of any rank, or None. All ranks call it."""
+    def __enter__(self) -> StopAtStep:
+        super().__enter__()
+        _at_work.append(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _at_work.remove(self)
+        super().__exit__(kind, error, trace)
+
+    def _own_reason(self, urgent: bool) -> int:
+        """This rank's: _BY_FILE, a signal's number, -1 for the clock, 0 for none."""
+        # One rank alone looks for the file, which may be gone when the others hear of it.
+        self._by_file = self._by_file or bool(is_main() and stop_file_in(*self.folders))
+        end = self.job_end if urgent else min(self.job_end, self.minutes_end)
+        return (self._by_file and _BY_FILE) or self.received or (-1 if time.time() >= end else 0)
+
+    def is_urgent(self) -> bool:
+        """See `asked_to_stop`."""
+        import torch.distributed as dist
+
+        if self._urgent or time.monotonic() < self._next_look:
+            return self._urgent
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        store = dist.distributed_c10d._get_default_store()
+        if self._own_reason(urgent=True):
+            store.set(_ASKED, "")
+        self._urgent = store.check([_ASKED])
+        return self._urgent
+
+    def reason_on_any_rank(self, urgent: bool = False) -> str | None:
+        """The reason to stop now, of any rank, or None. All ranks call it.
+
+        Minutes of the recipe are none where it is to be `urgent`.
+        """
         import torch  # not for the helpers that import this, such as the sandbox
         import torch.distributed as dist
 
-        # One rank alone looks for the file: the file system is asked once a step.
-        by_file = _BY_FILE if is_main() and stop_file_in(*self.folders) else None
-        mine = by_file or self.received or (-1 if time.time() >= self.time else 0)
+        mine = self._own_reason(urgent)
         worst = torch.tensor([mine, -mine], device=torch.cuda.current_device())
         dist.all_reduce(worst, op=dist.ReduceOp.MAX)
         number, clock = worst.tolist()
@@ -170,3 +223,6 @@ class StopAtStep(StopSignals):
         if number > 0:
             return f"asked by {signal.Signals(number).name}"
         return "its time is up" if clock > 0 else None
+
+
+_at_work: list[StopAtStep] = []  # those whose blocks this process is in

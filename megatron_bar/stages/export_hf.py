@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_bar.recipe.fields import TEMPLATE, key
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.runtime.files import folder_digest
 from megatron_bar.stages.context import read_done
 from megatron_bar.stages.conversion import ConversionStage
 from megatron_bar.stages.import_hf import ImportStage
@@ -53,7 +52,6 @@ class ExportStage(ConversionStage):
             "summary": str(target),
             "experts": model.all_expert_names,
             "active": model.experts_per_token,
-            "digest": folder_digest(target),
         }
 
 

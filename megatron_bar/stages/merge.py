@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from megatron_bar.checkpoints.merge import Merged
     from megatron_bar.checkpoints.merging import Rule
-    from megatron_bar.costs.compute import Machine
+    from megatron_bar.costs.machine import Machine
     from megatron_bar.models.config import ModelConfig
     from megatron_bar.stages.context import Context
     from megatron_bar.stages.plan import StagePlan

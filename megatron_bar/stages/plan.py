@@ -10,16 +10,21 @@ import torch
 
 from megatron_bar.checkpoints.number_types import default_compute_type, type_name
 from megatron_bar.costs.amounts import items_of
+from megatron_bar.costs.communication import Traffic, step_messages, traffic_of
 from megatron_bar.costs.compute import (
-    Machine,
+    StepTime,
     evaluation_flops,
     evaluation_seconds,
+    stage_efficiency,
     stage_flops,
     stage_seconds,
+    step_time,
 )
+from megatron_bar.costs.efficiency import Efficiency
 from megatron_bar.costs.fitting import suggest_evaluation, suggest_training
+from megatron_bar.costs.layouts import Choice, ranked_choices
+from megatron_bar.costs.machine import Machine
 from megatron_bar.costs.memory import Memory, evaluation_memory, saved_bytes, training_memory
-from megatron_bar.costs.traffic import Traffic, step_traffic
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.rlvr.settings import check_settings
@@ -42,11 +47,14 @@ class StagePlan:
     memory: Memory
     training: Training | None = None  # with the type that it computes in
     trainable: int = 0
+    open_groups: tuple[str, ...] = ()
     too_big: bool = False
     suggestion: dict[str, Any] | None = None  # keys of the stage, and values in which it would fit
     steps: int | None = None
     flops: float | None = None
     traffic: Traffic | None = None  # of a step
+    efficiency: Efficiency | None = None  # None where an mfu was given
+    step: StepTime | None = None  # of an optimizer step
     seconds: float | None = None
     checkpoint: int = 0  # bytes on disk that stay
     saved_state: int = 0  # bytes of one state to go on from, while it trains
@@ -69,6 +77,16 @@ class StagePlan:
         return None if self.seconds is None else self.seconds * self.stage.layout.processes / 3600
 
 
+def ranked_layouts(plan: StagePlan, machine: Machine) -> list[Choice]:
+    """The layouts of as many GPUs in which a training stage fits, the fastest first.
+
+    Raises BarError for a stage that doesn't train.
+    """
+    if plan.training is None:
+        raise BarError(f"{plan.stage.name} doesn't train; --layouts is for stages that do")
+    return ranked_choices(plan.model, plan.training, plan.open_groups, plan.stage.layout, machine)
+
+
 def _with_type(settings: Any, stored: torch.dtype) -> Any:
     """`settings` of a stage, with the type that it computes in said."""
     computed = settings.dtype or type_name(default_compute_type(stored))
@@ -89,12 +107,13 @@ def plan_training(
     groups = group_sizes(model)
     trainable = matching(list(groups), training.trainable, f"{stage.name}: trainable")
     memory = training_memory(model, layout, training, trainable)
-    too_big = memory.total > machine.memory
+    too_big = memory.total > machine.memory_bytes
     steps = stage.steps()
     flops = seconds = None
     if steps is not None:
         flops = stage_flops(model, training, trainable, steps)
         seconds = stage_seconds(model, layout, training, trainable, steps, machine)
+    given = training.expected_mfu or machine.mfu
     open_count = sum(groups[group] for group in trainable)
     return StagePlan(
         stage,
@@ -102,15 +121,18 @@ def plan_training(
         memory,
         training,
         open_count,
+        tuple(trainable),
         too_big=too_big,
         steps=steps,
         flops=flops,
         suggestion=(
-            suggest_training(model, layout, training, trainable, machine.memory)
+            suggest_training(model, layout, training, trainable, machine.memory_bytes)
             if too_big
             else None
         ),
-        traffic=step_traffic(model, layout, training, trainable, machine.per_node),
+        traffic=traffic_of(step_messages(model, layout, training, trainable), machine),
+        efficiency=None if given else stage_efficiency(model, layout, training, trainable, machine),
+        step=None if given else step_time(model, layout, training, trainable, machine),
         seconds=seconds,
         checkpoint=stored.itemsize * sum(groups.values()),
         saved_state=saved_bytes(training, open_count),
@@ -127,13 +149,15 @@ def plan_evaluation(
     except BarError as error:
         raise BarError(f"{stage.name}: {error}") from None
     memory = evaluation_memory(model, layout, settings)
-    too_big = memory.total > machine.memory
+    too_big = memory.total > machine.memory_bytes
     plan = StagePlan(
         dataclasses.replace(stage, layout=layout),
         model,
         memory,
         too_big=too_big,
-        suggestion=suggest_evaluation(model, layout, settings, machine.memory) if too_big else None,
+        suggestion=suggest_evaluation(model, layout, settings, machine.memory_bytes)
+        if too_big
+        else None,
     )
     items = items_of(source for sources in stage.tasks.values() for source in sources)
     if items is None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from megatron_bar.costs.compute import Machine
+    from megatron_bar.costs.machine import Machine
     from megatron_bar.models.config import ModelConfig
     from megatron_bar.runtime.faults import Faults
     from megatron_bar.stages.context import Context

@@ -23,6 +23,7 @@ from megatron_bar.training.metrics import Metrics
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.objective import TOKENS, Objective
 from megatron_bar.training.optimizer import gradient_norm
+from megatron_bar.training.param_gather import gather_parameters
 from megatron_bar.training.profiling import StepProfile
 from megatron_bar.training.result_file import load_or_run
 from megatron_bar.training.resume import Progress, ResumePoints
@@ -31,6 +32,7 @@ from megatron_bar.training.setup import Initializer, set_up
 from megatron_bar.training.step import forward_backward
 from megatron_bar.training.step_metrics import RouterMetrics, StepMetrics
 from megatron_bar.training.validation import validation_losses
+from megatron_bar.training.waiting import Waiting
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class _Stage:
             run.config, training, setup.dtype, setup.trainable, task.rows.source_names
         )
         self.router_metrics = RouterMetrics(self.model, run.config)
+        self.waiting = Waiting(self.wrapped, self.model.config)
         self.ahead = MadeAhead(self._micro_batches, self.steps)
         self.loss = float("nan")
 
@@ -140,11 +143,11 @@ class _Stage:
                 with self.step_metrics.paused():
                     self.points.check()
                     if step in task.snapshots:
-                        run.write_checkpoint(self.model, step, task.snapshots[step])
+                        self._write_checkpoint(step, task.snapshots[step])
                     if step < self.steps and self.points.due(step):
                         self.points.save(self.progress)
         self.points.finish()
-        run.write_checkpoint(self.model, self.steps)
+        self._write_checkpoint(self.steps)
         if task.training.second_moments:
             save_second_moments(self.model, self.optimizer, run.config, run.folder / "checkpoint")
         return TrainingResult(
@@ -155,6 +158,10 @@ class _Stage:
             self.progress.skipped,
             self.loss,
         )
+
+    def _write_checkpoint(self, step: int, folder: Path | None = None) -> None:
+        gather_parameters(self.wrapped)
+        self.task.model_run.write_checkpoint(self.model, step, folder)
 
     def _step(self, step: int) -> dict[str, Any]:
         """One step; returns what there is to log, if anything."""
@@ -193,6 +200,7 @@ class _Stage:
             "skipped": self.progress.skipped,
             **result.metrics,
             **self.step_metrics.metrics(),
+            **self.waiting.metrics(task.model_run.label),
             **self.router_metrics.metrics(),
         }
         if validates and task.validation is not None:

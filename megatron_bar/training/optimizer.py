@@ -20,10 +20,14 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module, MegatronModule
 from megatron.core.utils import unwrap_model
 
+from megatron_bar.models.added_gradients import add_in_product, can_add
+from megatron_bar.models.all_experts import AllExperts
 from megatron_bar.recipe.training import Training
+from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import all_reduce_any, gloo_groups
 from megatron_bar.training.groups import group_of, selects
-from megatron_bar.training.overrides import data_parallel_overrides
+from megatron_bar.training.overrides import adds_in_products, data_parallel_overrides
+from megatron_bar.training.param_gather import wait_where_weights_are_read
 
 
 def wrap(model: MegatronModule, training: Training) -> DistributedDataParallel:
@@ -42,9 +46,24 @@ def wrap(model: MegatronModule, training: Training) -> DistributedDataParallel:
         ),
         model,
     )
+    wait_where_weights_are_read(wrapped)
+    if adds_in_products(training):
+        _add_in_products(wrapped)
     config.finalize_model_grads_func = finalize_model_grads
     config.no_sync_func = wrapped.no_sync
     return wrapped
+
+
+def _add_in_products(wrapped: DistributedDataParallel) -> None:
+    experts = [module for module in wrapped.modules() if isinstance(module, AllExperts)]
+    open_ = [weight for part in experts for weight in part.weights if weight.requires_grad]
+    for weight in filter(can_add, open_):
+        add_in_product(weight)
+    if not all(map(can_add, open_)):
+        say(
+            "note: gradient_accumulation_fusion has no effect here: products of 16-bit numbers "
+            "add to fp32 on a GPU alone, with torch 2.10 or newer"
+        )
 
 
 def _first_layer_needs_input_gradient(model: MegatronModule) -> bool:
@@ -83,6 +102,7 @@ def build_optimizer(model: DistributedDataParallel, training: Training) -> Megat
         bf16=computed.bf16,
         params_dtype=computed.params_dtype,
         use_distributed_optimizer=training.distributed_optimizer,
+        overlap_param_gather=model.ddp_config.overlap_param_gather,
     )
     tied = unwrap_model(model).share_embeddings_and_output_weights
     overrides = get_standard_config_overrides(config)

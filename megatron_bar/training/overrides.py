@@ -19,7 +19,7 @@ from megatron.core.optimizer import OptimizerConfig
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.training import Training
+from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.recipe.typed import as_type, did_you_mean
 from megatron_bar.runtime.errors import raise_all
 
@@ -69,13 +69,24 @@ class _Free:
     words: tuple[str, ...] = ()
 
 
+def _is_on(value: Any) -> bool:
+    return str(value).lower() in ("true", "yes", "on", "1")
+
+
 def _overlap(training: Training, model: ModelConfig) -> str | None:
-    overlap = training.megatron.get("overlap_grad_reduce", _overlaps_by_default())
-    return (
-        None
-        if str(overlap).lower() in ("true", "yes", "on", "1")
-        else ("has an effect only with overlap_grad_reduce: true")
-    )
+    if _is_on(training.megatron.get("overlap_grad_reduce", _overlaps_by_default())):
+        return None
+    return "has an effect only with overlap_grad_reduce: true"
+
+
+def _gather(training: Training, model: ModelConfig) -> str | None:
+    if not _is_on(training.megatron["overlap_param_gather"]):
+        return None
+    if isinstance(training, Rlvr):
+        return "has no effect in RLVR, where all weights are read as soon as a step is done"
+    if not training.distributed_optimizer:
+        return "has an effect only with distributed_optimizer: true"
+    return _overlap(training, model)
 
 
 def _overlaps_by_default() -> bool:
@@ -97,9 +108,17 @@ def _megatrons_ffn(training: Training, model: ModelConfig) -> str | None:
     return "has no effect where every token goes to all experts, whose FFN is fused already"
 
 
+def _all_experts(training: Training, model: ModelConfig) -> str | None:
+    if model.num_experts is None or model.active_ffns < model.num_experts:
+        return "has an effect only on experts that get every token"
+    return None
+
+
 _FREE = {
     "overlap_grad_reduce": _Free(bool),
     "bucket_size": _Free(int, _overlap),
+    "overlap_param_gather": _Free(bool, _gather),
+    "gradient_accumulation_fusion": _Free(bool, _all_experts),
     "bias_activation_fusion": _Free(bool, _megatrons_ffn),
     "recompute_method": _Free(str, _full, ("uniform", "block")),
     "recompute_num_layers": _Free(int, _full),
@@ -111,9 +130,6 @@ _NOT_HERE = {
     "cuda_graph_impl": "documents differ in length from step to step, and a graph's shapes can't",
     "deterministic_mode": "it is one of several switches; the stage's key deterministic sets all",
     "fused_single_qkv_rope": "it would leave out the norms of queries and keys",
-    "gradient_accumulation_fusion": "the head would need apex, and the experts, which add up their "
-    "gradients themselves, would lose them",
-    "overlap_param_gather": "the experts' weights are read past what waits for them",
     "tp_comm_overlap": "the buffers that it needs are made by Megatron-LM's own training script",
     "use_precision_aware_optimizer": "states to go on from, and the memory table, have no place "
     "for its fp32 weights",
@@ -200,7 +216,16 @@ def _for(config: type, training: Training) -> dict[str, Any]:
 def transformer_overrides(training: Training) -> dict[str, Any]:
     """Settings of `training` for TransformerConfig, those of its own keys included."""
     deterministic = {"deterministic_mode": True} if training.deterministic else {}
-    return _RECOMPUTE[training.recompute] | deterministic | _for(TransformerConfig, training)
+    overrides = _RECOMPUTE[training.recompute] | deterministic | _for(TransformerConfig, training)
+    # Megatron's linear layers would want compiled code for it; see `adds_in_products`.
+    overrides.pop("gradient_accumulation_fusion", None)
+    return overrides
+
+
+def adds_in_products(training: Training) -> bool:
+    """Whether the products that make experts' gradients are to add them to their buffers."""
+    name = "gradient_accumulation_fusion"
+    return name in training.megatron and _value(name, training.megatron[name])
 
 
 def data_parallel_overrides(training: Training) -> dict[str, Any]:

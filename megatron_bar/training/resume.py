@@ -25,6 +25,7 @@ from megatron_bar.training.optimizer_state import (
     restore,
     sharded_optimizer_state,
 )
+from megatron_bar.training.param_gather import gather_parameters
 from megatron_bar.training.saved import DAMAGED, FOLDER, remove_partial, saved_steps
 from megatron_bar.training.saved_files import find_damage, write_digests
 from megatron_bar.training.setup import TrainingSetup
@@ -71,7 +72,7 @@ class ResumePoints(Generic[AnyProgress]):
         self.run = run
         self.kind = progress
         self.folder = run.folder / FOLDER
-        self.model = setup.model
+        self.model, self.wrapped = setup.model, setup.wrapped
         self.optimizer = setup.optimizer
         self.schedule = setup.schedule
         self.training = training
@@ -124,6 +125,7 @@ class ResumePoints(Generic[AnyProgress]):
 
         Raises BarError for weights that are no numbers, and where the disk hasn't room.
         """
+        gather_parameters(self.wrapped)
         self.run.check_finite(self.model, progress.step)
         self.finish()
         if progress.step == 0 or progress.step in on_main(self.steps):

@@ -97,6 +97,7 @@ def write_training(run: Path, name: str, kind: str, steps: int, first: float, la
                 "grad_norm": 1.0,
                 "tokens": step * 1100,
                 "tokens_per_second": 9000,
+                "ranks_waiting_share": 0.06,
             }
         )
     text = "\n".join(map(json.dumps, lines)) + "\n"

@@ -72,6 +72,7 @@ def _result(score: float) -> dict:
     return {"score": score, "count": 10, "items": [1.0] * right + [0.0] * (10 - right)}
 
 
+@pytest.mark.slow
 def test_runs_that_differ_in_the_seed_are_one_system(tmp_path):
     # One was computed otherwise, which changes nothing but rounding.
     runs = [
@@ -96,6 +97,7 @@ def test_runs_that_differ_in_the_seed_are_one_system(tmp_path):
     assert route.data == ("25% of all SFT data",) and sft.lr == (4e-3,)
 
 
+@pytest.mark.slow
 def test_folders_of_runs_and_other_settings(tmp_path, capsys):
     finished(tmp_path / "both", "bar", 0)
     finished(tmp_path / "both", "flexolmo", 0, 0.0, "method=flexolmo")
@@ -118,6 +120,7 @@ def test_folders_of_runs_and_other_settings(tmp_path, capsys):
     assert "Less a-longer-bar, on the same items" in shown
 
 
+@pytest.mark.slow
 def test_differences_are_over_items_and_seeds(tmp_path):
     """Of ten items a half and all are right; at a second seed as well."""
     for seed in (0, 1):
@@ -133,6 +136,7 @@ def test_differences_are_over_items_and_seeds(tmp_path):
     assert interval.mean == pytest.approx(0.55) and interval.low < 0.35 < 0.75 < interval.high
 
 
+@pytest.mark.slow
 def test_other_items_and_other_seeds_are_not_compared(tmp_path):
     first, second = (
         finished(tmp_path, "bar", 0),
@@ -147,6 +151,7 @@ def test_other_items_and_other_seeds_are_not_compared(tmp_path):
     assert set(differences(*compare_runs([first, third]))) == set(SCORES) - {"math"}
 
 
+@pytest.mark.slow
 def test_reports_of_compared_systems(tmp_path, capsys):
     both = tmp_path / "both"
     bar = finished(both, "bar", 0)
@@ -167,6 +172,7 @@ def test_reports_of_compared_systems(tmp_path, capsys):
     assert "neither a run nor a folder of runs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_can_not_be_compared_is_refused(tmp_path):
     run = finished(tmp_path, "toy", 0)
     with pytest.raises(BarError, match="neither a run nor a folder of runs"):

@@ -60,6 +60,7 @@ def test_a_standard_error_away_on_either_side():
     assert bootstrap(items) == found
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_about_95_times_in_100():
     random = np.random.default_rng(2)
     held = 0

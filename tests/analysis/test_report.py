@@ -114,6 +114,7 @@ def test_loads_nothing(html):
     assert "default-src 'none'" in html
 
 
+@pytest.mark.slow
 def test_escapes_everything(run):
     results = json.loads((run / "evaluate" / "math" / "results.json").read_text())
     results["tasks"]["math"]["samples"][0]["prompt"] = '"><img src=x onerror=alert(1)>'
@@ -134,12 +135,14 @@ def test_ids_are_unique(html):
     assert used and used <= set(ids)
 
 
+@pytest.mark.slow
 def test_same_run_same_page(run, html):
     write_report(run, run / "report.html", last_model(run), LABELS)
     assert (run / "report.html").read_text(encoding="utf-8") == html
     assert not list(run.glob(".*partial*"))
 
 
+@pytest.mark.slow
 def test_a_changed_anchor_is_called_so(run):
     path = run / "math" / "sft" / "stage.json"
     stage = json.loads(path.read_text())
@@ -160,6 +163,7 @@ def test_before_the_merge(run):
     assert "base (anchor), branch tool_use, branch math, branch code." in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, kept",
     [
@@ -236,6 +240,7 @@ def test_nothing_at_all(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command(run, tmp_path, capsys):
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").is_file() and not (run / "report.html").exists()
@@ -264,6 +269,7 @@ def test_what_a_stage_trained(run):
     ]
 
 
+@pytest.mark.slow
 def test_the_model_for_who_has_to_decide_about_it(run):
     """How much bigger and slower than the base, out of the shapes; where it lies; what it took."""
     with open(run / "recipe.yaml", "a") as recipe:
@@ -295,9 +301,14 @@ def test_tokens_of_reinforcement_learning_are_those_it_generated(run):
     )
     rows = {row.stage: row for row in trained_stages(run, read_stages(run))[1]}
     assert rows["math/rlvr"].tokens == 22.5 * 32 and rows["math/rlvr"].tokens_per_second is None
+    assert (
+        rows["math/rlvr"].ranks_waiting_share is None
+        and rows["math/sft"].ranks_waiting_share == 0.06
+    )
     assert rows["math/sft"].tokens == 300 * 1100 and rows["math/sft"].tokens_per_second == 9000
 
 
+@pytest.mark.slow
 def test_sections_that_other_commands_add(run):
     write(
         run / "sections" / "upgrade.json",
@@ -322,6 +333,7 @@ def test_sections_that_other_commands_add(run):
         write_report(run, run / "report.html", last_model(run), LABELS)
 
 
+@pytest.mark.slow
 def test_benchmarks(run):
     write(
         run / "suites" / "paper" / "scores.json",
@@ -347,6 +359,7 @@ def test_benchmarks(run):
         assert text in page.text
 
 
+@pytest.mark.slow
 def test_sampled_answers_are_called_so(run):
     for name in ("math", "routed"):
         path = run / "evaluate" / name / "results.json"
@@ -370,6 +383,7 @@ def test_pictures_follow_the_page_from_light_to_dark(html):
         assert f"--{name}: " in dark
 
 
+@pytest.mark.slow
 def test_a_broken_report_leaves_the_old_one(run, monkeypatch):
     (run / "report.html").write_text("the old one")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))

@@ -46,6 +46,19 @@ def test_order_is_the_recipes(run):
     assert list(load_results(run)) == ["anchor", "code", "math", "tool_use", "merged", "routed"]
 
 
+def test_models_between_a_domains_stages(run):
+    for model, score in (("math.sft", 0.5), ("math.midtrain", 0.25)):
+        write_results(run, model, {"math": score})
+    results = load_results(run)
+    names = list(results)
+    assert names[names.index("math") - 2 : names.index("math")] == ["math.midtrain", "math.sft"]
+    shown = printed(results)
+    assert "branch math after midtrain" in shown and "branch math after sft" in shown
+    assert kept_share(results) == kept_share({m: r for m, r in results.items() if "." not in m})
+    own = next(row.cells for row in compare(results).rows if row.model == "math.sft")
+    assert [cell is not None and cell.own for cell in own] == [False, True, False, False]
+
+
 def test_a_domain_that_left_the_recipe_is_left_out(run):
     write_results(run, "poetry", {"poetry": 1.0})
     (run / "poetry" / "sft").mkdir(parents=True)

@@ -148,6 +148,7 @@ def terminals(two_talking):
     plain.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_terminal_shows_colours_and_keeps_the_chat_when_an_answer_is_ended(terminals):
     terminal, _ = terminals
@@ -170,6 +171,7 @@ def test_a_terminal_shows_colours_and_keeps_the_chat_when_an_answer_is_ended(ter
     assert terminal.status() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_terminal_without_colours_shows_none(terminals):
     _, terminal = terminals

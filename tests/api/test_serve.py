@@ -60,6 +60,7 @@ def test_a_folder_without_a_model_is_told(tmp_path, capsys):
     assert "is neither a run that exported its model nor a checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_server_of_the_model_is_told_from_one_of_another(two_talking, tmp_path, capsys):
     other = talking(random_experts(2, seed=1, **TALKING), tmp_path / "other")
     for folder, status in ((two_talking, 0), (other, 1)):

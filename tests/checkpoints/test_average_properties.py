@@ -33,6 +33,7 @@ def mean_of(tensors: list[torch.Tensor], weights: list[float], rows: int) -> tor
     return torch.cat([block.float() for block in blocks]).reshape(tensors[0].shape)
 
 
+@pytest.mark.slow
 @examples
 @given(models(), st.integers(1, 6), st.randoms(use_true_random=False))
 def test_a_mean(drawn, rows, random):

@@ -84,6 +84,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_a_download_is_as_the_hub_has_it(dense_hf, tmp_path):
     """In a process that may ask a hub, which is a server of this machine's."""
     script = (

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from megatron_bar.checkpoints.convert import export_hf, import_hf
-from megatron_bar.checkpoints.model_card import Origin, Step, write_model_card
+from megatron_bar.checkpoints.model_card import Origin, Step, add_scores, write_model_card
 from megatron_bar.cli import main
 from megatron_bar.methods import METHODS
 from megatron_bar.models.presets import PRESETS
@@ -75,7 +75,23 @@ def test_a_card_tells_what_went_in_and_what_it_costs_to_run(tmp_path):
         "**Every expert runs for every token.** The dense model that it grew from has 7.3 "
         "billion: this one takes 3.4 times its memory, and about 3.5 times its"
     ) in words
-    assert "report.html" in card and "apply_chat_template" in card
+    assert "## Scores\n\nNot evaluated yet.\n\n## Licence" in card and "apply_chat_template" in card
+
+
+def test_scores_take_the_place_of_those_before(tmp_path):
+    origin = Origin("bar", "Made so.", "law", {"anchor": "base"})
+    write_model_card(tmp_path, PRESETS["olmo2-7b"].with_experts(7, 5), origin)
+    without = (tmp_path / "README.md").read_text()
+    for score in ("0.25", "0.5"):
+        add_scores(tmp_path, ["| task | score |", "|---|---|", f"| law | {score} |"])
+        card = (tmp_path / "README.md").read_text()
+        assert (
+            card.replace(f"| task | score |\n|---|---|\n| law | {score} |", "Not evaluated yet.")
+            == without
+        )
+    (tmp_path / "README.md").write_text("my own card")
+    add_scores(tmp_path, ["none"])
+    assert (tmp_path / "README.md").read_text() == "my own card"
 
 
 def test_with_fewer_active_experts_fewer_run(tmp_path):

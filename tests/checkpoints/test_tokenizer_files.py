@@ -103,6 +103,7 @@ def test_a_token_that_its_config_adds_counts(old, tmp_path):
         import_hf(folder, tmp_path / "checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DOLMA2.is_file(), reason="the dolma2 tokenizer isn't beside the project")
 def test_olmo_2_has_more_rows_than_tokens(tmp_path, said_by_transformers):
     sizes = dict(num_hidden_layers=1, hidden_size=12, intermediate_size=8)

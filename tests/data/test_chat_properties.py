@@ -33,6 +33,7 @@ def conversations(draw):
     return messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["olmo", "tulu"])
 @examples
 @given(messages=conversations())

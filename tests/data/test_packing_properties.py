@@ -27,6 +27,7 @@ def conversations(draw) -> list[Example]:
     return made
 
 
+@pytest.mark.slow
 @examples
 @given(
     st.lists(conversations(), min_size=1, max_size=3),

@@ -259,6 +259,7 @@ def test_a_server_that_is_not_there_is_reported():
         _engine(["http://127.0.0.1:9"]).generate(REQUESTS, SAMPLING)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "bad", [_Answers(ConnectionAbortedError()), _Answers(RIGHT, seconds=2.0)], ids=["dead", "slow"]
@@ -272,6 +273,7 @@ def test_what_one_server_fails_to_answer_others_are_asked(bad):
     assert len(good.asked) == len(REQUESTS) and not renewed
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_asked_once_more_after_the_servers_are_renewed():
     class DiesAtTheThird(_Answers):
         def post(self, path, content):
@@ -321,6 +323,7 @@ def test_requests_bring_seeds_where_servers_take_them(seeds):
     assert all(("seed" in asked) == seeds for asked in answers.asked)
 
 
+@pytest.mark.slow
 def test_connections_are_used_again():
     answers = _Answers(RIGHT)
     answers.connections = []

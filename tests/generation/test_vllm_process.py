@@ -63,6 +63,7 @@ def _end(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_it_is_started_anew_and_stopped_with_all_that_it_started(tmp_path):
     process = _process(tmp_path)
@@ -91,6 +92,7 @@ def test_one_that_dies_is_seen(tmp_path):
     _end(_pids(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_it_ends_with_a_trainer_that_is_killed(tmp_path):
     script = (
@@ -104,6 +106,7 @@ def test_it_ends_with_a_trainer_that_is_killed(tmp_path):
     _end(_pids(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_why_it_does_not_start_is_said(tmp_path, monkeypatch):
     broken = _process(tmp_path, "--broken")

@@ -122,6 +122,7 @@ SAID = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -309,6 +310,7 @@ def test_of_a_large_file_a_sample_is_read(brought, monkeypatch):
     assert any("chats.jsonl at byte" in fault and "not valid JSON" in fault for fault in _faults())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
 def test_ten_files_of_real_data_take_seconds(brought):
     lines = (SHARED / "math" / "gsm8k_train.jsonl").read_text().splitlines()

@@ -86,6 +86,7 @@ def test_show(recipe, stage, source, capsys):
     assert capsys.readouterr().out != shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -10,11 +10,12 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from megatron_bar.analysis.scores import load_results, score_lines
 from megatron_bar.checkpoints.dcp import CheckpointReader
 from megatron_bar.checkpoints.names import DENSE_OF_EXPERT, EXPERT_FFN_NAMES, Slot
 from megatron_bar.checkpoints.token_counts import read_token_counts
 from megatron_bar.cli import main
-from megatron_bar.methods import METHODS
+from megatron_bar.methods import METHODS, last_model
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.stages.context import read_done
 from megatron_bar.training.groups import group_digests
@@ -185,6 +186,8 @@ def test_exports_load_in_transformers(mini, system, experts):
     model = AutoModelForCausalLM.from_pretrained(mini / system / "hf" / "model")
     assert getattr(model.config, "num_experts", None) == experts
     card = (mini / system / "hf" / "model" / "README.md").read_text()
+    results = load_results(mini / system)
+    assert "\n".join(score_lines(results, last_model(mini / system))) in card
     assert METHODS[system.partition("-")[0]].MADE in card and "Branch-Adapt-Route" not in card
     assert (mini / system / "report.html").stat().st_size > 10_000
 

@@ -12,15 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.launch.slurm.node import FAILED
+from megatron_bar.launch.slurm.node import FAILED, FAILED_MACHINE
 from megatron_bar.runtime.stopping import CONTINUE_LATER
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
 
 _NODE = """
 import sys
+from megatron_bar.launch.slurm import nodes
 from megatron_bar.launch.slurm.node import run_ranks
-sys.exit(run_ranks([sys.executable, "-c", sys.argv[1]], "math/sft", 2))
+nodes.SILENT_SECONDS = nodes.ENDING_SECONDS = 3.0
+status, failure = run_ranks([sys.executable, "-c", sys.argv[1]], "math/sft", 2)
+print(failure)
+sys.exit(status)
 """
 _HANGS = """
 import os, time, torch, torch.distributed as dist
@@ -33,12 +37,16 @@ with watched("math/sft"):
 """
 
 
-def _start(program: str, **environment: str) -> subprocess.Popen:
+def _free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def _start(program: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", _NODE, program],
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
@@ -49,10 +57,26 @@ def _start(program: str, **environment: str) -> subprocess.Popen:
             "SLURM_JOB_ID": "7",
             "SLURMD_NODENAME": "n1",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_PORT": _free_port(),
             **environment,
         },
+        start_new_session=True,
     )
+
+
+def _start_two(program: str) -> list[subprocess.Popen]:
+    """Two nodes of one job, n1 and n2, with ranks 0, 1 and 2, 3."""
+    port = _free_port()
+    return [
+        _start(
+            program,
+            SLURM_NODEID=str(node),
+            SLURM_JOB_NUM_NODES="2",
+            SLURMD_NODENAME=f"n{node + 1}",
+            MASTER_PORT=port,
+        )
+        for node in range(2)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +98,7 @@ def _start(program: str, **environment: str) -> subprocess.Popen:
         (
             "import os, time; time.sleep(60) if os.environ['RANK'] == '0' else "
             "os.kill(os.getpid(), 9)",
-            FAILED,
+            FAILED_MACHINE,
             "math/sft: rank 1 on n1 was ended by SIGKILL",
         ),
     ],
@@ -112,7 +136,7 @@ def test_a_warning_reaches_ranks_and_ends_in_going_on_later(number, ready, tmp_p
 def test_a_rank_that_hangs_is_named_with_its_host_and_stage():
     node = _start(_HANGS, MEGATRON_BAR_HANG_MINUTES="0.1")
     shown = node.communicate()[1]
-    assert node.returncode == FAILED
+    assert node.returncode == FAILED_MACHINE
     assert "[n1 rank 1] math/sft: rank 1 on n1 has made no progress" in shown, shown
     assert "it is in <module> (<string>:7)" in shown
 
@@ -123,7 +147,7 @@ def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others():
         _HANGS.replace("time.sleep(1000)", holds_the_interpreter), MEGATRON_BAR_HANG_MINUTES="0.1"
     )
     shown = node.communicate()[1]
-    assert node.returncode == FAILED
+    assert node.returncode == FAILED_MACHINE
     assert "math/sft: rank 0 on n1 has made no progress" in shown, shown
     assert "it waits for other ranks" in shown
     assert "rank 0 on n1 sees that rank 1" in shown and "sign of life" in shown, shown
@@ -137,3 +161,43 @@ def test_ranks_may_wait_for_one_that_works():
     node = _start(program, MEGATRON_BAR_HANG_MINUTES="0.3")
     shown = node.communicate()[1]
     assert node.returncode == 0, shown
+
+
+def test_a_rank_that_is_killed_ends_all_nodes_within_seconds(tmp_path):
+    """The other ranks just wait, as they would in a kernel of NCCL's."""
+    nodes = _start_two(
+        f"import os, time; open(r'{tmp_path}/' + os.environ['RANK'], 'w').close()\n"
+        f"while os.environ['RANK'] != '3' or len(os.listdir(r'{tmp_path}')) < 4: time.sleep(0.1)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    while not (tmp_path / "3").exists():
+        time.sleep(0.1)
+    killed = time.monotonic()
+    shown = [node.communicate() for node in nodes]
+    assert time.monotonic() - killed < 15
+    assert [node.returncode for node in nodes] == [FAILED_MACHINE] * 2, shown
+    for _, said in shown:
+        assert "math/sft: rank 3 on n2 was ended by SIGKILL" in said
+    failure = "Failure(what='rank 3 on n2 was ended by SIGKILL', hosts=('n2',), again=True)"
+    assert [out.strip() for out, _ in shown] == [failure, "None"]
+
+
+def test_nodes_whose_ranks_save_at_different_times_all_go_on_later():
+    nodes = _start_two("import os, sys, time; time.sleep(int(os.environ['RANK'])); sys.exit(75)")
+    assert [(node.communicate()[0], node.returncode) for node in nodes] == [("None\n", 75)] * 2
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_node_takes_the_blame_and_others_end(lost, tmp_path):
+    program = (
+        f"import os, time; open(r'{tmp_path}/' + os.environ['RANK'], 'w').close(); time.sleep(99)"
+    )
+    nodes = _start_two(program)
+    while len(list(tmp_path.iterdir())) < 4:
+        time.sleep(0.1)
+    time.sleep(1)  # for signs of life
+    os.killpg(nodes[lost].pid, signal.SIGKILL)
+    out, shown = nodes[1 - lost].communicate()
+    assert nodes[1 - lost].returncode == FAILED_MACHINE, shown
+    assert f"math/sft: n{lost + 1} gave no sign of life any more" in shown
+    assert f"hosts=('n{lost + 1}',), again=True" in out

@@ -185,6 +185,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", FAULTS, ids=lambda spoil: spoil.__name__.strip("_"))
 @pytest.mark.timeout(60)
 def test_a_fault_is_a_line_before_any_stage_runs(

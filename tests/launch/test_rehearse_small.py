@@ -140,6 +140,7 @@ def test_a_folder_from_a_config_alone_is_random_by_its_seed(tmp_path):
     assert written["extra"] == "kept" and written["vocab_size"] == 100_352
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_rewritten_recipe_is_one_that_stages_can_read(method, tmp_path):
     """It goes through the checks of a recipe's keys again, as every rank reads it."""

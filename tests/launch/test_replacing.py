@@ -22,6 +22,8 @@ from megatron_bar.stages.context import read_done, replaced_folder
 from megatron_bar.stages.provenance import record
 from megatron_bar.training.groups import group_digests
 
+pytestmark = pytest.mark.slow
+
 HOURS = 7200.0  # that a stage took
 
 

@@ -95,6 +95,7 @@ def test_a_laptop_prints_the_scripts_of_the_published_recipe(size, cache, capsys
     assert "===== anchor" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_weights_are_asked_for_before_anything_is_done(command, cache, hf_dir, capsys, tmp_path):
     hub.cached(

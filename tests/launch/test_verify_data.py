@@ -154,6 +154,7 @@ def test_sources_and_verifiers_that_are_not_there(here, capsys):
     assert f"verifier {here}/mine.py:score: {here}/mine.py is not a file" in said
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
 @pytest.mark.timeout(120)
 def test_real_references_are_well(here, capsys):

@@ -13,6 +13,8 @@ from megatron_bar.launch import watch
 from megatron_bar.stages.at_work import at_work, begun_at
 from tests.analysis.browser import Page, check_shown, in_a_browser
 
+pytestmark = pytest.mark.slow
+
 SITE = {"gpu_hour_price": 2.5, "currency": "EUR"}
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
 
-from megatron_bar.models.all_experts import AllExpertsLayer, _WeightedExperts
+from megatron_bar.models.all_experts import AllExpertsLayer, _running_sum, _WeightedExperts
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
+from tests.live_bytes import LiveBytes
 
 TOKENS, HIDDEN, FFN, EXPERTS = 7, 5, 3, 3
 SMALL = ModelConfig(
@@ -80,6 +81,26 @@ def test_bfloat16_keeps_its_type_and_is_as_near_as_the_plain_sum():
     assert ours.dtype is torch.bfloat16
     error = (ours - truth).norm() / truth.norm()
     assert error < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_running_sum_is_the_same_to_the_bit(dtype):
+    x_TH, probs_TE, *weights = arguments(dtype)
+    kept = _WeightedExperts.apply(x_TH, probs_TE.float(), *weights)
+    assert torch.equal(_running_sum(x_TH, probs_TE.float(), weights), kept)
+
+
+def test_without_gradients_one_experts_output_is_there_at_a_time():
+    peaks = {}
+    with process_groups(Layout()):
+        x_SBH = torch.randn(64, 2, 32)
+        for experts in (2, 6):
+            layer = build_model(SMALL.with_experts(experts), Layout()).decoder.layers[0].mlp
+            with torch.no_grad(), LiveBytes() as live:
+                layer(x_SBH)
+            weights = sum(parameter.nbytes for parameter in layer.experts.parameters())
+            peaks[experts] = live.peak - weights  # which it counts as it sees them
+    assert peaks[6] - peaks[2] < x_SBH.nbytes / 4  # there are more probabilities
 
 
 @pytest.mark.parametrize("per_token, expected", [(3, AllExpertsLayer), (2, MoELayer)])

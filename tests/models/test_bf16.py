@@ -18,6 +18,7 @@ AT_MOST = 1.2  # times the error of transformers
 OF_ATTENTION = 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["OLMo-2", "FlexOlmo", "OLMo-3"])
 def test_gradients_are_as_near_to_fp32_as_those_of_transformers(name, tmp_path):
     model = cast(random_model(name, max_position_embeddings=256), torch.bfloat16)

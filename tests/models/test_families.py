@@ -45,6 +45,7 @@ def _difference(ours_BSV, theirs_BSV) -> float:
     return ((ours_BSV - theirs_BSV).abs().max() / theirs_BSV.abs().max()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DENSE | MIXTURES)
 def test_greedy_generation_equals_transformers(name, tmp_path):
     theirs = random_model(name)
@@ -82,6 +83,7 @@ def test_bf16_is_as_near_to_fp32_as_transformers_is(name, tmp_path):
     assert 0 < ours < 1.5 * expected < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DENSE)
 @torch.no_grad()
 def test_a_branch_is_merged_and_exported_to_a_class_that_computes_it(name, tmp_path):

@@ -46,6 +46,7 @@ def _meta_model(model):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", (PRESETS | MIXTURES).values(), ids=PRESETS | MIXTURES)
 def test_every_name_and_shape_is_transformers_own(model):
     meta_model = _meta_model(model)

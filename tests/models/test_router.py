@@ -63,6 +63,7 @@ def without(hf_model: FlexOlmoForCausalLM, left_out: int) -> FlexOlmoForCausalLM
     return smaller
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("active, renormalized", [(4, False), (2, False), (2, True)])
 def test_an_expert_that_is_left_out_was_never_there(active, renormalized, one_process, tmp_path):
     hf_model = random_experts(4, num_experts_per_tok=active, norm_topk_prob=renormalized)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.costs.compute import Machine
+from megatron_bar.costs.layouts import recommended
+from megatron_bar.costs.machine import Machine
 from megatron_bar.launch.check import check_recipe
 from megatron_bar.launch.plan.stages import plan_stages, planned_model
 from megatron_bar.methods import stage_graph
@@ -16,6 +17,7 @@ from megatron_bar.methods.load import load_recipe
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import require, wherever
+from megatron_bar.stages.plan import ranked_layouts
 from megatron_bar.stages.training_stage import TrainingStage
 
 BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"
@@ -155,7 +157,7 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
     _check(path, _models(tmp_path, f"olmo2-{size}"))
     recipe = load_recipe(path)
     assert recipe.layout.processes == processes and len(recipe.domains) == 4
-    plans = plan_stages(recipe, planned_model(recipe, None), Machine(memory=80 << 30))
+    plans = plan_stages(recipe, planned_model(recipe, None), Machine())
     assert not [p.stage.name for p in plans if p.too_big]
     assert not [p.stage.name for p in plans if p.seconds is None]
     steps = {p.stage.name: p.steps for p in plans if p.trainable}
@@ -173,6 +175,26 @@ def test_the_layouts_hold_the_model_and_fit_the_gpus(size, processes, tmp_path):
     assert steps == published
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["7b", "7b-one-node", "13b", "32b"])
+def test_the_layouts_are_those_that_the_plan_finds_best(recipe):
+    """With a tenth of the memory to spare, as the recipes' comments say. One stage of each kind."""
+    read = load_recipe(BAR_7B.with_name(f"bar-{recipe}.yaml"), values=False)
+    machine = Machine(memory=72)
+    for plan in plan_stages(read, planned_model(read, None), machine):
+        training, layout = plan.training, plan.stage.layout
+        if training is None or plan.stage.domain in ("code", "safety"):
+            continue
+        best = recommended(ranked_layouts(plan, machine))
+        sizes = dataclasses.replace(layout, expert_tensor=layout.resolved_expert_tensor)
+        assert (best.layout, best.micro_batch_size, best.recompute) == (
+            sizes,
+            training.micro_batch_size,
+            training.recompute,
+        ), plan.stage.name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override, message",
     {

@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 ALL = sorted(EXAMPLES.rglob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(EXAMPLES)))
 def test_every_example_is_sound(path):
     """But for anchors, data and runs to reuse, which aren't at hand."""
@@ -24,6 +25,7 @@ def test_every_example_is_sound(path):
         assert wherever(faults) == []
 
 
+@pytest.mark.slow
 def test_every_method_has_an_example_which_is_its_row_in_the_comparison():
     rows = {recipe.name: recipe for recipe in load_recipes(EXAMPLES / "toy-compare.yaml")}
     for method in METHODS:

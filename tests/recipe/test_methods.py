@@ -44,6 +44,7 @@ def own(stages):
 DENSE = ["math/midtrain", "math/sft", "code/midtrain", "code/sft", "tool_use/sft", "safety/sft"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, expected, final",
     [
@@ -96,6 +97,7 @@ def test_graphs(overrides, expected, final):
         done.add(stage.name)
 
 
+@pytest.mark.slow
 def test_dense_methods_train_everything_from_the_right_start():
     for method, start in (("continued", "anchor"), ("retrain", "pretrained")):
         stage = graph(f"method={method}")["all/sft"]
@@ -128,6 +130,7 @@ def test_flexolmo_opens_nothing_shared():
     assert {"embeddings", "head", "final_norm"} < set(opened)
 
 
+@pytest.mark.slow
 def test_one_stage_reads_what_the_domains_own_would():
     stages = graph("method=retrain_midtrain")
     midtrain, sft = stages["all/midtrain"], stages["all/sft"]
@@ -163,6 +166,7 @@ def test_rlvr_of_all_domains():
     assert stage.inputs == {"start": "all/sft"}
 
 
+@pytest.mark.slow
 def test_the_models_of_stages():
     def experts(method):
         recipe = load_recipe(TOY, [*OPEN, f"method={method}"])
@@ -176,6 +180,7 @@ def test_the_models_of_stages():
     assert experts("retrain")["hf"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, message",
     {
@@ -221,6 +226,7 @@ def test_a_dense_method_has_no_experts_to_name():
         require(check_recipe(load_recipe(TOY, ["method=btx"])))
 
 
+@pytest.mark.slow
 def test_dense_methods_do_not_look_at_route():
     load_recipe(TOY, [*OPEN, "method=retrain", "route.fraction=2", "route.experts_per_token=9"])
     with pytest.raises(BarError, match=r"route.fraction 2.0 is not in"):
@@ -254,6 +260,28 @@ def test_the_routed_model_without_experts():
         load_recipe(TOY, [*OPEN, "method=retrain", "evaluate.opt_out=[math]"])
 
 
+def test_a_domains_model_after_each_of_its_stages():
+    plain = {s.name: identity(s) for s in stage_graph(load_recipe(TOY))}
+    stages = stage_graph(load_recipe(TOY, ["evaluate.each_stage=true"]))
+    new = {s.name: s for s in stages if plain.get(s.name) != identity(s)}
+    assert set(new) == {
+        "evaluate/math.midtrain",
+        "evaluate/math.sft",
+        "evaluate/code.midtrain",
+        "evaluate/code.sft",
+        "report",
+    }
+    assert new["evaluate/math.sft"].inputs == {"checkpoint": "math/sft"}
+    assert set(new["evaluate/math.sft"].tasks) == {"math", "general"}
+    together = stage_graph(
+        load_recipe(TOY, [*OPEN, "method=retrain_midtrain", "evaluate.each_stage=true"])
+    )
+    after = [s for s in together if s.name.startswith("evaluate/all.")]
+    assert [s.inputs["checkpoint"] for s in after] == ["all/midtrain"]
+    assert set(after[0].tasks) == {"math", "code", "tool_use", "safety", "general"}
+
+
+@pytest.mark.slow
 def test_the_comparison_has_every_method_and_shares_what_it_can():
     recipes = load_recipes(EXAMPLES / "toy-compare.yaml", ["runs=elsewhere"])
     assert {recipe.method for recipe in recipes} == set(METHODS)
@@ -286,6 +314,7 @@ def test_the_frozen_twin_takes_over_all_but_what_rlvr_changes():
     assert changed[0].training.trainable == ["expert.1", "router.1"]
 
 
+@pytest.mark.slow
 def test_systems_and_what_a_recipe_extends(tmp_path):
     shorter = {"seed": 5, "domains": {"math": {"sft": {"steps": 7}}}}
     (tmp_path / "both.yaml").write_text(
@@ -316,6 +345,7 @@ def test_systems_and_what_a_recipe_extends(tmp_path):
         load_recipe(tmp_path / "c.yaml")
 
 
+@pytest.mark.slow
 def test_what_a_system_extends_takes_the_place_of_what_its_recipe_does(tmp_path):
     def write(name, keys):
         (tmp_path / name).parent.mkdir(exist_ok=True)

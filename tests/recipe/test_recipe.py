@@ -17,6 +17,7 @@ from megatron_bar.stages.training_stage import TrainingStage
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 
 
+@pytest.mark.slow
 def test_the_toy_graph():
     stages = stage_graph(load_recipe(TOY))
     names = [stage.name for stage in stages]
@@ -95,6 +96,7 @@ def test_overrides_reach_into_lists():
     assert replaced.data == [Source(toy="code", count=3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override, message",
     {
@@ -149,6 +151,7 @@ def test_a_missing_or_broken_recipe_gets_one_line(tmp_path):
         load_recipe(tmp_path / "broken.yaml")
 
 
+@pytest.mark.slow
 def test_an_evaluation_goes_stale_by_what_decides_its_answers_alone():
     """Keys at their default leave stages done that were done before there were such keys."""
 

@@ -50,6 +50,7 @@ def test_a_file_with_former_names_is_read_with_a_hint_for_each(former, capsys):
     assert capsys.readouterr().err == ""  # once is enough
 
 
+@pytest.mark.slow
 def test_what_is_written_has_the_present_names(former, tmp_path, capsys):
     recipe = load_recipe(former)
     save_recipe(recipe, tmp_path / "recipe.yaml")

@@ -12,6 +12,7 @@ from megatron_bar.runtime.errors import BarError
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 
 
+@pytest.mark.slow
 def test_words_are_text_numbers_and_booleans_as_their_keys_want_them(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"""
@@ -76,6 +77,7 @@ def test_null_takes_away_a_domain_an_item_and_a_key_of_a_users_own(tmp_path):
     assert again.domains["code"].sft.steps == 1 and again.domains["code"].midtrain is None
 
 
+@pytest.mark.slow
 def test_a_file_and_a_system_take_away_what_is_below_them(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(f"""
@@ -185,6 +187,7 @@ def test_a_name_is_asked_for(tmp_path):
         load_recipe(tmp_path / "r.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -211,6 +214,7 @@ def test_a_name_may_be_as_long_as_that_of_a_folder():
     assert load_recipe(TOY, [f"name={'a' * 255}"]).name == "a" * 255
 
 
+@pytest.mark.slow
 def test_only_a_run_itself_is_called_name_and_system(tmp_path):
     recipe = load_recipe(TOY)
     recipe.name = "all/bar"

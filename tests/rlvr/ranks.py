@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,22 +17,27 @@ from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.model_io import load_model, save_model
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
+from megatron_bar.data import sources
+from megatron_bar.data.bad_items import LeftOut
 from megatron_bar.data.chat import Message, prompt_ids
 from megatron_bar.data.tokenizer import train_tokenizer
+from megatron_bar.generation import rollouts
 from megatron_bar.generation.engine import Request, Sampling
 from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
-from megatron_bar.recipe.training import Rlvr, Training
+from megatron_bar.recipe.training import Rlvr, Source, Training
 from megatron_bar.rlvr.backends import backend_of
 from megatron_bar.rlvr.policy import Policy, Rows
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.reinforce import reinforce
 from megatron_bar.runtime.distributed import process_groups
-from megatron_bar.runtime.errors import VerifierFailed
+from megatron_bar.runtime.errors import BarError, VerifierFailed
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.rlvr import RLVR_GROUPS
+from megatron_bar.stages.work import rlvr as work
+from megatron_bar.training.metrics import read_metrics
 from megatron_bar.training.model_run import ModelRun
 from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.setup import set_up
@@ -125,6 +132,60 @@ def run_reinforce(
     with process_groups(layout):
         run = ModelRun(ModelConfig.load(checkpoint), checkpoint, folder, layout, 1, "test")
         reinforce(run, settings, prompts(), CHAT_FORMAT)
+
+
+def load_prompts_of(path: Path, out: Path) -> None:
+    """Load the prompts of a file; each rank writes what it has, and how often it read sources."""
+    reads = []
+
+    def counted(*args):
+        reads.append(args)
+        return sources.load_conversations(*args)
+
+    rank = int(os.environ["RANK"])
+    chat = talking(out / f"rank{rank}")
+    settings = Rlvr(data=[Source(path=str(path), verifier="exact")])
+    with process_groups(Layout(processes=2)):
+        work.load_conversations = counted
+        try:
+            loaded = work.load_prompts(chat.tokenizer, chat.template, settings, 64, 0, LeftOut())
+            found = [[each.ids, each.score("one"), each.score("two")] for each in loaded]
+        except BarError as error:
+            found = str(error)
+    (out / f"{rank}.json").write_text(json.dumps([len(reads), found]))
+
+
+def run_until_asked(
+    checkpoint: Path, layout: Layout, settings: Rlvr, folder: Path, place: str
+) -> None:
+    """The stage, whose last rank is asked to stop in the second step, where it generates or
+    verifies. From then on these take half a second each time, and a line in `calls-RANK`.
+    """
+    rank = int(os.environ["RANK"])
+    asked = []
+
+    def slowly(original: Callable) -> Callable:
+        def call(*args):
+            if len(read_metrics(folder)) == 1:
+                with open(folder / f"calls-{rank}", "a") as calls:
+                    calls.write("one\n")
+                if rank == layout.processes - 1 and not asked:
+                    asked.append(True)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)
+            return original(*args)
+
+        return call
+
+    backend_of(settings.backend).prepare()
+    with process_groups(layout):
+        asks = prompts()
+        if place == "generate":
+            rollouts.choose = slowly(rollouts.choose)
+        else:
+            asks = [dataclasses.replace(each, score=slowly(each.score)) for each in asks]
+        run = ModelRun(ModelConfig.load(checkpoint), checkpoint, folder, layout, 1, "test")
+        reinforce(run, settings, asks, CHAT_FORMAT)
 
 
 def run_all(checkpoint: Path, settings: Mapping[str, Rlvr], backend: str, out: Path) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
+from megatron_bar.launch import processes
 from megatron_bar.rlvr.prompts import PromptOrder
+from tests.rlvr import ranks
 
 
 def _advance(order: PromptOrder, count: int) -> list[int]:
@@ -54,3 +60,27 @@ def test_the_prompts_after_those_that_are_under_way():
     assert order.peek(2) == first  # nothing has moved, so that a stop asks both again
     order.pass_by(first)
     assert order.peek(2) == ahead
+
+
+def _loaded(tmp_path, *lines: dict) -> list:
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    processes.start(ranks.load_prompts_of, path, tmp_path, processes=2, timeout_seconds=120).wait()
+    return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.distributed
+def test_one_rank_reads_the_prompts_for_all(tmp_path):
+    asked = [
+        {"messages": [{"role": "user", "content": text}], "answer": text} for text in ("one", "two")
+    ]
+    (reads, first), (others_reads, second) = _loaded(tmp_path, *asked)
+    assert (reads, others_reads) == (1, 0)
+    assert first == second
+    assert [scores for _, *scores in first] == [[1, 0], [0, 1]]
+
+
+@pytest.mark.distributed
+def test_what_is_wrong_with_the_prompts_is_told_by_all_ranks(tmp_path):
+    (_, fault), (_, others_fault) = _loaded(tmp_path, {"messages": "none"})
+    assert fault == others_fault and "items.jsonl:1" in fault

@@ -14,6 +14,7 @@ from megatron_bar.launch.processes import JobFailed
 from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.learner import SAMPLES_FILE
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.runtime.stopping import ContinueLater
 from megatron_bar.stages.rlvr import RLVR_GROUPS
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
@@ -99,6 +100,38 @@ def test_a_run_killed_at_a_save_goes_on_to_the_same_bits(checkpoint, tmp_path):
         _reinforce(checkpoint, EXPERTS["ep2"], settings, tmp_path / "killed", True)
     killed = _reinforce(checkpoint, EXPERTS["ep2"], settings, tmp_path / "killed")
     assert_same_run(killed, whole)
+
+
+@pytest.mark.parametrize(
+    "name, place", [("ep2", "generate"), ("pp2", "generate"), ("dp2", "verify")]
+)
+def test_a_stop_signal_within_a_step_gives_it_up_and_it_is_taken_later(
+    name, place, checkpoint, tmp_path
+):
+    """One rank is signalled. Without giving the step up it makes 16 calls or more."""
+    layout = EXPERTS[name]
+    settings = Rlvr(**ranks.SETTINGS | dict(verifier_workers=1, steps=2))
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    job = processes.start(
+        ranks.run_until_asked,
+        checkpoint,
+        layout,
+        settings,
+        stopped,
+        place,
+        processes=layout.processes,
+        timeout_seconds=200,
+    )
+    with pytest.raises(ContinueLater):
+        job.wait()
+    assert [line["step"] for line in read_metrics(stopped)] == [1]
+    assert [path.name for path in (stopped / "resume").iterdir()] == ["1"]
+    calls = [len(path.read_text().splitlines()) for path in stopped.glob("calls-*")]
+    assert calls and max(calls) <= 7
+    if place == "verify":
+        _reinforce(checkpoint, layout, settings, stopped)
+        assert_same_run(stopped, _reinforce(checkpoint, layout, settings, tmp_path / "whole"))
 
 
 def test_a_run_saves_and_goes_on_before_there_was_an_update(checkpoint, tmp_path):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from megatron_bar.runtime import cpu
@@ -16,6 +17,7 @@ EXPECTED = {
     "split_sizes",
     "tensor_type_names",
     "memory",
+    "gloo_threads",
     "no_te_gemm",
 }
 WITHOUT_TE = {"no_te_gemm"}
@@ -34,6 +36,7 @@ def test_all_are_in_force_on_a_cpu():
     assert torch.zeros(2, device="cuda").device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_on_cuda_only_what_an_absent_transformer_engine_needs():
     # A process of its own: accommodations can't be taken back.
     code = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from megatron_bar.models.config import ModelConfig
@@ -35,6 +36,7 @@ def _prepared(stage: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_stage_turns_all_switches_before_cuda_starts():
     stage = "SftStage('math/sft', training=Training(deterministic={}), seed=0)"
     assert _prepared(stage.format(True)) == ":4096:8 ^NVLS 0 True False"

@@ -51,6 +51,7 @@ def weighted_experts(x_TW, probs_Te, *weights):
     return all_experts._WeightedExperts.apply(x_TW, probs_Te, *weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function, widths",
     [

@@ -77,6 +77,7 @@ def test_more_ranks_than_gpus_are_refused_in_a_rank_too(asked, monkeypatch):
         assert asked["current"] == torch.device("cuda", 0)
 
 
+@pytest.mark.slow
 def test_fp32_is_not_tf32_where_an_image_allows_that():
     """NVIDIA's images set the variable, which torch reads when it is imported."""
     code = (

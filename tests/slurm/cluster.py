@@ -44,7 +44,9 @@ KillWait=5
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=1,sched_interval=1,bf_interval=1
+GresTypes=gpu
 """
+GPUS = 2  # of a node: other devices, as SLURM counts and numbers whatever it is given
 
 
 def missing() -> str | None:
@@ -86,9 +88,14 @@ class Cluster:
         lines = [_CONFIGURATION.format(host=host, folder=self.folder, controller_port=_free_port())]
         lines += [
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={_free_port()} "
-            "CPUs=4 State=UNKNOWN"
+            f"CPUs=4 Gres=gpu:{GPUS} State=UNKNOWN"
             for node in NODES
         ]
+        for gpu in range(GPUS):
+            (self.folder / f"gpu{gpu}").symlink_to("/dev/null")
+        (self.folder / "gres.conf").write_text(
+            f"NodeName={','.join(NODES)} Name=gpu File={self.folder}/gpu[0-{GPUS - 1}]\n"
+        )
         nodes = f"Nodes={','.join(NODES)} MaxTime=60"
         lines.append(f"PartitionName=all {nodes} Default=YES PriorityTier=1 GraceTime=60")
         lines.append(f"PartitionName=urgent {nodes} PriorityTier=2 PreemptMode=OFF")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from megatron_bar.runtime.files import file_digest
 from megatron_bar.stages.context import read_done
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
-from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.cluster import GPUS, Cluster, processes_with, wait_until
 from tests.slurm.conftest import recipe_of, write_site
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -104,6 +105,40 @@ def test_a_submitted_recipe_over_two_nodes_equals_a_local_run(
         assert "hunter2" not in text.read_text()
     assert main(command) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_jobs_see_the_gpus_that_they_asked_for(on_cluster, anchor, tmp_path):
+    """What stands for Python tells what a node's one task was given; nothing is trained."""
+    told = tmp_path / "told"
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\necho $SLURM_JOB_NUM_NODES $SLURM_GPUS_ON_NODE $CUDA_VISIBLE_DEVICES "
+        f"$PYTORCH_CUDA_ALLOC_CONF >> {told}\nsleep 3\n"
+    )
+    python.chmod(0o755)
+    nodes = {"partition": "all", "ranks": GPUS, "gpus": True, "cpus": 2, "time": "10"}
+    site = write_site(tmp_path, gpu_nodes=nodes, python=str(python))
+    recipe = recipe_of(anchor, tmp_path / "runs", "gpus")
+    recipe["domains"]["math"]["sft"]["layout"] = {"processes": 2 * GPUS, "expert": 2}
+    recipe["domains"]["math"]["sft"]["global_batch_size"] = 2 * GPUS
+    command = ["submit", str(_write(tmp_path, recipe)), "--site", str(site), "--write"]
+    assert main([*command, "--only", "math/sft", "--only", "safety/sft"]) == 0
+    scripts = tmp_path / "runs" / "gpus" / "slurm"
+    for options, stage in (
+        ([], "math-sft"),  # all GPUs of both nodes
+        (["--nodelist=n2"], "safety-sft"),
+        (["--nodelist=n2"], "safety-sft"),  # beside each other
+    ):
+        on_cluster.run("sbatch", *options, str(scripts / f"{stage}.sbatch"))
+    _all_ended(on_cluster, 60)
+    run = tmp_path / "runs" / "gpus"
+    assert told.is_file(), _log(run, "math/sft") + _log(run, "safety/sft")
+    alloc = "expandable_segments:True"
+    assert sorted(told.read_text().splitlines()) == [
+        f"1 1 0 {alloc}",
+        f"1 1 1 {alloc}",
+        *[f"2 2 0,1 {alloc}"] * 2,
+    ]
 
 
 def _copy_stages(local: Path, run: Path, *stages: str) -> None:
@@ -198,6 +233,46 @@ def test_a_stage_survives_its_time_limit_a_preemption_and_the_loss_of_a_node(
     assert group_digests(run / "math/sft" / "checkpoint") == group_digests(
         undisturbed / "math/sft" / "checkpoint"
     )
+
+
+def test_a_killed_rank_ends_its_job_at_once_and_its_node_is_left_out_the_second_time(
+    on_cluster, paced, local, anchor, tmp_path, capsys
+):
+    recipe = recipe_of(anchor, tmp_path / "runs", "killed")
+    recipe["domains"]["math"]["sft"] |= {"steps": 40, "save_every": 1}
+    run = tmp_path / "runs" / "killed"
+    _copy_stages(local, run, "anchor", "math/branch")
+    command = ["submit", str(_write(tmp_path, recipe)), "--site", str(write_site(tmp_path))]
+    assert main([*command, "--only", "math/sft"]) == 0
+    job = _job(run, "math/sft")
+    for attempt in (1, 2):
+        _begun(run, "math/sft", attempt)
+        _trained(run, "math/sft", 2)
+        for pid in {*processes_with("RANK=1")} & {*processes_with(f"SLURM_JOB_ID={job}")}:
+            os.kill(pid, signal.SIGKILL)
+        # A job that is queued again first completes.
+        wait_until("the job to end", lambda: _state(on_cluster, job) != "RUNNING", 15)
+        assert _log(run, "math/sft").count("math/sft: rank 1 on n2 was ended by SIGKILL") >= attempt
+    assert main(["status", str(run)]) == 0
+    assert "rank 1 on n2 was ended by SIGKILL" in capsys.readouterr().out
+    assert [line.split()[0] for line in _failed_nodes(run)] == ["n2", "n2"]
+    # Two nodes are needed, and one of the two is left out.
+    wait_until("n2 to be left out", lambda: "ExcNodeList=n2" in _shown(on_cluster, job), 15)
+    time.sleep(8)  # longer than a job that was queued again waits here
+    assert len(_attempts(run, "math/sft")) == 2
+    on_cluster.run("scontrol", "update", f"JobId={job}", "ExcNodeList=")
+    (run / "slurm" / "failed-nodes.txt").unlink()
+    paced.unlink()
+    _all_ended(on_cluster)
+    assert read_done(run / "math/sft"), _log(run, "math/sft")
+
+
+def _failed_nodes(run: Path) -> list[str]:
+    return (run / "slurm" / "failed-nodes.txt").read_text().splitlines()
+
+
+def _shown(slurm: Cluster, job: str) -> str:
+    return slurm.run("scontrol", "show", "job", job)
 
 
 def test_cancelled_and_vain_stages_stop_what_needs_them_and_nothing_else(

@@ -18,9 +18,10 @@ from megatron_bar.checkpoints.names import slots
 from megatron_bar.cli import main
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE
-from megatron_bar.launch.slurm.attempts import begin_attempt
+from megatron_bar.launch.slurm.attempts import begin_attempt, end_attempt, read_attempts
+from megatron_bar.launch.slurm.failed_nodes import note_failed
 from megatron_bar.launch.slurm.jobs import Job
-from megatron_bar.launch.slurm.site import TEMPLATES
+from megatron_bar.launch.slurm.site import TEMPLATES, Site
 from megatron_bar.launch.slurm.submit import still_good
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
@@ -184,6 +185,68 @@ def test_a_job_that_saved_is_queued_again_unless_a_stop_file_asks_it_to_stop(
         assert f"runs/bar-7b/{asks}; submit again to go on" in ended.stdout
 
 
+@pytest.mark.parametrize(
+    "failures, allocated, excluded",
+    [
+        ("", "n1", None),
+        ("n1 n2", "n1", None),
+        ("n1 n2 n2", "n1", "n2,n9"),
+        ("n1 n1", "n1", "n1,n9"),
+    ],
+)
+def test_a_node_that_failed_twice_is_left_out_when_a_job_is_queued_again(
+    failures, allocated, excluded, workplace, capsys, tmp_path, monkeypatch
+):
+    script = _scripts(capsys, "--only", "math/sft")["math/sft"]
+    run = workplace / "runs" / "bar-7b"
+    (run / "slurm").mkdir(parents=True)
+    for host in failures.split():
+        note_failed(run, [host], "math/sft: rank 3 was ended by SIGKILL")
+    with open(run / "slurm" / "failed-nodes.txt", "a") as file:
+        file.write("\n\n")  # as people leave them
+    calls = tmp_path / "calls"
+    scontrol = f'echo "$*" >> {calls}\necho NodeAddr=127.0.0.1 ExcNodeList=n9\n'
+    commands = {
+        "srun": f"echo srun >> {calls}; exit 77",
+        "squeue": "echo RUNNING",
+        "sleep": "",
+        "scontrol": scontrol + 'if [ "$2" = hostnames ]; then echo n3; echo n1; fi',
+    }
+    _fake_commands(tmp_path / "bin", commands, monkeypatch)
+    job = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "SLURM_JOB_NODELIST": allocated}
+    ended = subprocess.run(
+        ["bash"],
+        input=script,
+        text=True,
+        capture_output=True,
+        timeout=30,
+        env=os.environ | job,
+    )
+    said = calls.read_text().splitlines()
+    assert "requeue 7" in said, ended.stderr
+    updates = [line for line in said if line.startswith("update ")]
+    assert set(updates) == ({f"update JobId=7 ExcNodeList={excluded}"} if excluded else set())
+    # Where it has such a node it is queued again before anything starts.
+    assert ("srun" in said) == (excluded != "n1,n9")
+
+
+def test_scripts_leave_out_nodes_that_failed_twice(workplace, capsys):
+    site = _site(workplace, gpu_nodes={"options": ["--exclude=n7", "--qos=high"]})
+    run = workplace / "runs" / "bar-7b"
+    (run / "slurm").mkdir(parents=True)
+    for hosts in (["n1"], ["n2", "n1"]):
+        note_failed(run, hosts, "math/sft: they gave no sign of life any more")
+    script = _scripts(capsys, "--site", site, "--only", "math/sft")["math/sft"]
+    assert "#SBATCH --exclude=n7,n1\n" in script and script.count("--exclude") == 1
+    assert "#SBATCH --qos=high\n" in script
+    failed = run / "slurm" / "failed-nodes.txt"
+    failed.write_text("\n".join(failed.read_text().splitlines()[1:]))
+    assert (
+        "#SBATCH --exclude=n7\n"
+        in _scripts(capsys, "--site", site, "--only", "math/sft")["math/sft"]
+    )
+
+
 @pytest.fixture
 def other(workplace) -> Path:
     """A finished run of the same recipe, as far as the stages' own files tell."""
@@ -204,6 +267,7 @@ def other(workplace) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_scripts_are_for_what_no_reused_run_has(workplace, other, capsys):
     changed = ["domains.safety.sft.lr=1e-3", "evaluate.max_new_tokens=99"]
     reuse = "reuse=[runs/other]"
@@ -247,6 +311,7 @@ def brought(workplace, anchor) -> str:
     return f"anchor={anchor}"
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_nothing_that_only_the_jobs_need(workplace, brought, capsys, monkeypatch):
     rlvr = (
         "domains.math.rlvr={data: [{path: prompts.jsonl, verifier: math}], steps: 3, "
@@ -281,6 +346,7 @@ def test_a_dry_run_needs_nothing_that_only_the_jobs_need(workplace, brought, cap
     assert "sbatch isn't here" in shown and "math/rlvr" not in shown
 
 
+@pytest.mark.slow
 def test_a_rehearsal_is_a_job_that_all_others_wait_for(workplace, capsys, tmp_path, monkeypatch):
     scripts = _scripts(capsys, "--rehearse", "--only", "math")
     assert next(iter(scripts)) == "rehearsal" and len(scripts) == 5
@@ -309,6 +375,46 @@ def test_a_rehearsal_is_a_job_that_all_others_wait_for(workplace, capsys, tmp_pa
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["rehearsal", "1", "pending"]
     assert main(["cancel", "runs/bar-7b"]) == 0
     assert "cancelled: rehearsal, anchor, evaluate/anchor, math/branch" in capsys.readouterr().out
+
+
+def test_no_more_jobs_than_the_site_allows_may_start_at_once(
+    workplace, brought, capsys, tmp_path, monkeypatch
+):
+    _fake_slurm(tmp_path / "bin", monkeypatch)
+    command = ["submit", "recipe.yaml", brought, "--site", _site(workplace, max_jobs=3), "--only"]
+    assert main([*command, "*/branch"]) == 1  # the anchor is neither done nor queued
+    assert main([*command, "anchor", "--only", "*/branch"]) == 0
+    assert main([*command, "anchor", "--only", "math", "--only", "safety"]) == 0
+    calls = (tmp_path / "bin" / "calls").read_text().splitlines()
+    conditions = [
+        next((word for word in line.split() if word.startswith("--dependency=")), "")
+        for line in calls
+    ]
+    after_any = [of.partition("afterany:")[2] for of in conditions]
+    assert after_any == ["", "", "", *(str(job) for job in range(1, len(calls) - 2))]
+    # What a stage needs is asked for beside that.
+    assert all("afterok:" in of for of in conditions[1:])
+
+
+def test_conversions_of_every_method_are_for_cpu_nodes():
+    assert set(Site().cpu_stages) == {
+        *("import", "branch", "adopt", "merge", "average", "stack", "export", "report")
+    }
+
+
+def test_a_stage_that_fills_its_nodes_has_them_for_itself(workplace, capsys):
+    site = _site(workplace, network="ib0")
+    scripts = _scripts(capsys, "--site", site)
+    whole, part = scripts["math/sft"], scripts["safety/sft"]  # the second has four GPUs of eight
+    assert "#SBATCH --exclusive\n" in whole and "#SBATCH --mem=0\n" in whole
+    assert "--exclusive" not in part and "--mem" not in part
+    for script in scripts.values():
+        on_gpus = "--gpus-per-node" in script
+        assert ("expandable_segments:True" in script) == on_gpus
+        assert ("TORCH_FR_BUFFER_SIZE" in script) == on_gpus
+        assert 'GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-ib0}"' in script
+        health = "warn" if on_gpus else "off"
+        assert f"export MEGATRON_BAR_HEALTH_CHECK={health}\n" in script
 
 
 def _fake_slurm(folder: Path, monkeypatch) -> None:
@@ -424,6 +530,9 @@ def test_a_template_beside_the_site_file_is_used(workplace, capsys):
             {},
             "--only math chooses none of the stages from merged on",
         ),
+        ([], {"health_check": "maybe"}, "'maybe' is not one of off, warn, refuse"),
+        ([], {"max_jobs": 0}, "max_jobs 0 is not 1 or more"),
+        ([], {"network": "ib 0"}, "network 'ib 0' is not an interface's name"),
         ([], {"container": {"runtime": "docker"}}, "is not none, pyxis or apptainer"),
         ([], {"container": {"runtime": "pyxis"}}, "container.image is missing"),
     ],
@@ -500,3 +609,14 @@ def test_the_third_beginning_at_one_step_is_refused(tmp_path, monkeypatch):
     begin("2", 3)
     with pytest.raises(BarError, match="step 40"):
         begin("2", 4)
+    for _ in range(2):
+        note_failed(tmp_path, ["n1"], "math/sft: rank 3 was ended by SIGKILL")
+    begin("2", 4)  # without n1
+    end_attempt(tmp_path, "math/sft", "rank 3 was ended by SIGKILL")
+    begin("2", 5)
+    assert [of.get("failure") for of in read_attempts(tmp_path, "math/sft", "2")][4:] == [
+        "rank 3 was ended by SIGKILL",
+        None,
+    ]
+    with pytest.raises(BarError, match="step 40"):
+        begin("2", 6)

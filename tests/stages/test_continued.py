@@ -49,6 +49,7 @@ def _begun_otherwise(stage: Path) -> None:
     (stage / "begun.json").write_text(json.dumps(begun))
 
 
+@pytest.mark.slow
 def test_what_differs_and_what_follows(cut_short, tmp_path):
     stage = tmp_path / "small" / "base"
     assert "taken over" not in cut_short()
@@ -74,6 +75,7 @@ def test_what_differs_and_what_follows(cut_short, tmp_path):
     assert "taken over" not in cut_short("pretrain.training.micro_batch_size=2")  # said once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override, why",
     [

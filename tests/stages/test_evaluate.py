@@ -14,6 +14,7 @@ from megatron_bar.runtime.layout import Layout
 TOY = Path(__file__).parents[2] / "examples" / "toy.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, folder, experts, expected",
     [

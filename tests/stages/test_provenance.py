@@ -227,6 +227,7 @@ def test_a_change_is_reported_as_the_recipe_calls_it(brought):
     }
 
 
+@pytest.mark.slow
 def test_what_earlier_versions_recorded_still_counts(brought):
     """They took files by name, size and time, gave mid-training a template, had fewer keys and
     former names of others, and computed in float32 where the recipe named no type.

@@ -76,14 +76,13 @@ def test_gradients_are_reduced_beside_others_on_a_gpu_unless_the_recipe_says_no(
         ("lr", 1.0, "is decided by the recipe's own keys"),
         ("recompute_granularity", "full", "is decided by the recipe's own keys"),
         # break, or do nothing
-        ("gradient_accumulation_fusion", True, "isn't supported here: the head would need apex"),
         ("tp_comm_overlap", True, "isn't supported here: the buffers that it needs"),
         ("use_precision_aware_optimizer", True, "isn't supported here: .* fp32 weights"),
         ("fused_single_qkv_rope", True, "isn't supported here: it would leave out the norms"),
         ("apply_rope_fusion", True, "isn't supported here: queries and keys are rotated in fp32"),
         ("cuda_graph_impl", "local", "isn't supported here: documents differ in length"),
         ("deterministic_mode", True, "isn't supported here: .* the stage's key deterministic"),
-        ("overlap_param_gather", True, "isn't supported here: the experts' weights are read past"),
+        ("overlap_param_gather", True, "has an effect only with overlap_grad_reduce: true"),
         (
             "bias_dropout_fusion",
             True,
@@ -118,4 +117,8 @@ def test_every_field_there_is_gets_an_answer():
         check_overrides(_training(**dict.fromkeys(names, True)), SOME, "x")
     refused = {line.split()[1].removeprefix("megatron.") for line in str(raised.value).splitlines()}
     # The others want more than true.
-    assert names - refused == {"overlap_grad_reduce", "bias_activation_fusion"}
+    assert names - refused == {
+        "overlap_grad_reduce",
+        "overlap_param_gather",
+        "bias_activation_fusion",
+    }

@@ -42,6 +42,7 @@ def _why(dtype: str, *path: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fails, error", [("__init__", "OSError"), ("pytorch/__init__", "ImportError")], ids=str
 )
@@ -54,6 +55,7 @@ def test_transformer_engine_that_cannot_be_loaded_is_told(fails, error, tmp_path
     assert _why("bfloat16", str(tmp_path)) == "it can't be loaded: undefined symbol: cublasLt"
 
 
+@pytest.mark.slow
 def test_transformer_engine_that_is_absent_is_told():
     assert _why("bfloat16") == "it isn't installed"
 

@@ -292,6 +292,7 @@ def test_what_fails_at_once_costs_no_time_limit():
     assert max(seconds.values()) < 3, seconds
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_answers_that_hang_stand_beside_the_others():
     """Asleep they cost no core, so that all of them take hardly longer than one."""
@@ -305,6 +306,7 @@ def test_answers_that_hang_stand_beside_the_others():
     assert time.monotonic() - started < 12  # one after the other: 16
 
 
+@pytest.mark.slow
 def test_an_endless_loop_costs_its_limit_once():
     cases = {"inputs": ["1"] * 30, "outputs": ["1"] * 30, "time_limit": 0.25}
     started = time.monotonic()
@@ -314,6 +316,7 @@ def test_an_endless_loop_costs_its_limit_once():
     assert code.outcomes("print(2)", cases) == [False] * 30
 
 
+@pytest.mark.slow
 def test_a_reference_may_allow_more_time():
     slow = (
         "import time\ndef add(a, b):\n    while time.process_time() < 0.8: pass\n    return a + b"
@@ -322,6 +325,7 @@ def test_a_reference_may_allow_more_time():
     assert code.score("", slow, {"test_list": TEST, "time_limit": 4}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "thing",
     [

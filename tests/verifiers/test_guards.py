@@ -108,6 +108,7 @@ def hostile(seed: str, count: int) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verifier", VERIFIERS)
 @pytest.mark.timeout(120)
 def test_hostile_text_gets_a_number_and_never_an_error(verifier):

@@ -129,6 +129,7 @@ def test_final_answer(response, answer):
     assert final_answer(response) == answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "expected", "same"),
     [
@@ -150,6 +151,7 @@ def test_equal_answers(given, expected, same):
     assert math.equal(given, expected) is same
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", CASES)
 def test_each_kind_of_answer(kind):
@@ -306,6 +308,7 @@ def test_time_grows_with_the_length_alone(piece):
     assert time.process_time() - started < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
 @pytest.mark.parametrize(
     "every",
@@ -336,6 +339,7 @@ def _by_math_verify(answer, gold):
     return float(verify(*parsed, timeout_seconds=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hostile", ["9^{9^{9^9}}", "\\sqrt{" * 100])
 def test_a_hostile_expression_is_given_up_in_time_from_a_thread(hostile):
     math.equal("x", "y")  # the worker has started

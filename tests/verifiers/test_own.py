@@ -68,6 +68,7 @@ def test_it_scores_answers_of_any_length(mine):
     assert score(mine, long) == 0 and score(mine, "x", {"rows": [long[::2]]}) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "response, reason",
     [
@@ -138,6 +139,7 @@ def test_a_file_alone_is_no_verifier():
         verifier_for(Source(path="x", verifier="mine.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_nothing_is_left_behind_when_the_trainer_is_killed_while_it_hangs(tmp_path):
     """The process ends itself, even where it never comes to see that nobody waits."""

@@ -15,6 +15,7 @@ from tests.verifiers.real_data import BROKEN, cases
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data isn't beside the project")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "every",
     [

@@ -111,6 +111,7 @@ def test_a_judge_is_asked_in_place_of_phrases(says, refuse, comply):
     )
 
 
+@pytest.mark.slow
 def test_a_judge_that_fails_is_asked_again_and_then_told(monkeypatch):
     monkeypatch.setattr(judge, "_PAUSE_SECONDS", 0.01)
     with serving(Judge("REFUSES", failures=2)) as server:

@@ -64,6 +64,7 @@ def test_the_order_of_sets_is_the_same_each_time():
     assert len(outputs) == 1
 
 
+@pytest.mark.slow
 def test_tests_that_ran_before_the_time_was_up_count(sandbox):
     source = "def f(n):\n    while n > 1: pass\n    return n"
     started = time.monotonic()

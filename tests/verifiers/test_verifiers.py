@@ -244,6 +244,7 @@ _ENDLESS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verifier", _REFERENCES)
 def test_no_text_takes_long_or_crashes(verifier):
     """Text that patterns and parsers choke on: one thing over and over, then something else."""

@@ -57,6 +57,9 @@ def add_recipe_commands(commands: Commands) -> None:
     plan = commands.add("plan", "work out what a recipe needs and costs, before it is run")
     add_recipe(plan)
     add_machine(plan)
+    plan.add_argument(
+        "--layouts", metavar="STAGE", help="list layouts in which it fits, the fastest first"
+    )
     plan.add_argument("--plot", type=Path, metavar="PNG", help="draw how the cost grows")
     simulation.add_options(plan)
 

@@ -79,15 +79,21 @@ def add_dtype_to_compute(parser: argparse.ArgumentParser) -> None:
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what a plan is made for."""
     parser.add_argument("--model", help="sizes to plan with, where the anchor isn't at hand")
-    parser.add_argument("--gpu", default="H100", help="what the GPUs are (default: H100)")
-    parser.add_argument("--memory", type=int, default=80, help="GiB of one GPU (default: 80)")
+    parser.add_argument(
+        "--site",
+        type=Path,
+        metavar="PATH",
+        help="site.yaml, whose `machine` says what the GPUs are and what was measured on them",
+    )
+    parser.add_argument("--gpu", help="what the GPUs are (default: the site's, else H100)")
+    parser.add_argument("--memory", type=int, help="GiB of one GPU (default: the site's, else 80)")
     parser.add_argument(
         "--mfu",
         "--efficiency",
         dest="mfu",
         type=float,
-        default=0.35,
-        help="model FLOPs utilisation that training reaches (default: 0.35)",
+        help="model FLOPs utilisation that training reaches, with its communication (default: "
+        "worked out from what was measured)",
     )
 
 

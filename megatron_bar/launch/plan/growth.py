@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_bar.costs.compute import Machine, stage_seconds
+from megatron_bar.costs.compute import stage_seconds
+from megatron_bar.costs.machine import Machine
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.stages.branch import BranchStage
 from megatron_bar.stages.plan import StagePlan
@@ -96,7 +97,7 @@ def _gpu_hours(
     plan: StagePlan, model: ModelConfig, trainable: list[str], machine: Machine
 ) -> float:
     """Of as many steps on the stage's data with another model."""
-    layout = plan.stage.layout
+    layout = plan.stage.layout.spread(model.num_experts)
     assert plan.training is not None and plan.steps is not None
     seconds = stage_seconds(model, layout, plan.training, trainable, plan.steps, machine)
     return seconds * layout.processes / 3600

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from megatron_bar.costs.compute import Machine
-from megatron_bar.costs.fitting import keys_of, layout_sizes
+from megatron_bar.costs.fitting import keys_of
+from megatron_bar.costs.layouts import layout_sizes
+from megatron_bar.costs.machine import Machine
 from megatron_bar.costs.memory import PROMPT_TOKENS
 from megatron_bar.launch.plan.growth import Growth
+from megatron_bar.launch.plan.show_speed import new_table, readable_bytes, speed_assumptions
 from megatron_bar.runtime.disk import check_output_file
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.known import known_sum
@@ -45,18 +47,12 @@ def cost_table(plans: Sequence[StagePlan]) -> Table:
 
 
 def disk_table(plans: Sequence[StagePlan]) -> Table:
-    """Bytes that the busiest GPU sends in a step, and bytes that a stage writes to disk."""
-    table = new_table("stage", "layout", "NVLink/step", "network/step", "checkpoint", "saved state")
+    """Bytes that a stage writes to disk: what stays, and a state to go on from."""
+    table = new_table("stage", "checkpoint", "saved state")
     for plan in plans:
-        traffic = plan.traffic
         if plan.checkpoint:
             table.add_row(
-                plan.stage.name,
-                str(plan.stage.layout),
-                _bytes(traffic.nvlink) if traffic else "",
-                _bytes(traffic.network) if traffic else "",
-                _bytes(plan.checkpoint),
-                _bytes(plan.saved_state),
+                plan.stage.name, readable_bytes(plan.checkpoint), readable_bytes(plan.saved_state)
             )
     return table
 
@@ -73,7 +69,7 @@ def memory_table(plans: Sequence[StagePlan], machine: Machine) -> Table:
         "KV cache",
         "buffers",
         "GiB in all",
-        f"of {machine.memory >> 30} GiB",
+        f"of {machine.memory} GiB",
         "host",
     )
     for plan in plans:
@@ -121,14 +117,6 @@ def growth_table(growth: Growth) -> Table:
     for domain in growth.domains:
         bar, monolith = growth.upgrade(domain)
         table.add_row(f"a better {domain} expert", f"{bar:,.1f}", f"{monolith:,.1f}")
-    return table
-
-
-def new_table(*columns: str) -> Table:
-    """A table without rows, whose first column holds names and the others numbers."""
-    table = Table(box=None)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
     return table
 
 
@@ -195,13 +183,12 @@ def advice(plans: Sequence[StagePlan]) -> list[str]:
 
 
 def assumptions(machine: Machine) -> str:
+    """The assumptions behind the tables, in a few sentences."""
     return (
-        f"Assumed: {machine.name}, {machine.mfu:.0%} MFU and the same share, where tokens are "
-        f"generated, of its memory's rate; {machine.per_node} GPUs a node; full rows, prompts and "
+        f"Assumed: {machine.gpu}, {machine.per_node} GPUs a node; full rows, prompts and "
         f"responses, items of {PROMPT_TOKENS} tokens to evaluate. Weights, gradients and optimizer "
-        "are counted; activations and buffers, traffic (rings, one step, the busiest GPU) and "
-        "times are estimates. A KV cache takes the place of activations. Conversions are reckoned "
-        "in fp32."
+        "are counted; activations and buffers are estimates. A KV cache takes the place of "
+        f"activations. Conversions are reckoned in fp32. {speed_assumptions(machine)}"
     )
 
 
@@ -230,10 +217,3 @@ def _count(number: int) -> str:
         if number >= size:
             return f"{number / size:.2f} {unit}"
     return str(number) if number else ""
-
-
-def _bytes(size: float) -> str:
-    for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= step:
-            return f"{size / step:.1f} {unit}"
-    return f"{size:.0f} B" if size else ""

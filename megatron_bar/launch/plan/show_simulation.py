@@ -10,7 +10,7 @@ from statistics import fmean
 from rich.table import Table
 
 from megatron_bar.launch.plan.failures import best_interval, expected_seconds
-from megatron_bar.launch.plan.show import new_table
+from megatron_bar.launch.plan.show_speed import new_table, readable_bytes
 from megatron_bar.launch.plan.simulate import Cluster, Job, Outcome, quantiles
 from megatron_bar.stages.plan import StagePlan
 
@@ -24,6 +24,8 @@ def saving_table(plans: Sequence[StagePlan], jobs: Sequence[Job], cluster: Clust
         "stage",
         "nodes",
         "fails every",
+        "state",
+        "a rank's",
         "a save takes",
         "saves every",
         "best every",
@@ -43,6 +45,8 @@ def saving_table(plans: Sequence[StagePlan], jobs: Sequence[Job], cluster: Clust
             job.name,
             str(job.nodes),
             _time(mtbf),
+            readable_bytes(plan.saved_state),
+            readable_bytes(plan.saved_state / plan.stage.layout.processes),
             _time(writing),
             _interval(work.interval, step, plan.steps),
             _interval(steps * step, step, plan.steps),
@@ -82,7 +86,8 @@ def assumptions(cluster: Cluster, trials: int) -> str:
         "once; jobs take whole nodes, start in the recipe's order, wait "
         f"{_time(cluster.queue_wait)} in the mean each time they are queued and "
         f"{_time(cluster.start)} before their first step; {limit}; states are written at "
-        f"{cluster.write_rate / 1e9:g} GB/s. Stages without saves begin anew."
+        f"{cluster.file_system.total:g} GB/s in all, and at most {cluster.file_system.node:g} by a "
+        "node. Stages without saves begin anew."
     )
 
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from megatron_bar.costs.machine import FileSystem
 from megatron_bar.launch.plan.failures import Attempt, Work, attempt
 from megatron_bar.runtime.console import progress
 from megatron_bar.runtime.errors import BarError
@@ -29,7 +30,7 @@ class Cluster:
     queue_wait: float = 600.0  # mean wait of a job that has been queued, also when nodes are free
     start: float = 300.0  # from a job's start to its first step
     limit: float = math.inf  # that a job may run
-    write_rate: float = 2e9  # bytes a second, of saved state
+    file_system: FileSystem = field(default_factory=FileSystem)  # that takes saved states
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _work(plan: StagePlan, cluster: Cluster) -> Work:
     interval = training.save_every * seconds / plan.steps
     if training.save_every_minutes is not None:
         interval = min(interval, 60 * training.save_every_minutes)
-    writing = plan.saved_state / cluster.write_rate
+    nodes = math.ceil(plan.stage.layout.processes / cluster.gpus_per_node)
+    writing = cluster.file_system.seconds(plan.saved_state, nodes)
     if training.save_async:
         return Work(seconds, interval, delay=writing)
     return Work(seconds, interval, pause=writing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_bar.costs.compute import Machine
+from megatron_bar.costs.machine import Machine
 from megatron_bar.launch.check import stage_models
 from megatron_bar.launch.starts import dense_model, dense_type
 from megatron_bar.methods import stage_graph

@@ -20,7 +20,7 @@ from megatron_bar.checkpoints.branch import branch
 from megatron_bar.checkpoints.convert import import_hf
 from megatron_bar.checkpoints.hub import local_folder
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
-from megatron_bar.costs.compute import Machine
+from megatron_bar.costs.machine import Machine
 from megatron_bar.data.chat_format import load_chat_format
 from megatron_bar.launch.check import check_installed, check_recipe
 from megatron_bar.launch.local import final_model, run_checked
@@ -196,7 +196,7 @@ def _folder_here(named: str) -> Path | None:
 def _too_big(plans: list[StagePlan], machine: Machine) -> list[str]:
     return [
         f"{plan.stage.name}: needs {plan.memory.total / 2**30:.0f} GiB of a GPU with "
-        f"{machine.memory >> 30} GiB; "
+        f"{machine.memory} GiB; "
         + (f"fits with {keys_of(plan.suggestion)}" if plan.suggestion else "needs more processes")
         for plan in plans
         if plan.too_big

@@ -7,7 +7,9 @@ import os
 import time
 from pathlib import Path
 
+from megatron_bar.launch.slurm.failed_nodes import left_out
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.files import write_json_lines
 from megatron_bar.training.saved import saved_steps
 
 # A job that begins this often at the same step in a row has made no progress twice.
@@ -21,16 +23,15 @@ def attempts_path(run: Path, stage: str) -> Path:
 
 def read_attempts(run: Path, stage: str, job: str) -> list[dict]:
     """All attempts of one job at a stage, the oldest first."""
-    path = attempts_path(run, stage)
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [entry for entry in map(json.loads, lines) if entry["job"] == job]
+    return [entry for entry in _read(run, stage) if entry["job"] == job]
 
 
 def begin_attempt(run: Path, stage: str) -> None:
     """Note, on a job's first node, the step at which this attempt begins; refuse a vain one.
 
     Called on every node. It doesn't matter how earlier attempts ended: saved at the time limit,
-    preempted, with a lost node. What counts is that the next begins at a later step.
+    preempted, with a lost node. What counts is that the next begins at a later step, or that a node
+    that failed is left out since.
 
     Raises BarError if two attempts in a row made no progress.
     """
@@ -38,17 +39,29 @@ def begin_attempt(run: Path, stage: str) -> None:
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     step = max(saved_steps(run / stage), default=0)
     earlier = [e for e in read_attempts(run, stage, job) if e["restart"] < restart]
-    begun_at = [entry["step"] for entry in earlier] + [step]
-    last = begun_at[-_BEGINNINGS_WITHOUT_PROGRESS:]
-    if len(last) == _BEGINNINGS_WITHOUT_PROGRESS and len(set(last)) == 1:
+    this = {"job": job, "restart": restart, "step": step, "without": left_out(run)}
+    last = [*earlier, this][-_BEGINNINGS_WITHOUT_PROGRESS:]
+    alike = all((of["step"], of.get("without", [])) == (step, this["without"]) for of in last)
+    if len(last) == _BEGINNINGS_WITHOUT_PROGRESS and alike:
         raise BarError(
             f"{stage}: two attempts in a row made no progress, both began at step {step} and so "
             "would this one; look above for why they ended, raise the time limit or lower "
             "save_every, then submit again"
         )
     if os.environ.get("SLURM_NODEID", "0") == "0":
-        with open(attempts_path(run, stage), "a") as file:
-            file.write(
-                json.dumps({"job": job, "restart": restart, "step": step, "began": time.time()})
-                + "\n"
-            )
+        _write(run, stage, [*_read(run, stage), this | {"began": time.time()}])
+
+
+def end_attempt(run: Path, stage: str, failure: str) -> None:
+    """Note what ended this job's last attempt. One of its nodes calls this."""
+    *earlier, last = _read(run, stage)
+    _write(run, stage, [*earlier, last | {"failure": failure}])
+
+
+def _read(run: Path, stage: str) -> list[dict]:
+    path = attempts_path(run, stage)
+    return list(map(json.loads, path.read_text().splitlines())) if path.is_file() else []
+
+
+def _write(run: Path, stage: str, entries: list[dict]) -> None:
+    write_json_lines(attempts_path(run, stage), entries)

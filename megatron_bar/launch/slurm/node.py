@@ -1,100 +1,108 @@
 """`python -m megatron_bar.launch.slurm.node`: one node's ranks of a stage, in a SLURM job.
 
-The job script runs one of these on each node. It is torchrun, by torchrun's own interface, and does
-what torchrun can't: it passes SLURM's warnings on to the ranks, keeps their exit status 75 ("saved,
-run me again"), and names stage, rank and host when one fails.
+The job script runs one of these on each node. Each starts its ranks as torchrun would, passes
+SLURM's warnings on to them, keeps their exit status 75 ("saved, run me again"), names stage, rank
+and host when one fails, and has all nodes end within seconds of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import signal
-import socket
 import sys
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
-import psutil
-
-from megatron_bar.launch.slurm.attempts import begin_attempt
+from megatron_bar.launch.slurm.attempts import begin_attempt, end_attempt
+from megatron_bar.launch.slurm.failed_nodes import note_failed
+from megatron_bar.launch.slurm.node_ranks import NodeRanks
+from megatron_bar.launch.slurm.nodes import Failure, Nodes
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.heartbeat import HUNG
+from megatron_bar.runtime.machine_faults import MACHINE_FAILED
+from megatron_bar.runtime.ranks import own_host
 from megatron_bar.runtime.stop_file import stop_file_in
-from megatron_bar.runtime.stopping import CONTINUE_LATER, STOP_SIGNALS
+from megatron_bar.runtime.stopping import CONTINUE_LATER
 
 # srun ends with the highest status of its tasks: what failed must outdo what was only stopped.
 FAILED = CONTINUE_LATER + 1
+FAILED_MACHINE = FAILED + 1  # the script queues the job again
+_POLL_SECONDS = 0.1
+# Ranks that have lost others print what befell them; those that saved end within a minute, as a
+# save ends on all of them, and those that are done as torchrun has it.
+_LAST_WORDS_SECONDS = 3.0
+_PARTING_SECONDS = 60.0
+_DONE_SECONDS = 300.0
 
 
-def run_ranks(command: list[str], what: str, ranks: int) -> int:
+def run_ranks(command: Sequence[str], what: str, ranks: int) -> tuple[int, Failure | None]:
     """Run `command` in `ranks` processes on this node; the job's other nodes do the same.
 
     Ranks are numbered node by node, in SLURM's order. Returns the exit status: 0, CONTINUE_LATER if
-    they stopped to go on later, else FAILED.
-    """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    they stopped to go on later, else FAILED, or FAILED_MACHINE where another attempt may succeed;
+    and what failed, on the one node that is to write it down.
 
-    node, nodes = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
-    host = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    with tempfile.TemporaryDirectory(prefix="megatron-bar-") as logs, _warnings_passed_on():
-        config = LaunchConfig(
-            min_nodes=nodes,
-            max_nodes=nodes,
-            nproc_per_node=ranks,
-            max_restarts=0,
-            run_id=f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}",
-            rdzv_backend="static",
-            rdzv_configs={"rank": node},
-            rdzv_endpoint=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
-            logs_specs=DefaultLogsSpecs(log_dir=logs, tee=Std.ERR),
-            log_line_prefix_template=f"[{host} rank ${{rank}}] ",
-            # Without stop signals, which it would pass on too, and then wait only half a minute.
-            signals_to_handle="SIGHUP,SIGQUIT",
-        )
-        try:
-            elastic_launch(config, command[0])(*command[1:])
-        except ChildFailedError as error:
-            # Once one rank has ended, torchrun ends the others; some save, some just die of it.
-            failed = {
-                rank: failure.exitcode
-                for rank, failure in error.failures.items()
-                if failure.exitcode not in (CONTINUE_LATER, *(-n for n in STOP_SIGNALS))
-            }
+    Raises BarError if the nodes don't meet.
+    """
+    node, count = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
+    host = own_host()
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    nodes = Nodes(node, count, host, address, port)
+    run_id = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    mine = NodeRanks(command, node, count, ranks, host, run_id)
+    with mine.given_warnings():
+        nodes.start()
+        _wait_for(mine, nodes, what)
+        stopped = mine.stopped()
+        nodes.leave(_PARTING_SECONDS if stopped else _DONE_SECONDS)
+    failure = nodes.failure
+    if failure is None:
+        return (CONTINUE_LATER if stopped else 0), None
+    print(f"{what}: {failure.what}", file=sys.stderr)
+    return (FAILED_MACHINE if failure.again else FAILED), (failure if nodes.writes else None)
+
+
+def _wait_for(mine: NodeRanks, nodes: Nodes, what: str) -> None:
+    """Until all ranks of this node have ended, or been ended since some failed anywhere."""
+    parting = None
+    while mine.running() or mine.failed():
+        if failed := mine.failed():
             for rank, code in failed.items():
-                ended = (
-                    f"was ended by {signal.Signals(-code).name}"
-                    if code < 0
-                    else (f"ended with exit status {code}")
-                )
-                print(f"{what}: rank {rank} on {host} {ended}", file=sys.stderr)
-            return FAILED if failed else CONTINUE_LATER
-    return 0
+                print(f"{what}: rank {rank} on {mine.host} {_ended(code)}", file=sys.stderr)
+            nodes.fail(_failure(mine.host, failed))
+        if failed or nodes.failure is not None:
+            mine.end(_LAST_WORDS_SECONDS)
+            return
+        if mine.stopped():
+            if parting is None:
+                parting = time.monotonic() + _PARTING_SECONDS
+                mine.signal(signal.SIGTERM)  # to those that weren't asked
+            elif time.monotonic() > parting:
+                mine.end(0)
+        time.sleep(_POLL_SECONDS)
 
 
-@contextlib.contextmanager
-def _warnings_passed_on() -> Iterator[None]:
-    """Give SLURM's warnings to the ranks: on many clusters SLURM itself signals this process only.
+def _failure(host: str, failed: dict[int, int]) -> Failure:
+    """What ended these ranks, by their exit statuses. Signals and hangs are the machine's fault."""
+    rank, code = min(failed.items(), key=lambda of: (not _by_machine(of[1]), of[0]))
+    by_machine = _by_machine(code)
+    return Failure(
+        f"rank {rank} on {host} {_ended(code)}",
+        (host,) if by_machine else (),
+        again=by_machine or code == HUNG,
+    )
 
-    SIGUSR1 comes before the time limit, SIGTERM before a preemption that grants some time. Ranks
-    that were given it already don't mind; one that is only starting dies of it.
-    """
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for rank in psutil.Process().children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                rank.send_signal(number)
+def _by_machine(code: int) -> bool:
+    return code < 0 or code == MACHINE_FAILED
 
-    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+def _ended(code: int) -> str:
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"ended with exit status {code}"
 
 
 def main() -> int:
@@ -106,15 +114,19 @@ def main() -> int:
     if path := stop_file_in(args.run, args.run / args.stage):
         print(f"{args.stage}: not begun, {path} is there; submit again to go on", file=sys.stderr)
         return CONTINUE_LATER
+    command = [sys.executable, "-u", "-m", "megatron_bar", "stage", str(args.run), args.stage]
     try:
         begin_attempt(args.run, args.stage)
+        if args.ranks == 1 and os.environ["SLURM_JOB_NUM_NODES"] == "1":
+            os.execv(command[0], command)  # a lone process has no other to meet
+        status, failure = run_ranks(command, args.stage, args.ranks)
     except BarError as error:
         print(f"megatron-bar: {error}", file=sys.stderr)
         return FAILED
-    command = [sys.executable, "-u", "-m", "megatron_bar", "stage", str(args.run), args.stage]
-    if args.ranks == 1 and os.environ["SLURM_JOB_NUM_NODES"] == "1":
-        os.execv(command[0], command)  # a lone process has no other to meet
-    return run_ranks(command, args.stage, args.ranks)
+    if failure is not None:
+        end_attempt(args.run, args.stage, failure.what)
+        note_failed(args.run, failure.hosts, f"{args.stage}: {failure.what}")
+    return status
 
 
 if __name__ == "__main__":

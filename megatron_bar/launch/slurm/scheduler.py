@@ -57,10 +57,15 @@ def _slurm(*command: str) -> str:
     return done.stdout
 
 
-def submit_job(script: Path, after: Sequence[str]) -> str:
-    """Queue a script to start once the jobs `after` have ended well; returns its job id."""
-    dependency = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
-    answer = _slurm("sbatch", "--parsable", *(dependency if after else []), str(script))
+def submit_job(script: Path, after: Sequence[str], behind: str | None = None) -> str:
+    """Queue a script to start once the jobs `after` have ended well; returns its job id.
+
+    Nor does it before `behind`, another job, has ended, however that ends.
+    """
+    conditions = [f"afterok:{':'.join(after)}"] if after else []
+    conditions += [f"afterany:{behind}"] if behind is not None else []
+    dependency = [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"]
+    answer = _slurm("sbatch", "--parsable", *(dependency if conditions else []), str(script))
     return answer.strip().split(";")[0]
 
 

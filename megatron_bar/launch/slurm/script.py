@@ -11,12 +11,15 @@ from pathlib import Path
 import jinja2
 
 from megatron_bar.launch.logs import log_path
+from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path, left_out
 from megatron_bar.launch.slurm.site import Nodes, Site
 from megatron_bar.runtime.errors import BarError
+from megatron_bar.runtime.health import OFF
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.stage import Stage
 
 REHEARSAL = "rehearsal"  # a job before all others, and its folder; no stage of a recipe
+_EXCLUDE = "--exclude="
 _PLAIN = re.compile(r"[\w./:=@%+,-]+")
 
 
@@ -80,12 +83,16 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
             kind=stage.KIND,
             run=run,
             path=script_path(run, stage.name),
+            failed_nodes=failed_nodes_path(run),
             options=_options(stage, run, site, nodes, node_count, ranks, workdir),
             nodes=node_count,
             ranks=ranks,
             warning=site.warning,
             grace=site.warning * 3 // 4,
             hang_minutes=site.hang_minutes,
+            gpus=nodes.gpus,
+            network=site.network,
+            health_check=site.health_check if nodes.gpus else OFF,
             modules=site.modules,
             setup=site.setup,
             environment=site.environment,
@@ -101,6 +108,7 @@ def _options(
     stage: Stage, run: Path, site: Site, nodes: Nodes, count: int, ranks: int, workdir: Path
 ) -> list[str]:
     """Lines of #SBATCH, whose values SLURM unquotes itself."""
+    alone = nodes.exclusive and ranks == nodes.ranks
     values = {
         "job-name": f"{run.name} {stage.name}",
         "account": site.account,
@@ -109,16 +117,23 @@ def _options(
         "ntasks-per-node": 1,
         "gpus-per-node": ranks if nodes.gpus else None,
         "cpus-per-task": nodes.cpus and max(1, nodes.cpus * ranks // nodes.ranks),
-        "mem": nodes.memory,
+        "exclusive": True if alone else None,
+        "mem": nodes.memory or ("0" if alone else None),
         "time": site.times.get(stage.name, site.times.get(stage.KIND, nodes.time)),
         "chdir": workdir,
         # SLURM replaces %j and the like in this one.
         "output": str(log_path(run, stage.name)).replace("%", "%%"),
     }
+    excluded = [option for option in nodes.options if option.startswith(_EXCLUDE)]
+    without = [*(option.removeprefix(_EXCLUDE) for option in excluded), *left_out(run)]
+    if without:  # SLURM heeds the last of several such options alone
+        values[_EXCLUDE.strip("-=")] = ",".join(without)
     options = [
-        f"--{name}={_directive(str(value))}" for name, value in values.items() if value is not None
+        f"--{name}" if value is True else f"--{name}={_directive(str(value))}"
+        for name, value in values.items()
+        if value is not None
     ]
-    return options + [_directive(option) for option in nodes.options]
+    return options + [_directive(option) for option in nodes.options if option not in excluded]
 
 
 def _directive(value: str) -> str:

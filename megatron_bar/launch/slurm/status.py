@@ -105,15 +105,15 @@ def _status(
     state = states.get(job.id) if job else None
     log = log_path(run, stage.name)
     progress, left, phase = "", None, Phase.WAITING
+    attempts = read_attempts(run, stage.name, job.id) if job else []
     if done and not stale:
         phase, progress = Phase.DONE, done.get("summary", "")
         said = f"done in {done['seconds']:.0f} s"
     elif job is not None and state is not None and state.active:
         phase = Phase.RUNNING if state.state == "RUNNING" else Phase.QUEUED
         said = state.state.lower() + (f" ({state.reason})" if state.reason else "")
-        attempts = len(read_attempts(run, stage.name, job.id))
-        if attempts > 1:
-            said += f", attempt {attempts}"
+        if len(attempts) > 1:
+            said += f", attempt {len(attempts)}"
         if attempts:
             progress, left = _progress(run, stage, log)
     elif begun_at(run, stage.name) is not None:
@@ -130,6 +130,8 @@ def _status(
         phase, said = Phase.STOPPED, "ended, not done"
     else:
         said = "not begun"
+    if not done and attempts and (failure := attempts[-1].get("failure")):
+        progress = failure
     if not done and (kept := replaced_folder(run, stage.name)).is_dir():
         progress = progress or f"its last result is in {kept.relative_to(run)}"
     return StageStatus(

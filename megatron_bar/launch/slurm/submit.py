@@ -14,6 +14,7 @@ from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.replacing import confirm_replacing
 from megatron_bar.launch.reuse import take_over
 from megatron_bar.launch.slurm import jobs as job_book
+from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path, left_out
 from megatron_bar.launch.slurm.jobs import Job
 from megatron_bar.launch.slurm.scheduler import cancel_jobs, submit_job
 from megatron_bar.launch.slurm.script import REHEARSAL, rehearsal, render, script_path
@@ -166,7 +167,7 @@ def submit_recipe(
         elif new and REHEARSAL in scripts:
             new.insert(0, rehearsal(site))
         _write(recipe, run, {stage.name: scripts[stage.name] for stage in new})
-        submitted = _submit(run, new, queued)
+        submitted = _submit(run, new, queued, site.max_jobs)
     _tell(run, submitted, queued)
     return run
 
@@ -232,7 +233,7 @@ def matching_stages(stages: list[Stage], patterns: Sequence[str]) -> set[str]:
             for stage in stages
             if fnmatch.fnmatchcase(stage.name, pattern)
             or stage.domain == pattern
-            or stage.name == f"evaluate/{pattern}"
+            or stage.name.partition(".")[0] == f"evaluate/{pattern}"
         }
         if not fitting:
             raise BarError(
@@ -298,8 +299,15 @@ def _check_inputs(new: list[Stage], stale: set[str], queued: dict[str, Job]) -> 
                 )
 
 
-def _submit(run: Path, new: list[Stage], queued: dict[str, Job]) -> dict[str, Job]:
+def _submit(
+    run: Path, new: list[Stage], queued: dict[str, Job], most: int | None
+) -> dict[str, Job]:
+    """Queue a job for each of `new`, so that no more than `most` may run or wait for nodes at once.
+
+    For that each waits for the one that was queued as many places before it.
+    """
     jobs = job_book.read_jobs(run)
+    line = [job.id for job in queued.values()]
     submitted: dict[str, Job] = {}
     try:
         for stage in new:
@@ -309,7 +317,9 @@ def _submit(run: Path, new: list[Stage], queued: dict[str, Job]) -> dict[str, Jo
                 for name in inputs
                 if name in queued or name in submitted
             ]
-            job = submit_job(script_path(run, stage.name), before)
+            behind = line[-most] if most is not None and len(line) >= most else None
+            job = submit_job(script_path(run, stage.name), before, behind)
+            line.append(job)
             submitted[stage.name] = Job(job, identity(stage), time.time())
             # After each, so that a job is known even if this process is killed now.
             job_book.write_jobs(run, jobs | submitted)
@@ -321,6 +331,11 @@ def _submit(run: Path, new: list[Stage], queued: dict[str, Job]) -> dict[str, Jo
 
 
 def _tell(run: Path, submitted: dict[str, Job], queued: dict[str, Job]) -> None:
+    if submitted and (hosts := left_out(run)):
+        warn(
+            f"{', '.join(hosts)}: left out, since jobs failed there twice; take the lines out of "
+            f"{failed_nodes_path(run)} once all is well"
+        )
     if not submitted and not queued:
         say(_nothing_to_do(run))
         return

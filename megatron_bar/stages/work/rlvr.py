@@ -13,8 +13,9 @@ from megatron_bar.data.chat import as_shown, before_reply, prompt_ids
 from megatron_bar.data.chat_format import check_prompt_length, load_chat_format
 from megatron_bar.data.next_turn import check_turns
 from megatron_bar.data.sources import Conversation, load_conversations, source_name
+from megatron_bar.generation.waiting import from_main_at_length
 from megatron_bar.models.config import ModelConfig
-from megatron_bar.recipe.training import Rlvr
+from megatron_bar.recipe.training import Rlvr, Source
 from megatron_bar.rlvr.backends import backend_name
 from megatron_bar.rlvr.prompts import Prompt
 from megatron_bar.rlvr.reinforce import reinforce
@@ -79,33 +80,30 @@ def load_prompts(
 ) -> list[Prompt]:
     """The conversations of all sources as tasks, for a model of so many `positions`.
 
-    Prompts longer than `prompt_length` don't count. Raises BarError for one that can't be used or
-    leaves no room to answer, and a missing reference, with its place, unless its source says to
-    skip such items: then they are in `left_out`. An item may turn out to be such a one later, when
-    an answer is scored: where it is skipped the answer earns nothing. Raises BarError too if no
-    prompt is short enough, and for a template that can't go on with an environment's turns.
+    All ranks call this; the main one reads, and tells the others. Prompts longer than
+    `prompt_length` don't count. Raises BarError for one that can't be used or leaves no room to
+    answer, and a missing reference, with its place, unless its source says to skip such items: then
+    they are in `left_out`. An item may turn out to be such a one later, when an answer is scored:
+    where it is skipped the answer earns nothing. Raises BarError too if no prompt is short enough,
+    and for a template that can't go on with an environment's turns.
     """
-    prompts = []
     if any(source.environment is not None for source in settings.data):
         check_turns(tokenizer, template)
-    for source in settings.data:
-        bad, scorers = left_out.of(source_name(source), source), Scorers(source)
-        for conversation in load_conversations(source, seed, bad):
-            with bad.caught(conversation.number, conversation.where):
-                ids = prompt_ids(tokenizer, conversation.messages, template)
-                if len(ids) <= settings.prompt_length:
-                    check_prompt_length(len(ids), positions)
-                    environment = environment_of(source, conversation)
-                    prompts.append(
-                        Prompt(
-                            ids,
-                            prompt_text(conversation),
-                            verifier_name(source),
-                            _caught(scorers.scorer(conversation), conversation, bad),
-                            as_shown(tokenizer, before_reply(conversation.messages), template),
-                            environment and _caught(environment, conversation, bad),
-                        )
-                    )
+    sources = [
+        _PromptSource(
+            source, left_out.of(source_name(source), source), Scorers(source), tokenizer, template
+        )
+        for source in settings.data
+    ]
+
+    def read() -> list[list[_Item]]:
+        return [each.read(seed, settings.prompt_length, positions) for each in sources]
+
+    prompts = [
+        source.prompt(item)
+        for source, items in zip(sources, from_main_at_length(read))
+        for item in items
+    ]
     if not prompts:
         raise BarError(
             "; ".join(
@@ -116,6 +114,45 @@ def load_prompts(
             )
         )
     return prompts
+
+
+_Item = tuple[Conversation, list[int]]  # with the tokens of its prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class _PromptSource:
+    """A source of prompts."""
+
+    source: Source
+    bad: BadItems
+    scorers: Scorers
+    tokenizer: PreTrainedTokenizerBase
+    template: str
+
+    def read(self, seed: int, longest: int, positions: int) -> list[_Item]:
+        """Its items whose prompts have `longest` tokens at most, less what can't be used."""
+        found = []
+        for conversation in load_conversations(self.source, seed, self.bad):
+            with self.bad.caught(conversation.number, conversation.where):
+                ids = prompt_ids(self.tokenizer, conversation.messages, self.template)
+                if len(ids) <= longest:
+                    check_prompt_length(len(ids), positions)
+                    self.prompt((conversation, ids))
+                    found.append((conversation, ids))
+        return found
+
+    def prompt(self, item: _Item) -> Prompt:
+        """Raises BarError for a reference that can't be used."""
+        conversation, ids = item
+        environment = environment_of(self.source, conversation)
+        return Prompt(
+            ids,
+            prompt_text(conversation),
+            verifier_name(self.source),
+            _caught(self.scorers.scorer(conversation), conversation, self.bad),
+            as_shown(self.tokenizer, before_reply(conversation.messages), self.template),
+            environment and _caught(environment, conversation, self.bad),
+        )
 
 
 def _caught(

@@ -20,6 +20,7 @@ def job(name: str, nodes: int, seconds: float, *inputs: str, **saves) -> Job:
     return Job(name, inputs, nodes, Work(seconds, **saves))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seconds, interval, pause, start",
     [
@@ -89,6 +90,7 @@ def test_a_state_that_is_written_meanwhile_counts_once_it_is_whole():
     assert (part.kept, part.redone, part.failed) == (10.0, 15.0, True)
 
 
+@pytest.mark.slow
 def test_the_published_recipe_is_played(capsys):
     command = [
         "plan",
