@@ -159,7 +159,7 @@ def _busiest(
     mean = StepFlops(
         whole.forward / ranks, whole.activation_gradients / ranks, whole.weight_gradients / ranks
     )
-    if not open_experts or layout.expert == 1:
+    if model.num_experts is None or not open_experts or layout.expert == 1:
         return mean
     others = tuple(name for name in trainable if name not in open_experts)
     without = _flops_of(model, tokens, training.row_length, others)

@@ -6,10 +6,10 @@ from ending.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from functools import partial
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -43,7 +43,7 @@ def map_in_background(
 
     def work() -> None:
         for item, future in left:
-            _fulfil(future, partial(function, item))
+            _fulfil(future, functools.partial(function, item))
 
     for _ in range(min(count, len(items))):
         threading.Thread(target=work, daemon=True).start()

@@ -13,8 +13,7 @@ import torch
 from packaging.version import Version
 
 _MARK = "adds_gradient_in_product"
-# Megatron's attributes of a parameter: its buffer, and that it adds no gradient itself.
-_BUFFER, _ADDED = "main_grad", "grad_added_to_main_grad"
+_ADDED = "grad_added_to_main_grad"  # Megatron adds no gradient of such a weight itself
 
 
 def can_add(weight: torch.Tensor) -> bool:
@@ -40,7 +39,7 @@ def weight_gradient(
     """
     if not getattr(weight, _MARK, False):
         return grad_TO.t() @ x_TI
-    buffer_OI: torch.Tensor = getattr(weight, _BUFFER)
+    buffer_OI: torch.Tensor = weight.main_grad  # type: ignore[attr-defined]  # Megatron's
     if x_TI.dtype is buffer_OI.dtype:
         buffer_OI.addmm_(grad_TO.t(), x_TI)
     else:

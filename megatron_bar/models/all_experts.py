@@ -129,14 +129,10 @@ def _running_sum(
     """What _WeightedExperts computes, for where there are no gradients: one expert's output is
     there at a time, beside the sum of those before it.
     """
-    y_TH = None
-    for p_T1, w1_GH, w2_HF in zip(probs_Te.split(1, 1), weights[::2], weights[1::2]):
-        y_e_TH = _swiglu(x_TH @ w1_GH.t()) @ w2_HF.t()
-        if y_TH is None:
-            y_TH = _weighted_sum(p_T1, [y_e_TH])
-        else:
-            _add_weighted(y_TH, y_e_TH, p_T1)
-    assert y_TH is not None  # there are experts
+    p_T1, *others = probs_Te.split(1, 1)
+    y_TH = _weighted_sum(p_T1, [_expert(x_TH, *weights[:2])[1]])
+    for e, p_T1 in enumerate(others, 1):
+        _add_weighted(y_TH, _expert(x_TH, *weights[2 * e : 2 * e + 2])[1], p_T1)
     return y_TH
 
 

@@ -118,7 +118,7 @@ class PendingRewards:
         rewards_B = torch.zeros(self.count, device=torch.cuda.current_device())
         with self.seconds.of("verification"):
             try:
-                found = wait_for(lambda: [task.result() for task in self.tasks]) or []
+                found: list[float] = wait_for(lambda: [task.result() for task in self.tasks]) or []
             except CutShort:
                 for task in self.tasks:
                     task.cancel()  # those at work come to their limits

@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -170,7 +171,7 @@ def _memory() -> None:
 
 
 def _gloo_threads() -> None:
-    gloo = dist.ProcessGroupGloo
+    gloo: Any = dist.ProcessGroupGloo
     original_init = gloo.__init__
     devices: dict[int, list] = {}  # of each process, as a device's thread doesn't outlive a fork
 

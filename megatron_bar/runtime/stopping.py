@@ -189,7 +189,7 @@ class StopAtStep(StopSignals):
     def _own_reason(self, urgent: bool) -> int:
         """This rank's: _BY_FILE, a signal's number, -1 for the clock, 0 for none."""
         # One rank alone looks for the file, which may be gone when the others hear of it.
-        self._by_file = self._by_file or bool(is_main() and stop_file_in(*self.folders))
+        self._by_file = self._by_file or (is_main() and stop_file_in(*self.folders) is not None)
         end = self.job_end if urgent else min(self.job_end, self.minutes_end)
         return (self._by_file and _BY_FILE) or self.received or (-1 if time.time() >= end else 0)
 

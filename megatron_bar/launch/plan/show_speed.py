@@ -36,8 +36,8 @@ def speed_table(plans: Sequence[StagePlan]) -> Table:
         if plan.traffic is None:
             continue
         cells = ["", "", "", "", "", "", "an mfu that was given"]
-        step, training = plan.step, plan.training
-        if step is not None and training is not None and plan.efficiency is not None:
+        training, step = plan.training, plan.step
+        if training is not None and step is not None and plan.efficiency is not None:
             rows = training.global_batch_size * training.row_length
             cells = [
                 f"{step.total:,.2f}",
@@ -61,7 +61,6 @@ def speed_table(plans: Sequence[StagePlan]) -> Table:
 
 def layouts_table(plan: StagePlan, choices: Sequence[Choice], machine: Machine) -> Table:
     """The fastest layouts of a stage, and its own marked by a star."""
-    assert plan.training is not None
     keys = "tensor", "context", "pipeline", "expert", "expert_tensor"
     table = new_table(
         plan.stage.name,
@@ -73,6 +72,7 @@ def layouts_table(plan: StagePlan, choices: Sequence[Choice], machine: Machine) 
         "waiting",
         "all overlap",
     )
+    assert plan.training is not None  # layouts are ranked of what trains
     for number, choice in enumerate(choices):
         is_own = (
             str(choice.layout) == str(plan.stage.layout)
