@@ -164,7 +164,7 @@ def _busiest(
     others = tuple(name for name in trainable if name not in open_experts)
     without = _flops_of(model, tokens, training.row_length, others)
     of_experts = (whole.weight_gradients - without.weight_gradients) / ranks
-    here = model.ffns_per_layer // layout.expert
+    here = model.num_experts // layout.expert
     numbers = [int(name.removeprefix("expert.")) // here for name in open_experts]
     most = max(map(numbers.count, numbers)) * layout.expert / len(numbers)
     return dataclasses.replace(

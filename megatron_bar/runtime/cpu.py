@@ -176,7 +176,7 @@ def _gloo_threads() -> None:
     devices: dict[int, list] = {}  # of each process, as a device's thread doesn't outlive a fork
 
     def init(self, store, rank: int, size: int, timeout: timedelta) -> None:
-        options = gloo._Options()  # type: ignore[attr-defined]  # torch's stubs leave it out
+        options = gloo._Options()
         if (process := os.getpid()) not in devices:
             devices[process] = _gloo_devices()
         options._devices = devices[process]
