@@ -12,16 +12,14 @@ merge with the frame.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from megatron_bar.data.chat_templates import TEMPLATES
-from megatron_bar.data.json_text import Digits
 from megatron_bar.data.message_keys import (
     CONTENT,
     FUNCTION_CALLS,
@@ -31,6 +29,7 @@ from megatron_bar.data.message_keys import (
     REASONING,
     is_reported,
 )
+from megatron_bar.data.messages import Message, check_messages
 from megatron_bar.data.rendering import Span, run_template, template_facts
 from megatron_bar.data.replies import (
     MARKER,
@@ -41,11 +40,8 @@ from megatron_bar.data.replies import (
 )
 from megatron_bar.runtime.errors import BarError
 
-ROLES = ("system", "user", "assistant", "environment")
 # Keys that a conversation can't do without, where it has them.
 _NEEDED = (FUNCTIONS, FUNCTION_CALLS, "tool_calls")
-
-Message = dict[str, Any]
 
 
 def chat_template(name_or_path: str | None, tokenizer: PreTrainedTokenizerBase | None) -> str:
@@ -122,50 +118,6 @@ def differs_from_own(template: str, tokenizer: PreTrainedTokenizerBase) -> bool:
         )
     except BarError:
         return template != own
-
-
-def check_messages(messages: Any) -> None:
-    """Refuse what isn't a conversation, before any template or tokenizer is at hand.
-
-    Raises BarError for an unknown role, for content that isn't text or no text that can be written,
-    for functions and calls where they don't belong, and for an assistant turn with neither content
-    nor function calls.
-    """
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise BarError("messages must be a list of at least one message")
-    for number, message in enumerate(messages, 1):
-        if not isinstance(message, Mapping):
-            raise BarError(f"message {number} is {type(message).__name__}, not a role and content")
-        role = message.get("role")
-        if role not in ROLES:
-            raise BarError(f"message {number} has role {role!r}; roles are {', '.join(ROLES)}")
-        for key in (*PARTS, *REASONING):
-            value = message.get(key)
-            if value is not None:
-                check_text(value, f"message {number}: {key}")
-        if role == "assistant":
-            if not message.get(CONTENT) and not message.get(FUNCTION_CALLS):
-                raise BarError(f"message {number}: neither content nor function_calls is given")
-        elif message.get(CONTENT) is None:
-            raise BarError(f"message {number}: content is missing")
-        misplaced = FUNCTIONS if role == "assistant" else FUNCTION_CALLS
-        if message.get(misplaced):
-            raise BarError(f"message {number}: {misplaced} don't belong to a turn of role {role}")
-
-
-def check_text(value: Any, what: str) -> None:
-    """Raise BarError for a value that isn't text, or holds half a character."""
-    if isinstance(value, Digits):
-        raise BarError(f"{what} is a number of {len(value):,} digits, not text")
-    if not isinstance(value, str):
-        raise BarError(f"{what} is {type(value).__name__}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BarError(
-            f"{what} holds half of a character ({ascii(value[error.start])[1:-1]}, one "
-            "of a surrogate pair); mend it or leave the item out"
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.chat import Message, as_shown, check_messages
+from megatron_bar.data.chat import as_shown
 from megatron_bar.data.message_keys import CONTENT
+from megatron_bar.data.messages import Message, check_messages
 from megatron_bar.data.rendering import run_template
 from megatron_bar.data.replies import ends_of_turn
 from megatron_bar.runtime.errors import BarError

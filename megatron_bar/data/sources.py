@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from megatron_bar.data import forms, toy
 from megatron_bar.data.bad_items import SKIP, STOP, BadItems, describe_left_out
-from megatron_bar.data.chat import Message, check_text
 from megatron_bar.data.files import read_path
 from megatron_bar.data.forms import Form, preferences
+from megatron_bar.data.messages import Message, check_text
 from megatron_bar.data.paths import path_name
 from megatron_bar.data.records import Listed, Record, Records
 from megatron_bar.data.tables import Dataset

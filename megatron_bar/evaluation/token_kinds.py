@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from megatron_bar.data.chat import ROLES, Message, before_reply, prompt_tokens
+from megatron_bar.data.chat import before_reply, prompt_tokens
+from megatron_bar.data.messages import ROLES, Message
 
 # `template` is what the chat template puts around messages, and every special token.
 KINDS = ("template", "words", "digits", "punctuation", "code", "space")

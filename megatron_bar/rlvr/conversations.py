@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
-from megatron_bar.data.chat import Message
+from megatron_bar.data.messages import Message
 from megatron_bar.data.next_turn import reply_message, turn_ids
 from megatron_bar.generation.engine import Request, Response
 from megatron_bar.generation.waiting import map_in_background, wait_for

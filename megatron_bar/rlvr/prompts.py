@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from megatron_bar.data.batches import Batches
-from megatron_bar.data.chat import Message
+from megatron_bar.data.messages import Message
 from megatron_bar.verifiers.environments import Environment
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from megatron_bar.data.chat import Message
+from megatron_bar.data.messages import Message
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.errors import VerifierFailed

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_bar.data.bad_items import BadItems
-from megatron_bar.data.chat import Message, check_text
+from megatron_bar.data.messages import Message, check_text
 from megatron_bar.data.sources import Conversation
 from megatron_bar.recipe.training import REFERENCES, Source
 from megatron_bar.runtime.errors import BarError, MachineError, VerifierFailed

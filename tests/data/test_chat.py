@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from megatron_bar.data import toy
-from megatron_bar.data.chat import TEMPLATES, chat_template, check_messages, prompt_ids, render
+from megatron_bar.data.chat import TEMPLATES, chat_template, prompt_ids, render
+from megatron_bar.data.messages import check_messages
 from megatron_bar.runtime.errors import BarError
 
 EOS, END = "<|endoftext|>", "<|im_end|>"

@@ -22,8 +22,8 @@ from tests.launch.sample_data import SHARED, write_sample_data, write_tokenizer
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
-# The published recipes go through every kind of stage and verifier of programs and numbers once; the
-# larger ones differ from the 7B's in sizes and layouts alone, for which a domain each will do.
+# The published recipes go through every kind of stage and verifier of programs and numbers once.
+# The larger ones differ from the 7B's in sizes and layouts alone, so a domain each will do.
 _KEPT = {
     "bar-7b": ("math", "code"),
     "bar-13b": ("tool_use",),

@@ -19,7 +19,8 @@ from megatron_bar.checkpoints.model_io import load_model, save_model
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data import sources
 from megatron_bar.data.bad_items import LeftOut
-from megatron_bar.data.chat import Message, prompt_ids
+from megatron_bar.data.chat import prompt_ids
+from megatron_bar.data.messages import Message
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.generation import rollouts
 from megatron_bar.generation.engine import Request, Sampling

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from megatron_bar.data.chat import Message, check_messages
 from megatron_bar.data.forms import lists, pairs
 from megatron_bar.data.forms.calls import functions_text
 from megatron_bar.data.forms.form import Form
 from megatron_bar.data.forms.turns import said
 from megatron_bar.data.json_text import NotJson, parse_json
 from megatron_bar.data.message_keys import FUNCTIONS
+from megatron_bar.data.messages import Message, check_messages
 from megatron_bar.data.records import Record
 from megatron_bar.runtime.errors import BarError
 

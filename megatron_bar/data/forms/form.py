@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_bar.data.chat import Message
+from megatron_bar.data.messages import Message
 from megatron_bar.data.records import Record
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_bar.data.chat import Message
 from megatron_bar.data.forms.form import Form
 from megatron_bar.data.forms.turns import turns
 from megatron_bar.data.json_text import NotJson, parse_json
 from megatron_bar.data.message_keys import CONTENT, FUNCTION_CALLS
+from megatron_bar.data.messages import Message
 from megatron_bar.data.records import Record
 from megatron_bar.runtime.errors import BarError
 

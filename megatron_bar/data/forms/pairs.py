@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_bar.data.chat import Message, check_text
 from megatron_bar.data.forms.form import Form
 from megatron_bar.data.forms.turns import said, turns
+from megatron_bar.data.messages import Message, check_text
 from megatron_bar.data.records import Record
 from megatron_bar.runtime.errors import BarError
 

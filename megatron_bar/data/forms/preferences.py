@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_bar.data import forms
-from megatron_bar.data.chat import Message
 from megatron_bar.data.forms import lists
 from megatron_bar.data.forms.turns import said
 from megatron_bar.data.message_keys import LOSS
+from megatron_bar.data.messages import Message
 from megatron_bar.data.records import Record
 from megatron_bar.runtime.errors import BarError
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_bar.data.chat import Message, check_text
 from megatron_bar.data.forms.calls import calls_text, functions_text
 from megatron_bar.data.message_keys import (
     CALL_KEYS,
@@ -17,6 +16,7 @@ from megatron_bar.data.message_keys import (
     PARTS,
     changes_learning,
 )
+from megatron_bar.data.messages import Message, check_text
 from megatron_bar.runtime.errors import BarError
 
 # Where the meaning is plain. Names that aren't here stay as they are, and are refused later.

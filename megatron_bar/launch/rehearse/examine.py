@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
 from megatron_bar.data.bad_items import BadItems, describe_left_out
-from megatron_bar.data.chat import Message, prompt_ids, render
+from megatron_bar.data.chat import prompt_ids, render
 from megatron_bar.data.chat_format import check_prompt_length, closing_tokens
+from megatron_bar.data.messages import Message
 from megatron_bar.data.sources import (
     Conversation,
     Preference,
