@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -143,6 +144,30 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_stage():
     assert node.returncode == FAILED_MACHINE
     assert "[n1 rank 1] math/sft: rank 1 on n1 has made no progress" in shown, shown
     assert "it is in <module> (<string>:7)" in shown
+
+
+def test_the_flight_recorder_is_asked_who_is_behind(tmp_path):
+    """Of gloo here, which numbers collectives as NCCL's does."""
+    program = _HANGS.replace("    if os", "    dist.all_reduce(torch.zeros(1))\n    if os")
+    node = _start(
+        program,
+        MEGATRON_BAR_HANG_MINUTES="0.1",
+        TORCH_FR_BUFFER_SIZE="100",
+        TORCH_FR_DUMP_TEMP_FILE=str(tmp_path / "flight-"),
+    )
+    failure, shown = node.communicate()
+    assert node.returncode == FAILED_MACHINE
+    assert (
+        "math/sft: rank 0 on n1 sees that rank 1 on n1 is behind: the last collective of "
+        "default_pg that it came to is number 1, gloo:all_reduce, and others wait in number 2, "
+        "gloo:all_reduce; it is in <module> (<string>:8)" in shown
+    ), shown
+    assert "hosts=('n1',)" in failure
+    numbers = [
+        [entry["collective_seq_id"] for entry in pickle.loads(path.read_bytes())["entries"]]
+        for path in sorted(tmp_path.iterdir())
+    ]
+    assert numbers == [[1, 2], [1]]  # what torchfrtrace reads
 
 
 def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others():
