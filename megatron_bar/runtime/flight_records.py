@@ -8,6 +8,7 @@ to the number in which others wait holds them up.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pickle
 import threading
@@ -34,7 +35,7 @@ class InGroup:
 
 
 def write_record(rank: int, seconds: float) -> dict[str, InGroup] | None:
-    """Write the rank's record where the environment says, and return what it says, as `read_record`.
+    """Write the rank's record where the environment says, and return what it says of the groups.
 
     None where nothing is recorded, or where torch doesn't answer within `seconds`.
     """
@@ -74,13 +75,12 @@ def read_record(record: bytes) -> dict[str, InGroup]:
     for entry in entries:
         name, purpose = entry["process_group"]
         number, kind = entry["collective_seq_id"], entry["profiling_name"]
-        before = groups.get(name, InGroup(purpose, 0, "", None, ""))
-        waits = before.waits, before.waits_name
-        if waits[0] is None and not (entry["retired"] or entry["state"] == "completed"):
-            waits = number, kind
-        # What two ranks send each other has no number of its own.
-        last = (before.last, before.name) if entry["is_p2p"] else (number, kind)
-        groups[name] = InGroup(purpose, *last, *waits)
+        own = groups.get(name, InGroup(purpose, 0, "", None, ""))
+        if not entry["is_p2p"]:  # what two ranks send each other has no number of its own
+            own = dataclasses.replace(own, last=number, name=kind)
+        if own.waits is None and not (entry["retired"] or entry["state"] == "completed"):
+            own = dataclasses.replace(own, waits=number, waits_name=kind)
+        groups[name] = own
     return groups
 
 
