@@ -153,12 +153,17 @@ class Cluster:
         daemon = self.daemons.pop(node)
         daemon.kill()
         daemon.wait()
-        for pid in processes_with(f"SLURMD_NODENAME={node}"):
+        for pid in self.processes_with(f"SLURMD_NODENAME={node}"):
             step_daemon = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[1])
             for victim in (step_daemon, pid):
                 if victim > 1:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(victim, signal.SIGKILL)
+
+    def processes_with(self, variable: str) -> set[int]:
+        """Processes of this cluster's jobs that have `NAME=value` in their environment."""
+        ours = _processes_with(f"SLURM_CONF={self.environment['SLURM_CONF']}")
+        return {*ours} & {*_processes_with(variable)}
 
     def preempt_all(self) -> None:
         """Have a job of the other partition take both nodes for a moment."""
@@ -211,7 +216,7 @@ class Cluster:
             )
 
 
-def processes_with(variable: str) -> Iterator[int]:
+def _processes_with(variable: str) -> Iterator[int]:
     """Processes that have `NAME=value` in their environment."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

@@ -21,7 +21,7 @@ from megatron_bar.runtime.files import file_digest
 from megatron_bar.stages.context import read_done
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.metrics import read_metrics
-from tests.slurm.cluster import GPUS, Cluster, processes_with, wait_until
+from tests.slurm.cluster import GPUS, Cluster, wait_until
 from tests.slurm.conftest import recipe_of, write_site
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -245,7 +245,8 @@ def test_a_killed_rank_ends_its_job_at_once_and_its_node_is_left_out_the_second_
     for attempt in (1, 2):
         _begun(run, "math/sft", attempt)
         _trained(run, "math/sft", 2)
-        for pid in {*processes_with("RANK=1")} & {*processes_with(f"SLURM_JOB_ID={job}")}:
+        of_job = on_cluster.processes_with(f"SLURM_JOB_ID={job}")
+        for pid in of_job & on_cluster.processes_with("RANK=1"):
             os.kill(pid, signal.SIGKILL)
         # A job that is queued again first completes.
         wait_until("the job to end", lambda: _state(on_cluster, job) != "RUNNING", 15)
