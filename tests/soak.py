@@ -38,7 +38,7 @@ from megatron_bar.runtime.files import file_digest, read_json
 from megatron_bar.stages.context import DONE_FILE
 from megatron_bar.training.groups import group_digests
 from megatron_bar.training.saved import FOLDER, saved_steps
-from tests.slurm.cluster import Cluster, cluster, missing, processes_with, wait_until
+from tests.slurm.cluster import NODES, Cluster, cluster, missing, wait_until
 from tests.slurm.conftest import write_site
 from tests.survivors import assert_group_ends
 
@@ -115,6 +115,10 @@ class LocalRun:
             return [rank for helper in helpers for rank in helper.children()]
         return []
 
+    def _processes(self) -> list[int]:
+        of_nodes = (self._slurm.processes_with(f"SLURMD_NODENAME={node}") for node in NODES)
+        return sorted(set().union(*of_nodes))
+
     def _kill_rank(self, chance: random.Random) -> bool:
         ranks = self._ranks()
         if ranks:
@@ -168,7 +172,7 @@ class SlurmRun:
         return bool(self._slurm.run("squeue", "-h"))
 
     def end(self) -> bool:
-        left = [pid for node in ("n1", "n2") for pid in processes_with(f"SLURMD_NODENAME={node}")]
+        left = self._processes()
         assert not left, f"processes go on without a job: {left}"
         return all(
             (self.run / stage.name / DONE_FILE).is_file()
@@ -188,15 +192,19 @@ class SlurmRun:
             "the clock jumps": lambda chance: shift_times(self.run, chance),
         }
 
+    def _processes(self) -> list[int]:
+        of_nodes = (self._slurm.processes_with(f"SLURMD_NODENAME={node}") for node in NODES)
+        return sorted(set().union(*of_nodes))
+
     def _kill_rank(self, chance: random.Random) -> bool:
-        ranks = [pid for node in ("n1", "n2") for pid in processes_with(f"SLURMD_NODENAME={node}")]
+        ranks = self._processes()
         if ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(ranks), signal.SIGKILL)
         return bool(ranks)
 
     def _lose_node(self, chance: random.Random) -> bool:
-        node = chance.choice(("n1", "n2"))
+        node = chance.choice(NODES)
         self._slurm.kill_node(node)
         time.sleep(5)
         self._slurm.start_node(node)

@@ -51,6 +51,7 @@ from megatron_bar.training.profiling import StepProfile
 from megatron_bar.training.resume import Progress, ResumePoints
 from megatron_bar.training.setup import set_up
 from megatron_bar.training.step_lines import StepLines
+from megatron_bar.training.waiting import Waiting
 
 SAMPLES_FILE = "samples.jsonl"
 # What servers are asked to prove that they have the trainer's weights.
@@ -101,6 +102,7 @@ class Learner:
         setup = set_up(run, settings, updates)
         self.optimizer, self.schedule = setup.optimizer, setup.schedule
         self.budget = setup.budget
+        self._waiting = Waiting(setup.wrapped, setup.model.config)
         if settings.fp32_lm_head:
             setup.model.compute_logits_in_fp32()
         self.policy = Policy(setup.wrapped, settings.micro_batch_size, settings.temperature)
@@ -385,7 +387,7 @@ class Learner:
         self.progress.step += 1
         self.reward = numbers["reward"]
         seconds = self.seconds.of_step()
-        self._metrics.log(self.step, **numbers, **seconds)
+        self._metrics.log(self.step, **numbers, **seconds, **self._waiting.metrics())
         self._profile.reached(self.step)
         self._advance(note=f"reward {self.reward:.3f}, waits {seconds['waiting_share']:.0%}")
         self.points.check()

@@ -4,7 +4,8 @@ A rank that waits in a collective for one that never comes waits until the colle
 then blames the collective. Here a thread of every rank watches its main thread's progress and
 leaves signs of life where all can see them, so that the one at fault is named: the one that has
 got on less far than the others, or is in another place. How a rank waits says little of it: over
-NCCL it waits wherever it next asks its GPU for a number.
+NCCL it waits wherever it next asks its GPU for a number. Where torch's flight recorder runs, it is
+asked before the end, and knows best (`flight_records`).
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from megatron_bar.runtime.beats import beat, done, seconds_still
+from megatron_bar.runtime.flight_records import InGroup, behind_in_group, write_record
 from megatron_bar.runtime.ranks import own_host
 
 HANG_MINUTES = "MEGATRON_BAR_HANG_MINUTES"
 HUNG = 70  # exit status
 _SIGNS_SECONDS = 10.0
-_SIGNS, _BLAMED = "heartbeat", "blamed"  # in the store
+_RECORDS_SECONDS = 20.0  # for those of other ranks
+_SIGNS, _BLAMED, _RECORD = "heartbeat", "blamed", "record"  # in the store
 
 
 def hang_minutes() -> float | None:
@@ -96,8 +99,9 @@ class _Watchdog(threading.Thread):
             signs = self._signs()
             if any(sign and time.time() - sign.beat <= self.seconds for sign in signs.values()):
                 continue  # one rank works, and this one waits for it
-            self._report(still, signs)
-            self._blame(signs)
+            held_up_by = self._held_up_by(self._exchange_records(), signs)
+            self._report(still, signs, held_up_by)
+            self._blame(signs, held_up_by)
             # Others are about to find out as well, and torchrun ends them with the first.
             self.stopped.wait(2 * self.interval)
             os._exit(HUNG)
@@ -134,10 +138,42 @@ class _Watchdog(threading.Thread):
                     signs[rank] = sign
         return signs
 
-    def _blame(self, signs: dict[int, _Sign | None]) -> None:
+    def _exchange_records(self) -> dict[int, dict[str, InGroup]]:
+        """What the flight recorders of all ranks say, as far as these have found out by now."""
+        own = write_record(self.rank, _RECORDS_SECONDS)
+        if own is None or self.store is None:
+            return {}
+        found: dict[int, dict[str, InGroup]] = {}
+        with contextlib.suppress(dist.DistError):
+            groups = {name: dataclasses.astuple(of) for name, of in own.items()}
+            self.store.set(f"{_RECORD}/{self.rank}", json.dumps(groups))
+            keys = {f"{_RECORD}/{rank}": rank for rank in range(self.world)}
+            deadline = time.monotonic() + _RECORDS_SECONDS  # others are about to find out as well
+            while not self.store.check([*keys]) and time.monotonic() < deadline:
+                self.stopped.wait(0.5)
+            there = [key for key in keys if self.store.check([key])]
+            for key, told in zip(there, self.store.multi_get(there)):
+                groups = json.loads(told)
+                found[keys[key]] = {name: InGroup(*of) for name, of in groups.items()}
+        return found
+
+    def _held_up_by(
+        self, records: Mapping[int, Mapping[str, InGroup]], signs: Mapping[int, _Sign | None]
+    ) -> dict[int, str]:
+        """Ranks that hold up the others, and of each why; by records where these name any."""
+        known = {rank: sign for rank, sign in signs.items() if sign is not None}
+        lines = {
+            rank: f"rank {rank} on {known[rank].host} is behind: {why}; it is in "
+            f"{known[rank].place}"
+            for rank, why in behind_in_group(records).items()
+            if rank in known
+        }
+        return lines or behind(known)
+
+    def _blame(self, signs: Mapping[int, _Sign | None], held_up_by: Mapping[int, str]) -> None:
         """Leave in the store whose fault it seems to be, for who started the ranks."""
         known = {rank: sign for rank, sign in signs.items() if sign is not None}
-        hosts = {known[rank].host for rank in [*behind(known), *self._silent(known)]}
+        hosts = {known[rank].host for rank in [*held_up_by, *self._silent(known)]}
         if self.store is not None and hosts:
             with contextlib.suppress(dist.DistError):
                 self.store.set(_BLAMED, json.dumps(sorted(hosts)))
@@ -148,12 +184,14 @@ class _Watchdog(threading.Thread):
         longest = max(self.seconds / 2, 3 * self.interval)
         return {rank: age for rank, age in ages.items() if age > longest}
 
-    def _report(self, still: float, signs: dict[int, _Sign | None]) -> None:
+    def _report(
+        self, still: float, signs: dict[int, _Sign | None], held_up_by: Mapping[int, str]
+    ) -> None:
         place, in_collective = self._place()
         doing = f"waits for other ranks in {place}" if in_collective else f"is in {place}"
         print(f"{self.what} has made no progress for {still:.0f} s: it {doing}", file=sys.stderr)
         known = {rank: sign for rank, sign in signs.items() if sign is not None}
-        seen = list(behind(known).values())
+        seen = list(held_up_by.values())
         seen += [f"rank {rank} never gave a sign of life" for rank in signs if rank not in known]
         seen += [
             f"rank {rank} on {known[rank].host} has given no sign of life for {age:.0f} s"

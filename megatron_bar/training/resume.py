@@ -27,7 +27,7 @@ from megatron_bar.training.optimizer_state import (
 )
 from megatron_bar.training.param_gather import gather_parameters
 from megatron_bar.training.saved import DAMAGED, FOLDER, remove_partial, saved_steps
-from megatron_bar.training.saved_files import find_damage, write_digests
+from megatron_bar.training.saved_files import find_damage, has_digests, write_digests
 from megatron_bar.training.setup import TrainingSetup
 
 # Marks states whose moments are where they belong. Earlier ones lack it: where gradients lay in
@@ -209,6 +209,11 @@ class ResumePoints(Generic[AnyProgress]):
             for part in self.optimizer.chained_optimizers:
                 count_steps(part, 0)
             return self.kind()
+        if not has_digests(path):
+            say(
+                f"warning: {path} has no digests, as states of earlier versions have none: nobody "
+                "can tell whether its files are what was written"
+            )
         asked = self._state()
         try:
             state = load_shards(asked, path)

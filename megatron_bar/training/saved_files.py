@@ -34,7 +34,7 @@ def write_digests(folder: Path, own: dict[str, str]) -> None:
 def find_damage(folder: Path) -> str | None:
     """Return what is wrong with a state, the same on every rank, or None. All ranks call this.
 
-    States of earlier versions have no digests, and nothing is found wrong with them.
+    Nothing is found wrong with one that has no digests.
     """
     try:
         fault = _damage_of_share(folder)
@@ -43,8 +43,13 @@ def find_damage(folder: Path) -> str | None:
     return first_of_ranks(fault)
 
 
+def has_digests(folder: Path) -> bool:
+    """Whether damage could be found in a state; those of earlier versions have no digests."""
+    return (folder / DIGESTS).is_file()
+
+
 def _damage_of_share(folder: Path) -> str | None:
-    if not (folder / DIGESTS).is_file():
+    if not has_digests(folder):
         return None
     digests = read_json(folder / DIGESTS)
     for name in sorted(digests)[dist.get_rank() :: dist.get_world_size()]:

@@ -53,25 +53,26 @@ class Waiting:
         if self._opened is None and model.training:
             self._opened = self._mark()
 
-    def metrics(self, label: str) -> dict[str, Any]:
-        """The metrics since the last call; starts anew. Nothing for a lone rank.
+    def metrics(self, label: str | None = None) -> dict[str, Any]:
+        """The metrics since the last call; starts anew. Nothing for a lone rank, or without a step.
 
         `ranks_waiting_share`: how long ranks wait for the slowest, in the mean, as a part of the
         time that it computes; `slowest_rank`: that one. One that is much slower than most, again
-        and again, gets a line.
+        and again, gets a line that begins with `label`: give one where all ranks have as much to
+        do.
         """
-        if len(self._hosts) == 1:
-            self._marks = []
+        marks, self._marks = self._marks, []
+        if len(self._hosts) == 1 or not marks:
             return {}
-        own = sum(_seconds(first, last) for first, last in self._marks)
-        self._marks = []
+        own = sum(_seconds(first, last) for first, last in marks)
         mine = torch.tensor([own], dtype=torch.float64, device=torch.cuda.current_device())
         everyones = [torch.empty_like(mine) for _ in self._hosts]
         dist.all_gather(everyones, mine)
         times = torch.cat(everyones).tolist()
         longest = max(times)
         slowest = times.index(longest)
-        self._tell(label, slowest, longest / max(statistics.median(times), 1e-9))
+        if label is not None:
+            self._tell(label, slowest, longest / max(statistics.median(times), 1e-9))
         share = 1 - statistics.fmean(times) / max(longest, 1e-9)
         return {"ranks_waiting_share": share, "slowest_rank": slowest}
 

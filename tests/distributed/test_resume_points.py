@@ -95,6 +95,18 @@ def test_a_damaged_state_is_named_in_a_line(checkpoint, tmp_path):
         ), said
 
 
+def test_a_state_that_nobody_can_check_is_gone_on_from_with_a_warning(checkpoint, tmp_path):
+    """Those of earlier versions have no digests."""
+    settings, folder = training(MIDTRAIN_GROUPS, save_every=2), tmp_path / "run"
+    with pytest.raises(JobFailed):
+        run(checkpoint, Layout(), settings, folder, die_at_save=True)
+    (folder / "resume" / "2" / DIGESTS).unlink()
+    run(checkpoint, Layout(), settings, folder, log=tmp_path / "log")
+    said = (tmp_path / "log").read_text()
+    assert f"warning: {folder / 'resume' / '2'} has no digests" in said
+    assert "goes on after step 2\n" in said
+
+
 @pytest.mark.parametrize("layout, save_async", [("tp1", False), ("dp2", True)])
 def test_the_state_before_a_damaged_one_is_gone_on_from(layout, save_async, checkpoint, tmp_path):
     """A page of zeros, as a lost node leaves it, which no size and no header tells."""

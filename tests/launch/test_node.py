@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_bar.launch.slurm.node import FAILED, FAILED_MACHINE
+from megatron_bar.launch.slurm.attempts import read_attempts
+from megatron_bar.launch.slurm.node import FAILED, FAILED_MACHINE, main
 from megatron_bar.runtime.stopping import CONTINUE_LATER
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
@@ -50,18 +52,21 @@ def _start(program: str, **environment: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
-        env=os.environ
-        | {
-            "SLURM_NODEID": "0",
-            "SLURM_JOB_NUM_NODES": "1",
-            "SLURM_JOB_ID": "7",
-            "SLURMD_NODENAME": "n1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": _free_port(),
-            **environment,
-        },
+        env=os.environ | _environment() | environment,
         start_new_session=True,
     )
+
+
+def _environment() -> dict[str, str]:
+    """What SLURM and the job script tell the launcher of a job's one node."""
+    return {
+        "SLURM_NODEID": "0",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURMD_NODENAME": "n1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": _free_port(),
+    }
 
 
 def _start_two(program: str) -> list[subprocess.Popen]:
@@ -141,6 +146,30 @@ def test_a_rank_that_hangs_is_named_with_its_host_and_stage():
     assert "it is in <module> (<string>:7)" in shown
 
 
+def test_the_flight_recorder_is_asked_who_is_behind(tmp_path):
+    """Of gloo here, which numbers collectives as NCCL's does."""
+    program = _HANGS.replace("    if os", "    dist.all_reduce(torch.zeros(1))\n    if os")
+    node = _start(
+        program,
+        MEGATRON_BAR_HANG_MINUTES="0.1",
+        TORCH_FR_BUFFER_SIZE="100",
+        TORCH_FR_DUMP_TEMP_FILE=str(tmp_path / "flight-"),
+    )
+    failure, shown = node.communicate()
+    assert node.returncode == FAILED_MACHINE
+    assert (
+        "math/sft: rank 0 on n1 sees that rank 1 on n1 is behind: the last collective of "
+        "default_pg that it came to is number 1, gloo:all_reduce, and others wait in number 2, "
+        "gloo:all_reduce; it is in <module> (<string>:8)" in shown
+    ), shown
+    assert "hosts=('n1',)" in failure
+    numbers = [
+        [entry["collective_seq_id"] for entry in pickle.loads(path.read_bytes())["entries"]]
+        for path in sorted(tmp_path.iterdir())
+    ]
+    assert numbers == [[1, 2], [1]]  # what torchfrtrace reads
+
+
 def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others():
     holds_the_interpreter = "import ctypes; ctypes.PyDLL(None).sleep(1000)"
     node = _start(
@@ -180,6 +209,33 @@ def test_a_rank_that_is_killed_ends_all_nodes_within_seconds(tmp_path):
         assert "math/sft: rank 3 on n2 was ended by SIGKILL" in said
     failure = "Failure(what='rank 3 on n2 was ended by SIGKILL', hosts=('n2',), again=True)"
     assert [out.strip() for out, _ in shown] == [failure, "None"]
+
+
+@pytest.mark.parametrize(
+    "does, status, lines",
+    [
+        ("exit 0", 0, []),
+        ("exit 75", CONTINUE_LATER, []),
+        ("exit 3", FAILED, []),
+        ("kill -9 $$", FAILED_MACHINE, ["n1", "merged: rank 0 on n1 was ended by SIGKILL"]),
+    ],
+)
+def test_a_lone_process_is_watched_as_ranks_are(does, status, lines, tmp_path, monkeypatch):
+    """What stands for Python ends as a stage may."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{does}\n")
+    python.chmod(0o755)
+    (tmp_path / "slurm").mkdir()
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(sys, "argv", ["node", "--ranks", "1", str(tmp_path), "merged"])
+    for name, value in _environment().items():
+        monkeypatch.setenv(name, value)
+    assert main() == status
+    failed = tmp_path / "slurm" / "failed-nodes.txt"
+    said = failed.read_text() if failed.exists() else ""
+    assert bool(said) == bool(lines) and all(line in said for line in lines)
+    (attempt,) = read_attempts(tmp_path, "merged", "7")
+    assert ("failure" in attempt) == (status in (FAILED, FAILED_MACHINE))
 
 
 def test_nodes_whose_ranks_save_at_different_times_all_go_on_later():

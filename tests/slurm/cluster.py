@@ -30,8 +30,8 @@ SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdParameters=config_overrides
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+ProctrackType=proctrack/{proctrack}
+TaskPlugin=task/{task}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 AccountingStorageType=accounting_storage/none
@@ -45,6 +45,18 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=1,sched_interval=1,bf_interval=1
 GresTypes=gpu
+"""
+# As on real clusters, the processes of a job are held together by cgroups, where these can be
+# written and no other cluster of this machine has them. Nothing is confined to them: two nodes here
+# have more cores and GPUs than the machine.
+_CGROUPS = Path("/sys/fs/cgroup/freezer")
+_CGROUPS_OF_NODES = [_CGROUPS / f"slurm_{node}" for node in NODES]  # SLURM's names
+_CGROUP_CONFIGURATION = """\
+CgroupPlugin=cgroup/v1
+CgroupMountpoint=/sys/fs/cgroup
+ConstrainCores=no
+ConstrainDevices=no
+ConstrainRAMSpace=no
 """
 GPUS = 2  # of a node: other devices, as SLURM counts and numbers whatever it is given
 
@@ -82,10 +94,23 @@ class Cluster:
         self.folder = folder
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
         self.daemons: dict[str, subprocess.Popen] = {}
+        self.cgroups: list[Path] = []
 
     def start(self) -> None:
         host = socket.gethostname().split(".")[0]
-        lines = [_CONFIGURATION.format(host=host, folder=self.folder, controller_port=_free_port())]
+        taken = any(folder.exists() for folder in _CGROUPS_OF_NODES)
+        cgroups = os.access(_CGROUPS, os.W_OK) and not taken
+        self.cgroups = _CGROUPS_OF_NODES if cgroups else []
+        lines = [
+            _CONFIGURATION.format(
+                host=host,
+                folder=self.folder,
+                controller_port=_free_port(),
+                proctrack="cgroup" if cgroups else "linuxproc",
+                task="cgroup" if cgroups else "none",
+            )
+        ]
+        (self.folder / "cgroup.conf").write_text(_CGROUP_CONFIGURATION if cgroups else "")
         lines += [
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={_free_port()} "
             f"CPUs=4 Gres=gpu:{GPUS} State=UNKNOWN"
@@ -128,12 +153,17 @@ class Cluster:
         daemon = self.daemons.pop(node)
         daemon.kill()
         daemon.wait()
-        for pid in processes_with(f"SLURMD_NODENAME={node}"):
+        for pid in self.processes_with(f"SLURMD_NODENAME={node}"):
             step_daemon = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[1])
             for victim in (step_daemon, pid):
                 if victim > 1:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(victim, signal.SIGKILL)
+
+    def processes_with(self, variable: str) -> set[int]:
+        """Processes of this cluster's jobs that have `NAME=value` in their environment."""
+        ours = _processes_with(f"SLURM_CONF={self.environment['SLURM_CONF']}")
+        return {*ours} & {*_processes_with(variable)}
 
     def preempt_all(self) -> None:
         """Have a job of the other partition take both nodes for a moment."""
@@ -159,6 +189,10 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
+        for folder in self.cgroups:
+            for path, _, _ in os.walk(folder, topdown=False):
+                with contextlib.suppress(OSError):  # something in it hasn't ended
+                    os.rmdir(path)
 
     def run(self, *command: str) -> str:
         """The output of one of SLURM's commands."""
@@ -182,7 +216,7 @@ class Cluster:
             )
 
 
-def processes_with(variable: str) -> Iterator[int]:
+def _processes_with(variable: str) -> Iterator[int]:
     """Processes that have `NAME=value` in their environment."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():

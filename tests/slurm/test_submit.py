@@ -620,3 +620,10 @@ def test_the_third_beginning_at_one_step_is_refused(tmp_path, monkeypatch):
     ]
     with pytest.raises(BarError, match="step 40"):
         begin("2", 6)
+    for restart, host in ((6, "n2"), (8, "n3")):
+        for _ in range(2):
+            note_failed(tmp_path, [host], "math/sft: rank 3 was ended by SIGKILL")
+        if restart == 6:
+            begin("2", 6)
+    with pytest.raises(BarError, match="five attempts made no progress, all began at step 40"):
+        begin("2", 7)

@@ -58,9 +58,10 @@ def test_ranks_wait_for_the_slowest(four_ranks):
         "ranks_waiting_share": pytest.approx(1 - 1.25 / 2.0),
         "slowest_rank": 2,
     }
-    assert watch.metrics("math/sft")["slowest_rank"] == 2  # and it begins anew
+    assert watch.metrics("math/sft") == {}  # it begins anew
+    _step(model, config)
     four_ranks[:] = [0.0, 0.0, 0.0]
-    assert watch.metrics("math/sft") == {"ranks_waiting_share": 1.0, "slowest_rank": 0}
+    assert watch.metrics("math/sft") == {"ranks_waiting_share": 0.75, "slowest_rank": 0}
 
 
 def test_a_rank_that_is_slow_again_and_again_is_named_once(four_ranks, monkeypatch):
@@ -80,4 +81,9 @@ def test_a_rank_that_is_slow_again_and_again_is_named_once(four_ranks, monkeypat
     for _ in range(3):
         _step(model, config)
         watch.metrics("math/sft")
+    assert len(said) == 1
+    four_ranks[:] = [0.9, 0.5, 0.5]  # and as they differ whose answers are longer
+    for _ in range(3):
+        _step(model, config)
+        assert watch.metrics()["slowest_rank"] == 1
     assert len(said) == 1

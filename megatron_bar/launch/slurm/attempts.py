@@ -14,6 +14,9 @@ from megatron_bar.training.saved import saved_steps
 
 # A job that begins this often at the same step in a row has made no progress twice.
 _BEGINNINGS_WITHOUT_PROGRESS = 3
+# ... and this often, though nodes were left out on the way, isn't held up by nodes: a process that
+# needs more memory than there is is killed on each.
+_BEGINNINGS_AT_MOST = 6
 
 
 def attempts_path(run: Path, stage: str) -> Path:
@@ -33,20 +36,25 @@ def begin_attempt(run: Path, stage: str) -> None:
     preempted, with a lost node. What counts is that the next begins at a later step, or that a node
     that failed is left out since.
 
-    Raises BarError if two attempts in a row made no progress.
+    Raises BarError if two attempts in a row made no progress, or five whatever nodes they had.
     """
     job = os.environ["SLURM_JOB_ID"]
     restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     step = max(saved_steps(run / stage), default=0)
     earlier = [e for e in read_attempts(run, stage, job) if e["restart"] < restart]
     this = {"job": job, "restart": restart, "step": step, "without": left_out(run)}
-    last = [*earlier, this][-_BEGINNINGS_WITHOUT_PROGRESS:]
-    alike = all((of["step"], of.get("without", [])) == (step, this["without"]) for of in last)
-    if len(last) == _BEGINNINGS_WITHOUT_PROGRESS and alike:
+    without = [of.get("without", []) for of in [*earlier, this] if of["step"] == step]
+    last = without[-_BEGINNINGS_WITHOUT_PROGRESS:]
+    alike = last == [this["without"]] * _BEGINNINGS_WITHOUT_PROGRESS
+    if alike or len(without) >= _BEGINNINGS_AT_MOST:
+        vain = (
+            "two attempts in a row made no progress, both"
+            if alike
+            else "five attempts made no progress, all"
+        )
         raise BarError(
-            f"{stage}: two attempts in a row made no progress, both began at step {step} and so "
-            "would this one; look above for why they ended, raise the time limit or lower "
-            "save_every, then submit again"
+            f"{stage}: {vain} began at step {step} and so would this one; look above for why they "
+            "ended, raise the time limit or lower save_every, then submit again"
         )
     if os.environ.get("SLURM_NODEID", "0") == "0":
         _write(run, stage, [*_read(run, stage), this | {"began": time.time()}])

@@ -117,8 +117,6 @@ def main() -> int:
     command = [sys.executable, "-u", "-m", "megatron_bar", "stage", str(args.run), args.stage]
     try:
         begin_attempt(args.run, args.stage)
-        if args.ranks == 1 and os.environ["SLURM_JOB_NUM_NODES"] == "1":
-            os.execv(command[0], command)  # a lone process has no other to meet
         status, failure = run_ranks(command, args.stage, args.ranks)
     except BarError as error:
         print(f"megatron-bar: {error}", file=sys.stderr)
