@@ -46,7 +46,7 @@ def run_ranks(command: Sequence[str], what: str, ranks: int) -> tuple[int, Failu
 
     Raises BarError if the nodes don't meet.
     """
-    node, count = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
+    node, count = int(os.environ["SLURM_NODEID"]), _nodes_of_ranks()
     host = own_host()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     nodes = Nodes(node, count, host, address, port)
@@ -62,6 +62,11 @@ def run_ranks(command: Sequence[str], what: str, ranks: int) -> tuple[int, Failu
         return (CONTINUE_LATER if stopped else 0), None
     print(f"{what}: {failure.what}", file=sys.stderr)
     return (FAILED_MACHINE if failure.again else FAILED), (failure if nodes.writes else None)
+
+
+def _nodes_of_ranks() -> int:
+    """Nodes of this step of the job; the job may have more, for servers."""
+    return int(os.environ["SLURM_STEP_NUM_NODES"])
 
 
 def _wait_for(mine: NodeRanks, nodes: Nodes, what: str) -> None:
@@ -117,7 +122,7 @@ def main() -> int:
     command = [sys.executable, "-u", "-m", "megatron_bar", "stage", str(args.run), args.stage]
     try:
         begin_attempt(args.run, args.stage)
-        if args.ranks == 1 and os.environ["SLURM_JOB_NUM_NODES"] == "1":
+        if args.ranks == 1 and _nodes_of_ranks() == 1:
             os.execv(command[0], command)  # a lone process has no other to meet
         status, failure = run_ranks(command, args.stage, args.ranks)
     except BarError as error:
