@@ -99,7 +99,7 @@ class NodeServer:
         if not self.order.start:
             self.take_weights_anew()
             return
-        state = self._state()
+        state = self.state()
         if state.address is None:
             why = f": {state.fault}" if state.fault else ""
             raise ServerFault(f"vLLM server {self.name} is being started{why}")
@@ -107,7 +107,7 @@ class NodeServer:
         wake_with_weights(self.api, False, "take_weights", self.order.folder)
 
     def take_weights_anew(self) -> None:
-        starts = self.order.start > 0 and self._state() == State(self.order.start)
+        starts = self.order.start > 0 and self.state() == State(self.order.start)
         if not starts:
             self._ask_for_start()
         self._turn_to(self._awaited_address())
@@ -116,7 +116,7 @@ class NodeServer:
 
     def _awaited_address(self) -> str:
         deadline = time.monotonic() + START_SECONDS
-        while (state := self._state()).address is None:
+        while (state := self.state()).address is None:
             beat()
             if state.fault is not None:
                 raise ServerFault(f"vLLM server {self.name}: {state.fault}")
@@ -129,7 +129,7 @@ class NodeServer:
         return state.address
 
     def recover(self) -> None:
-        if self._state().address is not None:  # else it is being started already
+        if self.state().address is not None:  # else it is being started already
             self._ask_for_start()
 
     def stop(self) -> None:
@@ -142,7 +142,7 @@ class NodeServer:
         self.order = dataclasses.replace(self.order, start=self.order.start + 1)
         write_json(self.job / f"{self.name}{ORDER}", dataclasses.asdict(self.order))
 
-    def _state(self) -> State:
+    def state(self) -> State:
         """What the launcher says of the last order."""
         with contextlib.suppress(BarError):  # there is none yet, or it is just replaced
             state = State(**read_json(self.job / f"{self.name}{STATE}"))

@@ -114,7 +114,7 @@ class CompletionServer:
 
 
 @contextlib.contextmanager
-def serving(answers: Any, port: int = 0) -> Iterator[str]:
+def serving(answers: Any) -> Iterator[str]:
     """The address of a server that answers with `answers.get(path)` and `.post(path, content)`.
 
     Those may return bytes too, which are sent as an error, or text, as it is. What they raise cuts
@@ -152,7 +152,7 @@ def serving(answers: Any, port: int = 0) -> Iterator[str]:
         def handle_error(self, *request: Any) -> None:
             pass
 
-    server = Server(("127.0.0.1", port), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

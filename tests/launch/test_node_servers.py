@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from megatron_bar.generation.node_servers import FOLDER_VARIABLE, NodeServer, Order, places
-from megatron_bar.generation.openai_api import ServerFault
+from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
 from megatron_bar.launch import processes
 from megatron_bar.launch.slurm import servers
 from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path
@@ -23,32 +25,10 @@ from megatron_bar.recipe.training import Rlvr
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.metrics import read_metrics
+from tests.generation.openai_server import CompletionServer, serving
 from tests.generation.test_vllm_process import SERVER, _end, _pids
 from tests.rlvr import ranks
 
-ROOT = Path(__file__).parents[2]
-# Answers as vLLM does, with transformers. The first of node 0 dies over its first question.
-STAND_IN = f"""
-import os, signal, sys, threading
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-from tests.generation.openai_server import CompletionServer, serving
-folder, log, port = (
-    sys.argv[sys.argv.index(option) + 1] for option in ("--model", "--log", "--port")
-)
-class Policy(CompletionServer):
-    def post(self, path, content):
-        if path == "/collective_rpc":
-            assert content == {{"method": "take_weights", "args": [folder]}}
-            content = {{"method": "reload_weights", "args": []}}
-        dies = Path(log) / "dies"
-        if path == "/v1/completions" and "prompt_logprobs" not in content and dies.exists():
-            dies.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().post(path, content)
-with serving(Policy(Path(folder)), int(port)):
-    threading.Event().wait()
-"""
 FACTS = '{"transformers": "5.13.0", "on_cpu": false}'
 
 
@@ -80,7 +60,7 @@ def _server(folder: Path, *options: str, devices=(0,)) -> NodeServer:
 
 @pytest.fixture
 def launched(monkeypatch):
-    """Has launchers look for orders until the test's end; `launched(job, node)` returns its notes."""
+    """Starts launchers, which look for orders until the test's end; the notes of each."""
     monkeypatch.setattr(servers, "RETRY_SECONDS", 1.0)
     over = threading.Event()
 
@@ -116,7 +96,7 @@ def test_servers_fill_their_nodes():
     options = ["-tp", "2", "--dtype", "bfloat16", "--pipeline_parallel_size", "2"]
     assert list(places(1, 4, options)) == [("0-0", [0, 1, 2, 3])]
     assert len(list(places(1, 8, []))) == 8
-    with pytest.raises(BarError, match="servers of 3 GPUs, .*, don't fill a node of 8"):
+    with pytest.raises(BarError, match=r"servers of 3 GPUs, .*, don't fill a node of 8"):
         list(places(1, 8, ["-tp", "3"]))
 
 
@@ -132,11 +112,11 @@ def test_a_server_is_started_found_started_anew_when_it_dies_and_stopped(
     assert server.api.serves() and "GPUs 6,7\n" in (tmp_path / "log").read_text()
     for times in (1, 2):
         os.kill(_pids(tmp_path)[-2], signal.SIGKILL)
-        _until(lambda: server._state().address is None, "its death isn't seen")
+        _until(lambda: server.state().address is None, "its death isn't seen")
         with pytest.raises(ServerFault, match="vLLM server 0-0 is being started"):
             server.take_weights()
         server.recover()  # asks for nothing, as it is on its way
-        _until(lambda: server._state().address is not None, "it doesn't come back")
+        _until(lambda: server.state().address is not None, "it doesn't come back")
         assert len(_pids(tmp_path)) == 2 + 2 * times
     assert notes == ["vLLM server 0-0 on 127.0.0.1 was ended by SIGKILL"]  # of the first alone
     # This one takes no weights, and is started anew for that.
@@ -144,7 +124,7 @@ def test_a_server_is_started_found_started_anew_when_it_dies_and_stopped(
         server.take_weights()
     assert server.api.address != first
     server.recover()
-    _until(lambda: server._state().address is not None, "it doesn't come back")
+    _until(lambda: server.state().address is not None, "it doesn't come back")
     server.take_weights_anew()
     assert server.api.serves() and len(_pids(tmp_path)) == 10 and len(notes) == 1
     server.stop()
@@ -189,44 +169,81 @@ def test_servers_end_with_their_launcher(tmp_path):
         server.take_weights()
         os.kill(_pids(tmp_path)[0], signal.SIGKILL)
         _until(failed_nodes_path(tmp_path).exists, "the node isn't noted")
-        _until(lambda: server._state().address is not None, "it doesn't come back")
+        _until(lambda: server.state().address is not None, "it doesn't come back")
         launcher.terminate()
     note = failed_nodes_path(tmp_path).read_text()
     assert note.startswith("n5  ") and "math/rlvr: vLLM server 0-0 on " in note
     _end(_pids(tmp_path))
 
 
+class _Policy(CompletionServer):
+    """The first of all dies over its first question."""
+
+    def __init__(self, folder: Path, process: _Served) -> None:
+        self.process = process
+        super().__init__(folder)
+
+    def post(self, path, content):
+        if path == "/collective_rpc":
+            assert content == {"method": "take_weights", "args": [str(self.folder)]}
+            content = {"method": "reload_weights", "args": []}
+        elif path == "/v1/completions" and "prompt_logprobs" not in content:
+            if not _Served.deaths:
+                _Served.deaths.append(self.process)
+            if self.process in _Served.deaths:
+                raise ConnectionAbortedError
+        return super().post(path, content)
+
+
+class _Served:
+    """Stands in for VllmProcess, in this process."""
+
+    deaths: ClassVar[list[_Served]] = []
+
+    def __init__(self, python, options, folder, log, host, answer_seconds, devices) -> None:
+        self.folder, self.stack = folder, contextlib.ExitStack()
+        self.api: OpenAIApi | None = None
+
+    def start(self) -> None:
+        address = self.stack.enter_context(serving(_Policy(self.folder, self)))
+        self.api = self.stack.enter_context(contextlib.closing(OpenAIApi(address, 60.0)))
+
+    @property
+    def runs(self) -> bool:
+        return self.api is not None and self not in self.deaths
+
+    @property
+    def ended_by(self) -> str | None:
+        return "SIGKILL" if self in self.deaths else None
+
+    def stop(self) -> None:
+        self.stack.close()
+        self.api = None
+
+
 @pytest.mark.distributed
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(120)
 def test_a_stage_loses_no_step_to_a_server_that_dies(two_experts, tmp_path, launched, monkeypatch):
     """Two nodes of a server each, of which one dies over the first question."""
     job, run = tmp_path / "job", tmp_path / "run"
     job.mkdir()
     run.mkdir()
-    (tmp_path / "dies").touch()
     monkeypatch.setenv(FOLDER_VARIABLE, str(job))
+    monkeypatch.setattr(servers, "VllmProcess", _Served)
+    monkeypatch.setattr(_Served, "deaths", [])
     notes = [launched(job, node) for node in (0, 1)]
-    settings = Rlvr(
-        **ranks.SETTINGS
-        | dict(
-            rollout_nodes=2,
-            rollout_python=_python(tmp_path, STAND_IN),
-            rollout_options=["--log", str(tmp_path)],
-            steps=2,
-        )
-    )
+    served = dict(rollout_nodes=2, rollout_python=_python(tmp_path, ""), steps=2)
     processes.start(
         ranks.run_reinforce,
         two_experts / "checkpoint",
         Layout(),
-        settings,
+        Rlvr(**ranks.SETTINGS | served),
         run,
-        timeout_seconds=200,
+        timeout_seconds=100,
     ).wait()
     metrics = read_metrics(run)
-    assert len(metrics) == 2
+    assert len(metrics) == 2 and len(_Served.deaths) == 1
     for line in metrics:
         assert line["rollout_logprob_gap_max"] < 1e-4 and line["refresh_logprob_gap"] < 1e-4
-    assert sorted(map(len, notes)) == [0, 1] and not (tmp_path / "dies").exists()
-    assert {path.name for path in run.glob("vllm-*.log")} == {"vllm-0-0.log", "vllm-1-0.log"}
+    assert sorted(map(len, notes)) == [0, 1]
     assert not list(job.glob("*.order.json"))  # launchers end what they have

@@ -518,8 +518,8 @@ def test_names_of_a_site_that_are_known_are_taken(workplace, capsys):
     times = {"math/sft": "90", "midtrain": "91", "rehearsal": "92", "pretrain": "93"}
     site = _site(workplace, times=times, cpu_stages=["import", "adopt", "average"])
     scripts = _scripts(capsys, "--site", site, "--only", "math", "--rehearse")
-    for stage, time in (("math/sft", 90), ("math/midtrain", 91), ("rehearsal", 92)):
-        assert f"#SBATCH --time={time}\n" in scripts[stage]
+    for stage, minutes in (("math/sft", 90), ("math/midtrain", 91), ("rehearsal", 92)):
+        assert f"#SBATCH --time={minutes}\n" in scripts[stage]
 
 
 def test_that_there_is_nothing_to_print_is_reported(workplace, capsys):
