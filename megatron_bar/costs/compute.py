@@ -33,7 +33,7 @@ from megatron_bar.costs.memory import (
     cache_bytes,
     rank_parameters,
 )
-from megatron_bar.generation.vllm_process import server_gpus
+from megatron_bar.generation.places import server_gpus
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import StepFlops, Work, step_flops
 from megatron_bar.recipe.schema import Evaluate

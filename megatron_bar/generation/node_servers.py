@@ -16,13 +16,12 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
 from megatron_bar.generation.servers import wake_with_weights
-from megatron_bar.generation.vllm_process import START_SECONDS, server_gpus
+from megatron_bar.generation.vllm_process import START_SECONDS
 from megatron_bar.runtime.beats import beat
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import read_json, write_json
@@ -38,7 +37,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Order:
-    """What a launcher is to run, as the words of `VllmProcess`."""
+    """A server that a launcher is to run, in the words of `VllmProcess`."""
 
     start: int  # how many fresh starts have been asked for, this one included
     python: str
@@ -51,7 +50,7 @@ class Order:
 
 @dataclass(frozen=True)
 class State:
-    """What came of an order. Without address and fault the server is being started."""
+    """The server of an order. Without address and fault it is being started."""
 
     start: int  # the order's
     address: str | None = None  # it serves there
@@ -64,22 +63,6 @@ def job_folder() -> Path:
     if folder is None:
         raise BarError(ONLY_IN_JOBS)
     return Path(folder)
-
-
-def places(nodes: int, node_gpus: int, options: Sequence[str]) -> Iterator[tuple[str, list[int]]]:
-    """Name each server with these options that fits on `nodes`, and its GPUs on its node.
-
-    Raises BarError where they don't fill a node evenly.
-    """
-    size = server_gpus(options)
-    if nodes and node_gpus % size:
-        raise BarError(
-            f"rollout_nodes: servers of {size} GPUs, as rollout_options says, don't fill a node of "
-            f"{node_gpus}; give a --tensor-parallel-size that divides {node_gpus}"
-        )
-    for node in range(nodes):
-        for number in range(node_gpus // size):
-            yield f"{node}-{number}", list(range(number * size, (number + 1) * size))
 
 
 class NodeServer:
@@ -143,7 +126,7 @@ class NodeServer:
         write_json(self.job / f"{self.name}{ORDER}", dataclasses.asdict(self.order))
 
     def state(self) -> State:
-        """What the launcher says of the last order."""
+        """The answer of the launcher to the last order."""
         with contextlib.suppress(BarError):  # there is none yet, or it is just replaced
             state = State(**read_json(self.job / f"{self.name}{STATE}"))
             if state.start == self.order.start:

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from megatron_bar.checkpoints.convert import export_hf
-from megatron_bar.generation.node_servers import NodeServer, Order, job_folder, places
+from megatron_bar.generation.node_servers import NodeServer, Order, job_folder
 from megatron_bar.generation.openai_api import ServerFault
 from megatron_bar.generation.openai_engine import Asking, OpenAIEngine
+from megatron_bar.generation.places import places
 from megatron_bar.generation.probe import Probe, distance
 from megatron_bar.generation.servers import OthersServer, OwnServer, Server
 from megatron_bar.generation.vllm_process import VllmProcess, find_vllm

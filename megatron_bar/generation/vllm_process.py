@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
-import math
 import os
 import signal
 import socket
@@ -149,22 +147,6 @@ class VllmProcess:
         if self.api is not None:
             self.api.close()
             self.api = None
-
-
-def server_gpus(options: Sequence[str]) -> int:
-    """How many GPUs a server with these options has. Raises BarError where one is no number."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for short, what in (("-tp", "tensor"), ("-pp", "pipeline"), ("-dp", "data")):
-        both = (f"--{what}-parallel-size", f"--{what}_parallel_size")
-        parser.add_argument(short, *both, type=int, default=1)
-    try:
-        known, _ = parser.parse_known_args(options)
-    except argparse.ArgumentError as error:
-        raise BarError(f"rollout_options: {error}") from None
-    count = math.prod(vars(known).values())
-    if count < 1:
-        raise BarError("rollout_options: a server's parallel sizes must be 1 or more")
-    return count
 
 
 @dataclass(frozen=True)

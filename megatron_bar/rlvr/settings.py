@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_bar.generation.vllm_process import server_gpus
+from megatron_bar.generation.places import server_gpus
 from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.backends import BACKENDS
 from megatron_bar.rlvr.objective import ADVANTAGES

@@ -25,7 +25,7 @@ from megatron_bar.costs.fitting import suggest_evaluation, suggest_training
 from megatron_bar.costs.layouts import Choice, ranked_choices
 from megatron_bar.costs.machine import Machine
 from megatron_bar.costs.memory import Memory, evaluation_memory, saved_bytes, training_memory
-from megatron_bar.generation.node_servers import places
+from megatron_bar.generation.places import places
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.rlvr.settings import check_settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -15,13 +16,21 @@ from typing import ClassVar
 
 import pytest
 
-from megatron_bar.generation.node_servers import FOLDER_VARIABLE, NodeServer, Order, places
+from megatron_bar.cli import main
+from megatron_bar.generation.node_servers import (
+    FOLDER_VARIABLE,
+    NodeServer,
+    Order,
+    job_folder,
+)
 from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
+from megatron_bar.generation.places import places
 from megatron_bar.launch import processes
 from megatron_bar.launch.slurm import servers
 from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path
 from megatron_bar.launch.slurm.servers import Launcher
 from megatron_bar.recipe.training import Rlvr
+from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.metrics import read_metrics
@@ -29,6 +38,8 @@ from tests.generation.openai_server import CompletionServer, serving
 from tests.generation.test_vllm_process import SERVER, _end, _pids
 from tests.rlvr import ranks
 
+ROOT = Path(__file__).parents[2]
+# Of its vLLM, as `find_vllm` asks for them.
 FACTS = '{"transformers": "5.13.0", "on_cpu": false}'
 
 
@@ -98,6 +109,27 @@ def test_servers_fill_their_nodes():
     assert len(list(places(1, 8, []))) == 8
     with pytest.raises(BarError, match=r"servers of 3 GPUs, .*, don't fill a node of 8"):
         list(places(1, 8, ["-tp", "3"]))
+
+
+def test_on_one_machine_the_key_is_refused(tmp_path, capsys):
+    recipe = ROOT / "examples" / "toy-rl.yaml"
+    command = ["run", str(recipe), "--dry-run", f"runs={tmp_path / 'runs'}"]
+    keys = {"rollout_nodes": 1, "rollout_python": _python(tmp_path, "")}
+    assert main([*command, *(f"domains.code.rlvr.{key}={keys[key]}" for key in keys)]) == 1
+    shown = capsys.readouterr().err
+    assert "code/rlvr: rollout_nodes are nodes of a SLURM job, which `submit` asks for" in shown
+    assert len(shown.strip().splitlines()) == 1
+    with pytest.raises(BarError, match="nodes of a SLURM job"):
+        job_folder()
+
+
+def test_servers_with_gpus_of_their_own_need_no_sleep():
+    settings = Rlvr(**ranks.SETTINGS | dict(rollout_nodes=1, rollout_python="p"))
+    check_settings(settings, Layout())
+    with pytest.raises(BarError, match="rollout_sleep is for servers that share GPUs"):
+        check_settings(dataclasses.replace(settings, rollout_sleep=True), Layout())
+    with pytest.raises(BarError, match="rollout_options: argument -tp"):
+        check_settings(dataclasses.replace(settings, rollout_options=["-tp", "all"]), Layout())
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from megatron_bar.generation.node_servers import places
+from megatron_bar.generation.places import places
 from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path, left_out
 from megatron_bar.launch.slurm.site import Nodes, Site
