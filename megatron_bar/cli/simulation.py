@@ -109,7 +109,7 @@ def _cluster(args: argparse.Namespace, plans: Sequence[StagePlan], machine: Mach
     ):
         if not 0 <= value < math.inf:
             raise BarError(f"{option} must be 0 or more, and is {value}")
-    largest = max(plan.stage.layout.processes for plan in plans)
+    largest = max(plan.gpus for plan in plans)
     return Cluster(
         args.nodes or math.ceil(largest / machine.per_node),
         machine.per_node,

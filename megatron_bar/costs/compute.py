@@ -33,6 +33,7 @@ from megatron_bar.costs.memory import (
     cache_bytes,
     rank_parameters,
 )
+from megatron_bar.generation.places import server_gpus
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.flops import StepFlops, Work, step_flops
 from megatron_bar.recipe.schema import Evaluate
@@ -217,11 +218,17 @@ def stage_seconds(
 
 
 def _rollout_seconds(model: ModelConfig, layout: Layout, settings: Rlvr, machine: Machine) -> float:
+    at_once = settings.rollout_batch_size
+    if settings.rollout_nodes:  # each server has that many answers under way for each rank
+        at_once *= layout.data
+        gpus = settings.rollout_nodes * machine.per_node
+        layout = Layout(gpus, tensor=server_gpus(settings.rollout_options))
+        at_once = min(at_once, math.ceil(settings.rows_per_step / layout.data))
     return _generation_seconds(
         model,
         layout,
         settings.rows_per_step,
-        settings.rollout_batch_size,
+        at_once,
         settings.prompt_length,
         settings.response_length,
         settings.compute_dtype,

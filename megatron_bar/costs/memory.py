@@ -101,8 +101,9 @@ def rank_memory(
     activations = _activations(model, layout, training, trainable, pipeline_rank)
     cache = host = 0
     if isinstance(training, Rlvr):
-        tokens = training.rollout_batch_size * training.row_length
-        cache = cache_bytes(model, layout, tokens, training.compute_dtype)
+        if not training.rollout_nodes:  # which have it on GPUs of their own
+            tokens = training.rollout_batch_size * training.row_length
+            cache = cache_bytes(model, layout, tokens, training.compute_dtype)
         if reference_share(training):
             # The start's values; while these stand in the parameters, their own are set aside.
             host = 2 * width * sum(sizes.get(group, 0) for group in trainable)

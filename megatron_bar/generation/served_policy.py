@@ -6,25 +6,27 @@ a server has said of fixed tokens what the trainer says of them.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from megatron_bar.checkpoints.convert import export_hf
-from megatron_bar.generation.openai_api import OpenAIApi, ServerFault
+from megatron_bar.generation.node_servers import NodeServer, Order, job_folder
+from megatron_bar.generation.openai_api import ServerFault
 from megatron_bar.generation.openai_engine import Asking, OpenAIEngine
+from megatron_bar.generation.places import places
 from megatron_bar.generation.probe import Probe, distance
-from megatron_bar.generation.vllm_process import START_SECONDS, VllmProcess, find_vllm
-from megatron_bar.generation.waiting import from_main_at_length
+from megatron_bar.generation.servers import OthersServer, OwnServer, Server
+from megatron_bar.generation.vllm_process import VllmProcess, find_vllm
+from megatron_bar.generation.waiting import from_main_at_length, map_in_background
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.recipe.training import Rlvr
-from megatron_bar.runtime.beats import beat
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.ranks import is_main
@@ -32,77 +34,6 @@ from megatron_bar.training.checkpoints import write_checkpoint
 from megatron_bar.training.model_run import ModelRun
 
 LOG_FILE = "vllm.log"
-_POLL_SECONDS = 1.0
-
-
-class Server(Protocol):
-    """A server, on the main rank. Its methods raise ServerFault."""
-
-    @property
-    def api(self) -> OpenAIApi: ...
-
-    def take_weights(self) -> None:
-        """Have it use the folder's weights, in the quickest way."""
-
-    def take_weights_anew(self) -> None:
-        """The same in the surest way there is, after the quick one failed."""
-
-    def stop(self) -> None:
-        """Leave it."""
-
-
-class OthersServer:
-    """A server that someone else has started and starts again: it is told to read its folder."""
-
-    def __init__(self, address: str, answer_seconds: float, sleeps: bool) -> None:
-        self.api, self.sleeps = OpenAIApi(address, answer_seconds), sleeps
-
-    def take_weights(self) -> None:
-        _wake_with_weights(self.api, self.sleeps, "reload_weights")
-
-    def take_weights_anew(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not self.api.serves() and time.monotonic() < deadline:
-            beat()
-            time.sleep(_POLL_SECONDS)
-        self.take_weights()
-
-    def stop(self) -> None:
-        self.api.close()
-
-
-class OwnServer:
-    """A server that this process has started, and starts anew."""
-
-    def __init__(self, process: VllmProcess, sleeps: bool) -> None:
-        self.process, self.sleeps = process, sleeps
-
-    @property
-    def api(self) -> OpenAIApi:
-        assert self.process.api is not None, "take_weights() comes first"
-        return self.process.api
-
-    def take_weights(self) -> None:
-        if self.process.runs:
-            _wake_with_weights(self.api, self.sleeps, "take_weights", str(self.process.folder))
-        else:
-            self.process.start()
-
-    def take_weights_anew(self) -> None:
-        self.process.start()
-
-    def stop(self) -> None:
-        self.process.stop()
-
-
-def _wake_with_weights(api: OpenAIApi, sleeps: bool, method: str, *arguments: str) -> None:
-    """Have workers take weights by `method`; one that sleeps first gets memory for just these."""
-    asleep = sleeps and api.is_asleep()
-    if asleep:
-        api.wake_up("weights")
-    api.call_workers(method, *arguments)
-    if asleep:
-        api.wake_up("kv_cache")
 
 
 class ServedPolicy:
@@ -141,31 +72,40 @@ class ServedPolicy:
         settings = self.settings
         for address in settings.rollout_servers:
             yield OthersServer(address, settings.rollout_answer_seconds, settings.rollout_sleep)
-        if settings.rollout_python is not None:
-            sleep_mode = ["--enable-sleep-mode"] if settings.rollout_sleep else []
-            alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
-            yield OwnServer(
-                VllmProcess(
-                    settings.rollout_python,
-                    [
-                        "--dtype",
-                        dtype,
-                        "--max-model-len",
-                        str(self._row),
-                        *sleep_mode,
-                        *settings.rollout_options,
-                    ],
-                    self.folder,
-                    self._log,
-                    "127.0.0.1" if alone else socket.gethostname(),
-                    settings.rollout_answer_seconds,
-                ),
-                settings.rollout_sleep,
-            )
+        if settings.rollout_python is None:
+            return
+        sleep_mode = ["--enable-sleep-mode"] if settings.rollout_sleep else []
+        length = ["--max-model-len", str(self._row)]
+        options = ["--dtype", dtype, *length, *sleep_mode, *settings.rollout_options]
+        if settings.rollout_nodes:
+            yield from self._on_nodes(settings.rollout_python, options)
+            return
+        alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+        yield OwnServer(
+            VllmProcess(
+                settings.rollout_python,
+                options,
+                self.folder,
+                self._log,
+                "127.0.0.1" if alone else socket.gethostname(),
+                settings.rollout_answer_seconds,
+            ),
+            settings.rollout_sleep,
+        )
+
+    def _on_nodes(self, python: str, options: list[str]) -> Iterator[Server]:
+        """Those of nodes of their own, of which each has as many GPUs as this one has ranks."""
+        settings, job = self.settings, job_folder()
+        node_gpus = int(os.environ["LOCAL_WORLD_SIZE"])
+        for name, gpus in places(settings.rollout_nodes, node_gpus, options):
+            log = self._log.with_name(f"{self._log.stem}-{name}{self._log.suffix}")
+            answer_seconds = settings.rollout_answer_seconds
+            order = Order(0, python, options, str(self.folder), str(log), answer_seconds, gpus)
+            yield NodeServer(name, order, job)
 
     @property
     def _log(self) -> Path:
-        """What a server of our own prints."""
+        """What a server of our own prints; with several, their names are added to its name."""
         return self.run.folder / LOG_FILE
 
     @property
@@ -226,24 +166,31 @@ class ServedPolicy:
 
         def bring() -> list[str]:
             for surely in (True,) if anew else (False, True):
-                gaps: dict[str, float] = {}
-                faults = []
-                for server in self.servers:
-                    try:
-                        server.take_weights_anew() if surely else server.take_weights()
-                        gaps[server.api.address] = self._proven(server)
-                    except ServerFault as fault:
-                        faults.append(fault)
-                for failure in faults if gaps else ():
-                    say(f"{self.run.label}: {failure}; other servers answer for it in this step")
+                take = functools.partial(self._gap_or_fault, surely)
+                outcomes = map_in_background(take, self.servers, len(self.servers))
+                both = list(zip(self.servers, outcomes))
+                gaps = {of.api.address: gap for of, gap in both if isinstance(gap, float)}
+                faults = {of: fault for of, fault in both if isinstance(fault, ServerFault)}
                 if gaps:
+                    for server, fault in faults.items():
+                        say(f"{self.run.label}: {fault}; other servers answer for it in this step")
+                        server.recover()
                     self.numbers["refresh_logprob_gap"] = max(gaps.values())
                     return list(gaps)
+                first = next(iter(faults.values()))
                 if not surely:
-                    say(f"{self.run.label}: {faults[0]}; the weights are brought once more")
-            raise faults[0]
+                    say(f"{self.run.label}: {first}; the weights are brought once more")
+            raise first
 
         return from_main_at_length(bring)
+
+    def _gap_or_fault(self, anew: bool, server: Server) -> float | ServerFault:
+        """The gap that proves the weights which it has taken, or what was wrong with it."""
+        try:
+            server.take_weights_anew() if anew else server.take_weights()
+            return self._proven(server)
+        except ServerFault as fault:
+            return fault
 
     def _proven(self, server: Server) -> float:
         """The distance of what it says from what the trainer says, which is small enough."""

@@ -44,8 +44,8 @@ _OURS = (
 class VllmProcess:
     """Serves the model in `folder` by the vLLM of `python`, with more `options` of its server.
 
-    It listens at `host`. It ends with this process, however that ends; what it prints is added to
-    `log`.
+    It listens at `host`, on the GPUs that `devices` names as CUDA_VISIBLE_DEVICES does, by default
+    all. It ends with this process, however that ends; what it prints is added to `log`.
     """
 
     def __init__(
@@ -56,15 +56,22 @@ class VllmProcess:
         log: Path,
         host: str,
         answer_seconds: float,
+        devices: str | None = None,
     ) -> None:
         self.python, self.options, self.folder, self.log = python, list(options), folder, log
-        self.host, self.answer_seconds = host, answer_seconds
+        self.host, self.answer_seconds, self.devices = host, answer_seconds, devices
         self.api: OpenAIApi | None = None
         self._process: subprocess.Popen | None = None
 
     @property
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def ended_by(self) -> str | None:
+        """The signal that ended it, if one did that `stop` hasn't sent."""
+        code = None if self._process is None else self._process.poll()
+        return signal.Signals(-code).name if code is not None and code < 0 else None
 
     def start(self) -> None:
         """Start it, in place of one that runs, and wait until it serves.
@@ -98,6 +105,8 @@ class VllmProcess:
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONPATH": str(_WORKER),
         }
+        if self.devices is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices
         with open(self.log, "ab") as log, unheard():
             self._process = subprocess.Popen(
                 ["sh", "-c", _UNTIL_STDIN_ENDS, "sh", *command],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_bar.checkpoints.tokenizer_files import load_tokenizer
 from megatron_bar.launch import processes
+from megatron_bar.launch.check import check_this_machine
 from megatron_bar.launch.check_data import check_readings
 from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.processes import Job, JobFailed
@@ -113,6 +114,7 @@ def _check(stage: TrainingStage, start: Path) -> None:
     stage.check(stage.model([model], model), faults)
     stage.check_sources(faults)
     stage.check_installed(faults)
+    check_this_machine([stage], faults)
     with faults.of(stage.name):
         check_readings(
             list(stage.readings()),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from megatron_bar.generation.node_servers import ONLY_IN_JOBS
 from megatron_bar.launch.check_data import check_data
 from megatron_bar.launch.reuse import is_run
 from megatron_bar.launch.stale import run_folder
@@ -85,6 +86,13 @@ def check_installed(recipe: Recipe, todo: Collection[str]) -> list[Fault]:
         if stage.name in todo:
             stage.check_installed(faults)
     return list(faults)
+
+
+def check_this_machine(stages: Sequence[Stage], faults: Faults) -> None:
+    """Add what these stages ask of a cluster, for running them on this machine."""
+    for stage in stages:
+        if stage.server_nodes:
+            faults.add(ONLY_IN_JOBS, stage.name)
 
 
 def check_writable(run: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron_bar.launch import processes
-from megatron_bar.launch.check import check_works
+from megatron_bar.launch.check import check_this_machine, check_works
 from megatron_bar.launch.local_scheduler import LocalScheduler
 from megatron_bar.launch.replacing import confirm_replacing
 from megatron_bar.launch.reuse import take_over
@@ -72,6 +72,8 @@ def show_work(recipes: Sequence[Recipe]) -> None:
 def _check(works: Sequence[Work]) -> None:
     check_works(works)
     faults = Faults()
+    for work in works:
+        check_this_machine(work.todo, faults)
     for stage in (stage for work in works for stage in work.todo if stage.ON_GPU):
         with faults.of(stage.name):
             check_ranks(stage.layout.processes)

@@ -266,10 +266,13 @@ class Rlvr(Training):
     # What these serve: each step exports its weights there. By default, for rollout_python, a
     # folder in the stage's own that is removed in the end.
     rollout_folder: str | None = key(None, runtime=True)
-    # Or the Python of an environment with vLLM, whose server the stage starts, watches and stops on
-    # its first machine.
+    # Or the Python of an environment with vLLM, whose servers the stage starts, watches and stops:
+    # one on its first machine, or several on nodes of their own.
     rollout_python: str | None = key(None, runtime=ROUNDING, file=PATH)
-    # More options of that server, such as ['--tensor-parallel-size', '8'].
+    # More nodes in the stage's SLURM job, whose GPUs are all for such servers: as many on a node as
+    # there is room for by rollout_options. 0: one server, beside the training processes.
+    rollout_nodes: int = key(0, AT_LEAST_0, runtime=True)
+    # More options of those servers, such as ['--tensor-parallel-size', '8'].
     rollout_options: list[str] = key(list, runtime=ROUNDING)
     # Servers give their GPUs' memory back while the policy learns (vLLM's sleep mode); for servers
     # that share GPUs with the training processes.

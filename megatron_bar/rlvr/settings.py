@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_bar.generation.places import server_gpus
 from megatron_bar.recipe.training import Rlvr
 from megatron_bar.rlvr.backends import BACKENDS
 from megatron_bar.rlvr.objective import ADVANTAGES
@@ -48,6 +49,8 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
         raise BarError(
             "rollout_sleep is for servers; give rollout_servers or rollout_python, or leave it out"
         )
+    if settings.rollout_nodes:
+        _check_nodes(settings)
     if settings.rollouts_ahead == 1:
         _check_ahead(settings)
     if settings.steps is None:
@@ -87,6 +90,20 @@ def check_settings(settings: Rlvr, layout: Layout) -> None:
             f"{settings.global_batch_size // layout.data} responses of a rank and "
             "update"
         )
+
+
+def _check_nodes(settings: Rlvr) -> None:
+    if settings.rollout_python is None:
+        raise BarError(
+            f"rollout_nodes is {settings.rollout_nodes}, for servers that the stage starts; give "
+            "rollout_python, the Python that has vLLM, or leave it out"
+        )
+    if settings.rollout_sleep:
+        raise BarError(
+            "rollout_sleep is for servers that share GPUs with training, and with rollout_nodes "
+            "they have their own; leave one of the two out"
+        )
+    server_gpus(settings.rollout_options)  # raises where they say no sizes
 
 
 def _check_ahead(settings: Rlvr) -> None:

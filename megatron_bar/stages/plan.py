@@ -25,6 +25,7 @@ from megatron_bar.costs.fitting import suggest_evaluation, suggest_training
 from megatron_bar.costs.layouts import Choice, ranked_choices
 from megatron_bar.costs.machine import Machine
 from megatron_bar.costs.memory import Memory, evaluation_memory, saved_bytes, training_memory
+from megatron_bar.generation.places import places
 from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.rlvr.settings import check_settings
@@ -56,6 +57,7 @@ class StagePlan:
     efficiency: Efficiency | None = None  # None where an mfu was given
     step: StepTime | None = None  # of an optimizer step
     seconds: float | None = None
+    server_gpus: int = 0  # of nodes for servers, beside those of the layout
     checkpoint: int = 0  # bytes on disk that stay
     saved_state: int = 0  # bytes of one state to go on from, while it trains
 
@@ -73,8 +75,13 @@ class StagePlan:
         return self.total - idle * group_sizes(model)["expert.0"]
 
     @property
+    def gpus(self) -> int:
+        """GPUs of its job."""
+        return self.stage.layout.processes + self.server_gpus
+
+    @property
     def gpu_hours(self) -> float | None:
-        return None if self.seconds is None else self.seconds * self.stage.layout.processes / 3600
+        return None if self.seconds is None else self.seconds * self.gpus / 3600
 
 
 def ranked_layouts(plan: StagePlan, machine: Machine) -> list[Choice]:
@@ -102,6 +109,7 @@ def plan_training(
         model.check(layout)
         if isinstance(training, Rlvr):
             check_settings(training, layout)
+            list(places(training.rollout_nodes, machine.per_node, training.rollout_options))
     except BarError as error:
         raise BarError(f"{stage.name}: {error}") from None
     groups = group_sizes(model)
@@ -134,6 +142,7 @@ def plan_training(
         efficiency=None if given else stage_efficiency(model, layout, training, trainable, machine),
         step=None if given else step_time(model, layout, training, trainable, machine),
         seconds=seconds,
+        server_gpus=stage.server_nodes * machine.per_node,
         checkpoint=stored.itemsize * sum(groups.values()),
         saved_state=saved_bytes(training, open_count),
     )

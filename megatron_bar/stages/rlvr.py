@@ -94,6 +94,10 @@ class RlvrStage(TrainingStage):
                     )
         super().check_installed(faults)
 
+    @property
+    def server_nodes(self) -> int:
+        return self.training.rollout_nodes
+
     def prepare(self) -> None:
         """Import what the backend needs, which has to come before the process groups."""
         super().prepare()

@@ -93,6 +93,11 @@ class Stage:
 
     # What it needs.
 
+    @property
+    def server_nodes(self) -> int:
+        """Nodes that a job of it has beside those of its ranks, for servers."""
+        return 0
+
     def plan(self, model: ModelConfig, machine: Machine, stored: torch.dtype) -> StagePlan:
         """Its cost; `stored` is the type of all checkpoints of a run (`number_types`).
 

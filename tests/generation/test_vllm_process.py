@@ -27,8 +27,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if "--deaf" not in sys.argv else 503)
         self.end_headers()
-port = int(sys.argv[sys.argv.index("--port") + 1])
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+host, port = (sys.argv[sys.argv.index(option) + 1] for option in ("--host", "--port"))
+http.server.HTTPServer((host, int(port)), Handler).serve_forever()
 """
 
 

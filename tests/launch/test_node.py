@@ -61,7 +61,7 @@ def _environment() -> dict[str, str]:
     """What SLURM and the job script tell the launcher of a job's one node."""
     return {
         "SLURM_NODEID": "0",
-        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_STEP_NUM_NODES": "1",
         "SLURM_JOB_ID": "7",
         "SLURMD_NODENAME": "n1",
         "MASTER_ADDR": "127.0.0.1",
@@ -76,7 +76,7 @@ def _start_two(program: str) -> list[subprocess.Popen]:
         _start(
             program,
             SLURM_NODEID=str(node),
-            SLURM_JOB_NUM_NODES="2",
+            SLURM_STEP_NUM_NODES="2",
             SLURMD_NODENAME=f"n{node + 1}",
             MASTER_PORT=port,
         )

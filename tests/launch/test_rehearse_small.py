@@ -22,8 +22,10 @@ from megatron_bar.launch.rehearse.shrink import shrunken
 from megatron_bar.methods import METHODS, stage_graph
 from megatron_bar.methods.load import load_recipe, save_recipe
 from megatron_bar.models.presets import PRESETS
+from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.training_stage import TrainingStage
 from tests.models_hf import DENSE, random_model
 
@@ -164,3 +166,13 @@ def test_a_rewritten_recipe_is_one_that_stages_can_read(method, tmp_path):
         for stage in stage_graph(recipe)
         if (name := stage.name).endswith("sft")
     }
+
+
+@pytest.mark.parametrize("key", ["rollout_nodes=1", "rollout_sleep=true", "rollouts_ahead=1"])
+def test_a_rehearsal_generates_in_process(key, tmp_path):
+    keys = [key, "rollout_python=envs/vllm/bin/python", "truncated_importance_sampling=2"]
+    recipe = load_recipe(EXAMPLES / "toy-rl.yaml", [f"domains.code.rlvr.{one}" for one in keys])
+    short = rewritten(recipe, SmallRun(tmp_path, "small", 4, 64))
+    stage = next(stage for stage in stage_graph(short) if isinstance(stage, RlvrStage))
+    assert not stage.training.served and not stage.server_nodes
+    check_settings(stage.training, stage.layout)

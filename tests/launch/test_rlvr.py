@@ -209,6 +209,10 @@ def test_a_stage_that_has_nothing_to_learn_from_saves_and_says_so(recipe, tmp_pa
         ),
         ("rollouts_ahead=1", "math/rlvr: rollouts_ahead is 1, and the training processes generate"),
         ("rollout_sleep=true", "math/rlvr: rollout_sleep is for servers; give rollout_servers or"),
+        (
+            "rollout_nodes=1",
+            "math/rlvr: rollout_nodes is 1, for servers that the stage starts",
+        ),
         ("rollouts_ahead=2", "rollouts_ahead 2 is not 0 or 1"),
         ("backend=nemo", "math/rlvr: backend is 'nemo'; there are nemo_aligner, native"),
         ("data=[{toy: math, count: 9, verifier: maths}]", "math/rlvr: verifier 'maths' is unknown"),

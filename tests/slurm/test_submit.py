@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ from megatron_bar.stages.stage import Stage
 BAR_7B = Path(__file__).parents[2] / "examples" / "bar-7b.yaml"
 GOLDEN = Path(__file__).parent / "golden"
 REGENERATE = "MEGATRON_BAR_REGENERATE"
+_ON_NODES = [
+    f"domains.math.rlvr.{key}"
+    for key in (
+        "rollout_nodes=2",
+        "rollout_python=/envs/vllm/bin/python",
+        "rollout_options=[--tensor-parallel-size, '4']",
+    )
+]
+_RLVR = "{{data: [{{path: data.jsonl, verifier: math}}], steps: 3, rollout_python: p, {}}}"
 _DATA = [{"path": "data.jsonl"}]
 _TRAINING = {"data": _DATA, "steps": 100, "global_batch_size": 128, "dtype": "bfloat16"}
 
@@ -96,9 +106,10 @@ def _scripts(capsys, *arguments: str, recipe: str = "recipe.yaml") -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    "folder, container, only",
+    "folder, container, only, overrides",
     [
-        ("bar-7b", {}, []),
+        ("bar-7b", {}, [], []),
+        ("rollout-nodes", {}, ["math/rlvr"], _ON_NODES),
         (
             "pyxis",
             {
@@ -107,6 +118,7 @@ def _scripts(capsys, *arguments: str, recipe: str = "recipe.yaml") -> dict[str, 
                 "mounts": ["/data:/data:ro", "/models"],
             },
             ["merged", "math/sft"],
+            [],
         ),
         (
             "apptainer",
@@ -116,10 +128,13 @@ def _scripts(capsys, *arguments: str, recipe: str = "recipe.yaml") -> dict[str, 
                 "mounts": ["/data:/data:ro", "/models"],
             },
             ["merged", "math/sft"],
+            [],
         ),
     ],
 )
-def test_the_scripts_of_bar_7b_are_the_golden_ones(folder, container, only, workplace, capsys):
+def test_the_scripts_of_bar_7b_are_the_golden_ones(
+    folder, container, only, overrides, workplace, capsys
+):
     """Set MEGATRON_BAR_REGENERATE=1 to write them anew; the difference is yours to read."""
     models = [f"{role}=OLMo-2-1124-7B-Instruct" for role in ("anchor", "pretrained")]
     changes = {"account": "my-project"} | (
@@ -127,7 +142,9 @@ def test_the_scripts_of_bar_7b_are_the_golden_ones(folder, container, only, work
     )
     chosen = [word for name in only for word in ("--only", name)]
     scripts = _scripts(
-        capsys, "--site", _site(workplace, **changes), *chosen, *models, recipe=str(BAR_7B)
+        capsys,
+        *("--site", _site(workplace, **changes), *chosen, *models, *overrides),
+        recipe=str(BAR_7B),
     )
     assert not (workplace / "runs").exists()
     texts = {
@@ -141,6 +158,43 @@ def test_the_scripts_of_bar_7b_are_the_golden_ones(folder, container, only, work
         for name, text in texts.items():
             (golden / name).write_text(text)
     assert texts == {path.name: path.read_text() for path in golden.iterdir()}
+
+
+def test_servers_on_nodes_of_their_own_run_beside_the_ranks_and_end_with_them(
+    workplace, capsys, tmp_path, monkeypatch
+):
+    """The script itself runs, among commands that do what SLURM's do."""
+    models = [f"{role}=OLMo-2-1124-7B-Instruct" for role in ("anchor", "pretrained")]
+    script = _scripts(capsys, "--only", "math/rlvr", *models, *_ON_NODES, recipe=str(BAR_7B))
+    calls, ended = tmp_path / "calls", tmp_path / "ended"
+    srun = f"""case "$*" in
+*slurm.servers*)
+    trap 'touch {ended}; exit' TERM
+    echo "servers $*" >> {calls}; echo "$MEGATRON_BAR_SERVERS" >> {calls}
+    while :; do sleep 0.05; done ;;
+*)
+    while ! [ -e {calls} ]; do sleep 0.05; done
+    echo "ranks $*" >> {calls} ;;
+esac"""
+    scontrol = "echo NodeAddr=127.0.0.1"
+    _fake_commands(tmp_path / "bin", {"srun": srun, "scontrol": scontrol}, monkeypatch)
+    done = subprocess.run(
+        ["bash"],
+        input=script["math/rlvr"],
+        text=True,
+        capture_output=True,
+        timeout=30,
+        env=os.environ | {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "SLURM_JOB_NODELIST": "n1"},
+    )
+    assert done.returncode == 0, done.stderr
+    servers, folder, ranks = calls.read_text().splitlines()
+    assert "--nodes=2 " in servers and "--relative=4 " in servers
+    assert "--nodes=4 " in ranks and "--relative=0 " in ranks
+    assert folder.endswith("runs/bar-7b/slurm/math-rlvr.servers/7.0") and Path(folder).is_dir()
+    deadline = time.monotonic() + 10
+    while not ended.exists():
+        assert time.monotonic() < deadline, "the servers go on"
+        time.sleep(0.05)
 
 
 def test_every_script_is_valid_shell_however_things_are_called(workplace, capsys):
@@ -464,8 +518,8 @@ def test_names_of_a_site_that_are_known_are_taken(workplace, capsys):
     times = {"math/sft": "90", "midtrain": "91", "rehearsal": "92", "pretrain": "93"}
     site = _site(workplace, times=times, cpu_stages=["import", "adopt", "average"])
     scripts = _scripts(capsys, "--site", site, "--only", "math", "--rehearse")
-    for stage, time in (("math/sft", 90), ("math/midtrain", 91), ("rehearsal", 92)):
-        assert f"#SBATCH --time={time}\n" in scripts[stage]
+    for stage, minutes in (("math/sft", 90), ("math/midtrain", 91), ("rehearsal", 92)):
+        assert f"#SBATCH --time={minutes}\n" in scripts[stage]
 
 
 def test_that_there_is_nothing_to_print_is_reported(workplace, capsys):
@@ -508,6 +562,24 @@ def test_a_template_beside_the_site_file_is_used(workplace, capsys):
         (["--from", "nothing"], {}, "there is no such stage"),
         (["--only", "nothing"], {}, "no stage or domain is called so"),
         ([], {"gpu_nodes": {"ranks": 3}}, "can't be spread over nodes of 3"),
+        (
+            ["domains.math.rlvr=" + _RLVR.format("rollout_nodes: 1, rollout_options: [-tp, '3']")],
+            {},
+            "math/rlvr: rollout_nodes: servers of 3 GPUs, as rollout_options says, don't fill a",
+        ),
+        (
+            ["domains.math.rlvr=" + _RLVR.format("rollout_nodes: 1, rollout_options: [-tp, x]")],
+            {},
+            "math/rlvr: rollout_options: argument -tp/--tensor-parallel-size",
+        ),
+        (
+            [
+                "domains.math.rlvr="
+                + _RLVR.format("rollout_nodes: 1, layout: {processes: 4, expert: 2}")
+            ],
+            {},
+            "math/rlvr: rollout_nodes adds whole nodes, and 4 processes don't fill one of 8 ranks",
+        ),
         (["name=a\\b"], {}, "can't take a backslash"),
         ([], {"environment": {"WANDB_API_KEY": "x"}}, "list its name under secrets"),
         ([], {"environment": {"a-b": "x"}}, "is not a variable's name"),

@@ -100,4 +100,4 @@ def _gpu_hours(
     layout = plan.stage.layout.spread(model.num_experts)
     assert plan.training is not None and plan.steps is not None
     seconds = stage_seconds(model, layout, plan.training, trainable, plan.steps, machine)
-    return seconds * layout.processes / 3600
+    return seconds * (layout.processes + plan.server_gpus) / 3600

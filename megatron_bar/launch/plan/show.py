@@ -32,7 +32,7 @@ def cost_table(plans: Sequence[StagePlan]) -> Table:
     for plan in plans:
         table.add_row(
             plan.stage.name,
-            str(plan.stage.layout.processes),
+            str(plan.gpus),
             _count(plan.total),
             _count(plan.active),
             _count(plan.trainable),

@@ -81,7 +81,7 @@ def jobs_of(plans: Sequence[StagePlan], cluster: Cluster) -> list[Job]:
         stage = plan.stage
         if plan.seconds is None:
             raise BarError(f"--simulate: the time of {stage.name} isn't known; the plan says why")
-        nodes = math.ceil(stage.layout.processes / cluster.gpus_per_node) if stage.ON_GPU else 0
+        nodes = math.ceil(plan.gpus / cluster.gpus_per_node) if stage.ON_GPU else 0
         if nodes > cluster.nodes:
             raise BarError(
                 f"--nodes {cluster.nodes}: {stage.name} needs {nodes} of "

@@ -171,6 +171,8 @@ def _training(
         rollout_servers=[],
         rollout_folder=None,
         rollout_python=None,
+        rollout_nodes=0,
+        rollout_sleep=False,
         rollouts_ahead=0,
         kl_every=min(short.kl_every, 1),
         # A model that knows nothing earns the same for all its answers.

@@ -46,7 +46,7 @@ def run_ranks(command: Sequence[str], what: str, ranks: int) -> tuple[int, Failu
 
     Raises BarError if the nodes don't meet.
     """
-    node, count = int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_JOB_NUM_NODES"])
+    node, count = int(os.environ["SLURM_NODEID"]), _nodes_of_ranks()
     host = own_host()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     nodes = Nodes(node, count, host, address, port)
@@ -62,6 +62,11 @@ def run_ranks(command: Sequence[str], what: str, ranks: int) -> tuple[int, Failu
         return (CONTINUE_LATER if stopped else 0), None
     print(f"{what}: {failure.what}", file=sys.stderr)
     return (FAILED_MACHINE if failure.again else FAILED), (failure if nodes.writes else None)
+
+
+def _nodes_of_ranks() -> int:
+    """Nodes of this step of the job; the job may have more, for servers."""
+    return int(os.environ["SLURM_STEP_NUM_NODES"])
 
 
 def _wait_for(mine: NodeRanks, nodes: Nodes, what: str) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import jinja2
 
+from megatron_bar.generation.places import places
 from megatron_bar.launch.logs import log_path
 from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path, left_out
 from megatron_bar.launch.slurm.site import Nodes, Site
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.health import OFF
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.stage import Stage
 
 REHEARSAL = "rehearsal"  # a job before all others, and its folder; no stage of a recipe
@@ -42,7 +44,7 @@ def rehearsal(site: Site) -> Stage:
 
 
 def stage_nodes(stage: Stage, site: Site) -> tuple[Nodes, int, int]:
-    """The kind of node a stage runs on, how many of them, and the ranks on each.
+    """The kind of node a stage runs on, how many its ranks need, and the ranks on each.
 
     Raises BarError where the layout doesn't fill its nodes evenly.
     """
@@ -54,7 +56,23 @@ def stage_nodes(stage: Stage, site: Site) -> tuple[Nodes, int, int]:
             f"{stage.name}: {processes} processes can't be spread over nodes of {nodes.ranks} "
             f"ranks; make layout.processes a multiple of {nodes.ranks}"
         )
+    if isinstance(stage, RlvrStage) and stage.server_nodes:
+        _check_servers(stage, ranks, nodes)
     return nodes, processes // ranks, ranks
+
+
+def _check_servers(stage: RlvrStage, ranks: int, nodes: Nodes) -> None:
+    """Raise BarError where nodes for servers can't be like those of the ranks, or be filled."""
+    if ranks < nodes.ranks:  # all nodes of a job have as many GPUs
+        raise BarError(
+            f"{stage.name}: rollout_nodes adds whole nodes, and {ranks} processes don't fill one "
+            f"of {nodes.ranks} ranks; make layout.processes a multiple of {nodes.ranks}, or leave "
+            "rollout_nodes out"
+        )
+    try:
+        list(places(stage.server_nodes, ranks, stage.training.rollout_options))
+    except BarError as error:
+        raise BarError(f"{stage.name}: {error}") from None
 
 
 def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -> str:
@@ -86,6 +104,8 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
             failed_nodes=failed_nodes_path(run),
             options=_options(stage, run, site, nodes, node_count, ranks, workdir),
             nodes=node_count,
+            server_nodes=stage.server_nodes,
+            servers=run / "slurm" / f"{stage.name.replace('/', '-')}.servers",
             ranks=ranks,
             warning=site.warning,
             grace=site.warning * 3 // 4,
@@ -113,7 +133,7 @@ def _options(
         "job-name": f"{run.name} {stage.name}",
         "account": site.account,
         "partition": nodes.partition,
-        "nodes": count,
+        "nodes": count + stage.server_nodes,
         "ntasks-per-node": 1,
         "gpus-per-node": ranks if nodes.gpus else None,
         "cpus-per-task": nodes.cpus and max(1, nodes.cpus * ranks // nodes.ranks),

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from megatron_bar.checkpoints import hf
 from megatron_bar.cli import main
 from megatron_bar.costs.compute import evaluation_seconds, stage_flops, stage_seconds
-from megatron_bar.costs.efficiency import TOKEN_SECONDS_PER_LAYER
+from megatron_bar.costs.efficiency import SERVED_SHARE, TOKEN_SECONDS_PER_LAYER
 from megatron_bar.costs.fitting import (
     nearest_evaluation_fit,
     nearest_fit,
@@ -32,6 +32,7 @@ from megatron_bar.models.flops import Work, step_flops
 from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.schema import Evaluate
 from megatron_bar.recipe.training import Rlvr, Training
+from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.rlvr import RLVR_GROUPS
 
@@ -85,6 +86,29 @@ def test_rlvr_generates_scores_and_keeps_a_reference():
     assert seconds[1] == pytest.approx(arithmetic + generating)
     served = dataclasses.replace(free, rollout_python="vllm/bin/python")
     assert stage_seconds(model, layout, served, RLVR_GROUPS, 3, machine) < seconds[1]
+
+
+def test_servers_on_nodes_of_their_own_are_a_part_of_the_cost():
+    on_nodes = ("rollout_python=p", "rollout_nodes=2", "rollout_options=[-tp, '4']")
+    changes = [f"domains.math.rlvr.{change}" for change in on_nodes]
+    recipe = load_recipe(ROOT / "examples" / "bar-7b.yaml", changes)
+    model, machine = PRESETS["olmo2-7b"], Machine(mfu=0.35)
+    plans = {plan.stage.name: plan for plan in plan_stages(recipe, model, machine)}
+    plan, same = plans["math/rlvr"], plans["code/rlvr"]  # which generates in process
+    assert (plan.gpus, same.gpus) == (32 + 2 * 8, 32)
+    assert plan.gpu_hours == pytest.approx(plan.seconds * 48 / 3600)
+    assert (plan.memory.cache, same.memory.cache > 0) == (0, True)
+    # 512 answers at four servers, at once: each GPU reads a quarter of the weights and of the keys
+    # and values for 128 rows at a time, at a third of its memory's rate.
+    weights = 2 * sum(rank_parameters(plan.model, Layout(4, tensor=4)).values())
+    cache = 128 * (2048 + 4096 / 2) * 32 * 2 * 8 * 128 * 2
+    step = 4096 * (weights + cache) / machine.memory_rate / SERVED_SHARE
+    training = stage_flops(plan.model, plan.training, plan.open_groups, 300)
+    arithmetic = training / (32 * machine.peak("bfloat16") * 0.35)
+    assert plan.seconds == pytest.approx(arithmetic + 300 * step)
+    recipe.domains["math"].rlvr.rollout_options = ["--tensor-parallel-size=16"]
+    with pytest.raises(BarError, match=r"math/rlvr: .*servers of 16 GPUs.* fill a node of 8"):
+        plan_stages(recipe, model, machine)
 
 
 def test_an_evaluation_holds_weights_and_keys_and_takes_the_time_to_read_them():
