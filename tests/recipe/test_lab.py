@@ -72,3 +72,4 @@ def test_every_method_stands_in_the_comparison_with_the_same_base_and_steps(lab)
             assert domain.sft.steps == lab.domains[name].sft.steps
             assert domain.sft.lr == lab.domains[name].sft.lr
             assert domain.rlvr is None
+            assert (domain.sft.trainable == []) == (system.method != "bar")
