@@ -1,4 +1,4 @@
-"""How many vLLM servers there is room for on the GPUs of nodes."""
+"""The number of vLLM servers that there is room for on the GPUs of nodes."""
 
 from __future__ import annotations
 

@@ -51,7 +51,8 @@ def test_the_published_recipes_are_rehearsed_with_sample_data(
     recipe = yaml.safe_load((EXAMPLES / f"{example}.yaml").read_text())
     recipe["domains"] = {name: recipe["domains"][name] for name in _KEPT[example]}
     if len(recipe["domains"]) < 4:
-        recipe["route"]["training"]["layout"]["expert"] = len(recipe["domains"]) + 1
+        experts = len(recipe["domains"]) + 1
+        recipe["route"]["training"]["layout"] |= {"expert": experts, "processes": 8 * experts}
     write_sample_data(tmp_path / "data")
     write_tokenizer(tmp_path / "tokenizer", TEMPLATES["olmo"])
     monkeypatch.chdir(tmp_path)

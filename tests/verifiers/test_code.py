@@ -354,7 +354,7 @@ def test_code_is_found_in_linear_time(thing):
     """It holds the trainer's lock of Python."""
     for end in ("x", "a" * 100_000, " " * 100_000):
         text = thing * (200_000 // len(thing)) + end
-        started = time.monotonic()
+        started = time.thread_time()  # as others use the cores, too
         extract(text, ["f"])
         extract(end + text)
-        assert time.monotonic() - started < 4
+        assert time.thread_time() - started < 4
