@@ -26,7 +26,14 @@ def _settings(gathers: bool, **changes):
 
 
 def _told(folder) -> list[dict]:
-    timed = {"tokens_per_second", "step_seconds", "mfu", "memory_gib"}
+    timed = {
+        "tokens_per_second",
+        "step_seconds",
+        "mfu",
+        "memory_gib",
+        "ranks_waiting_share",
+        "slowest_rank",
+    }
     return [
         {k: v for k, v in numbers.items() if k not in timed} for numbers in read_metrics(folder)
     ]

@@ -15,6 +15,7 @@ import pytest
 
 from megatron_bar.launch.slurm.attempts import read_attempts
 from megatron_bar.launch.slurm.node import FAILED, FAILED_MACHINE, main
+from megatron_bar.launch.slurm.nodes import Failure, Nodes
 from megatron_bar.runtime.stopping import CONTINUE_LATER
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(120)]
@@ -257,3 +258,19 @@ def test_a_lost_node_takes_the_blame_and_others_end(lost, tmp_path):
     assert nodes[1 - lost].returncode == FAILED_MACHINE, shown
     assert f"math/sft: n{lost + 1} gave no sign of life any more" in shown
     assert f"hosts=('n{lost + 1}',), again=True" in out
+
+
+def test_a_failure_at_the_very_end_is_passed_on(monkeypatch):
+    """The ranks fail and the launcher leaves while a round of news is under way."""
+    nodes = Nodes(0, 1, "n1", "127.0.0.1", int(_free_port()))
+    failure = Failure("rank 0 on n1 ended with exit status 3")
+
+    def fail_and_leave() -> None:
+        monkeypatch.undo()
+        nodes.fail(failure)
+        nodes._ended = True
+
+    monkeypatch.setattr(nodes, "_look_for_signs", fail_and_leave)
+    nodes.start()
+    nodes.join(10)
+    assert nodes.failure == failure

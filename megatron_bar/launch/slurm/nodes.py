@@ -93,6 +93,7 @@ class Nodes(threading.Thread):
         try:
             while True:
                 beats += 1
+                ended = self._ended  # what failed was told before: this round still passes it on
                 self.store.set(f"alive/{self.node}", f"{beats} {self.host}")
                 if self._mine is not None and self.failure is None:
                     self.store.compare_set(
@@ -103,13 +104,13 @@ class Nodes(threading.Thread):
                     # Ranks that hang say themselves which of them is at fault.
                     hosts = [*hosts, *blamed_hosts(self.server)]
                     self.failure = Failure(what, tuple(dict.fromkeys(hosts)), again)
-                if self._ended:
+                if ended:
                     self.store.set(f"ended/{self.node}", "")
                 if self.node == 0:
                     self._look_for_signs()
                 elif 0 not in self._hosts and self.store.check(["alive/0"]):
                     self._hosts[0] = _host_in(self.store.get("alive/0"))
-                if self._ended and (self.node != 0 or self._done == set(self._signs)):
+                if ended and (self.node != 0 or self._done == set(self._signs)):
                     return
                 time.sleep(_POLL_SECONDS)
         except dist.DistError:
