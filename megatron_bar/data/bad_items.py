@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from megatron_bar.recipe.training import Source
 from megatron_bar.runtime.console import say
+from megatron_bar.runtime.distributed import of_all_ranks
 from megatron_bar.runtime.errors import BarError, MachineError, VerifierFailed
 from megatron_bar.runtime.files import write_json_lines
 
@@ -71,9 +70,7 @@ class LeftOut(dict[str, BadItems]):
 
     def gather(self) -> None:
         """Take in what was left out on other ranks too. All ranks call this."""
-        everyones: list[LeftOut] = [self] * dist.get_world_size()
-        dist.all_gather_object(everyones, self)
-        for others in everyones:
+        for others in of_all_ranks(self):
             for name, bad in others.items():
                 self.setdefault(name, bad).listed.update(bad.listed)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.generation.engine import Request, Response, RolloutEngine, Sampling
+from megatron_bar.runtime.distributed import of_all_ranks
 
 
 def answer_all(
@@ -27,9 +27,8 @@ def answer_all(
     mine = _share(keys, [len(prompts[item]) for item, _ in keys])
     requests = [Request(prompts[item], (item, sample)) for item, sample in mine]
     found = dict(zip(mine, engine.generate(requests, sampling, advance)))
-    everyones: list[dict[tuple[int, int], Response]] = [{}] * dist.get_world_size()
     # Ranks of one model-parallel group hold the same answers.
-    dist.all_gather_object(everyones, found if _speaks() else {})
+    everyones = of_all_ranks(found if _speaks() else {})
     answers = {key: response for part in everyones for key, response in part.items()}
     return [[answers[item, sample] for sample in range(samples)] for item in range(len(prompts))]
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.checkpoints.tokenizer_files import ChatFormat
@@ -20,7 +19,7 @@ from megatron_bar.data.next_turn import reply_message, turn_ids
 from megatron_bar.generation.engine import Request, Response
 from megatron_bar.generation.waiting import map_in_background, wait_for
 from megatron_bar.rlvr.prompts import Prompt
-from megatron_bar.runtime.distributed import all_reduce_any
+from megatron_bar.runtime.distributed import all_reduce_any, of_all_ranks
 from megatron_bar.runtime.errors import BarError, VerifierFailed
 from megatron_bar.verifiers.failures import Failures
 
@@ -182,6 +181,5 @@ class Conversations:
         group = parallel_state.get_model_parallel_group()
         rank, ranks = group.rank(), group.size()
         found = wait_for(functools.partial(self._ask_environments, going[rank::ranks]))
-        parts: list[list[_Next]] = [[]] * ranks
-        dist.all_gather_object(parts, found, group=group)
+        parts = of_all_ranks(found or [], group)
         return [parts[number % ranks][number // ranks] for number in range(len(going))]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from megatron_bar.runtime.layout import Layout
 from megatron_bar.runtime.ranks import is_main
 
 _TIMEOUT_MINUTES = 10
+Item = TypeVar("Item")
 RENDEZVOUS_FILE = "MEGATRON_BAR_RENDEZVOUS_FILE"
 POLL_SECONDS = 0.2
 
@@ -145,11 +146,16 @@ def all_reduce_any(mine: bool) -> bool:
     return bool(flag.item())
 
 
+def of_all_ranks(mine: Item, group: dist.ProcessGroup | None = None) -> list[Item]:
+    """The values of all ranks (of `group`), in their order, on each of them. All call this."""
+    everyones = [mine] * dist.get_world_size(group)
+    dist.all_gather_object(everyones, mine, group=group)
+    return everyones
+
+
 def first_of_ranks(mine: str | None) -> str | None:
     """The first text that a rank gives, on all of them; None if none gives one. All call this."""
-    everyones: list[str | None] = [mine] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
-    return next(filter(None, everyones), None)
+    return next(filter(None, of_all_ranks(mine)), None)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_bar.runtime.console import say, warn
+from megatron_bar.runtime.distributed import of_all_ranks
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.health import (
     HEALTH_CHECK,
@@ -53,11 +54,8 @@ def check_health(
     if mode == OFF or dist.get_world_size() == 1:
         return
     started = time.monotonic()
-    hosts: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(hosts, own_host())
-    mine = (measure or _measure)(folder, hosts)
-    everyones: list[Measured] = [mine] * len(hosts)
-    dist.all_gather_object(everyones, mine)
+    hosts = of_all_ranks(own_host())
+    everyones = of_all_ranks((measure or _measure)(folder, hosts))
     say(f"health check: {summary(everyones)}; in {time.monotonic() - started:.0f} s")
     slow = slow_ranks(everyones)
     if is_main():

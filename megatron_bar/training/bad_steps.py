@@ -7,13 +7,12 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.data.batch import Batch
 from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import say
-from megatron_bar.runtime.distributed import all_reduce_any
+from megatron_bar.runtime.distributed import all_reduce_any, of_all_ranks
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.training.resume import Progress
 
@@ -97,9 +96,7 @@ def describe_items(
         (loss, int(index), "+".join(source_names[s] for s in sources))
         for loss, index, sources in zip(row_losses, indices, sources_of)
     ]
-    group = parallel_state.get_data_parallel_group()
-    ranks: list = [None] * dist.get_world_size(group)
-    dist.all_gather_object(ranks, mine, group=group)
+    ranks = of_all_ranks(mine, parallel_state.get_data_parallel_group())
     rows = [row for rank in ranks for row in rank]
     named = [row for row in rows if not math.isfinite(row[0])]
     named = named or sorted(rows, reverse=True)

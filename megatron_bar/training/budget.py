@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from rich.table import Table
 
 from megatron_bar.runtime.disk import readable
+from megatron_bar.runtime.distributed import of_all_ranks
 from megatron_bar.training.groups import group_of
 from megatron_bar.training.optimizer_state import stepped_tensors
 
@@ -113,6 +113,4 @@ def stage_budget(
     optimizer: MegatronOptimizer,
 ) -> Budget:
     """The budgets of all ranks. Every rank calls this."""
-    ranks: list[RankBudget | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, rank_budget(model, optimizer))
-    return Budget(sizes, tuple(trainable), tuple(rank for rank in ranks if rank is not None))
+    return Budget(sizes, tuple(trainable), tuple(of_all_ranks(rank_budget(model, optimizer))))

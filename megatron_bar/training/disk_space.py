@@ -18,7 +18,7 @@ from megatron_bar.checkpoints.model_io import sharded_model_state
 from megatron_bar.checkpoints.number_types import stored_types
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.disk import disk_of, explain_disk_faults, free_bytes, lacking, readable
-from megatron_bar.runtime.distributed import is_main, on_main
+from megatron_bar.runtime.distributed import is_main, of_all_ranks, on_main
 from megatron_bar.runtime.errors import BarError
 
 _FP32 = torch.float32.itemsize
@@ -110,9 +110,7 @@ def _reason_on_all_ranks() -> Iterator[None]:
         yield
     except CheckpointException as error:
         mine = "\n".join([str(error)] * is_main() + logged.texts)
-        reasons = [""] * dist.get_world_size()
-        dist.all_gather_object(reasons, mine)
-        raise RuntimeError("\n".join(filter(None, reasons))) from error
+        raise RuntimeError("\n".join(filter(None, of_all_ranks(mine)))) from error
     finally:
         logger.removeHandler(logged)
 

@@ -23,6 +23,7 @@ from megatron_bar.checkpoints.names import (
 )
 from megatron_bar.checkpoints.resume_point import open_checkpoint
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.runtime.distributed import of_all_ranks
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import tensor_digest
 
@@ -134,9 +135,7 @@ def group_digests_by_ranks(folder: Path, only: Collection[str] | None = None) ->
     model = ModelConfig.load(folder)
     chosen = _slots_of(model, only)
     mine = _digests_of_slots(folder, chosen, _share(chosen, dist.get_rank(), dist.get_world_size()))
-    everyones = [mine] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
-    digests = {number: parts for share in everyones for number, parts in share.items()}
+    digests = {number: parts for share in of_all_ranks(mine) for number, parts in share.items()}
     return _of_groups(model, chosen, digests, only)
 
 

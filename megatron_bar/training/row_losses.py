@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_bar.data.batch import to_batch
@@ -13,6 +12,7 @@ from megatron_bar.data.rows import Rows
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import progress
+from megatron_bar.runtime.distributed import of_all_ranks
 from megatron_bar.training.objective import Objective
 from megatron_bar.training.step import forward_backward
 
@@ -41,9 +41,7 @@ def row_losses(
             result = forward_backward(
                 model, batches, len(rows.source_names), train=False, objective=objective
             )
-            of_ranks: list[list[float]] = [[]] * group.size()
-            dist.all_gather_object(of_ranks, result.row_losses, group=group)
-            found += itertools.chain(*of_ranks)
+            found += itertools.chain(*of_all_ranks(result.row_losses, group))
             advance(min(size, len(rows) - first))
     model.train()
     return found[: len(rows)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_bar.runtime.distributed import first_of_ranks, is_main
+from megatron_bar.runtime.distributed import first_of_ranks, is_main, of_all_ranks
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.files import file_digest, read_json, write_json
 
@@ -19,8 +19,7 @@ DIGESTS = "digests.json"
 
 def write_digests(folder: Path, own: dict[str, str]) -> None:
     """Write the digests of all files into `folder`; `own` are this rank's. All ranks call this."""
-    everyones: list[dict[str, str]] = [own] * dist.get_world_size()
-    dist.all_gather_object(everyones, own)
+    everyones = of_all_ranks(own)
     if is_main():
         digests = {name: digest for each in everyones for name, digest in each.items()}
         digests |= {

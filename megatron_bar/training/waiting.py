@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_bar.runtime.console import warn
+from megatron_bar.runtime.distributed import of_all_ranks
 from megatron_bar.runtime.ranks import is_main, own_host
 
 # A rank whose own time is longer than the median's by this factor, in so many logs in a row.
@@ -37,8 +38,7 @@ class Waiting:
         self._opened: Any = None
         self._marks: list[tuple[Any, Any]] = []
         self._slow_before: tuple[int | None, int] = None, 0
-        self._hosts: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(self._hosts, own_host())
+        self._hosts = of_all_ranks(own_host())
         model.register_forward_pre_hook(self._begins)
         reduce = config.finalize_model_grads_func
 
