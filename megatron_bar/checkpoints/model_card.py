@@ -195,7 +195,7 @@ def _routing(model: ModelConfig, trained: int | None, bits: str) -> str:
         rule = "**which are made to sum to 1** (`norm_topk_prob: true`)"
     runs = (
         "**Every expert runs for every token.**"
-        if model.experts_per_token == model.num_experts
+        if model.all_experts_active
         else f"{model.experts_per_token} of {model.num_experts} experts run for each token."
     )
     return _ROUTING.format(

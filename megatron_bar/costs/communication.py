@@ -184,7 +184,7 @@ def _of_ffns(
         return
     times = layers * (2 + (training.recompute != "none"))
     mine, parts = hidden / layout.tensor, layout.resolved_expert_tensor
-    if model.experts_per_token == model.num_experts:
+    if model.all_experts_active:
         sharing = Group(layout.expert * parts)
         for kind in ("all-gather", "reduce-scatter"):
             yield Message("experts", kind, mine * sharing.ranks, sharing, times)

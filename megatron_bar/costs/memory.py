@@ -219,7 +219,7 @@ def _ffn_elements(model: ModelConfig, layout: Layout, trainable: Sequence[str]) 
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     if model.num_experts is None:
         return 5 * ffn
-    if model.active_ffns < model.num_experts:
+    if not model.all_experts_active:
         return model.active_ffns * (6 * ffn + hidden)
     sharing = layout.expert * layout.resolved_expert_tensor
     trains = any(group.startswith("expert.") for group in trainable)

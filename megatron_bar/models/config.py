@@ -95,6 +95,11 @@ class ModelConfig:
         """The FFNs of a layer that a token goes to."""
         return self.experts_per_token or self.ffns_per_layer
 
+    @property
+    def all_experts_active(self) -> bool:
+        """Whether every token goes to all experts; false of a dense model, which has none."""
+        return self.num_experts is not None and self.active_ffns == self.num_experts
+
     def length_warning(self, length: int) -> str | None:
         """A warning about rows of more tokens than the model knows positions, else None."""
         if length <= self.max_position_embeddings:

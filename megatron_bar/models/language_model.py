@@ -411,7 +411,7 @@ def build_model(
 
 def _check_gathers(model: ModelConfig, layout: Layout) -> None:
     """Where only some experts are active, ranks that share one gather unequal numbers of tokens."""
-    some = model.num_experts is not None and model.active_ffns < model.num_experts
+    some = model.num_experts is not None and not model.all_experts_active
     if some and layout.resolved_expert_tensor > 1 and dist.get_backend() == "gloo":
         raise BarError(
             f"{model.experts_per_token} of {model.num_experts} experts active: on a CPU "

@@ -103,15 +103,15 @@ def _selective(training: Training, model: ModelConfig) -> str | None:
 
 
 def _megatrons_ffn(training: Training, model: ModelConfig) -> str | None:
-    if model.num_experts is None or model.active_ffns < model.num_experts:
-        return None
-    return "has no effect where every token goes to all experts, whose FFN is fused already"
+    if model.all_experts_active:
+        return "has no effect where every token goes to all experts, whose FFN is fused already"
+    return None
 
 
 def _all_experts(training: Training, model: ModelConfig) -> str | None:
-    if model.num_experts is None or model.active_ffns < model.num_experts:
-        return "has an effect only on experts that get every token"
-    return None
+    if model.all_experts_active:
+        return None
+    return "has an effect only on experts that get every token"
 
 
 _FREE = {
