@@ -51,6 +51,7 @@ class StepTime:
     is waited for.
     """
 
+    efficiency: Efficiency  # with which one GPU computes
     compute: float
     within: float  # communication within micro-batches: tensor, context, experts, pipeline
     bubble: float  # waiting for other pipeline ranks
@@ -107,6 +108,7 @@ def step_time(
     # the first one's forward pass.
     each = compute / count
     return StepTime(
+        efficiency,
         compute,
         within,
         (compute + within) / count * (layout.pipeline - 1),
@@ -197,10 +199,12 @@ def stage_seconds(
     trainable: Sequence[str],
     steps: int,
     machine: Machine,
+    step: StepTime | None = None,
 ) -> float:
     """Seconds of all steps and, for RLVR, of generating.
 
     Where an mfu is given, that of the recipe before the machine's, communication is part of it.
+    `step` is that of `step_time`, where the caller has it.
     """
     generating = (
         steps * _rollout_seconds(model, layout, training, machine)
@@ -212,9 +216,9 @@ def stage_seconds(
         rate = layout.processes * machine.peak(training.compute_dtype) * mfu
         return stage_flops(model, training, trainable, steps) / rate + generating
     updates = steps * training.rows_per_step / training.global_batch_size
-    step = step_time(model, layout, training, trainable, machine).total
+    step = step or step_time(model, layout, training, trainable, machine)
     flops = _row_flops(model, training, trainable)
-    return updates * step * (1 + _passes(training) * flops.forward / flops.total) + generating
+    return updates * step.total * (1 + _passes(training) * flops.forward / flops.total) + generating
 
 
 def _rollout_seconds(model: ModelConfig, layout: Layout, settings: Rlvr, machine: Machine) -> float:

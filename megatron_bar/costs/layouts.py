@@ -64,16 +64,9 @@ def ranked_choices(
                 continue
             memory = training_memory(model, other, changed, trainable)
             if memory.total <= machine.memory_bytes:
-                found.append(
-                    Choice(
-                        other,
-                        size,
-                        recompute,
-                        memory,
-                        stage_seconds(model, other, changed, trainable, 1, machine),
-                        step_time(model, other, changed, trainable, machine),
-                    )
-                )
+                time = step_time(model, other, changed, trainable, machine)
+                seconds = stage_seconds(model, other, changed, trainable, 1, machine, time)
+                found.append(Choice(other, size, recompute, memory, seconds, time))
     return sorted(found, key=lambda choice: choice.seconds)
 
 

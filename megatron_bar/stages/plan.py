@@ -15,12 +15,10 @@ from megatron_bar.costs.compute import (
     StepTime,
     evaluation_flops,
     evaluation_seconds,
-    stage_efficiency,
     stage_flops,
     stage_seconds,
     step_time,
 )
-from megatron_bar.costs.efficiency import Efficiency
 from megatron_bar.costs.fitting import suggest_evaluation, suggest_training
 from megatron_bar.costs.layouts import Choice, ranked_choices
 from megatron_bar.costs.machine import Machine
@@ -54,8 +52,7 @@ class StagePlan:
     steps: int | None = None
     flops: float | None = None
     traffic: Traffic | None = None  # of a step
-    efficiency: Efficiency | None = None  # None where an mfu was given
-    step: StepTime | None = None  # of an optimizer step
+    step: StepTime | None = None  # of an optimizer step; None where an mfu was given
     seconds: float | None = None
     server_gpus: int = 0  # of nodes for servers, beside those of the layout
     checkpoint: int = 0  # bytes on disk that stay
@@ -117,11 +114,12 @@ def plan_training(
     memory = training_memory(model, layout, training, trainable)
     too_big = memory.total > machine.memory_bytes
     steps = stage.steps()
+    given = training.expected_mfu or machine.mfu
+    step = None if given else step_time(model, layout, training, trainable, machine)
     flops = seconds = None
     if steps is not None:
         flops = stage_flops(model, training, trainable, steps)
-        seconds = stage_seconds(model, layout, training, trainable, steps, machine)
-    given = training.expected_mfu or machine.mfu
+        seconds = stage_seconds(model, layout, training, trainable, steps, machine, step)
     open_count = sum(groups[group] for group in trainable)
     return StagePlan(
         stage,
@@ -139,8 +137,7 @@ def plan_training(
             else None
         ),
         traffic=traffic_of(step_messages(model, layout, training, trainable), machine),
-        efficiency=None if given else stage_efficiency(model, layout, training, trainable, machine),
-        step=None if given else step_time(model, layout, training, trainable, machine),
+        step=step,
         seconds=seconds,
         server_gpus=stage.server_nodes * machine.per_node,
         checkpoint=stored.itemsize * sum(groups.values()),

@@ -37,7 +37,7 @@ def speed_table(plans: Sequence[StagePlan]) -> Table:
             continue
         cells = ["", "", "", "", "", "", "an mfu that was given"]
         training, step = plan.training, plan.step
-        if training is not None and step is not None and plan.efficiency is not None:
+        if training is not None and step is not None:
             rows = training.global_batch_size * training.row_length
             cells = [
                 f"{step.total:,.2f}",
@@ -46,8 +46,8 @@ def speed_table(plans: Sequence[StagePlan]) -> Table:
                     f"{step.exposed(*overlap):.1%}"
                     for overlap in (step.overlap, (False, False), (True, True))
                 ),
-                f"{plan.efficiency.mfu:.1%}",
-                plan.efficiency.basis,
+                f"{step.efficiency.mfu:.1%}",
+                step.efficiency.basis,
             ]
         table.add_row(
             plan.stage.name,
