@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -99,15 +99,17 @@ class _Watchdog(threading.Thread):
             signs = self._signs()
             if any(sign and time.time() - sign.beat <= self.seconds for sign in signs.values()):
                 continue  # one rank works, and this one waits for it
-            held_up_by = self._held_up_by(self._exchange_records(), signs)
-            self._report(still, signs, held_up_by)
-            self._blame(signs, held_up_by)
-            # Others are about to find out as well, and torchrun ends them with the first.
+            known = {rank: sign for rank, sign in signs.items() if sign is not None}
+            held_up_by = self._held_up_by(self._exchange_records(), known)
+            silent = self._silent(known)
+            self._report(still, held_up_by, silent, [rank for rank in signs if rank not in known])
+            self._blame({known[rank].host for rank in [*held_up_by, *silent]})
+            # Others are about to find out as well, and who started them ends them with the first.
             self.stopped.wait(2 * self.interval)
             os._exit(HUNG)
 
     def _connect(self) -> dist.Store | None:
-        """A connection of its own to the store by which torchrun's ranks have met."""
+        """A connection of its own to the store by which the ranks have met."""
         if self.world == 1 or "MASTER_ADDR" not in os.environ:
             return None
         store = dist.TCPStore(
@@ -158,10 +160,9 @@ class _Watchdog(threading.Thread):
         return found
 
     def _held_up_by(
-        self, records: Mapping[int, Mapping[str, InGroup]], signs: Mapping[int, _Sign | None]
+        self, records: Mapping[int, Mapping[str, InGroup]], known: Mapping[int, _Sign]
     ) -> dict[int, str]:
         """Ranks that hold up the others, and of each why; by records where these name any."""
-        known = {rank: sign for rank, sign in signs.items() if sign is not None}
         lines = {
             rank: f"rank {rank} on {known[rank].host} is behind: {why}; it is in "
             f"{known[rank].place}"
@@ -170,34 +171,34 @@ class _Watchdog(threading.Thread):
         }
         return lines or behind(known)
 
-    def _blame(self, signs: Mapping[int, _Sign | None], held_up_by: Mapping[int, str]) -> None:
+    def _blame(self, hosts: set[str]) -> None:
         """Leave in the store whose fault it seems to be, for who started the ranks."""
-        known = {rank: sign for rank, sign in signs.items() if sign is not None}
-        hosts = {known[rank].host for rank in [*held_up_by, *self._silent(known)]}
         if self.store is not None and hosts:
             with contextlib.suppress(dist.DistError):
                 self.store.set(_BLAMED, json.dumps(sorted(hosts)))
 
-    def _silent(self, signs: Mapping[int, _Sign]) -> dict[int, float]:
-        """Ranks that give no sign of life any more, and for how many seconds."""
+    def _silent(self, signs: Mapping[int, _Sign]) -> dict[int, str]:
+        """Ranks that give no sign of life any more, and of each a line."""
         ages = {rank: time.time() - sign.at for rank, sign in signs.items()}
         longest = max(self.seconds / 2, 3 * self.interval)
-        return {rank: age for rank, age in ages.items() if age > longest}
+        return {
+            rank: f"rank {rank} on {signs[rank].host} has given no sign of life for {age:.0f} s"
+            for rank, age in ages.items()
+            if age > longest
+        }
 
     def _report(
-        self, still: float, signs: dict[int, _Sign | None], held_up_by: Mapping[int, str]
+        self,
+        still: float,
+        held_up_by: Mapping[int, str],
+        silent: Mapping[int, str],
+        unseen: Sequence[int],
     ) -> None:
         place, in_collective = self._place()
         doing = f"waits for other ranks in {place}" if in_collective else f"is in {place}"
         print(f"{self.what} has made no progress for {still:.0f} s: it {doing}", file=sys.stderr)
-        known = {rank: sign for rank, sign in signs.items() if sign is not None}
-        seen = list(held_up_by.values())
-        seen += [f"rank {rank} never gave a sign of life" for rank in signs if rank not in known]
-        seen += [
-            f"rank {rank} on {known[rank].host} has given no sign of life for {age:.0f} s"
-            for rank, age in self._silent(known).items()
-        ]
-        for line in seen:
+        never = [f"rank {rank} never gave a sign of life" for rank in unseen]
+        for line in [*held_up_by.values(), *never, *silent.values()]:
             print(f"{self.what} sees that {line}", file=sys.stderr)
         sys.stderr.flush()
 
