@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_bar.launch.slurm.attempts import read_attempts
-from megatron_bar.launch.slurm.node import FAILED, FAILED_MACHINE, main
+from megatron_bar.launch.slurm.node import FAILED, TRY_AGAIN, main
 from megatron_bar.launch.slurm.nodes import Failure, Nodes
 from megatron_bar.runtime.stopping import CONTINUE_LATER
 
@@ -104,7 +104,7 @@ def _start_two(program: str) -> list[subprocess.Popen]:
         (
             "import os, time; time.sleep(60) if os.environ['RANK'] == '0' else "
             "os.kill(os.getpid(), 9)",
-            FAILED_MACHINE,
+            TRY_AGAIN,
             "math/sft: rank 1 on n1 was ended by SIGKILL",
         ),
     ],
@@ -142,7 +142,7 @@ def test_a_warning_reaches_ranks_and_ends_in_going_on_later(number, ready, tmp_p
 def test_a_rank_that_hangs_is_named_with_its_host_and_stage():
     node = _start(_HANGS, MEGATRON_BAR_HANG_MINUTES="0.1")
     shown = node.communicate()[1]
-    assert node.returncode == FAILED_MACHINE
+    assert node.returncode == TRY_AGAIN
     assert "[n1 rank 1] math/sft: rank 1 on n1 has made no progress" in shown, shown
     assert "it is in <module> (<string>:7)" in shown
 
@@ -157,7 +157,7 @@ def test_the_flight_recorder_is_asked_who_is_behind(tmp_path):
         TORCH_FR_DUMP_TEMP_FILE=str(tmp_path / "flight-"),
     )
     failure, shown = node.communicate()
-    assert node.returncode == FAILED_MACHINE
+    assert node.returncode == TRY_AGAIN
     assert (
         "math/sft: rank 0 on n1 sees that rank 1 on n1 is behind: the last collective of "
         "default_pg that it came to is number 1, gloo:all_reduce, and others wait in number 2, "
@@ -177,7 +177,7 @@ def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others():
         _HANGS.replace("time.sleep(1000)", holds_the_interpreter), MEGATRON_BAR_HANG_MINUTES="0.1"
     )
     shown = node.communicate()[1]
-    assert node.returncode == FAILED_MACHINE
+    assert node.returncode == TRY_AGAIN
     assert "math/sft: rank 0 on n1 has made no progress" in shown, shown
     assert "it waits for other ranks" in shown
     assert "rank 0 on n1 sees that rank 1" in shown and "sign of life" in shown, shown
@@ -205,7 +205,7 @@ def test_a_rank_that_is_killed_ends_all_nodes_within_seconds(tmp_path):
     killed = time.monotonic()
     shown = [node.communicate() for node in nodes]
     assert time.monotonic() - killed < 15
-    assert [node.returncode for node in nodes] == [FAILED_MACHINE] * 2, shown
+    assert [node.returncode for node in nodes] == [TRY_AGAIN] * 2, shown
     for _, said in shown:
         assert "math/sft: rank 3 on n2 was ended by SIGKILL" in said
     failure = "Failure(what='rank 3 on n2 was ended by SIGKILL', hosts=('n2',), again=True)"
@@ -218,7 +218,7 @@ def test_a_rank_that_is_killed_ends_all_nodes_within_seconds(tmp_path):
         ("exit 0", 0, []),
         ("exit 75", CONTINUE_LATER, []),
         ("exit 3", FAILED, []),
-        ("kill -9 $$", FAILED_MACHINE, ["n1", "merged: rank 0 on n1 was ended by SIGKILL"]),
+        ("kill -9 $$", TRY_AGAIN, ["n1", "merged: rank 0 on n1 was ended by SIGKILL"]),
     ],
 )
 def test_a_lone_process_is_watched_as_ranks_are(does, status, lines, tmp_path, monkeypatch):
@@ -236,7 +236,7 @@ def test_a_lone_process_is_watched_as_ranks_are(does, status, lines, tmp_path, m
     said = failed.read_text() if failed.exists() else ""
     assert bool(said) == bool(lines) and all(line in said for line in lines)
     (attempt,) = read_attempts(tmp_path, "merged", "7")
-    assert ("failure" in attempt) == (status in (FAILED, FAILED_MACHINE))
+    assert ("failure" in attempt) == (status in (FAILED, TRY_AGAIN))
 
 
 def test_nodes_whose_ranks_save_at_different_times_all_go_on_later():
@@ -255,7 +255,7 @@ def test_a_lost_node_takes_the_blame_and_others_end(lost, tmp_path):
     time.sleep(1)  # for signs of life
     os.killpg(nodes[lost].pid, signal.SIGKILL)
     out, shown = nodes[1 - lost].communicate()
-    assert nodes[1 - lost].returncode == FAILED_MACHINE, shown
+    assert nodes[1 - lost].returncode == TRY_AGAIN, shown
     assert f"math/sft: n{lost + 1} gave no sign of life any more" in shown
     assert f"hosts=('n{lost + 1}',), again=True" in out
 

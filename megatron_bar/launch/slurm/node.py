@@ -28,7 +28,7 @@ from megatron_bar.runtime.stopping import CONTINUE_LATER
 
 # srun ends with the highest status of its tasks: what failed must outdo what was only stopped.
 FAILED = CONTINUE_LATER + 1
-FAILED_MACHINE = FAILED + 1  # the script queues the job again
+TRY_AGAIN = FAILED + 1  # the script queues the job again
 _POLL_SECONDS = 0.1
 # Ranks that have lost others print what befell them; those that saved end within a minute, as a
 # save ends on all of them, and those that are done as torchrun has it.
@@ -41,7 +41,7 @@ def run_ranks(command: Sequence[str], what: str, ranks: int) -> tuple[int, Failu
     """Run `command` in `ranks` processes on this node; the job's other nodes do the same.
 
     Ranks are numbered node by node, in SLURM's order. Returns the exit status: 0, CONTINUE_LATER if
-    they stopped to go on later, else FAILED, or FAILED_MACHINE where another attempt may succeed;
+    they stopped to go on later, else FAILED, or TRY_AGAIN where another attempt may succeed;
     and what failed, on the one node that is to write it down.
 
     Raises BarError if the nodes don't meet.
@@ -61,7 +61,7 @@ def run_ranks(command: Sequence[str], what: str, ranks: int) -> tuple[int, Failu
     if failure is None:
         return (CONTINUE_LATER if stopped else 0), None
     print(f"{what}: {failure.what}", file=sys.stderr)
-    return (FAILED_MACHINE if failure.again else FAILED), (failure if nodes.writes else None)
+    return (TRY_AGAIN if failure.again else FAILED), (failure if nodes.writes else None)
 
 
 def _nodes_of_ranks() -> int:
