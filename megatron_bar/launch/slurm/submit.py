@@ -114,15 +114,24 @@ def write_scripts(
     work, scripts = _prepared(recipe, site, template, only, start, rehearse, elsewhere=True)
     run, stages = work.run, work.stages
     with _open_run(run):
-        active = job_book.active_jobs(run)
-        _check_settings(stages, active)
-        confirm_replacing([loss for loss in work.lost if loss.stage not in active], yes)
-        if not active:
-            take_over(stages, run, [Path(other) for other in recipe.reuse])
+        _made_ready(work, recipe, yes)
         todo = _of(scripts, stale_stages(stages, run))
         _write(recipe, run, todo)
     say(f"{run / 'slurm'}: {len(todo)} scripts; submit each with sbatch once its inputs are done")
     return run
+
+
+def _made_ready(work: Work, recipe: Recipe, yes: bool) -> dict[str, Job]:
+    """The jobs that are active; where there are none, what `reuse` has is taken over.
+
+    Raises BarError where they have other settings, and where training is not to be replaced.
+    """
+    active = job_book.active_jobs(work.run)
+    _check_settings(work.stages, active)
+    confirm_replacing([loss for loss in work.lost if loss.stage not in active], yes)
+    if not active:
+        take_over(work.stages, work.run, [Path(other) for other in recipe.reuse])
+    return active
 
 
 def submit_recipe(
@@ -151,11 +160,7 @@ def submit_recipe(
         raise BarError(f"the site's secrets {', '.join(missing)} are not set; export them first")
     with _open_run(run):
         # In this order: a stage that gets done in between is then still known as queued.
-        active = job_book.active_jobs(run)
-        _check_settings(stages, active)
-        confirm_replacing([loss for loss in work.lost if loss.stage not in active], yes)
-        if not active:
-            take_over(stages, run, [Path(other) for other in recipe.reuse])
+        active = _made_ready(work, recipe, yes)
         stale = stale_stages(stages, run)
         todo = [stage for stage in stale if stage.name in scripts]
         queued, orphans = still_good(stages, active, {stage.name for stage in todo})
