@@ -10,12 +10,21 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_bar.checkpoints import hf
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.data.toy import CHAT_TEMPLATE, DOMAINS, texts
+from megatron_bar.models.presets import PRESETS
+from megatron_bar.runtime.files import write_json
 from tests.models_hf import random_dense
 from tests.slurm.cluster import Cluster, cluster, missing
 
 _TRAINING = dict(sequence_length=128, global_batch_size=2, micro_batch_size=1, lr=1e-3, log_every=1)
+_OF_7B = {
+    "data": [{"path": "data.jsonl"}],
+    "steps": 100,
+    "global_batch_size": 128,
+    "dtype": "bfloat16",
+}
 _GENERAL = {"toy": "general", "count": 10}
 
 
@@ -102,3 +111,32 @@ def write_site(folder: Path, **changes) -> Path:
         )
     )
     return path
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """A folder with the 7B's configuration in it, and a recipe for 64 GPUs."""
+    anchor = tmp_path / "OLMo-2-1124-7B-Instruct"
+    anchor.mkdir()
+    model = PRESETS["olmo2-7b"]
+    write_json(anchor / "config.json", hf.hf_config(model, "bfloat16", {"pad_token_id": None}))
+    recipe = {
+        "name": "bar-7b",
+        "anchor": anchor.name,
+        "layout": {"processes": 64, "expert": 2},
+        "domains": {
+            "math": {"midtrain": _OF_7B, "sft": _OF_7B},
+            "safety": {"sft": {**_OF_7B, "layout": {"processes": 4, "expert": 2}}},
+        },
+        "route": {
+            "training": {
+                "steps": 66,
+                "global_batch_size": 648,
+                "dtype": "bfloat16",
+                "layout": {"processes": 24, "expert": 3},
+            }
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
