@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from megatron_bar.models.added_gradients import add_in_product, can_add, weight_gradient
-from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.distributed import process_groups
@@ -16,9 +15,10 @@ from megatron_bar.training.groups import freeze, group_sizes, matching
 from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.overrides import check_overrides, transformer_overrides
 from megatron_bar.training.step import forward_backward
+from tests.models.shapes import SMALL
 from tests.models_hf import packed_batch
 
-CONFIG = ModelConfig(96, 32, 48, 2, 4, 2, max_position_embeddings=64).with_experts(3)
+CONFIG = SMALL.with_experts(3)
 FUSED = {"gradient_accumulation_fusion": True}
 
 

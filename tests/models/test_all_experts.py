@@ -9,22 +9,13 @@ import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
 
 from megatron_bar.models.all_experts import AllExpertsLayer, _running_sum, _WeightedExperts
-from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 from tests.live_bytes import LiveBytes
+from tests.models.shapes import SMALL
 
 TOKENS, HIDDEN, FFN, EXPERTS = 7, 5, 3, 3
-SMALL = ModelConfig(
-    vocab_size=96,
-    hidden_size=32,
-    ffn_hidden_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    max_position_embeddings=64,
-)
 
 
 def plain(x_TH, probs_TE, *weights):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.distributed import process_groups
@@ -14,21 +13,21 @@ from megatron_bar.training.groups import freeze, group_sizes, matching
 from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.overrides import transformer_overrides
 from megatron_bar.training.step import forward_backward
+from tests.models.shapes import SMALL
 from tests.models_hf import packed_batch
 from tests.unwritten import unwritten_is_nan
 
-DENSE = ModelConfig(96, 32, 48, 2, 4, 2, max_position_embeddings=64)
 SFT = ["expert.2", "router.2", "embeddings", "head", "final_norm"]
 
 
 @pytest.mark.parametrize(
     "config, dtype, settings",
     [
-        (DENSE, torch.bfloat16, {}),
-        (DENSE.with_experts(3), torch.bfloat16, {"trainable": SFT}),
-        (DENSE.with_experts(3), torch.float32, {"recompute": "full"}),
+        (SMALL, torch.bfloat16, {}),
+        (SMALL.with_experts(3), torch.bfloat16, {"trainable": SFT}),
+        (SMALL.with_experts(3), torch.float32, {"recompute": "full"}),
         (
-            DENSE.with_experts(3),
+            SMALL.with_experts(3),
             torch.float32,
             {"trainable": SFT, "megatron": {"gradient_accumulation_fusion": True}},
         ),
@@ -63,5 +62,5 @@ def test_attention_with_a_mask_keeps_away_from_cudnn():
     """Its gradients are no numbers where scores are low (pytorch 196678)."""
     torch.backends.cuda.enable_cudnn_sdp(True)
     with process_groups(Layout()):
-        build_model(DENSE, Layout())
+        build_model(SMALL, Layout())
     assert not torch.backends.cuda.cudnn_sdp_enabled()

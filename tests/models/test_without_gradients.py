@@ -5,20 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
-
-SMALL = ModelConfig(
-    vocab_size=96,
-    hidden_size=32,
-    ffn_hidden_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    max_position_embeddings=64,
-)
+from tests.models.shapes import SMALL
 
 
 @pytest.mark.parametrize("model_config", [SMALL, SMALL.with_experts(3)], ids=["dense", "experts"])

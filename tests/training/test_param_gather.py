@@ -8,7 +8,6 @@ import pytest
 import torch
 from megatron.core.distributed.param_and_grad_buffer import _ParamAndGradBucketGroup
 
-from megatron_bar.models.config import ModelConfig
 from megatron_bar.models.language_model import build_model
 from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.runtime.distributed import process_groups
@@ -19,9 +18,9 @@ from megatron_bar.training.optimizer import wrap
 from megatron_bar.training.overrides import check_overrides, transformer_overrides
 from megatron_bar.training.param_gather import gather_parameters
 from megatron_bar.training.step import forward_backward
+from tests.models.shapes import SMALL
 from tests.models_hf import packed_batch
 
-DENSE = ModelConfig(96, 32, 48, 2, 4, 2, max_position_embeddings=64)
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 # Each parameter is gathered by itself, so none comes along with another that was waited for.
 ALONE = OVERLAP | {"bucket_size": 1}
@@ -45,11 +44,11 @@ def _gathered_late(wrapped, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        DENSE,
-        dataclasses.replace(DENSE, tied_embeddings=True),
-        dataclasses.replace(DENSE, qk_norm="per_head", norm_placement="before"),
-        DENSE.with_experts(3),
-        DENSE.with_experts(3, 2),
+        SMALL,
+        dataclasses.replace(SMALL, tied_embeddings=True),
+        dataclasses.replace(SMALL, qk_norm="per_head", norm_placement="before"),
+        SMALL.with_experts(3),
+        SMALL.with_experts(3, 2),
     ],
     ids=["dense", "tied", "norms before", "all experts", "some experts"],
 )
@@ -74,7 +73,7 @@ def test_no_weight_is_read_before_it_is_there(config, recompute, monkeypatch):
 
 def test_who_reads_weights_without_a_forward_pass_gets_all_of_them(monkeypatch):
     with process_groups(Layout()):
-        model = build_model(DENSE, Layout())
+        model = build_model(SMALL, Layout())
         wrapped = wrap(model, Training(megatron=ALONE))
         _gathered_late(wrapped, monkeypatch)
         assert not any(parameter.isfinite().any() for parameter in model.parameters())
@@ -95,8 +94,8 @@ def test_who_reads_weights_without_a_forward_pass_gets_all_of_them(monkeypatch):
 )
 def test_it_is_refused_where_it_would_have_no_effect(training, message):
     with pytest.raises(BarError, match=f"megatron.overlap_param_gather has .* {message}"):
-        check_overrides(training, DENSE, "math/sft")
+        check_overrides(training, SMALL, "math/sft")
 
 
 def test_it_may_be_set():
-    check_overrides(Training(megatron=OVERLAP), DENSE.with_experts(3), "math/sft")
+    check_overrides(Training(megatron=OVERLAP), SMALL.with_experts(3), "math/sft")
