@@ -27,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 from omegaconf import OmegaConf
@@ -114,10 +115,6 @@ class LocalRun:
             helpers = psutil.Process(self._process.pid).children()
             return [rank for helper in helpers for rank in helper.children()]
         return []
-
-    def _processes(self) -> list[int]:
-        of_nodes = (self._slurm.processes_with(f"SLURMD_NODENAME={node}") for node in NODES)
-        return sorted(set().union(*of_nodes))
 
     def _kill_rank(self, chance: random.Random) -> bool:
         ranks = self._ranks()
@@ -273,8 +270,15 @@ def result(run: Path) -> dict[str, object]:
         for path in run.glob("**/checkpoint/model.json")
     }
     found |= {path.name: file_digest(path) for path in (run / "hf" / "model").glob("*.safetensors")}
-    found["scores"] = load_results(run)
+    found["scores"] = _without_times(load_results(run))
     return found
+
+
+def _without_times(results: Any) -> Any:
+    """What evaluations found, which took other times."""
+    if not isinstance(results, dict):
+        return results
+    return {key: _without_times(of) for key, of in results.items() if key != "seconds"}
 
 
 def progress(run: Path) -> int:

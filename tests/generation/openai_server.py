@@ -1,7 +1,7 @@
 """A server of completions with transformers, which answers as vLLM's documentation has it.
 
 Token ids in and out, log-probabilities at the sampling temperature and of the prompt,
-`collective_rpc` with `reload_weights`, `reset_prefix_cache`, sleep mode. One request at a time.
+`collective_rpc` with `reload_weights`, `reset_prefix_cache`, sleep mode.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+# Of all servers of a process: while transformers loads a model, torch's default type is another one
+# for every thread.
+ONE_AT_A_TIME = threading.RLock()
+
 
 class CompletionServer:
     """Serves the model in `folder`; `reloads` counts how often it was told to read it again.
@@ -30,11 +34,11 @@ class CompletionServer:
         self.requests: list[dict[str, Any]] = []
         self.calls: list[str] = []
         self.asleep: set[str] = set()  # the parts that have no memory
-        self._one_at_a_time = threading.Lock()
         self._load()
 
     def _load(self) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(self.folder).eval()
+        with ONE_AT_A_TIME:
+            self.model = AutoModelForCausalLM.from_pretrained(self.folder).eval()
 
     def get(self, path: str) -> Any:
         if path == "/health":
@@ -45,7 +49,7 @@ class CompletionServer:
         return {"object": "list", "data": [{"id": "policy", "object": "model"}]}
 
     def post(self, path: str, content: dict[str, Any]) -> Any:
-        with self._one_at_a_time:
+        with ONE_AT_A_TIME:
             if [path] != self.calls[-1:]:
                 self.calls.append(path)
             if path == "/sleep?level=2":

@@ -34,7 +34,7 @@ from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.metrics import read_metrics
-from tests.generation.openai_server import CompletionServer, serving
+from tests.generation.openai_server import ONE_AT_A_TIME, CompletionServer, serving
 from tests.generation.test_vllm_process import SERVER, _end, _pids
 from tests.rlvr import ranks
 
@@ -220,8 +220,9 @@ class _Policy(CompletionServer):
             assert content == {"method": "take_weights", "args": [str(self.folder)]}
             content = {"method": "reload_weights", "args": []}
         elif path == "/v1/completions" and "prompt_logprobs" not in content:
-            if not _Served.deaths:
-                _Served.deaths.append(self.process)
+            with ONE_AT_A_TIME:
+                if not _Served.deaths:
+                    _Served.deaths.append(self.process)
             if self.process in _Served.deaths:
                 raise ConnectionAbortedError
         return super().post(path, content)
@@ -260,13 +261,13 @@ def test_a_stage_loses_no_step_to_a_server_that_dies(two_experts, tmp_path, laun
     job, run = tmp_path / "job", tmp_path / "run"
     job.mkdir()
     run.mkdir()
-    monkeypatch.setenv(FOLDER_VARIABLE, str(job))
     monkeypatch.setattr(servers, "VllmProcess", _Served)
     monkeypatch.setattr(_Served, "deaths", [])
     notes = [launched(job, node) for node in (0, 1)]
     served = dict(rollout_nodes=2, rollout_python=_python(tmp_path, ""), steps=2)
     processes.start(
-        ranks.run_reinforce,
+        ranks.run_reinforce_in_a_job,
+        job,
         two_experts / "checkpoint",
         Layout(),
         Rlvr(**ranks.SETTINGS | served),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from megatron_bar.data.messages import Message
 from megatron_bar.data.tokenizer import train_tokenizer
 from megatron_bar.generation import rollouts
 from megatron_bar.generation.engine import Request, Sampling
+from megatron_bar.generation.node_servers import FOLDER_VARIABLE
 from megatron_bar.generation.rollouts import MegatronEngine
 from megatron_bar.launch import processes
 from megatron_bar.models.config import ModelConfig
@@ -133,6 +135,15 @@ def run_reinforce(
     with process_groups(layout):
         run = ModelRun(ModelConfig.load(checkpoint), checkpoint, folder, layout, 1, "test")
         reinforce(run, settings, prompts(), CHAT_FORMAT)
+
+
+def run_reinforce_in_a_job(job: Path, *args: Any) -> None:
+    """`run_reinforce` as ranks of the SLURM job with this folder run it.
+
+    They are told here: what forks them has the environment of the first test that started ranks.
+    """
+    os.environ[FOLDER_VARIABLE] = str(job)
+    run_reinforce(*args)
 
 
 def load_prompts_of(path: Path, out: Path) -> None:
