@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class LocalRun:
             "the node is lost": lambda _: self._strike(signal.SIGKILL),
             "cancelled": lambda _: self._strike(signal.SIGTERM),
             "preempted": lambda _: self._strike(signal.SIGUSR1),
-            "the disk is full": self._fill_disk,
+            "the disk is full": lambda _: fill_disk([rank.pid for rank in self._ranks()]),
             "a file is torn": self._tear_file,
             "the clock jumps": lambda chance: shift_times(self.run, chance),
         }
@@ -121,14 +121,6 @@ class LocalRun:
         if ranks:
             with contextlib.suppress(psutil.Error):
                 chance.choice(ranks).kill()
-        return bool(ranks)
-
-    def _fill_disk(self, chance: random.Random) -> bool:
-        """No file may grow any more, for the ranks that run now."""
-        ranks = self._ranks()
-        for rank in ranks:
-            with contextlib.suppress(psutil.Error):
-                rank.rlimit(psutil.RLIMIT_FSIZE, (512, psutil.RLIM_INFINITY))
         return bool(ranks)
 
     def _tear_file(self, chance: random.Random) -> bool:
@@ -185,6 +177,7 @@ class SlurmRun:
             "the node is lost": self._lose_node,
             "cancelled": self._cancel,
             "preempted": self._preempt,
+            "the disk is full": lambda _: fill_disk(self._processes()),
             "a file is torn": self._tear_file,
             "the clock jumps": lambda chance: shift_times(self.run, chance),
         }
@@ -230,6 +223,14 @@ def _words(run: Path, steps: float) -> list[str]:
         whole = OmegaConf.select(recipe, f"{training}.steps")
         keys.append(f"{training}.steps={max(1, round(steps * whole))}")
     return [str(RECIPE), f"runs={run.parent}", f"name={run.name}", *keys]
+
+
+def fill_disk(processes: Sequence[int]) -> bool:
+    """No file may grow any more, for these."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(process).rlimit(psutil.RLIMIT_FSIZE, (512, psutil.RLIM_INFINITY))
+    return bool(processes)
 
 
 def tear_state(run: Path, chance: random.Random) -> bool:

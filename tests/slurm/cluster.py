@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
+
 NODES = ("n1", "n2")
 _DAEMONS = ("munged", "slurmctld", "slurmd")
 # Requeued jobs wait for `cred_expire` seconds, a silent node is given up after SlurmdTimeout.
@@ -154,7 +156,9 @@ class Cluster:
         daemon.kill()
         daemon.wait()
         for pid in self.processes_with(f"SLURMD_NODENAME={node}"):
-            step_daemon = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[1])
+            step_daemon = 0
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by now
+                step_daemon = psutil.Process(pid).ppid()
             for victim in (step_daemon, pid):
                 if victim > 1:
                     with contextlib.suppress(ProcessLookupError):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -327,3 +328,58 @@ def test_cancelled_and_vain_stages_stop_what_needs_them_and_nothing_else(
 
 def _queued(slurm: Cluster) -> set[str]:
     return set(slurm.run("squeue", "-h", "-o", "%i").split())
+
+
+def _needs_podman(folder: Path) -> list[str]:
+    """Options of `podman run` by which it has this machine's files; skips where it can't run."""
+    if shutil.which("podman") is None:
+        pytest.skip("podman isn't installed (apt-get install podman runc)")
+    # Its own limits are higher than what some machines let anybody have.
+    limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096"]
+    for runtime in ([], ["--runtime=runc"]):
+        options = [*runtime, *limits, "--rootfs"]
+        tried = subprocess.run(
+            ["podman", "run", "--rm", "--network=host", "--ipc=host", *options, "/:O", "true"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        if tried.returncode == 0:
+            return options
+    pytest.skip(f"podman can't run here: {tried.stderr.strip().splitlines()[-1]}")
+
+
+def test_ranks_in_containers_hear_that_they_are_to_save_and_end_with_the_same_bits(
+    on_cluster, paced, local, anchor, tmp_path
+):
+    """podman, whose image is this machine's files, seen through an overlay."""
+    container = {
+        "runtime": "podman",
+        "image": "/:O",
+        "mounts": [str(anchor.parent), str(tmp_path), str(Path(__file__).parents[2])],
+        "options": _needs_podman(tmp_path),
+    }
+    site = write_site(tmp_path, container=container)
+    recipe = recipe_of(anchor, tmp_path / "runs", "inside")
+    recipe["domains"]["math"]["sft"] |= {"steps": 20, "save_every": 5}
+    run = tmp_path / "runs" / "inside"
+    _copy_stages(local, run, "anchor", "math/branch")
+    command = ["submit", str(_write(tmp_path, recipe)), "--site", str(site)]
+    assert main([*command, "--only", "math/sft"]) == 0
+    _begun(run, "math/sft", 1)
+    _trained(run, "math/sft", 2)
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(run, undisturbed, ignore=shutil.ignore_patterns("sft"))
+    reference = processes.start(run_stage, undisturbed, "math/sft", processes=2)
+    on_cluster.preempt_all()
+    _begun(run, "math/sft", 2)
+    paced.unlink()
+    _all_ended(on_cluster)
+    assert _log(run, "math/sft").count("is queued again") == 1, _log(run, "math/sft")
+    assert "on n[1-2]" in _log(run, "math/sft")
+    assert [attempt["step"] > 0 for attempt in _attempts(run, "math/sft")] == [False, True]
+    reference.wait()
+    assert group_digests(run / "math/sft" / "checkpoint") == group_digests(
+        undisturbed / "math/sft" / "checkpoint"
+    )

@@ -55,6 +55,17 @@ _ON_NODES = [
             ["merged", "math/sft"],
             [],
         ),
+        (
+            "podman",
+            {
+                "runtime": "podman",
+                "image": "localhost/bar",
+                "mounts": ["/data:/data:ro", "/models"],
+                "options": ["--ulimit=memlock=-1:-1", "--device=/dev/infiniband"],
+            },
+            ["merged", "math/sft"],
+            [],
+        ),
     ],
 )
 def test_the_scripts_of_bar_7b_are_the_golden_ones(
@@ -119,6 +130,7 @@ def test_every_script_is_valid_shell_however_things_are_called(workplace, capsys
     for container in (
         {"runtime": "pyxis", "image": "nvcr.io#a/b c:1", "mounts": ["/data"]},
         {"runtime": "apptainer", "image": "it's.sif", "mounts": ["/a:/b"]},
+        {"runtime": "podman", "image": "it's", "options": ["--env=A=$HOME b"]},
     ):
         site = site_file(
             workplace, container=container, modules=["cuda/12"], setup=["echo ${HOME}"]

@@ -300,7 +300,7 @@ def test_that_there_is_nothing_to_print_is_reported(workplace, capsys):
         ([], {"health_check": "maybe"}, "'maybe' is not one of off, warn, refuse"),
         ([], {"max_jobs": 0}, "max_jobs 0 is not 1 or more"),
         ([], {"network": "ib 0"}, "network 'ib 0' is not an interface's name"),
-        ([], {"container": {"runtime": "docker"}}, "is not none, pyxis or apptainer"),
+        ([], {"container": {"runtime": "docker"}}, "is not one of none, pyxis, apptainer, podman"),
         ([], {"container": {"runtime": "pyxis"}}, "container.image is missing"),
     ],
 )

@@ -12,6 +12,7 @@ import jinja2
 
 from megatron_bar.generation.places import places
 from megatron_bar.launch.logs import log_path
+from megatron_bar.launch.slurm.containers import wrapping
 from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path, left_out
 from megatron_bar.launch.slurm.site import Nodes, Site
 from megatron_bar.runtime.errors import BarError
@@ -86,7 +87,7 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
         if re.search(r"[\n\\]", str(path)):
             raise BarError(f"{str(path)!r}: SLURM can't take a backslash or a line break in a path")
     nodes, node_count, ranks = stage_nodes(stage, site)
-    container_options, container_command = _container(site, nodes, run, workdir)
+    inside = wrapping(site.container, list(site.environment), nodes.gpus, run, workdir)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         undefined=jinja2.StrictUndefined,
@@ -116,8 +117,8 @@ def render(stage: Stage, run: Path, site: Site, template: Path, workdir: Path) -
             modules=site.modules,
             setup=site.setup,
             environment=site.environment,
-            container_options=container_options,
-            container_command=container_command,
+            container_options=inside.srun,
+            container_command=inside.command,
             python=sys.executable if site.runs_here else site.python or "python",
         )
     except jinja2.TemplateError as error:
@@ -161,42 +162,3 @@ def _directive(value: str) -> str:
         return value
     escaped = re.sub(r'(["\\])', r"\\\1", value)
     return f'"{escaped}"'
-
-
-def _container(site: Site, nodes: Nodes, run: Path, workdir: Path) -> tuple[list[str], list[str]]:
-    """Further options of srun, and a command that goes before the stage's.
-
-    Both follow the documentation of pyxis and apptainer; neither has been run.
-    """
-    container = site.container
-    if container.runtime == "none":
-        return [], []
-    assert container.image is not None  # the others need one, which load_site asks for
-    inside = run.parent.is_relative_to(workdir)
-    mounts = [str(workdir), *([] if inside else [str(run.parent)]), *container.mounts]
-    for path in (workdir, run.parent):
-        if re.search("[,:]", str(path)):
-            raise BarError(f"{path}: a container can't mount a path with a comma or a colon")
-    if container.runtime == "pyxis":
-        pairs = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
-        # Otherwise a variable that the image sets as well would have the image's value.
-        names = [f"--container-env={','.join(site.environment)}"] if site.environment else []
-        return [
-            f"--container-image={container.image}",
-            f"--container-mounts={pairs}",
-            f"--container-workdir={workdir}",
-            *names,
-            *container.options,
-        ], []
-    binds = [word for mount in mounts for word in ("--bind", mount)]
-    gpus = ["--nv"] if nodes.gpus else []
-    return [], [
-        "apptainer",
-        "exec",
-        *gpus,
-        *binds,
-        "--pwd",
-        str(workdir),
-        *container.options,
-        container.image,
-    ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_bar.costs.machine import Hardware, Machine, Measured, check_machine
+from megatron_bar.launch.slurm.containers import NO_CONTAINER, RUNTIMES, Container
 from megatron_bar.recipe.typed import filled, keys_of
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.health import MODES, WARN
@@ -43,16 +44,6 @@ class Nodes:
 
 
 @dataclass
-class Container:
-    """The container in which the ranks run, if not on the bare node."""
-
-    runtime: str = "none"  # none, pyxis (enroot's plugin for srun) or apptainer
-    image: str | None = None
-    mounts: list[str] = field(default_factory=list)  # HOST or HOST:INSIDE
-    options: list[str] = field(default_factory=list)  # of srun (pyxis) or of apptainer exec
-
-
-@dataclass
 class Site:
     """One cluster and the account to use there."""
 
@@ -83,7 +74,7 @@ class Site:
     @property
     def runs_here(self) -> bool:
         """Whether jobs run by the Python that submits."""
-        return self.python is None and self.container.runtime == "none"
+        return self.python is None and self.container.runtime == NO_CONTAINER
 
 
 def load_site(path: Path) -> Site:
@@ -143,11 +134,12 @@ def _check(site: Site, path: Path) -> None:
         raise BarError(f"site {path}: gpu_hour_price {site.gpu_hour_price} is not 0 or more")
     check_machine(machine_of(site), f"site {path}: machine.")
     container = site.container
-    if container.runtime not in ("none", "pyxis", "apptainer"):
+    if container.runtime not in (runtimes := (NO_CONTAINER, *RUNTIMES)):
         raise BarError(
-            f"site {path}: container.runtime {container.runtime!r} is not none, pyxis or apptainer"
+            f"site {path}: container.runtime {container.runtime!r} is not one of "
+            f"{', '.join(runtimes)}"
         )
-    if container.runtime != "none" and not container.image:
+    if container.runtime != NO_CONTAINER and not container.image:
         raise BarError(f"site {path}: container.image is missing")
 
 
