@@ -85,7 +85,7 @@ $(VENV_TRANSFORMERS5)/ready:
 # Rollouts by vLLM itself, on a CPU. By hand: it needs an environment of its own.
 test-vllm: setup $(VENV_VLLM)/ready
 	MEGATRON_BAR_VLLM_PYTHON=$(CURDIR)/$(VENV_VLLM)/bin/python \
-		$(VENV)/bin/python -m pytest -s tests/generation/test_vllm.py
+		$(VENV)/bin/python -m pytest -s tests/generation/test_vllm.py tests/slurm/test_rollout_nodes.py
 
 # It names the CPU build of torch, which an index may call otherwise, and torch's companions, which
 # text doesn't need; so what it requires beside them is installed by itself.

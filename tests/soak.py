@@ -33,6 +33,7 @@ import psutil
 from omegaconf import OmegaConf
 
 from megatron_bar.analysis.scores import load_results
+from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path
 from megatron_bar.methods import stage_graph
 from megatron_bar.methods.load import load_recipe
 from megatron_bar.runtime.files import file_digest, read_json
@@ -55,6 +56,8 @@ _TRAININGS = (
     "route.training",
 )
 _DAY = 86400.0
+# A job that is queued again waits for some seconds; for longer, and it needs a node that is left out.
+_IN_VAIN_SECONDS = 30.0
 Fault = Callable[[random.Random], bool]  # strikes; False where it has nothing to strike
 
 
@@ -137,6 +140,7 @@ class SlurmRun:
         self._words = _words(self.run, steps)
         self._slurm = slurm
         self._site = write_site(folder)
+        self._ran = time.monotonic()  # when a job was last seen to run
 
     def start(self) -> None:
         with open(self.log, "ab") as log:
@@ -156,9 +160,23 @@ class SlurmRun:
                 env=os.environ | self._slurm.environment | {"PYTHONPATH": str(ROOT)},
                 check=True,
             )
+        self._ran = time.monotonic()
 
     def is_running(self) -> bool:
-        return bool(self._slurm.run("squeue", "-h"))
+        states = self._slurm.run("squeue", "-h", "-o", "%T").split()
+        if "RUNNING" in states:
+            self._ran = time.monotonic()
+        elif time.monotonic() - self._ran > _IN_VAIN_SECONDS:
+            self._let_nodes_back()
+        return bool(states)
+
+    def _let_nodes_back(self) -> None:
+        """What docs/slurm.md has a user do once a node that was left out is well again."""
+        failed_nodes_path(self.run).unlink(missing_ok=True)
+        for job in self._slurm.run("squeue", "-h", "-o", "%i").split():
+            with contextlib.suppress(subprocess.CalledProcessError):  # it has just ended
+                self._slurm.run("scontrol", "update", f"JobId={job}", "ExcNodeList=")
+        self._ran = time.monotonic()
 
     def end(self) -> bool:
         left = self._processes()

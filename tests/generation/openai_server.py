@@ -118,7 +118,7 @@ class CompletionServer:
 
 
 @contextlib.contextmanager
-def serving(answers: Any) -> Iterator[str]:
+def serving(answers: Any, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """The address of a server that answers with `answers.get(path)` and `.post(path, content)`.
 
     Those may return bytes too, which are sent as an error, or text, as it is. What they raise cuts
@@ -156,11 +156,11 @@ def serving(answers: Any) -> Iterator[str]:
         def handle_error(self, *request: Any) -> None:
             pass
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server((host, port), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://{host}:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()
