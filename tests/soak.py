@@ -56,7 +56,7 @@ _TRAININGS = (
     "route.training",
 )
 _DAY = 86400.0
-# A job that is queued again waits for some seconds; for longer, and it needs a node that is left out.
+# A job that is queued again waits for some seconds; after more it needs a node that is left out.
 _IN_VAIN_SECONDS = 30.0
 Fault = Callable[[random.Random], bool]  # strikes; False where it has nothing to strike
 
