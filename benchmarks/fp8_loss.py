@@ -2,11 +2,11 @@
 
     python -m benchmarks.fp8_loss runs/toy [--seeds 0 1 2] [--steps 100]
 
-From a finished run of examples/toy.yaml, whose folder stays as it is: a domain's branch goes through
-SFT (the anchor is frozen) and the merged model through router training (all experts are), three
-times with each seed: in bf16; in bf16 with micro-batches of one row, which only rounds otherwise;
-and with `fp8_frozen_experts`. Each result's loss on held-out conversations is computed in bf16, as
-it would be used.
+From a finished run of examples/toy.yaml, whose folder stays as it is: a domain's branch goes
+through SFT (the anchor is frozen) and the merged model through router training (all experts are),
+three times with each seed: in bf16; in bf16 with micro-batches of one row, which only rounds
+otherwise; and with `fp8_frozen_experts`. Each result's loss on held-out conversations is computed
+in bf16, as it would be used.
 """
 
 from __future__ import annotations
