@@ -41,8 +41,8 @@ class _Copy:
             scale_a=scales_T1,
             scale_b=self.scales_R1.t(),
             out_dtype=x_TK.dtype,
-            # Sums of 32 products are added in 22 bits. In fp32 products by rows are much slower on
-            # an H100 (pytorch 147971), and what this rounds is below what FP8 has rounded.
+            # An H100 then adds in 22 bits, which is off by less than FP8 is (docs/results/fp8.md).
+            # In fp32 products by rows were found so slow that others went round them (ao 2184).
             use_fast_accum=True,
         )
 
