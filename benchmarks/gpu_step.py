@@ -11,6 +11,7 @@ One device, layers of OLMo-2 7B's width by default, all tokens supervised, two d
                 all routers, `all` all
   recompute     ours, with `recompute: full`
   deterministic ours, with `deterministic: true`
+  fp8           ours, with `fp8_frozen_experts: true`, in bf16; not where all trains
   stock         Megatron-Core's GPTModel with its own MoE and what it has fused, at the same sizes;
                 it can't freeze one expert or row, so in `mid` all of them train
   transformers  FlexOlmoForCausalLM in the compute type, sdpa, torch's fused AdamW without fp32
@@ -55,7 +56,7 @@ from megatron_bar.training.optimizer import build_optimizer, gradient_norm, wrap
 from megatron_bar.training.overrides import transformer_overrides
 from megatron_bar.training.step import forward_backward
 
-OURS = ("ours", "recompute", "deterministic")
+OURS = ("ours", "recompute", "deterministic", "fp8")
 WHO = (*OURS, "stock", "transformers")
 KINDS = ("mid", "router", "all")
 WARM_UP = 2
@@ -89,7 +90,7 @@ GOALS = (
         "7B's width, 5 experts",
         {"experts": 5},
         {"router": 0.65, "mid": 0.65},
-        ("ours", "stock", "transformers"),
+        ("ours", "fp8", "stock", "transformers"),
     ),
     Goal(
         "OLMo-2 1B, whole",
@@ -140,10 +141,16 @@ def our_training(options: argparse.Namespace, who: str, kind: str) -> Training:
         lr=1e-4,
         recompute="full" if who == "recompute" else "none",
         deterministic=who == "deterministic",
-        dtype=options.dtype,
+        dtype=dtype_of(options, who),
+        fp8_frozen_experts=who == "fp8",
         sequence_length=options.length,
         micro_batch_size=options.rows,
     )
+
+
+def dtype_of(options: argparse.Namespace, who: str) -> str:
+    """What is computed in; FP8 goes with bf16 alone, also where a CPU tries the rest in fp32."""
+    return "bfloat16" if who == "fp8" else options.dtype
 
 
 def our_step(options: argparse.Namespace, training: Training) -> tuple[Callable[[], float], str]:
@@ -152,7 +159,7 @@ def our_step(options: argparse.Namespace, training: Training) -> tuple[Callable[
     built = build_model(
         model,
         Layout(),
-        getattr(torch, options.dtype),
+        getattr(torch, training.compute_dtype),
         1e-3,
         overrides=transformer_overrides(training),
     )
@@ -325,13 +332,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compare(sized, list(goal.floors), goal.who, goal)
 
 
+def rows(kinds: Sequence[str], who: Sequence[str]) -> list[tuple[str, str]]:
+    """The kinds and contestants to measure. Where all trains, no expert is frozen."""
+    return [(kind, each) for kind in kinds for each in who if (kind, each) != ("all", "fp8")]
+
+
 def compare(
     options: argparse.Namespace,
     kinds: Sequence[str],
     who: Sequence[str],
     goal: Goal | None = None,
 ) -> None:
-    results = [measured_apart(options, each, kind) for kind in kinds for each in who]
+    results = [measured_apart(options, each, kind) for kind, each in rows(kinds, who)]
     report(results, options, goal)
 
 

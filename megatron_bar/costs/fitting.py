@@ -32,6 +32,8 @@ def suggest_training(
         options["dtype"] = ["bfloat16"]
     if training.micro_batch_size > 1:
         options["micro_batch_size"] = [1]
+    if training.fp8_frozen_experts:
+        options["fp8_frozen_experts"] = [False]
     if training.recompute != "full":
         options["recompute"] = ["full"]
     if isinstance(training, Rlvr) and training.rollout_batch_size > 1:

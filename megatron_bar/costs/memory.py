@@ -87,7 +87,8 @@ def rank_memory(
 ) -> Memory:
     """Bytes on one rank of a stage that trains the groups in `trainable`.
 
-    Gradients are fp32. AdamW has two fp32 moments and, for bf16 weights, a fp32 copy; the
+    Weights are the model's and, with `fp8_frozen_experts`, two copies of frozen experts, of a byte
+    a number. Gradients are fp32. AdamW has two fp32 moments and, for bf16 weights, a fp32 copy; the
     distributed optimizer spreads these over the ranks that hold the same parameters.
     """
     sizes = rank_parameters(model, layout, pipeline_rank, expert_rank)
@@ -98,6 +99,10 @@ def rank_memory(
         gradients += 4 * size
         copies = _copies(layout, group) if training.distributed_optimizer else 1
         optimizer += size * (8 if training.dtype == "float32" else 12) / copies
+    fp8 = 0
+    if training.fp8_frozen_experts:
+        frozen = [g for g in sizes if g.startswith("expert.") and g not in trainable]
+        fp8 = sum(2 * sizes[group] for group in frozen) + len(frozen) * _fp8_scales(model, layout)
     activations = _activations(model, layout, training, trainable, pipeline_rank)
     cache = host = 0
     if isinstance(training, Rlvr):
@@ -108,13 +113,19 @@ def rank_memory(
             # The start's values; while these stand in the parameters, their own are set aside.
             host = 2 * width * sum(sizes.get(group, 0) for group in trainable)
     return Memory(
-        weights=width * sum(sizes.values()),
+        weights=width * sum(sizes.values()) + fp8,
         gradients=round(gradients),
         optimizer=round(optimizer),
         activations=activations,
         cache=cache,
         host=host,
     )
+
+
+def _fp8_scales(model: ModelConfig, layout: Layout) -> int:
+    """Bytes of the fp32 scales of an expert's two weights, one for each row and each column."""
+    ffn = model.ffn_hidden_size // layout.resolved_expert_tensor
+    return 4 * model.num_layers // layout.pipeline * (3 * ffn + 2 * model.hidden_size)
 
 
 def cache_bytes(model: ModelConfig, layout: Layout, tokens: int, dtype: str) -> int:

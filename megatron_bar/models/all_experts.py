@@ -25,6 +25,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from torch.autograd.function import once_differentiable
 
 from megatron_bar.models.added_gradients import weight_gradient
+from megatron_bar.models.fp8 import input_gradient, product
 from megatron_bar.models.router import RowRouter
 from megatron_bar.runtime.fusing import fused
 
@@ -79,17 +80,14 @@ class _WeightedExperts(torch.autograd.Function):
             if not (needs_x or needs_w1):
                 grad_weights[2 * e + 1] = weight_gradient(w2_HF, grad_y_e_TH, _swiglu(gate_up_TG))
                 continue
-            grad_gate_up_TG, h_TF = _through_swiglu(grad_y_e_TH @ w2_HF, gate_up_TG, needs_w2)
+            grad_h_TF = input_gradient(grad_y_e_TH, w2_HF)
+            grad_gate_up_TG, h_TF = _through_swiglu(grad_h_TF, gate_up_TG, needs_w2)
             if h_TF is not None:
                 grad_weights[2 * e + 1] = weight_gradient(w2_HF, grad_y_e_TH, h_TF)
             if needs_w1:
                 grad_weights[2 * e] = weight_gradient(w1_GH, grad_gate_up_TG, x_TH)
-            if not needs_x:
-                continue
-            if grad_x_TH is None:
-                grad_x_TH = grad_gate_up_TG @ w1_GH
-            else:
-                grad_x_TH.addmm_(grad_gate_up_TG, w1_GH)
+            if needs_x:
+                grad_x_TH = input_gradient(grad_gate_up_TG, w1_GH, grad_x_TH)
         grad_probs_Te = torch.stack(grad_probs, 1).to(probs_Te.dtype) if needs_probs else None
         return grad_x_TH, grad_probs_Te, *grad_weights
 
@@ -98,8 +96,8 @@ def _expert(
     x_TH: torch.Tensor, w1_GH: torch.Tensor, w2_HF: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The outputs of an expert's two products."""
-    gate_up_TG = x_TH @ w1_GH.t()
-    return gate_up_TG, _swiglu(gate_up_TG) @ w2_HF.t()
+    gate_up_TG = product(x_TH, w1_GH)
+    return gate_up_TG, product(_swiglu(gate_up_TG), w2_HF)
 
 
 @fused

@@ -126,6 +126,9 @@ class Training:
     # What the stage computes in, in bfloat16 with fp32 main weights and gradients; by default what
     # its start is stored in. What it writes is stored as its start is.
     dtype: str | None = key(None, DTYPE)
+    # Multiply in FP8 in experts that don't train, where dtype is bfloat16 and every token goes to
+    # all experts. It takes memory for these experts once more; docs/gpu.md says what it costs.
+    fp8_frozen_experts: bool = False
     layout: Layout | None = key(None, runtime=True)  # the recipe's layout by default
     # Activations to compute a second time in the backward pass: those of the expert FFNs (moe) or
     # of whole layers (full).

@@ -55,6 +55,7 @@ class TrainingStage(Stage):
 
     def check(self, model: ModelConfig, faults: Faults) -> None:
         from megatron_bar.data.batches import check_length, check_shares
+        from megatron_bar.training.frozen_fp8 import check_fp8
         from megatron_bar.training.groups import check_scales, group_sizes, matching
         from megatron_bar.training.overrides import check_overrides
 
@@ -69,7 +70,8 @@ class TrainingStage(Stage):
             check_length(training.sequence_length, self.layout.context)
         groups = list(group_sizes(model))
         with faults.of():
-            matching(groups, training.trainable, f"{self.name}: trainable")
+            opened = matching(groups, training.trainable, f"{self.name}: trainable")
+            check_fp8(training, model, self.layout, opened, self.name)
         with faults.of():
             check_scales(groups, training.lr_scale, f"{self.name}: lr_scale")
         with faults.of():

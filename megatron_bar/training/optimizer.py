@@ -25,13 +25,18 @@ from megatron_bar.models.all_experts import AllExperts
 from megatron_bar.recipe.training import Training
 from megatron_bar.runtime.console import say
 from megatron_bar.runtime.distributed import all_reduce_any, gloo_groups
+from megatron_bar.training.frozen_fp8 import multiply_frozen_in_fp8
 from megatron_bar.training.groups import group_of, selects
 from megatron_bar.training.overrides import adds_in_products, data_parallel_overrides
 from megatron_bar.training.param_gather import wait_where_weights_are_read
 
 
 def wrap(model: MegatronModule, training: Training) -> DistributedDataParallel:
-    """Give the open parameters gradient buffers; frozen ones get none."""
+    """Give the open parameters gradient buffers; frozen ones, which have their final values by now,
+    get none.
+
+    Raises BarError where the settings ask for products that can't be had here.
+    """
     config = model.config
     if _first_layer_needs_input_gradient(model) and model.pre_process:
         model.embedding.register_forward_hook(_want_gradient)
@@ -49,6 +54,8 @@ def wrap(model: MegatronModule, training: Training) -> DistributedDataParallel:
     wait_where_weights_are_read(wrapped)
     if adds_in_products(training):
         _add_in_products(wrapped)
+    if training.fp8_frozen_experts:
+        multiply_frozen_in_fp8(wrapped)
     config.finalize_model_grads_func = finalize_model_grads
     config.no_sync_func = wrapped.no_sync
     return wrapped

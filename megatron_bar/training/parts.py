@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from megatron.core.optimizer import MegatronOptimizer
 
+from megatron_bar.models.fp8 import copied_bytes
 from megatron_bar.models.language_model import LanguageModel
 from megatron_bar.runtime.devices import why_no_transformer_engine
 from megatron_bar.runtime.fusing import kernels_in_use
@@ -15,9 +16,10 @@ def parts_in_use(model: LanguageModel, optimizer: MegatronOptimizer) -> str:
     not Transformer Engine.
     """
     layer = model.decoder.layers[0].self_attention
+    in_fp8 = " (of frozen experts in FP8)" if any(map(copied_bytes, model.parameters())) else ""
     parts = [
         f"attention {model.attention.kind} ({model.attention.reason})",
-        f"products {_library(layer.linear_qkv)}",
+        f"products {_library(layer.linear_qkv)}{in_fp8}",
         f"kernels {kernels_in_use()}",
         f"AdamW {_adamw(optimizer)}",
     ]

@@ -27,6 +27,7 @@ from megatron_bar.data.transfer import on_device
 from megatron_bar.evaluation.routed_tokens import route_texts
 from megatron_bar.evaluation.token_kinds import LabelledText
 from megatron_bar.models.config import ModelConfig
+from megatron_bar.models.fp8 import copied_bytes
 from megatron_bar.models.language_model import build_model
 from megatron_bar.recipe.training import Dpo, Training
 from megatron_bar.runtime.distributed import process_groups
@@ -311,8 +312,8 @@ def allocations(
         load_model(model, checkpoint)
         trainable = matching(list(group_sizes(config)), groups, "test")
         freeze(model, config, trainable)
-        weights = sum(p.nbytes for p in model.parameters())
         wrapped = wrap(model, training)
+        weights = sum(p.nbytes + copied_bytes(p) for p in model.parameters())
         optimizer = build_optimizer(wrapped, training)
         budget = rank_budget(wrapped, optimizer)
         gradients = {g: size for g, size in budget.gradients.items() if g != PADDING}

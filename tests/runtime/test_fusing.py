@@ -11,7 +11,7 @@ import shutil
 import pytest
 import torch
 
-from megatron_bar.models import all_experts, norms
+from megatron_bar.models import all_experts, fp8, norms
 from megatron_bar.runtime import fusing
 
 WIDTH, FFN, EXPERTS = 16, 8, 2
@@ -88,3 +88,15 @@ def test_where_nothing_can_be_compiled_functions_run_as_they_are(compiled, monke
         assert doubled(torch.ones(3)).tolist() == [2, 2, 2]
     assert capsys.readouterr().out.count("kernels can't be compiled: no compiler") == 1
     assert "as compiling failed: no compiler" in fusing.kernels_in_use()
+
+
+@pytest.mark.slow
+def test_fp8_is_rounded_as_it_is_written(compiled):
+    x_TK = random(9, WIDTH).bfloat16()
+    x_TK[1] = 0
+    compiled(False)
+    expected = fp8.rounded(x_TK)
+    compiled(True)
+    for ours, theirs in zip(fp8.rounded(x_TK), expected):
+        assert torch.equal(ours.float(), theirs.float())
+    assert not fusing._failures

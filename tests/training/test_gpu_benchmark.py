@@ -20,8 +20,9 @@ def test_every_goal_gets_its_rows(monkeypatch, capsys):
     monkeypatch.setattr(gpu_step, "WARM_UP", 1)
     gpu_step.main(["--goals", "--device", "cpu"])
     said = capsys.readouterr().out
-    rows = [line.split() for line in said.splitlines()]
+    shown = [line.split() for line in said.splitlines()]
     for goal in gpu_step.GOALS:
         assert goal.name in said
-    expected = [(kind, who) for goal in gpu_step.GOALS for kind in goal.floors for who in goal.who]
-    assert [tuple(row[:2]) for row in rows if row[1:2] and row[1] in gpu_step.WHO] == expected
+    expected = [row for goal in gpu_step.GOALS for row in gpu_step.rows(goal.floors, goal.who)]
+    assert ("mid", "fp8") in expected and ("all", "fp8") not in expected
+    assert [tuple(row[:2]) for row in shown if row[1:2] and row[1] in gpu_step.WHO] == expected

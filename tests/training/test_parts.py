@@ -14,6 +14,7 @@ from megatron_bar.recipe.training import Training
 from megatron_bar.runtime import devices
 from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
+from megatron_bar.training.groups import freeze
 from megatron_bar.training.optimizer import build_optimizer, wrap
 from megatron_bar.training.parts import parts_in_use
 
@@ -28,6 +29,15 @@ def test_a_cpu_computes_with_torch_alone():
             "attention masks (the device is no GPU), products torch's, kernels plain torch, "
             "AdamW torch's, fused; no Transformer Engine, as there is no GPU"
         )
+
+
+def test_it_says_where_frozen_experts_multiply_in_fp8():
+    experts, training = SMALL.with_experts(2), Training(fp8_frozen_experts=True)
+    with process_groups(Layout()):
+        model = build_model(experts, Layout(), torch.bfloat16)
+        freeze(model, experts, ["expert.1"])
+        optimizer = build_optimizer(wrap(model, training), training)
+        assert "products torch's (of frozen experts in FP8), " in parts_in_use(model, optimizer)
 
 
 def _why(dtype: str, *path: str) -> str:

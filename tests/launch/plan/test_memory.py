@@ -32,6 +32,8 @@ from tests.models_hf import imported, random_model
         ("ep2", MIDTRAIN_GROUPS, Training(dtype="bfloat16")),
         ("cp2ep2", SFT_GROUPS, Training(dtype="float32")),
         ("tp2ep2", SFT_GROUPS, Training(dtype="bfloat16")),
+        ("tp2ep2", SFT_GROUPS, Training(dtype="bfloat16", fp8_frozen_experts=True)),
+        ("tp2pp2", SFT_GROUPS, Training(dtype="bfloat16", fp8_frozen_experts=True)),
         ("tp2pp2ep2", ("*",), Training(dtype="float32")),
     ],
 )

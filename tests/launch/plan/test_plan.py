@@ -35,6 +35,7 @@ from megatron_bar.recipe.training import Rlvr, Training
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.stages.rlvr import RLVR_GROUPS
+from megatron_bar.training.groups import group_sizes
 
 ROOT = Path(__file__).parents[3]
 GIB = 1 << 30
@@ -179,6 +180,15 @@ def test_one_key_is_changed_before_the_layout_is():
         "micro_batch_size": 1,
         "recompute": "full",
     }
+    fp8 = Training(dtype="bfloat16", global_batch_size=256, fp8_frozen_experts=True)
+    in_fp8, plain = (
+        training_memory(model, Layout(64), settings, groups)
+        for settings in (fp8, dataclasses.replace(fp8, fp8_frozen_experts=False))
+    )
+    assert in_fp8.total - plain.total == pytest.approx(2 * group_sizes(model)["expert.0"], rel=1e-3)
+    between = (in_fp8.total + plain.total) // 2
+    suggestion = suggest_training(model, Layout(64), fp8, groups, between)
+    assert suggestion == {"fp8_frozen_experts": False}
     many = Rlvr(dtype="bfloat16", recompute="full", rollout_batch_size=64, steps=3)
     suggestion = suggest_training(model, Layout(32, tensor=2, expert=2), many, RLVR_GROUPS, limit)
     assert suggestion == {"rollout_batch_size": 32}
