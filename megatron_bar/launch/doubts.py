@@ -1,4 +1,4 @@
-"""What a recipe may ask for and rarely means: said before a run, and refused nowhere."""
+"""Requests of a recipe that are rarely meant: told before a run, and refused nowhere."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from megatron_bar.stages.training_stage import TrainingStage
 def doubts(
     recipe: Recipe, models: Mapping[str, ModelConfig], todo: Collection[str] | None = None
 ) -> list[str]:
-    """A line for each, of the stages in `todo` or of all; `models` are theirs, by name.
+    """A line for each of a recipe's doubtful requests, in the stages of `todo` or in all.
 
-    Rows that are longer than the model knows positions, a chat format that isn't the model's own.
+    These are rows longer than the model knows positions, and a chat format that isn't the model's
+    own. `models` are those of the stages, by name.
     """
     stages = [stage for stage in stage_graph(recipe) if todo is None or stage.name in todo]
     trained = [stage for stage in stages if isinstance(stage, TrainingStage)]

@@ -58,7 +58,7 @@ def disk_table(plans: Sequence[StagePlan]) -> Table:
 
 
 def disk_line(plans: Sequence[StagePlan]) -> str:
-    """What all checkpoints take, and states to go on from while domains train side by side."""
+    """Bytes of all checkpoints, and of states to go on from while domains train side by side."""
     side_by_side: dict[str, int] = {}
     alone = 0
     for plan in plans:
