@@ -15,17 +15,33 @@ import megatron_bar
 from megatron_bar.cli import api_reference, main, reference
 from megatron_bar.cli.parser import build_parser
 from megatron_bar.recipe.training import Source
-from tests.test_docs import DOCS, FENCE, PAGES, ROOT
+from tests.test_docs import DOCS, FENCE, PAGES, RESULTS, ROOT
 
+# A call of the command, alone or behind another program.
+_CALL = re.compile(r"(?:^|^\$ |[;&|] )(megatron-bar .*)")
+# One of another program that people type, and the tests that start those which aren't `not run`.
+_OTHER = re.compile(
+    r"^(?:\$ |RUN )?(?:[A-Z_]+=\S* )*(?:\S+/)?(pip|python3?|sbatch|srun|torchrun|vllm) "
+)
+_STARTED = {
+    "pip": "test_wheel.py",
+    "sbatch": "slurm/test_cluster.py",
+    "torchrun": "launch/test_run.py",
+}
 _OPTION = re.compile(r"--[a-z][a-z-]*")
 _INLINE = re.compile(r"`(megatron-bar [a-z][^`]*)`")
 
 
+def _lines(page: Path) -> Iterator[str]:
+    """The lines in the blocks of a page; one that is broken by a backslash is whole."""
+    for _, block in FENCE.findall(page.read_text()):
+        yield from block.replace("\\\n", " ").splitlines()
+
+
 def _whole(page: Path) -> Iterator[str]:
     """The lines in the blocks of a page that call the command."""
-    for _, block in FENCE.findall(page.read_text()):
-        lines = block.replace("\\\n", " ").splitlines()
-        yield from (line for line in lines if line.startswith("megatron-bar "))
+    for line in _lines(page):
+        yield from (found[1] for found in _CALL.finditer(line))
 
 
 def _mentioned(page: Path) -> Iterator[str]:
@@ -82,6 +98,18 @@ def test_a_test_types_what_is_quoted(page, typed):
         if "not run" not in line and words[0].islower():  # COMMAND stands for any
             assert words[0] in typed, f"no test runs it, and it isn't marked '# not run': {line}"
             assert options - {"--help"} <= typed[words[0]], f"{line}: not all options are tested"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page not in RESULTS],  # these tell how they were run, by hand
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_other_programs_are_started_by_a_test_or_marked(page):
+    for line in _lines(page):
+        if (found := _OTHER.match(line)) and "not run" not in line:
+            assert found[1] in _STARTED, f"no test starts it, and it isn't marked: {line}"
+            assert found[1] in (ROOT / "tests" / _STARTED[found[1]]).read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

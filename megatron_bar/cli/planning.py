@@ -55,10 +55,11 @@ def plan(args: argparse.Namespace) -> int:
     """`megatron-bar plan`; the exit status says whether all stages fit."""
     from megatron_bar.cli.simulation import show_simulation
     from megatron_bar.launch.check import check_recipe
+    from megatron_bar.launch.doubts import doubts
     from megatron_bar.launch.plan import show
     from megatron_bar.launch.plan.growth import growth
     from megatron_bar.launch.plan.show_speed import speed_table
-    from megatron_bar.launch.plan.stages import length_warnings, plan_stages, planned_model
+    from megatron_bar.launch.plan.stages import plan_stages, planned_model
     from megatron_bar.methods.load import load_recipe
     from megatron_bar.runtime.console import print_wide
     from megatron_bar.runtime.faults import require, tell_absent, wherever
@@ -86,7 +87,8 @@ def plan(args: argparse.Namespace) -> int:
     if args.simulate:
         show_simulation(args, plans, machine)
     print(show.assumptions(machine))
-    for line in [*show.advice(plans), *length_warnings(plans)]:
+    models = {plan.stage.name: plan.model for plan in plans}
+    for line in [show.disk_line(plans), *show.advice(plans), *doubts(recipe, models)]:
         print(line)
     tell_absent(faults)
     if args.plot is not None:

@@ -30,7 +30,7 @@ def reference() -> str:
     sections = [_HEAD]
     for name, summary, parser in _commands(build_parser()):
         rows = [
-            f"| {_called(action)} | {_cell(action.help or '')} |"
+            f"| {_called(action)} | {_cell(_said(parser, action))} |"
             for action in parser._actions
             if action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction)
         ]
@@ -61,6 +61,11 @@ def _commands(
         for name, inner in action.choices.items():
             below = list(_commands(inner, f"{above}{name} "))
             yield from below or [(above + name, summaries[name], inner)]
+
+
+def _said(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    """Its help, with defaults filled in as --help does it."""
+    return parser._get_formatter()._expand_help(action) if action.help else ""
 
 
 def _called(action: argparse.Action) -> str:

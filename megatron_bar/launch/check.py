@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megatron_bar.generation.node_servers import ONLY_IN_JOBS
 from megatron_bar.launch.check_data import check_data
+from megatron_bar.launch.doubts import doubts
 from megatron_bar.launch.reuse import is_run
 from megatron_bar.launch.stale import run_folder
 from megatron_bar.launch.starts import dense_model
@@ -44,8 +45,18 @@ def check_works(works: Sequence[Work], installed: bool = True, absent: bool = Tr
     if absent or wherever(faults):
         require(faults)
     tell_absent(faults)
+    for line in dict.fromkeys(line for work in works for line in _doubts(work)):
+        warn(f"warning: {line}")
     if (seconds := time.monotonic() - started) > _WORTH_TELLING:
         warn(f"checked in {seconds:.0f} s: the recipe, its models, and a sample of its data")
+
+
+def _doubts(work: Work) -> list[str]:
+    try:
+        models = stage_models(work.recipe, dense_model(work.recipe))
+    except BarError:
+        return []  # its sizes can't be known here, which is told
+    return doubts(work.recipe, models, work.names)
 
 
 def check_recipe(

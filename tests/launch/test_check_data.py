@@ -145,6 +145,19 @@ def test_every_command_says_all_faults_a_line_each_and_touches_nothing(command, 
         assert any(words in line for line in lines), (words, lines)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["run", "--dry-run"], ["submit", "--dry-run"], ["plan"]])
+def test_what_is_rarely_meant_is_said_before_anything_runs(command, brought, capsys):
+    name, *options = command
+    rare = ["domains.law.sft.sequence_length=2048", "chat_template=tulu"]
+    length = "law/sft: rows of 2048 tokens are longer than the 1024 positions"
+    template = "chat_template tulu is another format than the model's own"
+    for keys, expected in (([], False), (rare, True)):
+        assert main([name, "recipe.yaml", *keys, *options]) == 0
+        said = "".join(capsys.readouterr())
+        assert (length in said, template in said) == (expected, expected)
+
+
 def test_a_plan_says_what_isnt_here_and_is_made(brought, capsys):
     words = [
         "plan",

@@ -226,3 +226,14 @@ def test_a_running_run_is_not_joined_by_another(workplace, capsys):
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main(["run", str(workplace / "mini.yaml")]) == 1
     assert "another megatron-bar run is at work" in capsys.readouterr().err
+
+
+def test_torchrun_starts_a_stage_by_hand(workplace):
+    """Last in this file: what needs the stage is stale afterwards."""
+    stage = workplace / "runs" / "mini" / "tool_use" / "sft"
+    before, bits = read_done(stage), group_digests(stage / "checkpoint")
+    torchrun = Path(sys.executable).with_name("torchrun")
+    command = [str(torchrun), "--nproc-per-node", "2", "-m", "megatron_bar", "stage"]
+    subprocess.run([*command, str(stage.parents[1]), "tool_use/sft"], check=True, timeout=300)
+    assert read_done(stage)["id"] != before["id"]
+    assert group_digests(stage / "checkpoint") == bits

@@ -57,6 +57,28 @@ def disk_table(plans: Sequence[StagePlan]) -> Table:
     return table
 
 
+def disk_line(plans: Sequence[StagePlan]) -> str:
+    """Bytes of all checkpoints, and of states to go on from while domains train side by side."""
+    side_by_side: dict[str, int] = {}
+    alone = 0
+    for plan in plans:
+        if plan.training is None:
+            continue
+        states = (plan.training.keep + 1) * plan.saved_state  # the newest beside those it replaces
+        domain, slash, _ = plan.stage.name.partition("/")
+        if slash:
+            side_by_side[domain] = max(side_by_side.get(domain, 0), states)
+        else:
+            alone = max(alone, states)
+    stay = sum(plan.checkpoint for plan in plans)
+    meanwhile = max(alone, sum(side_by_side.values()))
+    return (
+        f"Disk: {readable_bytes(stay)} of checkpoints stay, and states to go on from take up to "
+        f"{readable_bytes(meanwhile)} more while domains train side by side; tokenized data, and "
+        "results that are kept until they are made anew, come on top."
+    )
+
+
 def memory_table(plans: Sequence[StagePlan], machine: Machine) -> Table:
     """Bytes by kind on the GPU that needs most, and what to do where that is too much."""
     table = new_table(

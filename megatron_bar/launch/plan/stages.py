@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from megatron_bar.costs.machine import Machine
 from megatron_bar.launch.check import stage_models
 from megatron_bar.launch.starts import dense_model, dense_type
@@ -13,7 +11,6 @@ from megatron_bar.models.presets import PRESETS
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.stages.plan import StagePlan
-from megatron_bar.stages.training_stage import TrainingStage
 
 
 def planned_model(recipe: Recipe, name: str | None) -> ModelConfig:
@@ -26,16 +23,6 @@ def planned_model(recipe: Recipe, name: str | None) -> ModelConfig:
         return dense_model(recipe)
     except BarError as error:
         raise BarError(f"{error}; or give --model with one of {', '.join(PRESETS)}") from None
-
-
-def length_warnings(plans: Sequence[StagePlan]) -> list[str]:
-    """A line for each training stage that has longer rows than what the model was made for."""
-    warnings = []
-    for plan in plans:
-        if isinstance(plan.stage, TrainingStage):
-            warning = plan.stage.length_warning(plan.model)
-            warnings += [f"{plan.stage.name}: {warning}"] if warning else []
-    return warnings
 
 
 def plan_stages(recipe: Recipe, model: ModelConfig, machine: Machine) -> list[StagePlan]:

@@ -1,0 +1,43 @@
+"""Requests of a recipe that are rarely meant: told before a run, and refused nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from megatron_bar.data.chat_format import template_warning
+from megatron_bar.launch.starts import start_tokenizer
+from megatron_bar.methods import stage_graph
+from megatron_bar.models.config import ModelConfig
+from megatron_bar.recipe.fields import TEXTS
+from megatron_bar.recipe.schema import Recipe
+from megatron_bar.runtime.errors import BarError
+from megatron_bar.stages.stage import Stage
+from megatron_bar.stages.training_stage import TrainingStage
+
+
+def doubts(
+    recipe: Recipe, models: Mapping[str, ModelConfig], todo: Collection[str] | None = None
+) -> list[str]:
+    """A line for each of a recipe's doubtful requests, in the stages of `todo` or in all.
+
+    These are rows longer than the model knows positions, and a chat format that isn't the model's
+    own. `models` are those of the stages, by name.
+    """
+    stages = [stage for stage in stage_graph(recipe) if todo is None or stage.name in todo]
+    trained = [stage for stage in stages if isinstance(stage, TrainingStage)]
+    lines = [
+        f"{stage.name}: {warning}"
+        for stage in trained
+        if (warning := stage.length_warning(models[stage.name]))
+    ]
+    return lines + _of_template(recipe, trained)
+
+
+def _of_template(recipe: Recipe, trained: Collection[Stage]) -> list[str]:
+    if recipe.chat_template is None or all(stage.FORM == TEXTS for stage in trained):
+        return []
+    try:
+        warning = template_warning(recipe.chat_template, start_tokenizer(recipe))
+    except BarError:
+        return []  # a fault, or not on this machine: told as that
+    return [] if warning is None else [warning]
