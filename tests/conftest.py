@@ -12,18 +12,21 @@ from tests.models_hf import imported, random_experts
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Begin with the files whose tests may take longest, and end with those that start no ranks.
+    """Begin with the files whose tests may take longest; last come those without ranks, the quick
+    ones at the very end.
 
-    Files are shared out in this order, so that no core waits for a long one at the end.
+    Files are shared out in this order, so that no core waits for a long one at the end. A limit
+    below the usual one tells what a test may wait for, not that its file is short.
     """
-    limits, starts_ranks = defaultdict(float), defaultdict(bool)
+    usual = float(config.getini("timeout"))
+    limits, work = defaultdict(lambda: usual), defaultdict(int)
     for item in items:
-        limit = item.get_closest_marker("timeout")
-        limits[item.path] = max(
-            limits[item.path], limit.args[0] if limit else float(config.getini("timeout"))
-        )
-        starts_ranks[item.path] |= item.get_closest_marker("distributed") is not None
-    items.sort(key=lambda item: (limits[item.path], starts_ranks[item.path]), reverse=True)
+        if limit := item.get_closest_marker("timeout"):
+            limits[item.path] = max(limits[item.path], limit.args[0])
+        for kind, marker in enumerate(("slow", "distributed"), 1):
+            if item.get_closest_marker(marker):
+                work[item.path] = max(work[item.path], kind)
+    items.sort(key=lambda item: (limits[item.path], work[item.path]), reverse=True)
 
 
 @pytest.fixture(scope="session")

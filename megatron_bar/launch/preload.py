@@ -3,8 +3,10 @@
 
 import megatron.core.optimizer
 import megatron.core.pipeline_parallel
-import transformers
 
-import megatron_bar.data.blend
-import megatron_bar.models.language_model
-import megatron_bar.training.optimizer
+# Nearly every stage loads a tokenizer, and AutoTokenizer brings all that transformers generates
+# with: where scikit-learn is installed, a thousand modules.
+import transformers.models.auto.tokenization_auto
+
+import megatron_bar.evaluation.model
+import megatron_bar.stages.work.train

@@ -10,6 +10,7 @@ from megatron_bar.runtime.distributed import process_groups
 from megatron_bar.runtime.layout import Layout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it would measure a small model")
 def test_every_goal_gets_its_rows(monkeypatch, capsys):
     def here(options, who, kind):

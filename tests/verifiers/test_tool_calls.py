@@ -333,6 +333,7 @@ _PIECES = (
 )
 
 
+@pytest.mark.slow
 def test_hostile_text_is_judged_at_once():
     chance = random.Random(0)
     slowest = (0.0, "")
