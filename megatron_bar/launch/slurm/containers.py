@@ -24,7 +24,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Inside:
-    """What a container of a job needs."""
+    """The needs of a job's container."""
 
     image: str
     mounts: Sequence[str]
@@ -36,7 +36,7 @@ class Inside:
 
 @dataclass(frozen=True)
 class Wrapping:
-    """How a job's step gets into a container."""
+    """The way of a job's step into a container."""
 
     srun: Sequence[str] = ()  # further options of srun
     command: Sequence[str] = ()  # what goes before the step's own command
@@ -45,7 +45,7 @@ class Wrapping:
 def wrapping(
     container: Container, environment: Sequence[str], gpus: bool, run: Path, workdir: Path
 ) -> Wrapping:
-    """How the jobs of the run in folder `run` get into their container.
+    """The way of the jobs of the run in folder `run` into their container.
 
     The working folder and that of the runs are mounted where they are.
 
