@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -253,7 +253,14 @@ def tear_state(run: Path, chance: random.Random) -> bool:
 def shift_times(run: Path, chance: random.Random) -> bool:
     """All files get times of another day: what a clock that jumps leaves behind."""
     shift = chance.uniform(-_DAY, _DAY)
-    for path in run.rglob("*"):
+    for path in files_in(run):
         with contextlib.suppress(OSError):
             os.utime(path, (time.time() + shift,) * 2)
     return True
+
+
+def files_in(run: Path) -> Iterator[Path]:
+    """All files of a run that goes on: `rglob` fails where a folder is removed meanwhile."""
+    for folder, _, names in os.walk(run):
+        for name in names:
+            yield Path(folder, name)

@@ -33,16 +33,17 @@ from megatron_bar.analysis.scores import load_results
 from megatron_bar.runtime.files import file_digest, read_json
 from megatron_bar.stages.context import DONE_FILE
 from megatron_bar.training.groups import group_digests
-from tests.disturbed_runs import DisturbedRun, LocalRun, SlurmRun
+from tests.disturbed_runs import DisturbedRun, LocalRun, SlurmRun, files_in
 from tests.slurm.cluster import cluster, missing, wait_until
 
 
 def finished(run: Path) -> dict[str, str]:
     """The ids of executions by stage; one that is finished keeps its id."""
     ids = {}
-    for path in run.rglob(DONE_FILE):
-        with contextlib.suppress(Exception):  # being replaced this very moment
-            ids[str(path.parent.relative_to(run))] = read_json(path)["id"]
+    for path in files_in(run):
+        if path.name == DONE_FILE:
+            with contextlib.suppress(Exception):  # being replaced this very moment
+                ids[str(path.parent.relative_to(run))] = read_json(path)["id"]
     return ids
 
 
@@ -66,9 +67,12 @@ def _without_times(results: Any) -> Any:
 
 def progress(run: Path) -> int:
     """Grows with each step that is logged and each stage that is done."""
-    return sum(
-        path.stat().st_size for name in ("metrics.jsonl", DONE_FILE) for path in run.rglob(name)
-    )
+    size = 0
+    for path in files_in(run):
+        if path.name in ("metrics.jsonl", DONE_FILE):
+            with contextlib.suppress(FileNotFoundError):
+                size += path.stat().st_size
+    return size
 
 
 def disturb(
