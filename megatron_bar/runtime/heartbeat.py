@@ -32,7 +32,7 @@ from megatron_bar.runtime.ranks import own_host
 HANG_MINUTES = "MEGATRON_BAR_HANG_MINUTES"
 HUNG = 70  # exit status
 _SIGNS_SECONDS = 10.0
-_RECORDS_SECONDS = 20.0  # for those of other ranks
+RECORDS_SECONDS = 20.0  # for those of other ranks
 _SIGNS, _BLAMED, _RECORD = "heartbeat", "blamed", "record"  # in the store
 
 
@@ -142,7 +142,7 @@ class _Watchdog(threading.Thread):
 
     def _exchange_records(self) -> dict[int, dict[str, InGroup]]:
         """What the flight recorders of all ranks say, as far as these have found out by now."""
-        own = write_record(self.rank, _RECORDS_SECONDS)
+        own = write_record(self.rank, RECORDS_SECONDS)
         if own is None or self.store is None:
             return {}
         found: dict[int, dict[str, InGroup]] = {}
@@ -150,7 +150,7 @@ class _Watchdog(threading.Thread):
             groups = {name: dataclasses.astuple(of) for name, of in own.items()}
             self.store.set(f"{_RECORD}/{self.rank}", json.dumps(groups))
             keys = {f"{_RECORD}/{rank}": rank for rank in range(self.world)}
-            deadline = time.monotonic() + _RECORDS_SECONDS  # others are about to find out as well
+            deadline = time.monotonic() + RECORDS_SECONDS  # others are about to find out as well
             while not self.store.check([*keys]) and time.monotonic() < deadline:
                 self.stopped.wait(0.5)
             there = [key for key in keys if self.store.check([key])]

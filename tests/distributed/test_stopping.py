@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,8 +24,8 @@ from tests.layouts import EXPERTS
 
 pytestmark = pytest.mark.distributed
 
-KILLS = {("tp1", False): 3, ("tp1", True): 2, ("ep2", False): 2, ("ep2", True): 1}
-LONG = dict(steps=120, save_every=2, keep=2)
+KILLS = [("tp1", False, 3), ("tp1", True, 2), ("ep2", False, 2), ("ep2", True, 1)]
+STEPS = 60  # more than are taken until the last kill
 DECIDED = ("step", "loss", "lr", "grad_norm", "tokens", "router_load")
 
 
@@ -35,27 +37,35 @@ def _assert_same_run(ours: Path, theirs: Path) -> None:
     assert not (ours / "resume").exists()
 
 
+@pytest.fixture(scope="module")
+def whole(checkpoint, tmp_path_factory) -> Callable[[str], Path]:
+    """A run in a layout that nothing stops, and that saves nothing on its way."""
+
+    @functools.cache
+    def made(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        settings = training(MIDTRAIN_GROUPS, steps=STEPS, save_every=2 * STEPS)
+        run(checkpoint, EXPERTS[name], settings, folder)
+        return folder
+
+    return made
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name, save_async", KILLS)
-def test_sigkill_at_random_points(name, save_async, checkpoint, tmp_path):
-    kills = KILLS[name, save_async]
-    settings = training(MIDTRAIN_GROUPS, save_async=save_async, **LONG)
-    run(checkpoint, EXPERTS[name], settings, tmp_path / "whole")
+@pytest.mark.parametrize("name, save_async, kills", KILLS)
+def test_sigkill_at_random_points(name, save_async, kills, whole, checkpoint, tmp_path):
+    settings = training(MIDTRAIN_GROUPS, steps=STEPS, save_every=2, keep=2, save_async=save_async)
     chance = random.Random(f"{name} {save_async}")
     in_saves = 0
     for kill in range(kills):
-        job = start(checkpoint, EXPERTS[name], settings, tmp_path / "killed")
+        job = start(checkpoint, EXPERTS[name], settings, tmp_path)
         during_save = kill % 2 == 0
         in_saves += kill_somewhere(
-            job,
-            tmp_path / "killed",
-            during_save,
-            chance,
-            within_seconds=0.05 if during_save else 0.1,
+            job, tmp_path, during_save, chance, within_seconds=0.01 if during_save else 0.1
         )
-        assert not (tmp_path / "killed" / "checkpoint").exists(), "the run was over too soon"
-    run(checkpoint, EXPERTS[name], settings, tmp_path / "killed")
-    _assert_same_run(tmp_path / "killed", tmp_path / "whole")
+        assert not (tmp_path / "checkpoint").exists(), "the run was over too soon"
+    run(checkpoint, EXPERTS[name], settings, tmp_path)
+    _assert_same_run(tmp_path, whole(name))
     assert in_saves >= 1
     print(f"{kills} kills, {in_saves} of them during a save")
 

@@ -174,8 +174,11 @@ def test_the_flight_recorder_is_asked_who_is_behind(tmp_path):
 
 def test_a_rank_that_can_say_nothing_any_more_is_named_by_the_others():
     holds_the_interpreter = "import ctypes; ctypes.PyDLL(None).sleep(1000)"
+    # Nor does its flight record come, for which the others wait.
+    waits = "from megatron_bar.runtime import heartbeat; heartbeat.RECORDS_SECONDS = 2"
     node = _start(
-        _HANGS.replace("time.sleep(1000)", holds_the_interpreter), MEGATRON_BAR_HANG_MINUTES="0.1"
+        waits + _HANGS.replace("time.sleep(1000)", holds_the_interpreter),
+        MEGATRON_BAR_HANG_MINUTES="0.1",
     )
     shown = node.communicate()[1]
     assert node.returncode == TRY_AGAIN
