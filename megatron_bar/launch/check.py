@@ -24,6 +24,7 @@ from megatron_bar.runtime.console import warn
 from megatron_bar.runtime.disk import existing, unwritable
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.faults import Fault, Faults, require, tell_absent, wherever
+from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.stage import Stage
 
 _WORTH_TELLING = 2.0  # seconds that a check took
@@ -52,11 +53,13 @@ def check_works(works: Sequence[Work], installed: bool = True, absent: bool = Tr
 
 
 def _doubts(work: Work) -> list[str]:
+    """Those of the stages to be done, but of RLVR's, whose rows are longer as published."""
     try:
         models = stage_models(work.recipe, dense_model(work.recipe))
     except BarError:
         return []  # its sizes can't be known here, which is told
-    return doubts(work.recipe, models, work.names)
+    names = [stage.name for stage in work.todo if not isinstance(stage, RlvrStage)]
+    return doubts(work.recipe, models, names)
 
 
 def check_recipe(

@@ -11,7 +11,6 @@ from megatron_bar.models.config import ModelConfig
 from megatron_bar.recipe.fields import TEXTS
 from megatron_bar.recipe.schema import Recipe
 from megatron_bar.runtime.errors import BarError
-from megatron_bar.stages.rlvr import RlvrStage
 from megatron_bar.stages.stage import Stage
 from megatron_bar.stages.training_stage import TrainingStage
 
@@ -22,16 +21,14 @@ def doubts(
     """A line for each of a recipe's doubtful requests, in the stages of `todo` or in all.
 
     These are rows longer than the model knows positions, and a chat format that isn't the model's
-    own. `models` are those of the stages, by name. RLVR often has longer rows, as published: its
-    answers end with the positions, which a plan and the stage tell.
+    own. `models` are those of the stages, by name.
     """
     stages = [stage for stage in stage_graph(recipe) if todo is None or stage.name in todo]
     trained = [stage for stage in stages if isinstance(stage, TrainingStage)]
     lines = [
         f"{stage.name}: {warning}"
         for stage in trained
-        if not isinstance(stage, RlvrStage)
-        and (warning := stage.length_warning(models[stage.name]))
+        if (warning := stage.length_warning(models[stage.name]))
     ]
     return lines + _of_template(recipe, trained)
 
