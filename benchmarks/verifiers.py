@@ -3,9 +3,9 @@
     python -m benchmarks.verifiers DATA [--every 10]
 
 DATA is the folder of real data that tests use. The answers to every tenth problem are those of
-tests/verifiers/real_data.py, right and spoilt ones, and one of hostile text to each problem; the
-first turn, whose time isn't counted, starts processes. `benchmarks.sandbox` has code that
-is broken or never ends.
+tests/verifiers/real_data.py, right and spoilt ones, and one of hostile text for every three of
+them. A few answers before, whose time isn't counted, start processes. `benchmarks.sandbox` has code
+that is broken or never ends.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _seconds(case: Case) -> float:
 
 
 def _with_hostile(answers: list[Case]) -> list[Case]:
-    """The same, and an answer of hostile text to every third of them."""
+    """The same, and an answer of hostile text for every third of them."""
     asked = answers[::3]
     texts = hostile("benchmark", len(asked))
     return answers + [

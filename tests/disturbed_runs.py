@@ -152,7 +152,7 @@ class SlurmRun:
     def _let_nodes_back(self) -> None:
         """What docs/slurm.md has a user do once a node that was left out is well again."""
         failed_nodes_path(self.run).unlink(missing_ok=True)
-        for job in self._slurm.run("squeue", "-h", "-o", "%i").split():
+        for job in self._slurm.jobs():
             with contextlib.suppress(subprocess.CalledProcessError):  # it has just ended
                 self._slurm.run("scontrol", "update", f"JobId={job}", "ExcNodeList=")
         self._ran = time.monotonic()
@@ -198,7 +198,7 @@ class SlurmRun:
         return True
 
     def _cancel(self, chance: random.Random) -> bool:
-        jobs = self._slurm.run("squeue", "-h", "-o", "%i").split()
+        jobs = self._slurm.jobs()
         if jobs:
             self._slurm.run("scancel", chance.choice(jobs))
         return bool(jobs)

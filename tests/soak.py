@@ -156,7 +156,7 @@ def _runs(options: argparse.Namespace, folder: Path) -> Iterator[Callable[[str],
         sys.exit(reason)
     with cluster() as slurm:
         yield lambda name: SlurmRun(folder, name, options.steps, slurm)
-        wait_until("an empty queue", lambda: not slurm.run("squeue", "-h"))
+        wait_until("an empty queue", lambda: not slurm.jobs())
 
 
 def main() -> None:

@@ -87,8 +87,8 @@ def plan(args: argparse.Namespace) -> int:
     if args.simulate:
         show_simulation(args, plans, machine)
     print(show.assumptions(machine))
-    models = {plan.stage.name: plan.model for plan in plans}
-    for line in [show.disk_line(plans), *show.advice(plans), *doubts(recipe, models)]:
+    stages, models = [plan.stage for plan in plans], {plan.stage.name: plan.model for plan in plans}
+    for line in [show.disk_line(plans), *show.advice(plans), *doubts(recipe, stages, models)]:
         print(line)
     tell_absent(faults)
     if args.plot is not None:

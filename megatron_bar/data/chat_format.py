@@ -52,17 +52,15 @@ def named_template(name: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
 
     Says so if the recipe's is another format than the model's. Raises BarError as `chat_template`.
     """
-    if name is not None and (warning := template_warning(name, tokenizer)):
+    template = chat_template(name, tokenizer)
+    if name is not None and (warning := template_warning(name, template, tokenizer)):
         say(f"warning: {warning}")
-    return chat_template(name, tokenizer)
+    return template
 
 
-def template_warning(name: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A warning about a named template that is another format than the model's own, else None.
-
-    Raises BarError as `chat_template`.
-    """
-    if not differs_from_own(chat_template(name, tokenizer), tokenizer):
+def template_warning(name: str, template: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A warning about a named template that is another format than the model's own, else None."""
+    if not differs_from_own(template, tokenizer):
         return None
     return (
         f"chat_template {name} is another format than the model's own, so the model "

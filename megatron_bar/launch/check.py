@@ -58,8 +58,8 @@ def _doubts(work: Work) -> list[str]:
         models = stage_models(work.recipe, dense_model(work.recipe))
     except BarError:
         return []  # its sizes can't be known here, which is told
-    names = [stage.name for stage in work.todo if not isinstance(stage, RlvrStage)]
-    return doubts(work.recipe, models, names)
+    asked = [stage for stage in work.todo if not isinstance(stage, RlvrStage)]
+    return doubts(work.recipe, asked, models)
 
 
 def check_recipe(

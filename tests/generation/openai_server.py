@@ -117,6 +117,16 @@ class CompletionServer:
         }
 
 
+class TakesWeights(CompletionServer):
+    """The same, told of new weights as our worker in vLLM is."""
+
+    def post(self, path: str, content: dict[str, Any]) -> Any:
+        if path == "/collective_rpc":
+            assert content == {"method": "take_weights", "args": [str(self.folder)]}
+            content = {"method": "reload_weights", "args": []}
+        return super().post(path, content)
+
+
 @contextlib.contextmanager
 def serving(answers: Any, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """The address of a server that answers with `answers.get(path)` and `.post(path, content)`.

@@ -1,48 +1,42 @@
 """A program that starts and answers as vLLM's server does: transformers, where there is no vLLM.
 
-python vllm_stand_in.py -m vllm.entrypoints.openai.api_server --model M --host H --port P ...
-python vllm_stand_in.py -c PROGRAM      # says which vLLM it is
+python -m tests.generation.vllm_stand_in -m vllm... --model M --host H --port P ...
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.generation.openai_server import TakesWeights, serving
 
-from tests.generation.openai_server import CompletionServer, serving
+# As `find_vllm` asks for them.
+_FACTS = '{"transformers": "5.13.0", "on_cpu": false}'
+_ROOT = Path(__file__).parents[2]
+SERVER = f"env PYTHONPATH={_ROOT} {sys.executable} -m tests.generation.vllm_stand_in"
 
-FACTS = {"transformers": "4.57.6", "on_cpu": False}
 
+def python_in(folder: Path, server: str = SERVER) -> str:
+    """What `rollout_python` may name: an executable in `folder` whose vLLM is the command `server`.
 
-def python_in(folder: Path) -> str:
-    """What `rollout_python` may name: this program, by an executable in `folder`."""
-    python = folder / "python-with-vllm"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} "$@"\n')
+    It first prints which GPUs it sees.
+    """
+    python = folder / "python"
+    python.write_text(
+        f"#!/bin/sh\n[ \"$1\" != -c ] || {{ echo '{_FACTS}'; exit; }}\n"
+        'echo "GPUs $CUDA_VISIBLE_DEVICES"\n'
+        f'exec {server} "$@"\n'
+    )
     python.chmod(0o755)
     return str(python)
 
 
-class _TakesWeights(CompletionServer):
-    def post(self, path: str, content: dict[str, Any]) -> Any:
-        if path == "/collective_rpc":
-            assert content == {"method": "take_weights", "args": [str(self.folder)]}
-            content = {"method": "reload_weights", "args": []}
-        return super().post(path, content)
-
-
 def main() -> None:
-    if sys.argv[1] == "-c":
-        print(json.dumps(FACTS))
-        return
     model, host, port = (
         sys.argv[sys.argv.index(option) + 1] for option in ("--model", "--host", "--port")
     )
-    with serving(_TakesWeights(Path(model)), host, int(port)):
+    with serving(TakesWeights(Path(model)), host, int(port)):
         threading.Event().wait()
 
 

@@ -34,26 +34,18 @@ from megatron_bar.rlvr.settings import check_settings
 from megatron_bar.runtime.errors import BarError
 from megatron_bar.runtime.layout import Layout
 from megatron_bar.training.metrics import read_metrics
-from tests.generation.openai_server import ONE_AT_A_TIME, CompletionServer, serving
+from tests.generation.openai_server import ONE_AT_A_TIME, TakesWeights, serving
 from tests.generation.test_vllm_process import SERVER, _end, _pids
+from tests.generation.vllm_stand_in import python_in
 from tests.rlvr import ranks
 
 ROOT = Path(__file__).parents[2]
-# Of its vLLM, as `find_vllm` asks for them.
-FACTS = '{"transformers": "5.13.0", "on_cpu": false}'
 
 
 def _python(folder: Path, server: str) -> str:
     """A Python whose vLLM is the program `server`."""
     (folder / "server.py").write_text(server)
-    python = folder / "python"
-    python.write_text(
-        f"#!/bin/sh\n[ \"$1\" != -c ] || {{ echo '{FACTS}'; exit; }}\n"
-        'echo "GPUs $CUDA_VISIBLE_DEVICES"\n'
-        f'exec {sys.executable} {folder / "server.py"} "$@"\n'
-    )
-    python.chmod(0o755)
-    return str(python)
+    return python_in(folder, f"{sys.executable} {folder / 'server.py'}")
 
 
 def _server(folder: Path, *options: str, devices=(0,)) -> NodeServer:
@@ -114,7 +106,7 @@ def test_servers_fill_their_nodes():
 def test_on_one_machine_the_key_is_refused(tmp_path, capsys):
     recipe = ROOT / "examples" / "toy-rl.yaml"
     command = ["run", str(recipe), "--dry-run", f"runs={tmp_path / 'runs'}"]
-    keys = {"rollout_nodes": 1, "rollout_python": _python(tmp_path, "")}
+    keys = {"rollout_nodes": 1, "rollout_python": python_in(tmp_path)}
     assert main([*command, *(f"domains.code.rlvr.{key}={keys[key]}" for key in keys)]) == 1
     shown = capsys.readouterr().err
     assert "code/rlvr: rollout_nodes are nodes of a SLURM job, which `submit` asks for" in shown
@@ -208,7 +200,7 @@ def test_servers_end_with_their_launcher(tmp_path):
     _end(_pids(tmp_path))
 
 
-class _Policy(CompletionServer):
+class _Policy(TakesWeights):
     """The first of all dies over its first question."""
 
     def __init__(self, folder: Path, process: _Served) -> None:
@@ -216,10 +208,7 @@ class _Policy(CompletionServer):
         super().__init__(folder)
 
     def post(self, path, content):
-        if path == "/collective_rpc":
-            assert content == {"method": "take_weights", "args": [str(self.folder)]}
-            content = {"method": "reload_weights", "args": []}
-        elif path == "/v1/completions" and "prompt_logprobs" not in content:
+        if path == "/v1/completions" and "prompt_logprobs" not in content:
             with ONE_AT_A_TIME:
                 if not _Served.deaths:
                     _Served.deaths.append(self.process)
@@ -264,7 +253,7 @@ def test_a_stage_loses_no_step_to_a_server_that_dies(two_experts, tmp_path, laun
     monkeypatch.setattr(servers, "VllmProcess", _Served)
     monkeypatch.setattr(_Served, "deaths", [])
     notes = [launched(job, node) for node in (0, 1)]
-    served = dict(rollout_nodes=2, rollout_python=_python(tmp_path, ""), steps=2)
+    served = dict(rollout_nodes=2, rollout_python=python_in(tmp_path), steps=2)
     processes.start(
         ranks.run_reinforce_in_a_job,
         job,

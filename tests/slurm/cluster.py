@@ -180,9 +180,13 @@ class Cluster:
             "--wrap=sleep 1",
         )
 
+    def jobs(self) -> list[str]:
+        """The ids of all jobs that wait or run."""
+        return self.run("squeue", "-h", "-o", "%i").split()
+
     def cancel_all(self) -> None:
         self.run("scancel", "--user=root")
-        wait_until("no job", lambda: not self.run("squeue", "-h"), 30)
+        wait_until("no job", lambda: not self.jobs(), 30)
 
     def stop(self) -> None:
         for name in reversed(self.daemons):

@@ -55,7 +55,7 @@ def _attempts(run: Path, stage: str) -> list[dict]:
 
 
 def _all_ended(slurm: Cluster, seconds: float = 600) -> None:
-    wait_until("all jobs ended", lambda: not slurm.run("squeue", "-h"), seconds)
+    wait_until("all jobs ended", lambda: not slurm.jobs(), seconds)
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +316,7 @@ def test_cancelled_and_vain_stages_stop_what_needs_them_and_nothing_else(
     assert "two attempts in a row made no progress, both began at step 0" in _log(run, "math/sft")
     wait_until(
         "its dependents to be cancelled, and the rest to end",
-        lambda: not _queued(on_cluster),
+        lambda: not on_cluster.jobs(),
         400,
     )
     assert read_done(run / "safety/sft") and read_done(run / "evaluate/safety")
@@ -324,10 +324,6 @@ def test_cancelled_and_vain_stages_stop_what_needs_them_and_nothing_else(
     assert main(["status", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "failed (NonZeroExitCode)" in shown and "cancelled" in shown
-
-
-def _queued(slurm: Cluster) -> set[str]:
-    return set(slurm.run("squeue", "-h", "-o", "%i").split())
 
 
 def _needs_podman(folder: Path) -> list[str]:

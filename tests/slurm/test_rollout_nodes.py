@@ -6,9 +6,9 @@ That is vLLM where MEGATRON_BAR_VLLM_PYTHON names it (`make test-vllm`), else a 
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -18,7 +18,7 @@ from megatron_bar.launch.slurm.failed_nodes import failed_nodes_path
 from megatron_bar.training.metrics import read_metrics
 from tests.generation import vllm_stand_in
 from tests.models_hf import TALKING, random_dense, talking
-from tests.slurm.cluster import wait_until
+from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.conftest import write_site
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -66,6 +66,16 @@ def _recipe(folder: Path) -> Path:
     return path
 
 
+def _server(slurm: Cluster) -> psutil.Process:
+    """The server itself, not the shell that ends it."""
+    found = map(psutil.Process, slurm.processes_with("VLLM_SERVER_DEV_MODE=1"))
+    words = {process: process.cmdline() for process in found}
+    (server,) = (
+        of for of in words if "--worker-extension-cls" in words[of] and words[of][0] != "sh"
+    )
+    return server
+
+
 def test_a_server_on_its_own_node_answers_and_its_death_costs_no_step(on_cluster, tmp_path):
     recipe, run = _recipe(tmp_path), tmp_path / "runs" / "served"
     threads_and_cache = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -76,14 +86,8 @@ def test_a_server_on_its_own_node_answers_and_its_death_costs_no_step(on_cluster
     assert main(command) == 0
     metrics = run / "math/rlvr"
     wait_until("a step with its answers", lambda: len(read_metrics(metrics)) > 0, 600)
-    (server,) = (
-        pid
-        for pid in on_cluster.processes_with("VLLM_SERVER_DEV_MODE=1")
-        if b"--worker-extension-cls" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        and not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sh\0")
-    )
-    os.kill(server, signal.SIGKILL)
-    wait_until("all jobs ended", lambda: not on_cluster.run("squeue", "-h"), 600)
+    _server(on_cluster).kill()
+    wait_until("all jobs ended", lambda: not on_cluster.jobs(), 600)
     log = log_path(run, "math/rlvr").read_text()
     lines = read_metrics(metrics)
     assert [line["step"] for line in lines] == list(range(1, _STEPS + 1)), log
